@@ -1,0 +1,84 @@
+//! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
+
+use std::future::Future;
+
+use ipnet::IpNet;
+use model::{Dual, IfName, Object, Op};
+
+/// Which of the kernel's objects concern this daemon; everything else is neither reported nor
+/// touched. See ADR 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    /// Our own devices, whether or not they exist at present: all that is on them is ours.
+    pub devices: Vec<IfName>,
+    /// The host's interface, on which only some routes are ours.
+    pub iface: IfName,
+    /// The flannel network, per family. A route on `iface` concerns us only inside it.
+    pub network: Dual<IpNet>,
+    /// Length of a node's subnet, per family.
+    pub subnet_len: Dual<u8>,
+    /// Another flannel ran on this host before us: its routes on `iface` carry no protocol number
+    /// of ours, and are ours now.
+    pub take_over: bool,
+}
+
+/// What became of one operation.
+pub type Outcome = Result<(), KernelError>;
+
+/// The kernel's refusal of one operation.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{op}: {reason}")]
+pub struct KernelError {
+    /// The operation, as text.
+    pub op: String,
+    /// `errno`, positive.
+    pub errno: i32,
+    /// The kernel's text: its extended acknowledgement where there is one.
+    pub reason: String,
+}
+
+/// Something the kernel told without being asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// An object in scope is now so.
+    Saw(Object),
+    /// An object in scope is gone.
+    Gone(Object),
+    /// More may have changed than events tell (a link went up, down or away; notices were lost):
+    /// look at everything again.
+    LookAgain,
+    /// The host's interface, its addresses or its on-link routes changed: gather [`model::Host`] anew.
+    HostChanged,
+}
+
+/// What this kernel can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Next-hop objects (kernel ≥ 5.3).
+    pub next_hops: bool,
+}
+
+/// The kernel, or something that behaves like it.
+pub trait Dataplane {
+    /// What this kernel can do; probed once.
+    fn features(&self) -> Features;
+
+    /// Sets which objects are reported by [`Dataplane::observe`] and [`Dataplane::event`].
+    fn set_scope(&mut self, scope: Scope);
+
+    /// Reads every object in scope and hands each to `each`, devices first.
+    ///
+    /// # Errors
+    /// The kernel refused a dump, or its answer could not be read; what was handed out until then
+    /// is incomplete.
+    fn observe(&mut self, each: &mut dyn FnMut(Object)) -> impl Future<Output = Result<(), KernelError>>;
+
+    /// Makes the changes in order, as few system calls as possible; one outcome each. An
+    /// operation that fails does not stop the others. `Put` of what is already so, and `Del` of what
+    /// is gone, succeed.
+    fn apply(&mut self, ops: &[Op]) -> impl Future<Output = Vec<Outcome>>;
+
+    /// Waits for the next thing in scope that somebody else changed. Changes made through
+    /// [`Dataplane::apply`] are not reported. Cancel-safe.
+    fn event(&mut self) -> impl Future<Output = KernelEvent>;
+}

@@ -1,0 +1,232 @@
+//! Who owns a subnet, and how its owner is reached: the JSON that nodes publish for each other.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{Dual, SubnetKey};
+
+/// The kind of a backend: `Backend.Type` of the configuration, `BackendType` of a lease.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackendType {
+    /// Kernel VXLAN.
+    Vxlan,
+    /// Routes through the peers' own addresses.
+    HostGw,
+    /// Kernel WireGuard.
+    Wireguard,
+    /// IP in IP.
+    Ipip,
+    /// IPsec through strongSwan.
+    Ipsec,
+    /// Packets through the daemon, over UDP.
+    Udp,
+    /// A subnet, and no traffic.
+    Alloc,
+    /// Commands of the administrator.
+    Extension,
+    /// A name that this version does not know.
+    Other(Box<str>),
+}
+
+impl BackendType {
+    /// Every kind that has a name of its own.
+    pub const KNOWN: [BackendType; 8] = [
+        BackendType::Vxlan,
+        BackendType::HostGw,
+        BackendType::Wireguard,
+        BackendType::Ipip,
+        BackendType::Ipsec,
+        BackendType::Udp,
+        BackendType::Alloc,
+        BackendType::Extension,
+    ];
+
+    /// Its name in configuration and leases.
+    pub fn as_str(&self) -> &str {
+        match self {
+            BackendType::Vxlan => "vxlan",
+            BackendType::HostGw => "host-gw",
+            BackendType::Wireguard => "wireguard",
+            BackendType::Ipip => "ipip",
+            BackendType::Ipsec => "ipsec",
+            BackendType::Udp => "udp",
+            BackendType::Alloc => "alloc",
+            BackendType::Extension => "extension",
+            BackendType::Other(name) => name,
+        }
+    }
+
+    /// The kind called `name`; case matters not.
+    pub fn parse(name: &str) -> BackendType {
+        let known = BackendType::KNOWN.into_iter();
+        let mut known = known.filter(|kind| kind.as_str().eq_ignore_ascii_case(name));
+        known.next().unwrap_or_else(|| BackendType::Other(name.into()))
+    }
+}
+
+impl fmt::Display for BackendType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a node publishes under its subnet.
+#[derive(Clone, Debug, Default)]
+pub struct LeaseAttrs {
+    /// Where the node is reached, by family of the underlay.
+    pub public_ip: Dual<IpAddr>,
+    /// Its backend; `None` for those that write none (udp, alloc).
+    pub backend_type: Option<BackendType>,
+    /// The backend's own data, JSON, by family of the underlay.
+    pub data: Dual<Box<RawValue>>,
+}
+
+impl PartialEq for LeaseAttrs {
+    fn eq(&self, other: &Self) -> bool {
+        let text = |attrs: &LeaseAttrs| {
+            attrs.data.iter().map(|(f, d)| (f, d.get().to_owned())).collect::<Vec<_>>()
+        };
+        self.public_ip == other.public_ip
+            && self.backend_type == other.backend_type
+            && text(self) == text(other)
+    }
+}
+
+/// A subnet and its owner, as one store entry says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    /// The subnets, which are also the lease's name.
+    pub key: SubnetKey,
+    /// The owner.
+    pub attrs: LeaseAttrs,
+    /// Orders leases by age, lower is older: etcd's create revision, or milliseconds of the
+    /// epoch in a directory. Of two leases that exclude each other the older one stands.
+    pub seniority: u64,
+}
+
+/// A lease value that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BadAttrs {
+    /// Not the JSON that a lease value is.
+    #[error("not a lease value: {0}")]
+    Json(#[from] serde_json::Error),
+    /// There is no address to send to.
+    #[error("neither PublicIP nor PublicIPv6 holds an address")]
+    NoAddress,
+    /// An address that no peer can have.
+    #[error("{0} can be no node's address")]
+    ImpossibleAddress(IpAddr),
+}
+
+/// The JSON shape. Old writers leave keys out, newer ones add some; an
+/// absent IPv4 address is written `0.0.0.0`, an absent IPv6 address `null`.
+#[derive(Serialize, Deserialize)]
+struct Wire<'a> {
+    #[serde(rename = "PublicIP", default)]
+    public_ip: Option<Ipv4Addr>,
+    #[serde(rename = "PublicIPv6", default)]
+    public_ipv6: Option<Ipv6Addr>,
+    #[serde(rename = "BackendType", default, skip_serializing_if = "Option::is_none")]
+    backend_type: Option<std::borrow::Cow<'a, str>>,
+    #[serde(rename = "BackendData", default, skip_serializing_if = "Option::is_none")]
+    data: Option<Box<RawValue>>,
+    #[serde(rename = "BackendV6Data", default, skip_serializing_if = "Option::is_none")]
+    v6_data: Option<Box<RawValue>>,
+}
+
+impl LeaseAttrs {
+    /// Reads a lease value.
+    ///
+    /// # Errors
+    /// JSON that is none, or none of a lease; no address at all, or one that no node can have
+    /// (multicast, loopback, unspecified, broadcast).
+    pub fn from_json(json: &[u8]) -> Result<LeaseAttrs, BadAttrs> {
+        let wire: Wire<'_> = serde_json::from_slice(json)?;
+        let present = |data: Option<Box<RawValue>>| data.filter(|d| d.get() != "null");
+        let attrs = LeaseAttrs {
+            public_ip: Dual {
+                v4: wire.public_ip.filter(|ip| !ip.is_unspecified()).map(IpAddr::V4),
+                v6: wire.public_ipv6.filter(|ip| !ip.is_unspecified()).map(IpAddr::V6),
+            },
+            backend_type: wire
+                .backend_type
+                .filter(|name| !name.is_empty())
+                .map(|name| BackendType::parse(&name)),
+            data: Dual { v4: present(wire.data), v6: present(wire.v6_data) },
+        };
+        if attrs.public_ip.is_empty() {
+            return Err(BadAttrs::NoAddress);
+        }
+        let bad = attrs.public_ip.iter().map(|(_, ip)| *ip).find(impossible);
+        match bad {
+            Some(ip) => Err(BadAttrs::ImpossibleAddress(ip)),
+            None => Ok(attrs),
+        }
+    }
+
+    /// The lease value as upstream writes it.
+    pub fn to_json(&self) -> String {
+        let v4 = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => Some(*ip),
+            IpAddr::V6(_) => None,
+        };
+        let v6 = |ip: &IpAddr| match ip {
+            IpAddr::V6(ip) => Some(*ip),
+            IpAddr::V4(_) => None,
+        };
+        let wire = Wire {
+            public_ip: Some(self.public_ip.v4.as_ref().and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED)),
+            public_ipv6: self.public_ip.v6.as_ref().and_then(v6),
+            backend_type: self.backend_type.as_ref().map(|kind| kind.as_str().into()),
+            data: self.data.v4.clone(),
+            v6_data: self.data.v6.clone(),
+        };
+        serde_json::to_string(&wire).unwrap_or_default()
+    }
+}
+
+fn impossible(ip: &IpAddr) -> bool {
+    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+    broadcast || ip.is_multicast() || ip.is_loopback() || ip.is_unspecified()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VXLAN: &str = r#"{"PublicIP":"172.27.137.240","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:03"}}"#;
+
+    #[test]
+    fn a_value_reads_back_as_written() {
+        let attrs = LeaseAttrs::from_json(VXLAN.as_bytes()).unwrap();
+        assert_eq!(attrs.to_json(), VXLAN);
+        let v6 = r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fd78::1","BackendType":"vxlan","BackendV6Data":{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:04"}}"#;
+        let attrs = LeaseAttrs::from_json(v6.as_bytes()).unwrap();
+        assert_eq!(attrs.public_ip.v4, None);
+        assert_eq!(attrs.to_json(), v6);
+    }
+
+    #[test]
+    fn old_and_unknown_forms_are_read() {
+        let old = br#"{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"ce:9c:a9:08:50:03"},"New":[1]}"#;
+        let attrs = LeaseAttrs::from_json(old).unwrap();
+        assert_eq!(attrs.public_ip.v4, Some("10.0.0.1".parse().unwrap()));
+        let bare = LeaseAttrs::from_json(br#"{"PublicIP":"10.0.0.1","BackendData":null}"#).unwrap();
+        assert_eq!((bare.backend_type.clone(), bare.data.is_empty()), (None, true));
+    }
+
+    #[test]
+    fn hostile_values_are_refused() {
+        for json in [
+            "", "[]", "null", "{}", "{", r#"{"PublicIP":5}"#, r#"{"PublicIP":"x"}"#,
+            r#"{"PublicIP":"224.0.0.1"}"#, r#"{"PublicIP":"127.0.0.1"}"#,
+            r#"{"PublicIP":"255.255.255.255"}"#, r#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
+            r#"{"PublicIP":"10.0.0.1","PublicIPv6":"ff02::1"}"#,
+        ] {
+            assert!(LeaseAttrs::from_json(json.as_bytes()).is_err(), "{json} was taken");
+        }
+    }
+}

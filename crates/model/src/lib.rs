@@ -1,0 +1,35 @@
+//! What flannel-rs knows, and nothing it does: configuration, leases, kernel objects, and the
+//! difference between what a kernel should hold and what it does hold. No I/O, no clock, no async.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`family`] | [`Family`] and [`Dual`]: an address family is data, never a second copy of the code |
+//! | [`config`] | [`NetConfig`]: the network's JSON configuration, its defaults and refusals |
+//! | [`subnet`] | [`SubnetKey`]: the name of a lease, and the arithmetic of subnets |
+//! | [`lease`] | [`Lease`], [`LeaseAttrs`]: who owns a subnet and how to reach it |
+//! | [`pool`] | which subnets are free and which of them to take |
+//! | [`roster`] | which of the leases that the store shows are fit to be used |
+//! | [`kernel`] | [`Object`]: links, addresses, neighbours, FDB entries, next hops, routes |
+//! | [`table`] | [`Table`]: desired against observed, for any kind of kernel object |
+//! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
+//! | [`host`] | [`Host`]: what a backend must know of the machine |
+
+pub mod config;
+pub mod family;
+pub mod host;
+pub mod kernel;
+pub mod lease;
+pub mod op;
+pub mod pool;
+pub mod roster;
+pub mod subnet;
+pub mod table;
+
+pub use config::{NetConfig, Pool};
+pub use family::{Dual, Family};
+pub use host::Host;
+pub use kernel::{IfName, Mac, Object};
+pub use lease::{BackendType, Lease, LeaseAttrs};
+pub use op::Op;
+pub use subnet::SubnetKey;
+pub use table::Table;
