@@ -11,6 +11,7 @@
 //! | [`roster`] | which of the leases that the store shows are fit to be used |
 //! | [`kernel`] | [`Object`]: links, addresses, neighbours, FDB entries, next hops, routes |
 //! | [`table`] | [`Table`]: desired against observed, for any kind of kernel object |
+//! | [`state`] | [`KernelState`]: one table for each kind of object, and the order of the work |
 //! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
 //! | [`host`] | [`Host`]: what a backend must know of the machine |
 
@@ -22,6 +23,7 @@ pub mod lease;
 pub mod op;
 pub mod pool;
 pub mod roster;
+pub mod state;
 pub mod subnet;
 pub mod table;
 
@@ -31,5 +33,6 @@ pub use host::Host;
 pub use kernel::{IfName, Mac, Object};
 pub use lease::{BackendType, Lease, LeaseAttrs};
 pub use op::Op;
+pub use state::KernelState;
 pub use subnet::SubnetKey;
 pub use table::Table;

@@ -56,12 +56,20 @@ pub struct Table<K: Kind> {
     puts: BTreeSet<K::Key>,
     /// Observed, and not desired.
     dels: BTreeSet<K::Key>,
+    /// Need work that the kernel refused; not offered until [`Table::unpark`].
+    parked: BTreeSet<K::Key>,
     audit: u8,
 }
 
 impl<K: Kind> Default for Table<K> {
     fn default() -> Self {
-        Table { entries: BTreeMap::new(), puts: BTreeSet::new(), dels: BTreeSet::new(), audit: 0 }
+        Table {
+            entries: BTreeMap::new(),
+            puts: BTreeSet::new(),
+            dels: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            audit: 0,
+        }
     }
 }
 
@@ -166,6 +174,26 @@ impl<K: Kind> Table<K> {
         self.gone(key);
     }
 
+    /// The kernel refused to do what `key` needs: not offered again until [`Table::unpark`], or
+    /// until something about it changes.
+    pub fn park(&mut self, key: K::Key) {
+        self.puts.remove(&key);
+        self.dels.remove(&key);
+        self.parked.insert(key);
+    }
+
+    /// Offers again what was parked.
+    pub fn unpark(&mut self) {
+        for key in std::mem::take(&mut self.parked) {
+            self.refile(key);
+        }
+    }
+
+    /// How many keys are parked.
+    pub fn parked(&self) -> usize {
+        self.parked.len()
+    }
+
     /// Keys to write, in order.
     pub fn puts(&self) -> impl Iterator<Item = &K::Key> {
         self.puts.iter()
@@ -176,9 +204,9 @@ impl<K: Kind> Table<K> {
         self.dels.iter()
     }
 
-    /// Nothing to do.
+    /// Nothing to do, and nothing that the kernel refused.
     pub fn in_sync(&self) -> bool {
-        self.puts.is_empty() && self.dels.is_empty()
+        self.puts.is_empty() && self.dels.is_empty() && self.parked.is_empty()
     }
 
     /// What is desired under `key`.
@@ -196,6 +224,11 @@ impl<K: Kind> Table<K> {
         }
     }
 
+    /// How many objects are desired.
+    pub fn desired_len(&self) -> usize {
+        self.entries.values().filter(|e| e.desired.is_some()).count()
+    }
+
     /// Every key with its desired value.
     pub fn desired_iter(&self) -> impl Iterator<Item = (&K::Key, &K::Value)> {
         self.entries.iter().filter_map(|(k, e)| e.desired.as_ref().map(|v| (k, v)))
@@ -203,6 +236,7 @@ impl<K: Kind> Table<K> {
 
     /// Files `key` under what it needs; forgets it when it needs nothing and is nothing.
     fn refile(&mut self, key: K::Key) -> bool {
+        self.parked.remove(&key);
         let Some(entry) = self.entries.get(&key) else { return false };
         let (put, del) = match (&entry.desired, &entry.observed) {
             (Some(_), Seen::Same) => (false, false),
