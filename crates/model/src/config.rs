@@ -1,7 +1,21 @@
-//! The network configuration. (being written)
+//! The network configuration: the JSON under `<prefix>/config`, or `net-conf.json`.
+//!
+//! Keys are matched without regard to case, the last one of several counts, and `null` is as good
+//! as absent: so does the Go program read it that other nodes of the same network may run.
+
+mod json;
+mod options;
+mod pool_rules;
+
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
+
 use ipnet::IpNet;
-use crate::{BackendType, Dual};
+use serde_json::Value;
+
+use crate::{BackendType, Dual, Family, SubnetKey};
+use json::Members;
 
 /// The network's configuration, every default filled in and every value checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,7 +26,8 @@ pub struct NetConfig {
     pub nftables: bool,
     /// `Backend`.
     pub backend: BackendConfig,
-    /// Keys that mean nothing to us, to be warned of once.
+    /// Keys that mean nothing to us, to be warned of once. Unknown options of `Backend` are the
+    /// backend's to report: see [`BackendConfig::unknown`].
     pub unknown: Vec<String>,
 }
 
@@ -30,10 +45,140 @@ pub struct Pool {
 }
 
 /// `Backend`: its type and its options, not yet given a meaning.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct BackendConfig {
     /// `Type`.
     pub kind: BackendType,
     /// The other keys, lower case.
-    pub options: std::collections::BTreeMap<String, serde_json::Value>,
+    pub options: BTreeMap<String, Value>,
+}
+
+/// A network configuration that cannot be used, and what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not a JSON object.
+    #[error("the network configuration is not a JSON object: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A key that must be there is not.
+    #[error("{key} is missing: expected {expected}")]
+    Missing {
+        /// The key; `Backend.Port` for an option.
+        key: String,
+        /// What it should hold.
+        expected: String,
+    },
+    /// A key holds something that it may not.
+    #[error("{key} is {value}: expected {expected}")]
+    Value {
+        /// The key; `Backend.Port` for an option.
+        key: String,
+        /// What it holds, as JSON text, shortened.
+        value: String,
+        /// What it should hold.
+        expected: String,
+    },
+    /// There is no address family left.
+    #[error("EnableIPv4 is false and EnableIPv6 is not true: expected at least one of them true")]
+    NoFamily,
+}
+
+/// The names that the keys of one family have.
+struct Keys {
+    enable: &'static str,
+    network: &'static str,
+    len: &'static str,
+    min: &'static str,
+    max: &'static str,
+}
+
+fn keys(family: Family) -> &'static Keys {
+    match family {
+        Family::V4 => &Keys {
+            enable: "EnableIPv4",
+            network: "Network",
+            len: "SubnetLen",
+            min: "SubnetMin",
+            max: "SubnetMax",
+        },
+        Family::V6 => &Keys {
+            enable: "EnableIPv6",
+            network: "IPv6Network",
+            len: "IPv6SubnetLen",
+            min: "IPv6SubnetMin",
+            max: "IPv6SubnetMax",
+        },
+    }
+}
+
+impl NetConfig {
+    /// Reads the configuration, fills in the defaults and checks every value of the families that
+    /// are enabled. The keys of a family that is not enabled are not looked at.
+    ///
+    /// # Errors
+    /// [`ConfigError`], which names the key, its value and what is expected. A backend type that
+    /// this version does not know is no error here: the backends know which of them exist.
+    pub fn from_json(json: &str) -> Result<NetConfig, ConfigError> {
+        let members: Members = serde_json::from_str(json)?;
+        let mut known = vec!["EnableNFTables", "Backend"];
+        let mut pools = Dual::default();
+        for family in Family::ALL {
+            let keys = keys(family);
+            known.extend([keys.enable, keys.network, keys.len, keys.min, keys.max]);
+            if members.bool(keys.enable)?.unwrap_or(family == Family::V4) {
+                pools.set(family, Some(pool_rules::pool(family, &members)?));
+            }
+        }
+        if pools.is_empty() {
+            return Err(ConfigError::NoFamily);
+        }
+        Ok(NetConfig {
+            pools,
+            nftables: members.bool("EnableNFTables")?.unwrap_or(false),
+            backend: BackendConfig::read(&members)?,
+            unknown: members.unknown(&known),
+        })
+    }
+
+    /// The enabled families, IPv4 first.
+    pub fn families(&self) -> impl Iterator<Item = Family> {
+        self.pools.iter().map(|(family, _)| family)
+    }
+
+    /// Whether a lease of these subnets is one that this configuration could have given: it has
+    /// exactly the enabled families, and each subnet fits its pool.
+    pub fn fits(&self, key: &SubnetKey) -> bool {
+        Family::ALL.into_iter().all(|family| {
+            match (self.pools.get(family), key.nets().get(family)) {
+                (Some(pool), Some(net)) => pool.fits(net),
+                (None, None) => true,
+                _ => false,
+            }
+        })
+    }
+}
+
+impl Pool {
+    /// Whether `net` is one of the pool's subnets: of its length, and from `min` to `max`.
+    pub fn fits(&self, net: &IpNet) -> bool {
+        let ip = net.network();
+        Family::of(&ip) == self.family()
+            && net.prefix_len() == self.subnet_len
+            && (self.min..=self.max).contains(&ip)
+    }
+
+    /// The family of its network.
+    pub fn family(&self) -> Family {
+        Family::of_net(&self.network)
+    }
+}
+
+/// Shows the options' names only: some values are secret.
+impl fmt::Debug for BackendConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&String> = self.options.keys().collect();
+        f.debug_struct("BackendConfig")
+            .field("kind", &self.kind)
+            .field("options", &names)
+            .finish()
+    }
 }

@@ -22,12 +22,13 @@ pub mod kernel;
 pub mod lease;
 pub mod op;
 pub mod pool;
+mod range;
 pub mod roster;
 pub mod state;
 pub mod subnet;
 pub mod table;
 
-pub use config::{NetConfig, Pool};
+pub use config::{BackendConfig, ConfigError, NetConfig, Pool};
 pub use family::{Dual, Family};
 pub use host::Host;
 pub use kernel::{IfName, Mac, Object};
