@@ -1,0 +1,121 @@
+//! What each backend writes for a node and two peers, as the commands that would do the same, in
+//! `golden/*.txt`. After a change that is meant: `UPDATE_GOLDEN=1 cargo test -p backend`, and read
+//! the difference that git shows.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
+mod nodes;
+
+use std::fmt::Write;
+use std::path::Path;
+
+use model::{Family, Op};
+use nodes::{config, host, identity, lease};
+
+/// Name, and the options of `Backend`.
+const BACKENDS: [(&str, &str); 5] = [
+    ("vxlan", r#""Type":"vxlan""#),
+    ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
+    (
+        "vxlan-options",
+        r#""Type":"vxlan","VNI":4096,"Port":4789,"GBP":true,"Learning":true,"MTU":1400,"Foo":1"#,
+    ),
+    ("host-gw", r#""Type":"host-gw""#),
+    ("alloc", r#""Type":"alloc""#),
+];
+
+const FAMILIES: [(&str, &[Family]); 3] = [
+    ("v4", &[Family::V4]),
+    ("v6", &[Family::V6]),
+    ("dual", &[Family::V4, Family::V6]),
+];
+
+#[test]
+fn plans_are_as_written_down() {
+    let mut differences = String::new();
+    for (name, options) in BACKENDS {
+        for (suffix, families) in FAMILIES {
+            let file = format!("{name}-{suffix}.txt");
+            let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/golden")
+                .join(&file);
+            let plan = plan(options, families);
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&path, &plan).unwrap();
+            }
+            let golden = std::fs::read_to_string(&path).unwrap_or_default();
+            if golden != plan {
+                writeln!(differences, "{file}:\n{}", difference(&golden, &plan)).unwrap();
+            }
+        }
+    }
+    assert!(
+        differences.is_empty(),
+        "plans changed (- was, + is; UPDATE_GOLDEN=1 accepts):\n{differences}"
+    );
+}
+
+/// The plan of node 1 with two peers: node 2 on its link, node 3 behind a router.
+fn plan(options: &str, families: &[Family]) -> String {
+    let (config, host) = (config(options, families), host(1, families));
+    let backend = backend::new(&config, &host, &identity(1)).unwrap();
+    let mut text = format!("# {} on {}\n", backend.kind(), host.iface);
+    for warning in backend.warnings() {
+        writeln!(text, "warning: {warning}").unwrap();
+    }
+    writeln!(text, "FLANNEL_MTU={}", backend.mtu()).unwrap();
+    writeln!(text, "lease: {}", backend.lease_attrs().to_json()).unwrap();
+    writeln!(text, "\n# node").unwrap();
+    for object in backend.node(&lease(1, options, families), &host) {
+        writeln!(text, "{}", Op::Put(object)).unwrap();
+    }
+    for n in [2, 3] {
+        let peer = lease(n, options, families);
+        writeln!(text, "\n# peer {}", peer.key).unwrap();
+        match backend.peer(&peer, &host) {
+            Ok(objects) => {
+                for object in objects {
+                    writeln!(text, "{}", Op::Put(object)).unwrap();
+                }
+            }
+            Err(error) => writeln!(text, "refused: {error}").unwrap(),
+        }
+    }
+    text
+}
+
+/// The lines that differ, with those around them: a longest common subsequence.
+fn difference(old: &str, new: &str) -> String {
+    let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
+    let mut common = vec![vec![0u32; new.len() + 1]; old.len() + 1];
+    for i in (0..old.len()).rev() {
+        for j in (0..new.len()).rev() {
+            common[i][j] = match old[i] == new[j] {
+                true => common[i + 1][j + 1] + 1,
+                false => common[i + 1][j].max(common[i][j + 1]),
+            };
+        }
+    }
+    let (mut i, mut j, mut text) = (0, 0, String::new());
+    while i < old.len() || j < new.len() {
+        let (mark, line) = if i < old.len() && j < new.len() && old[i] == new[j] {
+            (i, j) = (i + 1, j + 1);
+            (' ', old[i - 1])
+        } else if j == new.len() || (i < old.len() && common[i + 1][j] >= common[i][j + 1]) {
+            i += 1;
+            ('-', old[i - 1])
+        } else {
+            j += 1;
+            ('+', new[j - 1])
+        };
+        writeln!(text, "{mark} {line}").unwrap();
+    }
+    text
+}
+
+#[test]
+fn differences_are_readable() {
+    assert_eq!(
+        difference("a\nb\nc\n", "a\nx\nc\nd\n"),
+        "  a\n- b\n+ x\n  c\n+ d\n"
+    );
+}
