@@ -83,15 +83,15 @@ pub enum ConfigError {
 }
 
 /// The names that the keys of one family have.
-struct Keys {
-    enable: &'static str,
-    network: &'static str,
-    len: &'static str,
-    min: &'static str,
-    max: &'static str,
+pub(crate) struct Keys {
+    pub(crate) enable: &'static str,
+    pub(crate) network: &'static str,
+    pub(crate) len: &'static str,
+    pub(crate) min: &'static str,
+    pub(crate) max: &'static str,
 }
 
-fn keys(family: Family) -> &'static Keys {
+pub(crate) fn keys(family: Family) -> &'static Keys {
     match family {
         Family::V4 => &Keys {
             enable: "EnableIPv4",
