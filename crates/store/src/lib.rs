@@ -1,10 +1,33 @@
 //! Where leases live: etcd, or a directory. Both speak one small trait.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`etcd`] | leases in etcd |
+//! | [`feed`] | news on its way to the daemon, the last state of each lease only |
+//! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
+//! | [`claim`] | which subnet to take |
+//! | [`tenure`] | what to do when two nodes publish one public address |
+//! | [`backoff`], [`patience`], [`complaints`] | waiting, and saying it once |
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
+
+mod any;
+mod backoff;
+mod catalog;
+mod claim;
+mod complaints;
+pub mod etcd;
+mod feed;
+mod patience;
+mod tenure;
+
+pub use any::AnyStore;
+pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
 
 /// What a node asks for when it takes a subnet.
 #[derive(Clone, Debug)]
@@ -13,6 +36,31 @@ pub struct Claim {
     pub attrs: LeaseAttrs,
     /// The subnet that an old `subnet.env` names: taken again if it is free and fits.
     pub previous: Option<SubnetKey>,
+}
+
+/// How long leases live, and when they are looked after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Life of a lease that is not renewed; whole seconds.
+    pub ttl: Duration,
+    /// A lease is renewed when this much of its life is left (`-subnet-lease-renew-margin`).
+    pub margin: Duration,
+    /// When a store turns out to have lost data, leases that it no longer shows are kept for so
+    /// long: their owners are about to publish them again.
+    pub grace: Duration,
+    /// How often a directory is looked at although it told of no change.
+    pub poll: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            ttl: Duration::from_secs(24 * 3600),
+            margin: Duration::from_secs(3600),
+            grace: Duration::from_secs(300),
+            poll: Duration::from_secs(10),
+        }
+    }
 }
 
 /// A store of leases. One daemon owns one store value.
@@ -29,13 +77,18 @@ pub trait Store {
     ///
     /// # Errors
     /// [`AcquireError`]: what waiting does not mend.
-    fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> impl Future<Output = Result<Lease, AcquireError>>;
+    fn acquire(
+        &mut self,
+        config: &NetConfig,
+        claim: &Claim,
+    ) -> impl Future<Output = Result<Lease, AcquireError>>;
 
-    /// Publishes changed attributes under our lease, by compare-and-swap.
+    /// Publishes changed attributes under our lease, by compare-and-swap. Returns at once: they
+    /// are written as soon as the store is there, while [`Store::news`] is waited for.
     fn publish(&mut self, attrs: LeaseAttrs) -> impl Future<Output = ()>;
 
-    /// Keeps our lease alive, follows everybody's, and waits for the next batch of news. Does the
-    /// store's housekeeping while it waits. Cancel-safe.
+    /// Waits for the next batch of news. The first call starts a task that keeps our lease alive
+    /// and follows everybody's for as long as the store value lives. Cancel-safe.
     fn news(&mut self) -> impl Future<Output = News>;
 }
 

@@ -1,0 +1,144 @@
+//! Which keys a store holds: what is taken, and what a new listing shows to be gone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::{Lease, SubnetKey};
+
+use crate::feed::Feed;
+
+/// Every key that the store showed, and the version of each that the daemon was told of.
+#[derive(Debug)]
+pub(crate) struct Catalog<V> {
+    known: BTreeMap<SubnetKey, Known<V>>,
+    round: u32,
+    feed: Arc<Feed>,
+}
+
+#[derive(Debug)]
+struct Known<V> {
+    version: V,
+    /// The listing that showed it last.
+    round: u32,
+    /// The daemon knows it as a lease; not so for a key with a value that cannot be read, which is
+    /// taken all the same.
+    told: bool,
+}
+
+impl<V: PartialEq> Catalog<V> {
+    pub(crate) fn new(feed: Arc<Feed>) -> Catalog<V> {
+        Catalog {
+            known: BTreeMap::new(),
+            round: 0,
+            feed,
+        }
+    }
+
+    /// A listing begins.
+    pub(crate) fn begin(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// Whether `key` is known in just this `version`; if so it need not be read again.
+    pub(crate) fn has(&mut self, key: &SubnetKey, version: &V) -> bool {
+        match self.known.get_mut(key) {
+            Some(known) if known.version == *version => {
+                known.round = self.round;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// `key` is there, with a usable lease or none.
+    pub(crate) fn saw(&mut self, key: SubnetKey, version: V, lease: Option<Lease>) {
+        let told = lease.is_some();
+        let known = Known {
+            version,
+            round: self.round,
+            told,
+        };
+        let before = self.known.insert(key, known).is_some_and(|old| old.told);
+        if told || before {
+            self.feed.lease(key, lease);
+        }
+    }
+
+    /// `key` is not there.
+    pub(crate) fn gone(&mut self, key: &SubnetKey) {
+        if self.known.remove(key).is_some_and(|old| old.told) {
+            self.feed.lease(*key, None);
+        }
+    }
+
+    /// What the last listing did not show, and nothing since, is gone.
+    pub(crate) fn sweep(&mut self) {
+        let (round, feed) = (self.round, &self.feed);
+        self.known.retain(|key, known| {
+            let stays = known.round == round;
+            if !stays && known.told {
+                feed.lease(*key, None);
+            }
+            stays
+        });
+    }
+
+    /// The subnets that nobody else may take.
+    pub(crate) fn taken(&self) -> impl Iterator<Item = &SubnetKey> {
+        self.known.keys()
+    }
+
+    /// Every key with its version.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&SubnetKey, &V)> {
+        self.known.iter().map(|(key, known)| (key, &known.version))
+    }
+
+    /// The feed that is told.
+    pub(crate) fn feed(&self) -> &Arc<Feed> {
+        &self.feed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::LeaseAttrs;
+
+    fn lease(key: &str) -> Lease {
+        let attrs = LeaseAttrs::from_json(br#"{"PublicIP":"10.0.0.1"}"#).unwrap();
+        Lease {
+            key: key.parse().unwrap(),
+            attrs,
+            seniority: 1,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_listing_shows_what_is_gone_and_repeats_nothing() {
+        let feed = Arc::new(Feed::default());
+        let mut catalog = Catalog::new(feed.clone());
+        let (a, b, bad) = (
+            lease("10.1.1.0-24"),
+            lease("10.1.2.0-24"),
+            "10.1.3.0-24".parse().unwrap(),
+        );
+        catalog.begin();
+        catalog.saw(a.key, 1, Some(a.clone()));
+        catalog.saw(b.key, 1, Some(b.clone()));
+        catalog.saw(bad, 1, None);
+        catalog.sweep();
+        feed.flush();
+        assert_eq!(
+            feed.news().await.leases.len(),
+            2,
+            "a value that cannot be read is no news"
+        );
+        assert_eq!(catalog.taken().count(), 3, "but its subnet is taken");
+        catalog.begin();
+        assert!(catalog.has(&a.key, &1));
+        catalog.sweep();
+        feed.flush();
+        let news = feed.news().await.leases;
+        assert_eq!(news.into_iter().collect::<Vec<_>>(), [(b.key, None)]);
+    }
+}

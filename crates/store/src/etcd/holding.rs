@@ -1,0 +1,385 @@
+//! Our own lease: kept alive, published, defended, and given up when it is no longer ours.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::{Lease, LeaseAttrs, SubnetKey};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::client::Failure;
+use super::follow::Follower;
+use super::keyspace::Keyspace;
+use super::listing::Candidate;
+use super::proto::{KeyValue, LeaseGrantRequest, LeaseId, LeaseResponse, Nothing, path};
+use super::txn::{self, Outcome, Write};
+use crate::claim::{addresses, same_node};
+use crate::tenure::{Reaction, Tenure};
+
+/// When etcd answers a renewal with an error, it is tried again after about so long.
+const RENEW_AGAIN: Duration = Duration::from_secs(20);
+
+/// The lease that this daemon holds.
+#[derive(Debug)]
+pub(super) struct Holding {
+    pub key: SubnetKey,
+    pub attrs: LeaseAttrs,
+    pub create_revision: i64,
+    /// The revision of our last write: any other one is somebody else's.
+    pub mod_revision: i64,
+    /// Its time in etcd; `None` for a reservation, which does not expire.
+    pub term: Option<Term>,
+    pub tenure: Tenure,
+    /// A write whose answer was lost: it may show up yet.
+    pub unanswered: Option<Bytes>,
+}
+
+/// An etcd lease and its end, reckoned from before the request that set it: etcd's own is later.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Term {
+    pub etcd_lease: i64,
+    pub ends: Instant,
+    pub renew: Instant,
+}
+
+impl Holding {
+    fn etcd_lease(&self) -> i64 {
+        self.term.map_or(0, |term| term.etcd_lease)
+    }
+
+    pub(super) fn lease(&self) -> Lease {
+        Lease {
+            key: self.key,
+            attrs: self.attrs.clone(),
+            seniority: u64::try_from(self.create_revision).unwrap_or(0),
+        }
+    }
+}
+
+/// The write that publishes `attrs` under `key`.
+pub(super) fn write(
+    keys: &Keyspace,
+    key: &SubnetKey,
+    attrs: &LeaseAttrs,
+    etcd_lease: i64,
+) -> Write {
+    Write {
+        key: keys.subnet(key).into(),
+        value: attrs.to_json().into(),
+        lease: etcd_lease,
+    }
+}
+
+impl Follower {
+    /// A new etcd lease.
+    pub(super) async fn grant(&self) -> Result<Term, Failure> {
+        let asked = Instant::now();
+        let ttl = i64::try_from(self.timing.ttl.as_secs())
+            .unwrap_or(i64::MAX)
+            .max(1);
+        let answer: LeaseResponse = self
+            .client
+            .call(path::LEASE_GRANT, LeaseGrantRequest { ttl })
+            .await?;
+        Ok(self.term(answer.id, asked, answer.ttl))
+    }
+
+    /// Takes over the etcd lease of an existing key, so that a restart leaves none behind. One that is gone,
+    /// or was granted for another time than ours, is not taken over.
+    pub(super) async fn take_over(&self, etcd_lease: i64) -> Result<Option<Term>, Failure> {
+        let asked = Instant::now();
+        let ttl = match self.client.keep_alive(etcd_lease).await {
+            Ok(ttl) => ttl,
+            Err(Failure::NoLease) => return Ok(None),
+            Err(failure) => return Err(failure),
+        };
+        let ours = i64::try_from(self.timing.ttl.as_secs()).unwrap_or(i64::MAX);
+        let alike = (ttl - ours).abs() <= ours / 10;
+        Ok(alike.then(|| self.term(etcd_lease, asked, ttl)))
+    }
+
+    fn term(&self, etcd_lease: i64, asked: Instant, ttl: i64) -> Term {
+        let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
+        let margin = if self.timing.margin < ttl {
+            self.timing.margin
+        } else {
+            ttl / 2
+        };
+        // A cluster that was started at once need not renew at once.
+        let spread = (margin / 20)
+            .min(Duration::from_secs(5))
+            .mul_f64(fastrand::f64());
+        Term {
+            etcd_lease,
+            ends: asked + ttl,
+            renew: asked + ttl - margin + spread,
+        }
+    }
+
+    /// Gives an etcd lease back that nothing hangs on. If that fails it ends by itself.
+    pub(super) async fn revoke(&self, term: Option<Term>) {
+        let Some(term) = term else { return };
+        let _: Result<Nothing, _> = self
+            .client
+            .call(
+                path::LEASE_REVOKE,
+                LeaseId {
+                    id: term.etcd_lease,
+                },
+            )
+            .await;
+    }
+
+    /// From now on this is ours, and everybody is to know.
+    pub(super) fn hold(&mut self, holding: Holding) -> Lease {
+        let lease = holding.lease();
+        self.catalog
+            .saw(holding.key, holding.mod_revision, Some(lease.clone()));
+        self.feed.flush();
+        self.candidates.clear();
+        self.holding = Some(holding);
+        self.own_expected = false;
+        lease
+    }
+
+    /// When there is something to do for our lease.
+    pub(super) fn next_chore(&self) -> Option<Instant> {
+        self.holding
+            .as_ref()
+            .and_then(|own| own.term)
+            .map(|term| term.renew)
+    }
+
+    /// Publishes what is to be published, and renews what is due.
+    pub(super) async fn do_chores(&mut self) -> Result<(), Failure> {
+        let wish = self.wish.borrow_and_update().clone();
+        let Some(own) = &self.holding else {
+            return Ok(());
+        };
+        if let Some(attrs) = wish.filter(|attrs| *attrs != own.attrs) {
+            self.publish(attrs).await?;
+        }
+        let Some(term) = self.holding.as_ref().and_then(|own| own.term) else {
+            return Ok(());
+        };
+        if Instant::now() >= term.renew {
+            self.renew(term).await?;
+        }
+        Ok(())
+    }
+
+    async fn renew(&mut self, term: Term) -> Result<(), Failure> {
+        let asked = Instant::now();
+        let renewed = match self.client.keep_alive(term.etcd_lease).await {
+            Ok(ttl) => Some(self.term(term.etcd_lease, asked, ttl)),
+            Err(Failure::NoLease) => None,
+            Err(Failure::Refused(reason)) => {
+                if self.waiting.is_due(&reason) {
+                    warn!("etcd does not renew our lease: {reason}; trying again");
+                }
+                Some(Term {
+                    renew: asked + RENEW_AGAIN.mul_f64(0.5 + fastrand::f64()),
+                    ..term
+                })
+            }
+            Err(failure) => return Err(failure),
+        };
+        if renewed.is_some() {
+            if let Some(own) = &mut self.holding {
+                own.term = renewed;
+            }
+            return Ok(());
+        }
+        // The etcd lease ended without us. If the key is there still, it hangs on nothing we know.
+        let Some(attrs) = self.holding.as_ref().map(|own| own.attrs.clone()) else {
+            return Ok(());
+        };
+        let fresh = self.grant().await?;
+        if let Some(own) = &mut self.holding {
+            own.term = Some(fresh);
+        }
+        self.publish(attrs).await
+    }
+
+    /// Writes our value under our key, if nobody else has written there since we did. If somebody
+    /// has, the watch is about to tell what.
+    pub(super) async fn publish(&mut self, attrs: LeaseAttrs) -> Result<(), Failure> {
+        loop {
+            let Some(own) = &mut self.holding else {
+                return Ok(());
+            };
+            let (key, revision, etcd_lease) = (own.key, own.mod_revision, own.etcd_lease());
+            own.attrs = attrs.clone();
+            let write = write(&self.keys, &key, &attrs, etcd_lease);
+            own.unanswered = Some(write.value.clone());
+            match txn::update(&self.client, &write, revision).await {
+                Ok(Outcome::Done(revision, _)) => {
+                    own.mod_revision = revision;
+                    own.unanswered = None;
+                    self.catalog.saw(key, revision, Some(own.lease()));
+                    self.feed.flush();
+                    return Ok(());
+                }
+                Ok(Outcome::Differs(_)) => {
+                    own.unanswered = None;
+                    return Ok(());
+                }
+                Err(Failure::NoLease) => {
+                    let fresh = self.grant().await?;
+                    if let Some(own) = &mut self.holding {
+                        own.term = Some(fresh);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Our key was written: by us, or by somebody else?
+    pub(super) async fn own_changed(&mut self, kv: &KeyValue) -> Result<(), Failure> {
+        let Some(own) = &mut self.holding else {
+            return Ok(());
+        };
+        if kv.mod_revision <= own.mod_revision {
+            return Ok(());
+        }
+        let late = own.unanswered.as_ref() == Some(&kv.value) && kv.lease == own.etcd_lease();
+        own.mod_revision = kv.mod_revision;
+        own.create_revision = kv.create_revision;
+        if late {
+            own.unanswered = None;
+            return Ok(());
+        }
+        let (key, attrs) = (own.key, own.attrs.clone());
+        if let Ok(theirs) = LeaseAttrs::from_json(&kv.value) {
+            if !same_node(&theirs, &attrs.public_ip) {
+                self.give_up(format!(
+                    "{key} belongs to {} now",
+                    addresses(&theirs.public_ip)
+                ));
+                return Ok(());
+            }
+        }
+        match own.tenure.foreign_write() {
+            Reaction::Yield => {
+                self.give_up(format!(
+                    "another living node publishes our public address {} and holds {key}: \
+                     give one of the two another address (--public-ip)",
+                    addresses(&attrs.public_ip)
+                ));
+                Ok(())
+            }
+            Reaction::Endure => Ok(()),
+            Reaction::Answer => {
+                warn!(
+                    "somebody else wrote our lease {key}: another node with our public address {}, \
+                     or a person; writing it again",
+                    addresses(&attrs.public_ip)
+                );
+                if kv.lease == 0 {
+                    // Made a reservation under our feet, which is for its maker to say.
+                    own.term = None;
+                }
+                self.publish(attrs).await
+            }
+        }
+    }
+
+    /// Our key is gone. Deleted under us it is revoked. If its time had run out, or etcd lost it
+    /// together with other things, it is taken again.
+    pub(super) async fn own_deleted(&mut self) -> Result<(), Failure> {
+        let Some(own) = &mut self.holding else {
+            return Ok(());
+        };
+        let ran_out = own.term.is_some_and(|term| Instant::now() >= term.ends);
+        if !ran_out && !self.regressed {
+            let key = own.key;
+            self.give_up(format!("{key} was deleted from etcd"));
+            return Ok(());
+        }
+        let (key, attrs, reserved) = (own.key, own.attrs.clone(), own.term.is_none());
+        let term = if reserved {
+            None
+        } else {
+            Some(self.grant().await?)
+        };
+        let write = write(
+            &self.keys,
+            &key,
+            &attrs,
+            term.map_or(0, |term| term.etcd_lease),
+        );
+        match txn::create(&self.client, &write, Bytes::new(), None).await? {
+            Outcome::Done(revision, _) => {
+                info!("lease {key} had been lost in etcd and is published again");
+                let tenure = Tenure::created();
+                self.hold(Holding {
+                    key,
+                    attrs,
+                    create_revision: revision,
+                    mod_revision: revision,
+                    term,
+                    tenure,
+                    unanswered: None,
+                });
+            }
+            Outcome::Differs(now) => {
+                self.revoke(term).await;
+                let owner = now.and_then(|kv| LeaseAttrs::from_json(&kv.value).ok());
+                let owner =
+                    owner.map_or("somebody else".into(), |attrs| addresses(&attrs.public_ip));
+                self.give_up(format!(
+                    "{key} ran out while etcd was away, and belongs to {owner} now"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, reason: String) {
+        self.holding = None;
+        self.feed.revoke(reason);
+        self.feed.flush();
+    }
+
+    /// Writes our attributes under a key that we have from before.
+    ///
+    /// Returns `None` when the key changed meanwhile.
+    pub(super) async fn adopt(
+        &mut self,
+        old: Candidate,
+        attrs: &LeaseAttrs,
+    ) -> Result<Option<Lease>, Failure> {
+        let mut term = match old.etcd_lease {
+            0 => None,
+            id => match self.take_over(id).await? {
+                Some(term) => Some(term),
+                None => Some(self.grant().await?),
+            },
+        };
+        loop {
+            let write = write(
+                &self.keys,
+                &old.key,
+                attrs,
+                term.map_or(0, |term| term.etcd_lease),
+            );
+            match txn::update(&self.client, &write, old.mod_revision).await {
+                Ok(Outcome::Done(revision, _)) => {
+                    return Ok(Some(self.hold(Holding {
+                        key: old.key,
+                        attrs: attrs.clone(),
+                        create_revision: old.create_revision,
+                        mod_revision: revision,
+                        term,
+                        tenure: Tenure::adopted(),
+                        unanswered: None,
+                    })));
+                }
+                Ok(Outcome::Differs(_)) => return Ok(None),
+                Err(Failure::NoLease) => term = Some(self.grant().await?),
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}

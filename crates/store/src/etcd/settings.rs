@@ -1,0 +1,305 @@
+//! What the daemon's flags say about etcd, checked before the first packet is sent.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::tls::TlsError;
+use crate::Timing;
+
+/// How to reach etcd. Names in errors are those of the daemon's flags.
+#[derive(Clone, Debug, Default)]
+pub struct EtcdSettings {
+    /// `-etcd-endpoints`: `http://` or `https://` addresses, separated by commas; one without a
+    /// scheme is `http`.
+    pub endpoints: String,
+    /// `-etcd-prefix`.
+    pub prefix: String,
+    /// `-etcd-keyfile`.
+    pub keyfile: Option<PathBuf>,
+    /// `-etcd-certfile`.
+    pub certfile: Option<PathBuf>,
+    /// `-etcd-cafile`; without it the system's authorities are trusted.
+    pub cafile: Option<PathBuf>,
+    /// `-etcd-username`.
+    pub username: Option<String>,
+    /// `-etcd-password`.
+    pub password: Option<Secret>,
+    /// `-etcd-password-file`: read again at every log-in; a trailing line end does not count.
+    pub password_file: Option<PathBuf>,
+    /// How long leases live.
+    pub timing: Timing,
+}
+
+/// A password: never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a password.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Settings that no waiting mends.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// An endpoint that is none.
+    #[error(
+        "-etcd-endpoints: {endpoint:?}: {problem}; expected http://HOST:PORT or https://HOST:PORT"
+    )]
+    Endpoint {
+        /// As given.
+        endpoint: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// No endpoint at all.
+    #[error(
+        "-etcd-endpoints is empty: expected http://HOST:PORT or https://HOST:PORT, several separated by commas"
+    )]
+    NoEndpoint,
+    /// A prefix without a name.
+    #[error("-etcd-prefix {0:?}: expected a path such as /coreos.com/network")]
+    Prefix(String),
+    /// A certificate, key or authority that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A user without a password, or a password without a user.
+    #[error("{0}")]
+    Login(&'static str),
+    /// The password file cannot be read.
+    #[error("-etcd-password-file {path}: {error}", path = path.display())]
+    PasswordFile {
+        /// As given.
+        path: PathBuf,
+        /// The system's reason.
+        error: std::io::Error,
+    },
+}
+
+/// One address of etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub tls: bool,
+    /// Name or address, IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority())
+    }
+}
+
+impl Endpoint {
+    /// `HOST:PORT`, an IPv6 address in brackets.
+    pub(super) fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Endpoint, SettingsError> {
+        let bad = |problem| SettingsError::Endpoint {
+            endpoint: text.into(),
+            problem,
+        };
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
+            _ => return Err(bad("a scheme that is neither http nor https")),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains('/') {
+            return Err(bad("a path after the port"));
+        }
+        if authority.contains('@') {
+            return Err(bad("a user name belongs into -etcd-username"));
+        }
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(v6) => {
+                let (host, port) = v6.split_once(']').ok_or_else(|| bad("a [ without ]"))?;
+                if host.parse::<std::net::Ipv6Addr>().is_err() {
+                    return Err(bad("no IPv6 address between [ and ]"));
+                }
+                (host, port.strip_prefix(':').ok_or_else(|| bad("no port"))?)
+            }
+            None => authority.rsplit_once(':').ok_or_else(|| bad("no port"))?,
+        };
+        if host.contains(':') && !authority.starts_with('[') {
+            return Err(bad("an IPv6 address needs [ and ]"));
+        }
+        if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(bad("no host name"));
+        }
+        match port.parse() {
+            Ok(port) if port > 0 => Ok(Endpoint {
+                tls,
+                host: host.into(),
+                port,
+            }),
+            _ => Err(bad("no port from 1 to 65535")),
+        }
+    }
+}
+
+impl EtcdSettings {
+    /// The endpoints, in the order given.
+    pub(super) fn parse_endpoints(&self) -> Result<Vec<Endpoint>, SettingsError> {
+        let parts = self
+            .endpoints
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty());
+        let endpoints = parts.map(Endpoint::parse).collect::<Result<Vec<_>, _>>()?;
+        match endpoints.is_empty() {
+            true => Err(SettingsError::NoEndpoint),
+            false => Ok(endpoints),
+        }
+    }
+
+    /// The prefix, without the slashes that it may end in.
+    pub(super) fn parse_prefix(&self) -> Result<String, SettingsError> {
+        let prefix = self.prefix.trim_end_matches('/');
+        match prefix.is_empty() || prefix.chars().any(char::is_control) {
+            true => Err(SettingsError::Prefix(self.prefix.clone())),
+            false => Ok(prefix.into()),
+        }
+    }
+
+    /// User and password, where etcd asks for them. The file is read anew each time.
+    pub(super) fn login(&self) -> Result<Option<(String, Secret)>, SettingsError> {
+        let user = self.username.as_deref().filter(|user| !user.is_empty());
+        let password = match (&self.password_file, &self.password) {
+            (Some(path), _) => {
+                let text =
+                    std::fs::read_to_string(path).map_err(|error| SettingsError::PasswordFile {
+                        path: path.clone(),
+                        error,
+                    })?;
+                Some(Secret::new(text.trim_end_matches(['\r', '\n'])))
+            }
+            (None, password) => password.clone().filter(|secret| !secret.0.is_empty()),
+        };
+        match (user, password) {
+            (Some(user), Some(password)) => Ok(Some((user.into(), password))),
+            (None, None) => Ok(None),
+            (Some(_), None) => Err(SettingsError::Login(
+                "-etcd-username is given without a password: add -etcd-password-file or -etcd-password",
+            )),
+            (None, Some(_)) => Err(SettingsError::Login(
+                "a password for etcd is given without -etcd-username",
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Vec<String>, String> {
+        let settings = EtcdSettings {
+            endpoints: text.into(),
+            ..EtcdSettings::default()
+        };
+        let all = settings.parse_endpoints().map_err(|e| e.to_string())?;
+        Ok(all.iter().map(Endpoint::to_string).collect())
+    }
+
+    #[test]
+    fn endpoints_are_read_as_people_write_them() {
+        let text = "http://127.0.0.1:4001, https://etcd.example:2379/,[fd00::1]:2379,node:2379,";
+        let want = [
+            "http://127.0.0.1:4001",
+            "https://etcd.example:2379",
+            "http://[fd00::1]:2379",
+            "http://node:2379",
+        ];
+        assert_eq!(parse(text).unwrap(), want);
+    }
+
+    #[test]
+    fn a_bad_endpoint_is_named() {
+        for text in [
+            "",
+            " , ",
+            "127.0.0.1",
+            "http://",
+            "ftp://a:1",
+            "http://a:0",
+            "http://a:70000",
+            "fd00::1:2379",
+            "http://[fd00::1:2379",
+            "http://a:1/v2",
+            "http://u:p@a:1",
+            "http://[x]:1",
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.contains("-etcd-endpoints"), "{error}");
+            assert!(error.contains(text.trim_matches([' ', ','])), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_prefix_loses_its_last_slash_only() {
+        let prefix = |text: &str| {
+            EtcdSettings {
+                prefix: text.into(),
+                ..EtcdSettings::default()
+            }
+            .parse_prefix()
+        };
+        assert_eq!(
+            prefix("/coreos.com/network/").unwrap(),
+            "/coreos.com/network"
+        );
+        assert_eq!(prefix("net").unwrap(), "net");
+        assert!(prefix("/").is_err() && prefix("").is_err());
+    }
+
+    #[test]
+    fn passwords_stay_secret_and_need_a_user() {
+        let mut settings = EtcdSettings {
+            password: Some(Secret::new("hunter2")),
+            ..EtcdSettings::default()
+        };
+        assert!(
+            settings
+                .login()
+                .unwrap_err()
+                .to_string()
+                .contains("-etcd-username")
+        );
+        settings.username = Some("root".into());
+        assert_eq!(settings.login().unwrap().unwrap().1.reveal(), "hunter2");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        settings.password = None;
+        assert!(
+            settings
+                .login()
+                .unwrap_err()
+                .to_string()
+                .contains("-etcd-password")
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "s3cret\n").unwrap();
+        settings.password_file = Some(file.path().into());
+        assert_eq!(settings.login().unwrap().unwrap().1.reveal(), "s3cret");
+    }
+}

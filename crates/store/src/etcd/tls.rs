@@ -1,0 +1,240 @@
+//! Certificates, keys and authorities from files, and what a server must show to be believed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::rustls::{
+    self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+
+/// Where the system keeps the authorities it trusts, by distribution; the first that is there.
+const SYSTEM_ROOTS: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// A file that TLS needs and cannot use.
+#[derive(Debug, thiserror::Error)]
+#[error("{flag} {path}: {problem}", path = path.display())]
+pub struct TlsError {
+    flag: &'static str,
+    path: PathBuf,
+    problem: String,
+}
+
+/// The files that flags name. Read again at every connect, so that certificates can be renewed
+/// under a running daemon.
+#[derive(Clone, Debug)]
+pub(super) struct TlsFiles {
+    pub keyfile: Option<PathBuf>,
+    pub certfile: Option<PathBuf>,
+    pub cafile: Option<PathBuf>,
+}
+
+const KEY: &str = "-etcd-keyfile";
+const CERT: &str = "-etcd-certfile";
+const CA: &str = "-etcd-cafile";
+
+impl TlsFiles {
+    pub(super) fn any(&self) -> bool {
+        self.keyfile.is_some() || self.certfile.is_some() || self.cafile.is_some()
+    }
+
+    /// Reads the files: TLS 1.2 or 1.3, HTTP/2, the server verified always, ourselves identified
+    /// where there is a certificate.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds no PEM, a key or certificate without the other, or one
+    /// that does not belong to the other.
+    pub(super) fn load(&self) -> Result<ClientConfig, TlsError> {
+        let provider = Arc::new(ring::default_provider());
+        let (roots, given, source) = self.roots()?;
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|e| source.problem(e.to_string()))?;
+        let verifier = Arc::new(Verifier { inner, given });
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| source.problem(e.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match (&self.certfile, &self.keyfile) {
+            (None, None) => builder.with_no_client_auth(),
+            (Some(cert), None) => {
+                return Err(Source(CERT, cert)
+                    .problem("a certificate needs its key: add -etcd-keyfile".into()));
+            }
+            (None, Some(key)) => {
+                return Err(Source(KEY, key)
+                    .problem("a key needs its certificate: add -etcd-certfile".into()));
+            }
+            (Some(cert), Some(key)) => {
+                let chain = certificates(Source(CERT, cert))?;
+                let key_der = private_key(Source(KEY, key))?;
+                builder.with_client_auth_cert(chain, key_der).map_err(|e| {
+                    Source(KEY, key).problem(match e {
+                        rustls::Error::InconsistentKeys(_) => {
+                            format!(
+                                "not the key of the certificate in {} ({CERT})",
+                                cert.display()
+                            )
+                        }
+                        e => e.to_string(),
+                    })
+                })?
+            }
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    /// The trusted roots; those that the user named also as they are; and where they came from.
+    fn roots(&self) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, Source<'_>), TlsError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(path) = &self.cafile {
+            let source = Source(CA, path);
+            let given = certificates(source)?;
+            for cert in &given {
+                roots
+                    .add(cert.clone())
+                    .map_err(|e| source.problem(format!("no usable authority: {e}")))?;
+            }
+            return Ok((roots, given, source));
+        }
+        let system = SYSTEM_ROOTS
+            .into_iter()
+            .map(Path::new)
+            .find(|path| path.exists());
+        let Some(path) = system else {
+            return Err(TlsError {
+                flag: CA,
+                path: PathBuf::new(),
+                problem: "not given, and the system has no list of trusted authorities".into(),
+            });
+        };
+        let source = Source("system authorities", path);
+        // Some systems trust a root or two that webpki cannot use: the others will do.
+        roots.add_parsable_certificates(certificates(source)?);
+        Ok((roots, Vec::new(), source))
+    }
+}
+
+/// A flag and the file that it names, for messages.
+#[derive(Clone, Copy)]
+struct Source<'a>(&'static str, &'a Path);
+
+impl Source<'_> {
+    fn problem(self, problem: String) -> TlsError {
+        TlsError {
+            flag: self.0,
+            path: self.1.to_owned(),
+            problem,
+        }
+    }
+
+    fn read(self) -> Result<Vec<u8>, TlsError> {
+        std::fs::read(self.1).map_err(|e| self.problem(e.to_string()))
+    }
+}
+
+fn certificates(source: Source<'_>) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = source.read()?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match all {
+        Ok(all) if all.is_empty() => {
+            Err(source.problem("holds no certificate: expected -----BEGIN CERTIFICATE-----".into()))
+        }
+        Ok(all) => Ok(all),
+        Err(e) => Err(source.problem(format!("not a PEM file of certificates: {e}"))),
+    }
+}
+
+fn private_key(source: Source<'_>) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let pem = source.read()?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
+        source.problem(
+            "holds no private key: expected PEM of an unencrypted PKCS#1, PKCS#8 or SEC1 key"
+                .into(),
+        )
+    })
+}
+
+/// webpki, and one more case that Go's TLS accepts and people therefore have: a self-signed
+/// certificate marked as an authority, given as the authority *and* shown by the server.
+/// webpki takes no authority for a server. Byte by byte the one that the user named, it is trusted here;
+/// its name and its time are checked all the same.
+#[derive(Debug)]
+struct Verifier {
+    inner: Arc<WebPkiServerVerifier>,
+    given: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        // "CA used as end entity" has no variant of its own, and comes after the check of the time.
+        let an_authority = matches!(
+            verdict,
+            Err(rustls::Error::InvalidCertificate(CertificateError::Other(
+                _
+            )))
+        );
+        if an_authority
+            && self
+                .given
+                .iter()
+                .any(|root| root.as_ref() == end_entity.as_ref())
+        {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        verdict
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}

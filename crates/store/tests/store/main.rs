@@ -1,0 +1,6 @@
+//! Both stores against the real thing: a real etcd, a real directory.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+mod etcd;
+mod etcd_server;
+mod node;

@@ -1,0 +1,132 @@
+//! A node as far as a store sees it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
+use store::{AcquireError, Claim, News, Store};
+use tokio::time::{Instant, timeout_at};
+
+pub const CONFIG: &str = r#"{"Network":"10.20.0.0/16","Backend":{"Type":"vxlan"}}"#;
+
+/// What node `n` publishes.
+pub fn attrs(n: u32) -> LeaseAttrs {
+    LeaseAttrs::from_json(value(n).as_bytes()).unwrap()
+}
+
+pub fn value(n: u32) -> String {
+    let ip = public_ip(n);
+    let [_, a, b, c] = ip.octets();
+    format!(
+        r#"{{"PublicIP":"{ip}","PublicIPv6":null,"BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"02:00:00:{a:02x}:{b:02x}:{c:02x}"}}}}"#
+    )
+}
+
+pub fn public_ip(n: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0xac10_0001 + n)
+}
+
+pub fn claim(n: u32) -> Claim {
+    Claim {
+        attrs: attrs(n),
+        previous: None,
+    }
+}
+
+pub fn key(text: &str) -> SubnetKey {
+    text.parse().unwrap()
+}
+
+/// A store and what the daemon on it would know.
+pub struct Node<S> {
+    pub store: S,
+    pub n: u32,
+    pub config: NetConfig,
+    pub known: BTreeMap<SubnetKey, Lease>,
+    pub complete: bool,
+    pub revoked: Option<String>,
+}
+
+impl<S: Store> Node<S> {
+    pub fn new(store: S, n: u32) -> Node<S> {
+        Node {
+            store,
+            n,
+            config: NetConfig::from_json(CONFIG).unwrap(),
+            known: BTreeMap::new(),
+            complete: false,
+            revoked: None,
+        }
+    }
+
+    /// Does what a daemon does at its start: config, own, acquire.
+    pub async fn start(store: S, n: u32) -> Node<S> {
+        let mut node = Node::new(store, n);
+        node.config = within(node.store.config()).await;
+        within(node.store.own(&node.ips())).await;
+        node.acquire().await.unwrap();
+        node
+    }
+
+    pub fn ips(&self) -> Dual<IpAddr> {
+        Dual {
+            v4: Some(public_ip(self.n).into()),
+            v6: None,
+        }
+    }
+
+    pub async fn acquire(&mut self) -> Result<Lease, AcquireError> {
+        within(self.store.acquire(&self.config, &claim(self.n))).await
+    }
+
+    fn learn(&mut self, news: News) {
+        for (key, state) in news.leases {
+            match state {
+                Some(lease) => self.known.insert(key, lease),
+                None => self.known.remove(&key),
+            };
+        }
+        self.complete = news.complete;
+        self.revoked = news.revoked;
+    }
+
+    /// Follows the news until `so` holds; 10 s at most.
+    pub async fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while !so(self) {
+            match timeout_at(deadline, self.store.news()).await {
+                Ok(news) => self.learn(news),
+                Err(_) => panic!(
+                    "never: {what}; known {:?}, complete {}",
+                    self.known.keys(),
+                    self.complete
+                ),
+            }
+        }
+    }
+
+    /// Follows the news for a while.
+    pub async fn follow(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
+        while let Ok(news) = timeout_at(deadline, self.store.news()).await {
+            self.learn(news);
+        }
+    }
+
+    /// Our own lease's subnet, as the news tells.
+    pub fn own_key(&self) -> Option<SubnetKey> {
+        let ours = Some(IpAddr::V4(public_ip(self.n)));
+        self.known
+            .values()
+            .find(|lease| lease.attrs.public_ip.v4 == ours)
+            .map(|lease| lease.key)
+    }
+}
+
+/// The result, if it comes in time.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future)
+        .await
+        .expect("takes too long")
+}
