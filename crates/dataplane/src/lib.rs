@@ -1,9 +1,15 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
+mod netlink;
+
+pub mod host;
+
 use std::future::Future;
 
 use ipnet::IpNet;
 use model::{Dual, IfName, Object, Op};
+
+pub use netlink::Kernel;
 
 /// Which of the kernel's objects concern this daemon; everything else is neither reported nor
 /// touched. See ADR 1.
@@ -71,7 +77,10 @@ pub trait Dataplane {
     /// # Errors
     /// The kernel refused a dump, or its answer could not be read; what was handed out until then
     /// is incomplete.
-    fn observe(&mut self, each: &mut dyn FnMut(Object)) -> impl Future<Output = Result<(), KernelError>>;
+    fn observe(
+        &mut self,
+        each: &mut dyn FnMut(Object),
+    ) -> impl Future<Output = Result<(), KernelError>>;
 
     /// Makes the changes in order, as few system calls as possible; one outcome each. An
     /// operation that fails does not stop the others. `Put` of what is already so, and `Del` of what

@@ -1,0 +1,458 @@
+//! The socket on which the kernel tells what others did, and what follows from each notice.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use model::kernel::{NextHop, Route, RouteTo};
+use model::{Family, IfName, Object};
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::decode::{self, RawAddr};
+use super::scope::View;
+use super::socket::{Requests, grow};
+use super::uapi::*;
+use super::wire::{Batch, Message, Messages};
+use super::{filter, link};
+use crate::KernelEvent;
+
+/// Asked for as the receive buffer; the kernel doubles it.
+const RECEIVE_BUFFER: i32 = 16 << 20;
+/// Room for any one notice.
+const RECEIVE: usize = 64 << 10;
+/// Notices handled before others on the runtime get their turn.
+const AT_ONCE: usize = 2_000;
+/// More events than this at a time, and a full look is cheaper than one by one.
+const MOST_QUEUED: usize = 4_096;
+/// As many of our own doings are remembered in order to know their notices.
+const MOST_ECHOES: usize = 1_024;
+
+const GROUPS: [u32; 6] = [
+    RTNLGRP_LINK,
+    RTNLGRP_NEIGH,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_ROUTE,
+];
+
+/// The event socket and what was read from it.
+pub struct Events {
+    socket: AsyncFd<Socket>,
+    receive: Box<[u8]>,
+    /// The request socket's port.
+    port: u32,
+    strict: bool,
+    queue: VecDeque<KernelEvent>,
+    look_again: bool,
+    host_changed: bool,
+    /// What we did ourselves and the kernel does not mark as ours.
+    echoes: VecDeque<KernelEvent>,
+    /// Notices about this device are about our own doing.
+    settling: Option<IfName>,
+    /// The addresses of the host's interface; the kernel repeats them with every refresh.
+    host_addrs: Vec<RawAddr>,
+}
+
+impl Events {
+    /// Opens the socket in the calling thread's network namespace, on the current runtime.
+    ///
+    /// # Errors
+    /// No socket to be had, or not within a tokio runtime.
+    pub fn open(port: u32, next_hops: bool) -> io::Result<Events> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        grow(socket.as_raw_fd(), RECEIVE_BUFFER);
+        for group in GROUPS {
+            socket.add_membership(group)?;
+        }
+        if next_hops {
+            socket.add_membership(RTNLGRP_NEXTHOP)?;
+        }
+        tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
+        // SAFETY: `Socket` owns its descriptor, and keeps it open and the same until it is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+        Ok(Events {
+            socket,
+            receive: vec![0; RECEIVE].into_boxed_slice(),
+            port,
+            strict: false,
+            queue: VecDeque::new(),
+            look_again: false,
+            host_changed: false,
+            echoes: VecDeque::new(),
+            settling: None,
+            host_addrs: Vec::new(),
+        })
+    }
+
+    /// Lets through what concerns `view`, whose indexes changed.
+    pub fn refilter(&mut self, view: Option<&View>) {
+        // Refused: everything is seen, which is slower and not wrong.
+        let _ = filter::attach(
+            self.socket.get_ref().as_raw_fd(),
+            view,
+            self.port,
+            self.strict,
+        );
+    }
+
+    /// Between `true` and `false`, FDB notices are not seen; the caller is told to look again.
+    pub fn set_strict(&mut self, view: Option<&View>, strict: bool) {
+        if self.strict != strict {
+            self.strict = strict;
+            self.refilter(view);
+            self.look_again |= !strict;
+        }
+    }
+
+    /// Remembers something that we are doing, to know its notice.
+    pub fn expect(&mut self, echo: KernelEvent) {
+        if let KernelEvent::Gone(object) = &echo {
+            self.echoes
+                .retain(|e| !matches!(e, KernelEvent::Saw(saw) if saw == object));
+        }
+        if self.echoes.len() >= MOST_ECHOES {
+            self.echoes.pop_front();
+        }
+        self.echoes.push_back(echo);
+    }
+
+    /// The next thing to report.
+    pub fn pop(&mut self) -> Option<KernelEvent> {
+        if let Some(event) = self.queue.pop_front() {
+            return Some(event);
+        }
+        if std::mem::take(&mut self.host_changed) {
+            return Some(KernelEvent::HostChanged);
+        }
+        std::mem::take(&mut self.look_again).then_some(KernelEvent::LookAgain)
+    }
+
+    /// A full look begins: it will show whatever the notices until now tell.
+    pub fn forget(&mut self) {
+        self.queue.clear();
+        self.look_again = false;
+    }
+
+    /// Waits until there is something to read. Cancel-safe.
+    ///
+    /// # Errors
+    /// The runtime is shutting down.
+    pub async fn readable(&self) -> io::Result<()> {
+        // Cleared before reading to the end: what comes afterwards raises it again.
+        self.socket.readable().await?.clear_ready();
+        Ok(())
+    }
+
+    /// Takes in the addresses of the host's interface as they are now.
+    pub fn learn_host(&mut self, view: &View, requests: &mut Requests) {
+        self.host_addrs.clear();
+        for device in view.devices.iter().filter(|d| !d.ours && d.index != 0) {
+            let addrs = &mut self.host_addrs;
+            for family in Family::ALL {
+                // Not to be had: the first notice about each counts as a change.
+                let _ = super::dump_addrs(requests, family, device.index, |raw| {
+                    addrs.push(steady(raw))
+                });
+            }
+        }
+    }
+
+    /// Reads the notices about what we just did to our device `name`, now that the view has it.
+    pub fn settle(&mut self, name: IfName, view: &mut View, requests: &mut Requests) {
+        self.settling = Some(name);
+        while self.drain(view, requests) {}
+        self.settling = None;
+    }
+
+    /// Reads what there is; returns whether there may be more.
+    pub fn drain(&mut self, view: &mut View, requests: &mut Requests) -> bool {
+        let mut receive = std::mem::take(&mut self.receive);
+        let mut more = true;
+        for _ in 0..AT_ONCE {
+            let got = self
+                .socket
+                .get_ref()
+                .recv(&mut &mut receive[..], libc::MSG_DONTWAIT);
+            match got {
+                Ok(len) => {
+                    for message in Messages(&receive[..len.min(RECEIVE)]) {
+                        self.notice(&message, view, requests);
+                    }
+                }
+                Err(err) if err.raw_os_error() == Some(libc::EINTR) => {}
+                Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => {
+                    self.overrun(view, requests);
+                }
+                Err(_) => {
+                    // Nothing left: neither of notices, nor of those that our own doings cause,
+                    // except that the kernel speaks of a new IPv6 address again later.
+                    self.echoes
+                        .retain(|echo| matches!(echo, KernelEvent::Saw(Object::Addr(_))));
+                    more = false;
+                    break;
+                }
+            }
+        }
+        self.receive = receive;
+        if self.queue.len() > MOST_QUEUED {
+            self.queue.clear();
+            self.look_again = true;
+        }
+        more
+    }
+
+    /// Notices were lost.
+    fn overrun(&mut self, view: &mut View, requests: &mut Requests) {
+        super::find_devices(view, requests);
+        self.refilter(Some(view));
+        self.learn_host(view, requests);
+        self.look_again = true;
+        self.host_changed = true;
+    }
+
+    fn notice(&mut self, message: &Message, view: &mut View, requests: &mut Requests) {
+        let gone = message.kind & 1 == 1;
+        // A notice that cannot be read tells nothing.
+        let _ = match message.kind {
+            RTM_NEWLINK | RTM_DELLINK => self.link(message, gone, view, requests),
+            RTM_NEWADDR | RTM_DELADDR => self.addr(message, gone, view),
+            RTM_NEWNEIGH | RTM_DELNEIGH => self.neigh(message, gone, view),
+            RTM_NEWROUTE | RTM_DELROUTE => self.route(message, gone, view, requests),
+            RTM_NEWNEXTHOP | RTM_DELNEXTHOP => self.next_hop(message, gone, view),
+            _ => None,
+        };
+    }
+
+    fn saw(&mut self, object: Object) {
+        self.push(KernelEvent::Saw(object));
+    }
+
+    fn gone(&mut self, object: Object) -> bool {
+        self.push(KernelEvent::Gone(object))
+    }
+
+    /// Queues it unless it is our own doing; returns whether it was not.
+    fn push(&mut self, event: KernelEvent) -> bool {
+        if let Some(at) = self.echoes.iter().position(|echo| *echo == event) {
+            if !matches!(event, KernelEvent::Saw(Object::Addr(_))) {
+                self.echoes.remove(at);
+            }
+            return false;
+        }
+        if let KernelEvent::Gone(object @ Object::Addr(_)) = &event {
+            self.echoes
+                .retain(|e| !matches!(e, KernelEvent::Saw(saw) if saw == object));
+        }
+        // Some deletions are announced twice.
+        if self.queue.back() != Some(&event) {
+            self.queue.push_back(event);
+        }
+        true
+    }
+
+    fn link(
+        &mut self,
+        message: &Message,
+        gone: bool,
+        view: &mut View,
+        requests: &mut Requests,
+    ) -> Option<()> {
+        // Most are about somebody else's devices: look no further than needed.
+        let (index, name) = decode::link_id(message)?;
+        if name.is_some() && name == self.settling {
+            return None;
+        }
+        let mut moved = false;
+        for device in view.devices.iter_mut().filter(|d| d.index == index) {
+            if gone || name != Some(device.name) {
+                device.index = 0;
+                moved = true;
+                match (device.link.take(), device.ours) {
+                    (Some(old), true) => self
+                        .queue
+                        .push_back(KernelEvent::Gone(Object::Link(device.name, old))),
+                    (_, ours) => self.host_changed |= !ours,
+                }
+            }
+        }
+        let device = view
+            .devices
+            .iter_mut()
+            .find(|d| !gone && name == Some(d.name));
+        if let Some(device) = device {
+            let raw = decode::link(message)?;
+            let link = raw.link(|beneath| link::name_of(requests, beneath));
+            let flapped = device.index != index
+                || device.running != raw.running()
+                || device.link.as_ref().is_none_or(|old| old.up != link.up);
+            let changed = flapped || device.link.as_ref() != Some(&link);
+            moved |= device.index != index;
+            device.index = index;
+            device.running = raw.running();
+            device.link = Some(link.clone());
+            self.look_again |= flapped;
+            match device.ours {
+                true if changed => self
+                    .queue
+                    .push_back(KernelEvent::Saw(Object::Link(device.name, link))),
+                ours => self.host_changed |= changed && !ours,
+            }
+        }
+        if moved {
+            self.look_again = true;
+            self.refilter(Some(view));
+            self.learn_host(view, requests);
+        }
+        Some(())
+    }
+
+    fn addr(&mut self, message: &Message, gone: bool, view: &View) -> Option<()> {
+        let raw = decode::addr(message)?;
+        let device = view.at(raw.index)?;
+        if device.ours {
+            let object = view.addr(&raw)?;
+            // With an address go the routes that prefer or need it, some of them unannounced.
+            match gone {
+                true => self.look_again |= self.gone(object),
+                false => self.saw(object),
+            }
+            return Some(());
+        }
+        if raw.is_kernels() {
+            return Some(());
+        }
+        let raw = steady(raw);
+        let at = self.host_addrs.iter().position(|a| a.net == raw.net);
+        match (at, gone) {
+            (Some(at), true) => {
+                self.host_addrs.swap_remove(at);
+                self.look_again = true;
+            }
+            (Some(at), false) if self.host_addrs[at] == raw => return Some(()),
+            (Some(at), false) => self.host_addrs[at] = raw,
+            (None, true) => return Some(()),
+            (None, false) => self.host_addrs.push(raw),
+        }
+        self.host_changed = true;
+        Some(())
+    }
+
+    fn neigh(&mut self, message: &Message, gone: bool, view: &View) -> Option<()> {
+        let raw = decode::neigh(message)?;
+        let (object, permanent) = view.neigh(&raw)?;
+        match (gone, permanent) {
+            (false, true) => self.saw(object),
+            (true, true) => {
+                self.gone(object);
+            }
+            // Learned from traffic: none of ours, which cannot be overwritten so.
+            (_, false) if raw.family == AF_BRIDGE => {}
+            (_, false) => {
+                self.gone(object);
+            }
+        }
+        Some(())
+    }
+
+    fn route(
+        &mut self,
+        message: &Message,
+        gone: bool,
+        view: &View,
+        requests: &mut Requests,
+    ) -> Option<()> {
+        let mut raw = decode::route(message)?;
+        if let (Some(id), None) = (raw.next_hop, raw.indexes().next()) {
+            // With net.ipv4.nexthop_compat_mode=0 only the next hop's number is told.
+            raw.index = next_hop_index(requests, id);
+        }
+        if let Some((key, route)) = view.route(&raw) {
+            let object = Object::Route(key, route);
+            match gone {
+                true => {
+                    self.gone(object);
+                }
+                false => self.saw(object),
+            }
+        } else if !gone && message.flags & NLM_F_REPLACE != 0 && view.inside(&raw) {
+            // Another's route took the place of what stood there, which may have been ours.
+            let key = model::kernel::RouteKey {
+                dst: raw.dst,
+                metric: raw.metric,
+            };
+            let to = RouteTo::Foreign(view.scope.iface);
+            self.gone(Object::Route(
+                key,
+                Route {
+                    to,
+                    protocol: raw.protocol,
+                },
+            ));
+        }
+        let on_host = raw.indexes().any(|i| view.at(i).is_some_and(|d| !d.ours));
+        let on_link = raw.via.is_none() && raw.next_hop.is_none() && raw.rtn == RTN_UNICAST;
+        self.host_changed |= on_host && on_link;
+        Some(())
+    }
+
+    fn next_hop(&mut self, message: &Message, gone: bool, view: &View) -> Option<()> {
+        let raw = decode::next_hop(message)?;
+        match view.next_hop(&raw) {
+            Some((id, hop, on_host)) => {
+                let object = Object::NextHop(id, hop);
+                match gone {
+                    true => {
+                        // Its routes went with it, unannounced.
+                        self.look_again = true;
+                        self.gone(object);
+                    }
+                    // On the host's interface it may belong to another flannel's network. Whoever
+                    // knows the number as his own puts it back; nobody takes it away.
+                    false if on_host => {
+                        self.gone(object);
+                    }
+                    false => self.saw(object),
+                }
+            }
+            None if !gone && message.flags & NLM_F_REPLACE != 0 => {
+                // Another's took this number, which may have been one of ours.
+                let via = raw.via.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
+                let hop = NextHop {
+                    via,
+                    dev: view.scope.iface,
+                    onlink: raw.onlink,
+                };
+                self.gone(Object::NextHop(raw.id, hop));
+            }
+            None => {}
+        }
+        Some(())
+    }
+}
+
+/// The address without what changes by itself.
+fn steady(raw: RawAddr) -> RawAddr {
+    let kept = IFA_F_TENTATIVE | IFA_F_DADFAILED | IFA_F_DEPRECATED | IFA_F_TEMPORARY;
+    RawAddr {
+        flags: raw.flags & kept,
+        ..raw
+    }
+}
+
+/// The device of a next-hop object.
+fn next_hop_index(requests: &mut Requests, id: u32) -> Option<u32> {
+    let mut index = None;
+    let attrs = |batch: &mut Batch| {
+        batch.attr_u32(NHA_ID, id);
+    };
+    let each = |message: &Message| index = decode::next_hop(message).and_then(|hop| hop.index);
+    requests
+        .call(RTM_GETNEXTHOP, 0, &[0; 8], attrs, each)
+        .ok()?;
+    index
+}

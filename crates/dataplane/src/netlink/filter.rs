@@ -1,0 +1,139 @@
+//! The socket filter of the event socket, in classic BPF: drops in the kernel, at next to no cost,
+//! the notices that would be ignored anyway. A host with 10,000 pods sees many of them.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use super::scope::View;
+use super::uapi::*;
+
+/// More devices than this, and their indexes are not looked at: a jump reaches 255 instructions.
+const MOST_DEVICES: usize = 64;
+
+const LD_W: u16 = 0x20;
+const LD_H: u16 = 0x28;
+const LD_B: u16 = 0x30;
+const AND: u16 = 0x54;
+const JA: u16 = 0x05;
+const JEQ: u16 = 0x15;
+const RET: u16 = 0x06;
+
+/// Offsets in a notice: the netlink header's, then those of the fixed part that follows it.
+const KIND: u32 = 4;
+const PID: u32 = 12;
+const FAMILY: u32 = 16;
+const TABLE: u32 = 20;
+/// Of addresses and neighbours alike.
+const INDEX: u32 = 20;
+
+/// Where a jump leads.
+#[derive(Clone, Copy, PartialEq)]
+enum To {
+    Neigh,
+    Addr,
+    Route,
+    Pass,
+    Drop,
+}
+
+enum Step {
+    Do(u16, u32),
+    /// Jump there if the accumulator is this.
+    If(u32, To),
+    Go(To),
+    Here(To),
+}
+
+/// Has `fd` see only what may concern `view`. `port` is the request socket's: its own doings are
+/// dropped. `strict` drops FDB notices too: the kernel does not say who caused them, and there is
+/// one for each of our own.
+///
+/// # Errors
+/// The kernel's refusal; then everything is seen, which is slower and not wrong.
+pub fn attach(fd: RawFd, view: Option<&View>, port: u32, strict: bool) -> io::Result<()> {
+    let mut program = assemble(&steps(view, port, strict));
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: `filter` points to `program`, which outlives the call; the kernel copies both.
+    let done = unsafe {
+        let len = size_of::<libc::sock_fprog>() as libc::socklen_t;
+        let filter = (&raw const filter).cast();
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter, len)
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn steps(view: Option<&View>, port: u32, strict: bool) -> Vec<Step> {
+    use Step::{Do, Go, Here, If};
+    // Loads take the bytes as big-endian; netlink's are in host byte order.
+    let swap32 = u32::to_be;
+    let swap16 = |n: u16| u32::from(n.to_be());
+    let devices = view.map(|v| v.devices.as_slice()).unwrap_or_default();
+    let few = devices.len() <= MOST_DEVICES;
+
+    let mut steps = vec![
+        Do(LD_W, PID),
+        If(swap32(port), To::Drop),
+        // RTM_NEW… is even and RTM_DEL… the odd number after it.
+        Do(LD_H, KIND),
+        Do(AND, swap16(!1)),
+        If(swap16(RTM_NEWNEIGH), To::Neigh),
+        If(swap16(RTM_NEWADDR), To::Addr),
+        If(swap16(RTM_NEWROUTE), To::Route),
+        Go(To::Pass),
+        Here(To::Route),
+        Do(LD_B, TABLE),
+        If(u32::from(RT_TABLE_MAIN), To::Pass),
+        Go(To::Drop),
+        Here(To::Neigh),
+    ];
+    if strict {
+        steps.extend([Do(LD_B, FAMILY), If(u32::from(AF_BRIDGE), To::Drop)]);
+    }
+    let indexes = |ours_only: bool| {
+        let devices = devices
+            .iter()
+            .filter(move |d| few && d.index != 0 && (d.ours || !ours_only));
+        devices.map(|d| If(swap32(d.index), To::Pass))
+    };
+    let otherwise = if few { To::Drop } else { To::Pass };
+    steps.push(Do(LD_W, INDEX));
+    steps.extend(indexes(true));
+    steps.extend([Go(otherwise), Here(To::Addr), Do(LD_W, INDEX)]);
+    steps.extend(indexes(false));
+    steps.extend([
+        Go(otherwise),
+        Here(To::Drop),
+        Do(RET, 0),
+        Here(To::Pass),
+        Do(RET, u32::MAX),
+    ]);
+    steps
+}
+
+fn assemble(steps: &[Step]) -> Vec<libc::sock_filter> {
+    let real = |step: &&Step| !matches!(step, Step::Here(_));
+    let place = |to: To| {
+        let at = steps
+            .iter()
+            .position(|s| matches!(s, Step::Here(here) if *here == to));
+        steps[..at.unwrap_or(0)].iter().filter(real).count()
+    };
+    let mut program: Vec<libc::sock_filter> = Vec::with_capacity(steps.len());
+    for step in steps {
+        let after = program.len() + 1;
+        let (code, jt, k) = match step {
+            Step::Do(code, k) => (*code, 0, *k),
+            Step::If(value, to) => (JEQ, place(*to).saturating_sub(after) as u8, *value),
+            Step::Go(to) => (JA, 0, place(*to).saturating_sub(after) as u32),
+            Step::Here(_) => continue,
+        };
+        program.push(libc::sock_filter { code, jt, jf: 0, k });
+    }
+    program
+}

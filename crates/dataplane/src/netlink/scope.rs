@@ -1,0 +1,170 @@
+//! What concerns us: the rules of [`Scope`], for dumps and notices alike.
+
+use model::kernel::{
+    AddrKey, FdbKey, Link, NeighKey, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo,
+    default_metric,
+};
+use model::{Family, IfName, Object};
+
+use super::decode::{RawAddr, RawNeigh, RawNextHop, RawRoute};
+use super::uapi::*;
+use crate::Scope;
+
+/// A device named in the scope: one of ours, or the host's interface.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its name.
+    pub name: IfName,
+    /// Ours, not the host's interface.
+    pub ours: bool,
+    /// Its index; 0 while there is none.
+    pub index: u32,
+    /// As it was last seen.
+    pub link: Option<Link>,
+    /// It was up and had a carrier when last seen.
+    pub running: bool,
+}
+
+/// The scope together with the indexes of its devices.
+pub struct View {
+    /// As the caller set it.
+    pub scope: Scope,
+    /// Its devices, then its interface.
+    pub devices: Vec<Device>,
+}
+
+impl View {
+    /// The view of `scope` before any device was looked at.
+    pub fn new(scope: Scope) -> View {
+        let absent = |name: &IfName, ours| Device {
+            name: *name,
+            ours,
+            index: 0,
+            link: None,
+            running: false,
+        };
+        let mut devices: Vec<Device> = scope.devices.iter().map(|d| absent(d, true)).collect();
+        if !scope.devices.contains(&scope.iface) {
+            devices.push(absent(&scope.iface, false));
+        }
+        View { scope, devices }
+    }
+
+    /// The scope's device with this index.
+    pub fn at(&self, index: u32) -> Option<&Device> {
+        self.devices.iter().find(|d| d.index == index && index != 0)
+    }
+
+    fn ours(&self, index: u32) -> Option<&Device> {
+        self.at(index).filter(|d| d.ours)
+    }
+
+    /// An address on a device of ours, unless the kernel gave it by itself.
+    pub fn addr(&self, raw: &RawAddr) -> Option<Object> {
+        let device = self.ours(raw.index).filter(|_| !raw.is_kernels())?;
+        Some(Object::Addr(AddrKey {
+            dev: device.name,
+            net: raw.net,
+        }))
+    }
+
+    /// A neighbour or FDB entry on a device of ours, and whether it is a permanent one.
+    pub fn neigh(&self, raw: &RawNeigh) -> Option<(Object, bool)> {
+        let dev = self.ours(raw.index)?.name;
+        let permanent = raw.state & NUD_PERMANENT != 0;
+        let dst = raw.dst?;
+        if raw.family == AF_BRIDGE {
+            let mac = raw.mac.filter(|mac| mac.is_unicast())?;
+            let ours = raw.flags & NTF_SELF != 0;
+            return ours.then_some((Object::Fdb(FdbKey { dev, mac }, dst), permanent));
+        }
+        // The kernel keeps entries of its own for multicast and the like.
+        if dst.is_multicast() || (raw.state & NUD_NOARP != 0 && !permanent) {
+            return None;
+        }
+        Some((
+            Object::Neigh(NeighKey { dev, ip: dst }, raw.mac.unwrap_or_default()),
+            permanent,
+        ))
+    }
+
+    /// A next-hop object of ours and whether it stands on the host's interface.
+    pub fn next_hop(&self, raw: &RawNextHop) -> Option<(u32, NextHop, bool)> {
+        let device = self
+            .at(raw.index?)
+            .filter(|_| raw.protocol == ROUTE_PROTOCOL)?;
+        Some((raw.id, raw.on(device.name)?, !device.ours))
+    }
+
+    /// A route that concerns us.
+    pub fn route(&self, raw: &RawRoute) -> Option<(RouteKey, Route)> {
+        let device = raw
+            .indexes()
+            .filter_map(|i| self.at(i))
+            .max_by_key(|d| d.ours);
+        let to = match raw.rtn {
+            RTN_BLACKHOLE if raw.protocol == ROUTE_PROTOCOL && self.inside(raw) => {
+                RouteTo::Blackhole
+            }
+            RTN_UNICAST => {
+                let device = device?;
+                let concerns = match device.ours {
+                    true => !matches!(raw.protocol, RTPROT_KERNEL | RTPROT_RA),
+                    false => self.inside(raw) && self.ours_on_iface(raw),
+                };
+                concerns.then(|| target(raw, device.name))?
+            }
+            _ => return None,
+        };
+        let key = RouteKey {
+            dst: raw.dst,
+            metric: raw.metric,
+        };
+        Some((
+            key,
+            Route {
+                to,
+                protocol: raw.protocol,
+            },
+        ))
+    }
+
+    /// Whether its destination lies inside the flannel network.
+    pub fn inside(&self, raw: &RawRoute) -> bool {
+        let network = self.scope.network.get(Family::of_net(&raw.dst));
+        network.is_some_and(|network| network.contains(&raw.dst))
+    }
+
+    fn ours_on_iface(&self, raw: &RawRoute) -> bool {
+        if raw.protocol == ROUTE_PROTOCOL {
+            return true;
+        }
+        // What upstream's flannel leaves on the host's interface, and nothing else.
+        self.scope.take_over
+            && raw.protocol == RTPROT_BOOT
+            && self.scope.subnet_len.get(Family::of_net(&raw.dst)) == Some(&raw.dst.prefix_len())
+            && raw.metric == default_metric(&raw.dst)
+            && raw.via.is_some()
+            && raw.next_hop.is_none()
+            && raw.source.is_none()
+            && !raw.odd
+            && !raw.is_multipath()
+    }
+}
+
+/// Where a route out of `dev` leads.
+fn target(raw: &RawRoute, dev: IfName) -> RouteTo {
+    let v4 = matches!(raw.dst, ipnet::IpNet::V4(_));
+    match (raw.next_hop, raw.via) {
+        _ if raw.odd || raw.source.is_some() => RouteTo::Foreign(dev),
+        (Some(id), _) => RouteTo::NextHopId(id),
+        _ if raw.is_multipath() => RouteTo::Foreign(dev),
+        (None, Some(via)) => RouteTo::Gateway(NextHop {
+            via,
+            dev,
+            onlink: raw.onlink,
+        }),
+        (None, None) if v4 && raw.scope != RT_SCOPE_LINK => RouteTo::Foreign(dev),
+        (None, None) => RouteTo::Dev(dev),
+    }
+}

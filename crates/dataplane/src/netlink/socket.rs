@@ -1,0 +1,341 @@
+//! The socket for requests: many messages in one `sendmsg`, and an outcome for each.
+//!
+//! Receives never wait. The kernel works off a `sendmsg` on an rtnetlink socket before the call
+//! returns, and puts the next part of a dump into the queue before the `recv` of the part before
+//! it returns: an empty queue therefore means that an answer was lost, not that it is late.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+
+use super::uapi::*;
+use super::wire::{Attrs, Batch, Message, Messages, text, u32_at};
+
+/// Messages in one `sendmsg`, at most.
+const MOST: usize = 1_000;
+/// Bytes in one `sendmsg`, at most: the socket's send buffer is asked to be twice that.
+const MOST_BYTES: usize = 256 << 10;
+/// Asked for as the receive buffer (the kernel doubles it): room for an error about each of
+/// [`MOST`] messages, with its text.
+const RECEIVE_BUFFER: i32 = 4 << 20;
+/// What one error message with its text costs in the receive buffer, at most.
+const ERROR_COST: usize = 2_048;
+/// Dump messages come in parts of at most 32 KiB.
+const RECEIVE: usize = 64 << 10;
+/// How often a dump is begun again when its table changes under it.
+const DUMP_TRIES: usize = 4;
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Positive.
+    pub errno: i32,
+    /// The kernel's own text, if any, and that of the error number.
+    pub text: String,
+}
+
+impl Failure {
+    /// A refusal with nothing but a number.
+    pub fn errno(errno: i32) -> Failure {
+        Failure {
+            errno,
+            text: strerror(errno),
+        }
+    }
+
+    /// A refusal in our own words.
+    pub fn because(errno: i32, text: impl Into<String>) -> Failure {
+        Failure {
+            errno,
+            text: text.into(),
+        }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(err: io::Error) -> Failure {
+        match err.raw_os_error() {
+            Some(errno) => Failure::errno(errno),
+            None => Failure::because(libc::EIO, err.to_string()),
+        }
+    }
+}
+
+/// The text of an error number, without Rust's "(os error N)".
+pub fn strerror(errno: i32) -> String {
+    let text = io::Error::from_raw_os_error(errno).to_string();
+    match text.rfind(" (os error") {
+        Some(at) => text[..at].to_string(),
+        None => text,
+    }
+}
+
+/// A request socket.
+pub struct Requests {
+    socket: Socket,
+    port: u32,
+    seq: u32,
+    most: usize,
+    receive: Box<[u8]>,
+    ask: Batch,
+}
+
+impl Requests {
+    /// Opens one in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// No socket to be had.
+    pub fn open() -> io::Result<Requests> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        let port = socket.bind_auto()?.port_number();
+        // Each of these is younger than rtnetlink itself, and each can be done without: dumps are
+        // filtered here too, errors then come without text or with the whole request.
+        let _ = socket.set_cap_ack(true);
+        let _ = socket.set_ext_ack(true);
+        let _ = socket.set_netlink_get_strict_chk(true);
+        let room = grow(socket.as_raw_fd(), RECEIVE_BUFFER);
+        set_int(socket.as_raw_fd(), libc::SO_SNDBUFFORCE, MOST_BYTES as i32)
+            .or_else(|_| set_int(socket.as_raw_fd(), libc::SO_SNDBUF, MOST_BYTES as i32))?;
+        Ok(Requests {
+            socket,
+            port,
+            seq: 0,
+            most: (room / ERROR_COST).clamp(1, MOST),
+            receive: vec![0; RECEIVE].into_boxed_slice(),
+            ask: Batch::default(),
+        })
+    }
+
+    /// This socket's port: the `nlmsg_pid` of the notices that its requests cause.
+    pub fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// Whether `batch` should be sent before another message is added.
+    pub fn is_full(&self, batch: &Batch) -> bool {
+        batch.count() >= self.most || batch.bytes().len() > MOST_BYTES / 2
+    }
+
+    /// The sequence number that the next batch's first message must have, the others counting up.
+    pub fn first_seq(&self) -> u32 {
+        self.seq.wrapping_add(1)
+    }
+
+    /// Sends `batch`, whose messages are numbered from [`Requests::first_seq`], and empties it.
+    /// Calls `failed` with the position and the reason of each message that was refused or whose
+    /// fate is not known.
+    pub fn send(&mut self, batch: &mut Batch, mut failed: impl FnMut(usize, Failure)) {
+        let count = batch.count();
+        if count == 0 {
+            return;
+        }
+        let first = self.first_seq();
+        self.seq = self.seq.wrapping_add(count as u32);
+        batch.ack_last();
+        let sent = self.socket.send(batch.bytes(), 0);
+        batch.clear();
+        if let Err(err) = sent {
+            let failure = Failure::from(err);
+            return (0..count).for_each(|i| failed(i, failure.clone()));
+        }
+        // Errors come in the order of the messages, and the last message is always answered.
+        let mut known = 0;
+        let lost = loop {
+            match self.receive() {
+                Ok(bytes) => {
+                    for message in Messages(bytes).filter(|m| m.kind == NLMSG_ERROR) {
+                        let at = message.seq.wrapping_sub(first) as usize;
+                        if at >= count {
+                            continue;
+                        }
+                        known = at + 1;
+                        if let Some(failure) = refusal(&message) {
+                            failed(at, failure);
+                        }
+                    }
+                    if known == count {
+                        return;
+                    }
+                }
+                Err(err) if err.raw_os_error() == Some(libc::EINTR) => {}
+                Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(err) => break Failure::from(err),
+            }
+        };
+        // An answer was lost: what has none may have failed. To do it again harms nothing.
+        let text = format!("the kernel's answer was lost ({})", lost.text);
+        (known..count).for_each(|i| failed(i, Failure::because(libc::ENOBUFS, text.clone())));
+    }
+
+    /// Reads a whole table: `body` is the request's fixed part, `attrs` adds its filters, `each`
+    /// sees every message.
+    ///
+    /// # Errors
+    /// The kernel's refusal; or the table changed under every try.
+    pub fn dump(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        attrs: impl Fn(&mut Batch),
+        mut each: impl FnMut(&Message),
+    ) -> Result<(), Failure> {
+        for _ in 0..DUMP_TRIES {
+            if self.dump_once(kind, body, &attrs, &mut each)? {
+                return Ok(());
+            }
+        }
+        Err(Failure::because(
+            libc::EINTR,
+            "the table kept changing while it was read",
+        ))
+    }
+
+    /// Whether the table held still.
+    fn dump_once(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        attrs: impl Fn(&mut Batch),
+        mut each: impl FnMut(&Message),
+    ) -> Result<bool, Failure> {
+        let seq = self.ask(kind, NLM_F_DUMP, body, attrs)?;
+        let mut still = true;
+        loop {
+            let bytes = match self.receive() {
+                Err(err) if err.raw_os_error() == Some(libc::EINTR) => continue,
+                other => other?,
+            };
+            for message in Messages(bytes).filter(|m| m.seq == seq) {
+                still &= message.flags & NLM_F_DUMP_INTR == 0;
+                match message.kind {
+                    NLMSG_DONE => match done(&message) {
+                        Some(failure) => return Err(failure),
+                        None => return Ok(still),
+                    },
+                    NLMSG_ERROR => match refusal(&message) {
+                        Some(failure) => return Err(failure),
+                        None => return Ok(still),
+                    },
+                    _ => each(&message),
+                }
+            }
+        }
+    }
+
+    /// Asks for one object, or has one message done: `each` sees what comes before the
+    /// acknowledgement.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn call(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+        attrs: impl Fn(&mut Batch),
+        mut each: impl FnMut(&Message),
+    ) -> Result<(), Failure> {
+        let seq = self.ask(kind, flags | NLM_F_ACK, body, attrs)?;
+        loop {
+            let bytes = match self.receive() {
+                Err(err) if err.raw_os_error() == Some(libc::EINTR) => continue,
+                other => other?,
+            };
+            for message in Messages(bytes).filter(|m| m.seq == seq) {
+                match message.kind {
+                    NLMSG_ERROR => return refusal(&message).map_or(Ok(()), Err),
+                    _ => each(&message),
+                }
+            }
+        }
+    }
+
+    fn ask(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+        attrs: impl Fn(&mut Batch),
+    ) -> Result<u32, Failure> {
+        self.seq = self.seq.wrapping_add(1);
+        self.ask.clear();
+        self.ask.open(kind, flags, self.seq, body);
+        attrs(&mut self.ask);
+        self.ask.close();
+        self.socket.send(self.ask.bytes(), 0)?;
+        Ok(self.seq)
+    }
+
+    fn receive(&mut self) -> io::Result<&[u8]> {
+        let len = self
+            .socket
+            .recv(&mut &mut self.receive[..], libc::MSG_DONTWAIT)?;
+        Ok(&self.receive[..len.min(RECEIVE)])
+    }
+}
+
+/// What an `NLMSG_ERROR` says: `None` is an acknowledgement.
+fn refusal(message: &Message) -> Option<Failure> {
+    let errno = -(u32_at(message.body, 0).unwrap_or_default() as i32);
+    if errno == 0 {
+        return None;
+    }
+    // The error number, then the request: its header only if capped.
+    let request = match message.flags & NLM_F_CAPPED {
+        0 => u32_at(message.body, 4).unwrap_or(16) as usize,
+        _ => 16,
+    };
+    Some(explain(errno, message, 4 + request))
+}
+
+/// What ends a dump: its error number, then attributes.
+fn done(message: &Message) -> Option<Failure> {
+    match u32_at(message.body, 0).unwrap_or_default() as i32 {
+        0.. => None,
+        negative => Some(explain(-negative, message, 4)),
+    }
+}
+
+fn explain(errno: i32, message: &Message, attrs_at: usize) -> Failure {
+    let mut failure = Failure::errno(errno);
+    if message.flags & NLM_F_ACK_TLVS != 0 {
+        let attrs = message
+            .body
+            .get(attrs_at.next_multiple_of(4)..)
+            .unwrap_or_default();
+        let said = Attrs(attrs).find(|(kind, _)| *kind == NLMSGERR_ATTR_MSG);
+        if let Some(said) = said.and_then(|(_, v)| text(v)).filter(|s| !s.is_empty()) {
+            failure.text = format!("{} ({})", said.trim_end_matches('.'), failure.text);
+        }
+    }
+    failure
+}
+
+/// Raises a socket's receive buffer as far as we are allowed to; returns what it then is.
+pub fn grow(fd: RawFd, bytes: i32) -> usize {
+    let _ =
+        set_int(fd, libc::SO_RCVBUFFORCE, bytes).or_else(|_| set_int(fd, libc::SO_RCVBUF, bytes));
+    let (mut value, mut len) = (0i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: `value` and `len` are valid for the writes of an `int` option.
+    let done = unsafe {
+        let value = (&raw mut value).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVBUF, value, &raw mut len)
+    };
+    match done {
+        0 => value.max(0) as usize,
+        _ => 0,
+    }
+}
+
+fn set_int(fd: RawFd, option: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the option's value is one `int`, which outlives the call.
+    let done = unsafe {
+        let len = size_of::<i32>() as libc::socklen_t;
+        libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const value).cast(), len)
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
