@@ -1,2 +1,88 @@
-//! (being written)
-fn main() {}
+//! `flanneld`: see `flanneld -help`.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use flanneld::daemon::{Daemon, open_store};
+use flanneld::options::Options;
+use flanneld::status::Status;
+use flanneld::{flags, health, logging, systemd};
+use store::SettingsError;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info};
+
+/// What a wrong command line ends with; everything else that goes wrong ends with 1.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let given = match flags::parse(std::env::args().skip(1), |name| std::env::var(name).ok()) {
+        Ok(given) => given,
+        Err(error) => {
+            // Nobody to tell if this fails.
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    if given.value("version") == "true" {
+        let _ = writeln!(std::io::stdout(), "flannel-rs v{}", env!("CARGO_PKG_VERSION"));
+        return ExitCode::SUCCESS;
+    }
+    let options = match Options::from_flags(&given) {
+        Ok(options) => options,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "flanneld: {error}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    logging::start(options.verbosity, options.json_logs);
+    match start(options) {
+        Ok(code) => code,
+        Err(error) if error.downcast_ref().is_some_and(wrong_flag) => {
+            error!("{error:#}");
+            ExitCode::from(USAGE)
+        }
+        Err(error) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(options: Options) -> anyhow::Result<ExitCode> {
+    info!("flannel-rs v{}", env!("CARGO_PKG_VERSION"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        // Every step of the daemon may be dropped at its next await: files are written whole, and
+        // the kernel keeps what it was given.
+        tokio::select! {
+            ended = serve(options) => ended,
+            _ = terminate.recv() => Ok(stopped("SIGTERM")),
+            _ = interrupt.recv() => Ok(stopped("SIGINT")),
+        }
+    })
+}
+
+async fn serve(options: Options) -> anyhow::Result<ExitCode> {
+    let status = Status::default();
+    if let Some(addr) = options.healthz {
+        health::serve(addr, status.clone()).await?;
+    }
+    let store = open_store(&options)?;
+    let kernel = dataplane::Kernel::open(options.plain_routes)?;
+    Daemon::start(options, store, kernel, status).await?.run().await
+}
+
+/// Whether a store's setting is wrong as written on the command line, and not a file that it names.
+fn wrong_flag(error: &SettingsError) -> bool {
+    use SettingsError::{Endpoint, Login, NoEndpoint, Prefix};
+    matches!(error, Endpoint { .. } | NoEndpoint | Prefix(_) | Login(_))
+}
+
+fn stopped(signal: &str) -> ExitCode {
+    info!("{signal}: stopping; routes and devices stay in place");
+    systemd::stopping("stopping; routes and devices stay");
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,291 @@
+//! The daemon from its start to its end: find out who and where we are, take a subnet, then follow
+//! the store and the kernel.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use backend::{Backend, BackendError};
+use dataplane::{Dataplane, Kernel, KernelError, KernelEvent, Scope};
+use model::kernel::ROUTE_PROTOCOL;
+use model::roster::Roster;
+use model::{Dual, Host, IfName, Lease, NetConfig, Object};
+use store::{AnyStore, Claim, EtcdSettings, EtcdStore, News, SettingsError, Store, Timing};
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::cluster::Cluster;
+use crate::iface::NoIface;
+use crate::options::{Options, StoreChoice};
+use crate::reconcile::{Reconciler, log_repair};
+use crate::status::Status;
+use crate::{identity, iface, subnet_file, systemd};
+
+/// How often a configuration that no backend can be built from is read again.
+const CONFIG_AGAIN: Duration = Duration::from_secs(1);
+
+/// A daemon that has its subnet.
+pub struct Daemon {
+    options: Options,
+    config: NetConfig,
+    lease: Lease,
+    store: AnyStore,
+    cluster: Cluster,
+    reconciler: Reconciler<Kernel>,
+    status: Status,
+}
+
+impl Daemon {
+    /// Reads the configuration, chooses interface and identity, takes a subnet, makes the devices
+    /// and writes `subnet.env`. Waits for what is not there yet: the store, its configuration.
+    ///
+    /// # Errors
+    /// What waiting does not mend: no such interface, a full pool, a file that cannot be written.
+    pub async fn start(options: Options, mut store: AnyStore, mut kernel: Kernel, status: Status) -> anyhow::Result<Daemon> {
+        let previous = subnet_file::previous(&options.subnet_file);
+        let (config, host, backend) = settle(&options, &mut store).await?;
+        let claim = Claim { attrs: backend.lease_attrs(), previous };
+        let lease = store.acquire(&config, &claim).await?;
+        info!("lease {} acquired, backend {}", lease.key, backend.kind());
+
+        let mut scope = scope(&config, &host, &*backend);
+        scope.take_over = previous.is_some() && !ran_here(&mut kernel, &scope).await?;
+        let mut roster = Roster::new(&config, backend.kind(), backend.identities());
+        roster.set_own(lease.key, host.public_ip);
+        let mut reconciler = Reconciler::new(kernel, scope);
+        reconciler.want(backend.node(&lease, &host));
+        reconciler.pass().await;
+
+        let daemon = Daemon {
+            cluster: Cluster::new(roster, backend, host),
+            options,
+            config,
+            lease,
+            store,
+            reconciler,
+            status,
+        };
+        daemon.write_subnet_file()?;
+        daemon.status.set_started();
+        systemd::ready(&format!("subnet {}, backend {}", daemon.lease.key, daemon.cluster.backend().kind()));
+        Ok(daemon)
+    }
+
+    /// Follows the store and the kernel until the lease is lost.
+    ///
+    /// # Errors
+    /// `subnet.env` has to change and cannot be written.
+    pub async fn run(mut self) -> anyhow::Result<ExitCode> {
+        let watchdog = systemd::watchdog_period();
+        let mut bark = Instant::now();
+        loop {
+            let mut due = self.reconciler.due();
+            if let Some(period) = watchdog {
+                if Instant::now() >= bark {
+                    systemd::alive();
+                    bark = Instant::now() + period;
+                }
+                due = due.min(bark);
+            }
+            let repairing = tokio::select! {
+                biased;
+                event = self.reconciler.event() => self.kernel_news(event).await?,
+                news = self.store.news() => {
+                    if let Some(reason) = self.store_news(news) {
+                        error!("lease {} is lost: {reason}; stopping, so that the supervisor starts a new daemon", self.lease.key);
+                        systemd::stopping("the lease is lost");
+                        return Ok(ExitCode::FAILURE);
+                    }
+                    false
+                }
+                () = tokio::time::sleep_until(due) => false,
+            };
+            self.pass(repairing).await;
+        }
+    }
+
+    async fn pass(&mut self, repairing: bool) {
+        let began = std::time::Instant::now();
+        let pass = self.reconciler.pass().await;
+        if repairing {
+            log_repair(&pass, began.elapsed());
+        }
+        self.status.set_devices_missing(!self.reconciler.devices_in_sync());
+        let (peers, refused_leases) = self.cluster.counts();
+        let (routes, parked) = (self.reconciler.routes_desired(), self.reconciler.parked());
+        self.status.update(|n| {
+            (n.peers, n.refused_leases, n.routes, n.parked) = (peers, refused_leases, routes, parked);
+            n.written += pass.put as u64;
+            n.deleted += pass.deleted as u64;
+            n.refused += pass.refused as u64;
+            n.repaired += if repairing { (pass.put + pass.deleted) as u64 } else { 0 };
+        });
+    }
+
+    /// Takes in what the store told. Returns why the lease is lost, if it is.
+    fn store_news(&mut self, news: News) -> Option<String> {
+        self.reconciler.set_may_delete(news.complete);
+        self.status.set_store_away(!news.complete);
+        self.cluster.take(news.leases, &mut self.reconciler);
+        news.revoked
+    }
+
+    /// Takes in what the kernel told, and whatever else it has to tell just now. Returns whether
+    /// something of ours was changed by somebody else.
+    async fn kernel_news(&mut self, first: KernelEvent) -> anyhow::Result<bool> {
+        let mut next = Some(first);
+        let (mut repairing, mut host_changed) = (false, false);
+        while let Some(event) = next {
+            host_changed |= event == KernelEvent::HostChanged;
+            repairing |= self.reconciler.note(event);
+            next = tokio::select! {
+                biased;
+                event = self.reconciler.event() => Some(event),
+                () = std::future::ready(()) => None,
+            };
+        }
+        if host_changed {
+            self.host_changed().await?;
+        }
+        Ok(repairing)
+    }
+
+    /// The host's interface is not what it was: new tunnels, a new public address, another MTU.
+    async fn host_changed(&mut self) -> anyhow::Result<()> {
+        let host = match find_host(&self.options, &self.config) {
+            Ok(host) => host,
+            Err(problem) => {
+                let text = problem.to_string();
+                if self.status.set_host_problem(Some(text.clone())) {
+                    warn!("{text}; keeping what is there");
+                }
+                return Ok(());
+            }
+        };
+        if self.status.set_host_problem(None) {
+            info!("interface {} is usable again", host.iface);
+        }
+        if host == *self.cluster.host() {
+            return Ok(());
+        }
+        let backend = match build(&self.config, &host, Some(&self.lease)) {
+            Ok(backend) => backend,
+            Err(error) => {
+                warn!("after a change of interface {}: {error}; keeping what is there", host.iface);
+                return Ok(());
+            }
+        };
+        info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
+        let old = self.cluster.backend().node(&self.lease, self.cluster.host());
+        self.reconciler.unwant(&old);
+        self.reconciler.want(backend.node(&self.lease, &host));
+        self.reconciler.set_scope(scope(&self.config, &host, &*backend));
+        let attrs = backend.lease_attrs();
+        self.cluster.rebuild(backend, host, &mut self.reconciler);
+        if attrs != self.lease.attrs {
+            self.lease.attrs = attrs.clone();
+            self.store.publish(attrs).await;
+        }
+        self.write_subnet_file()
+    }
+
+    fn write_subnet_file(&self) -> anyhow::Result<()> {
+        let mtu = self.cluster.backend().mtu();
+        let text = subnet_file::render(&self.config, &self.lease.key, mtu, self.options.ip_masq);
+        subnet_file::write(&self.options.subnet_file, &text)?;
+        info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
+        Ok(())
+    }
+}
+
+/// A configuration, and a host and a backend that go with it. A configuration that the backend
+/// refuses is read again until somebody mends it.
+async fn settle(options: &Options, store: &mut AnyStore) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
+    let mut told = String::new();
+    loop {
+        let config = store.config().await;
+        let host = find_host(options, &config)?;
+        let own = store.own(&host.public_ip).await;
+        match build(&config, &host, own.as_ref()) {
+            Ok(backend) => {
+                for key in &config.unknown {
+                    warn!("network configuration: key {key} is unknown and ignored");
+                }
+                for warning in backend.warnings() {
+                    warn!("network configuration: {warning}");
+                }
+                info!("using interface {} (MTU {}){}", host.iface, host.mtu, addresses(&host.public_ip));
+                return Ok((config, host, backend));
+            }
+            Err(error) if !in_config(&error) => return Err(error.into()),
+            Err(error) => {
+                let text = error.to_string();
+                if text != told {
+                    warn!("network configuration: {text}; reading it again every second until it can be used");
+                    told = text;
+                }
+                tokio::time::sleep(CONFIG_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Whether the fault lies in the network configuration, which somebody may mend while we wait; the
+/// other faults lie in this machine or its flags.
+fn in_config(error: &BackendError) -> bool {
+    use BackendError::{Config, DeviceName, NotYet, Unknown};
+    matches!(error, Config(_) | Unknown(_) | NotYet(_) | DeviceName { .. })
+}
+
+/// Whether the kernel holds routes that carry our mark: then it was us who ran here last.
+async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool, KernelError> {
+    let mut ours = false;
+    kernel.set_scope(scope.clone());
+    let mut look = |object| match object {
+        Object::NextHop(..) => ours = true,
+        Object::Route(_, route) => ours |= route.protocol == ROUTE_PROTOCOL,
+        _ => {}
+    };
+    kernel.observe(&mut look).await?;
+    Ok(ours)
+}
+
+fn find_host(options: &Options, config: &NetConfig) -> Result<Host, NoIface> {
+    let view = iface::View::gather(&options.iface).map_err(|error| NoIface::Kernel(error.to_string()))?;
+    iface::choose(&options.iface, &options.public_ip, config, &view)
+}
+
+fn build(config: &NetConfig, host: &Host, own: Option<&Lease>) -> Result<Box<dyn Backend>, BackendError> {
+    // A kernel that does not answer has no device of ours to go by; what it refuses is told later.
+    let mac_of = |name: &IfName| dataplane::host::standing(name).ok().flatten().and_then(|device| device.mac);
+    let identity = identity::choose(config, host, own, mac_of)?;
+    backend::new(config, host, &identity)
+}
+
+fn scope(config: &NetConfig, host: &Host, backend: &dyn Backend) -> Scope {
+    Scope {
+        devices: backend.devices(),
+        iface: host.iface,
+        network: config.pools.map(|_, pool| pool.network),
+        subnet_len: config.pools.map(|_, pool| pool.subnet_len),
+        take_over: false,
+    }
+}
+
+fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
+    ips.iter().map(|(_, ip)| format!(", public address {ip}")).collect()
+}
+
+/// Opens the store that the flags name.
+///
+/// # Errors
+/// Settings that no waiting mends: a certificate that cannot be read, an endpoint that is none.
+pub fn open_store(options: &Options) -> Result<AnyStore, SettingsError> {
+    let timing = Timing { margin: options.renew_margin, ..Timing::default() };
+    match &options.store {
+        StoreChoice::Etcd(settings) => {
+            let settings = EtcdSettings { timing, ..settings.clone() };
+            Ok(AnyStore::Etcd(EtcdStore::new(settings)?))
+        }
+        StoreChoice::Directory(_) => Err(SettingsError::NoEndpoint), // TODO directory
+    }
+}

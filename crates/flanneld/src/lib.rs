@@ -1,0 +1,24 @@
+//! The node daemon: store → desired state → diff → kernel.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`flags`], [`options`] | the command line, and what it means |
+//! | [`iface`], [`identity`] | where this node is, and who |
+//! | [`cluster`] | the other nodes, and what the kernel must hold for them |
+//! | [`reconcile`] | desired against observed, written to the kernel |
+//! | [`subnet_file`] | `subnet.env` |
+//! | [`daemon`] | the order of it all |
+//! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
+
+pub mod cluster;
+pub mod daemon;
+pub mod flags;
+pub mod health;
+pub mod identity;
+pub mod iface;
+pub mod logging;
+pub mod options;
+pub mod reconcile;
+pub mod status;
+pub mod subnet_file;
+pub mod systemd;

@@ -1,0 +1,221 @@
+//! What the flags mean: checked values, or one message that names the flag, the value and what is
+//! expected.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use model::Dual;
+use regex_lite::Regex;
+
+use crate::flags::Given;
+
+/// A flag that cannot be used as given. Exit status 2.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct UsageError(String);
+
+/// Everything the daemon was told.
+pub struct Options {
+    /// Where leases live.
+    pub store: StoreChoice,
+    /// Which interface to use.
+    pub iface: IfaceChoice,
+    /// `-public-ip`, `-public-ipv6`.
+    pub public_ip: Dual<IpAddr>,
+    /// `-subnet-file`.
+    pub subnet_file: PathBuf,
+    /// `-subnet-lease-renew-margin`.
+    pub renew_margin: Duration,
+    /// `-ip-masq`.
+    pub ip_masq: bool,
+    /// `-healthz-ip` and `-healthz-port`, unless off.
+    pub healthz: Option<SocketAddr>,
+    /// `-v`.
+    pub verbosity: u8,
+    /// `-log-format json`.
+    pub json_logs: bool,
+    /// Write plain routes even where the kernel has next-hop objects.
+    pub plain_routes: bool,
+}
+
+/// Where leases live.
+pub enum StoreChoice {
+    /// etcd, as these settings say.
+    Etcd(store::EtcdSettings),
+    /// Files below a directory.
+    Directory(PathBuf),
+}
+
+/// Which interface carries traffic to the other nodes.
+#[derive(Default)]
+pub struct IfaceChoice {
+    /// `-iface`: names or addresses, in order.
+    pub exact: Vec<String>,
+    /// `-iface-regex`, in order.
+    pub regex: Vec<Regex>,
+    /// `-iface-can-reach`.
+    pub can_reach: Option<IpAddr>,
+}
+
+impl IfaceChoice {
+    /// No flag was given: the default route decides.
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.regex.is_empty() && self.can_reach.is_none()
+    }
+}
+
+impl Options {
+    /// Gives the flags their meaning.
+    ///
+    /// # Errors
+    /// The first flag that cannot be used as given.
+    pub fn from_flags(given: &Given) -> Result<Options, UsageError> {
+        refuse_what_is_to_come(given)?;
+        let margin = number(given, "subnet-lease-renew-margin", "minutes from 1 to 1439", 1..=1439)?;
+        number(given, "iptables-resync", "seconds, at least 1", 1..=u64::from(u32::MAX))?;
+        for flag in ["iptables-forward-rules", "ip-masq-fully-random-disable", "set-node-network-unavailable"] {
+            boolean(given, flag)?;
+        }
+        Ok(Options {
+            store: store_choice(given)?,
+            iface: iface_choice(given)?,
+            public_ip: Dual {
+                v4: optional(given, "public-ip", "an IPv4 address")?.map(|ip: Ipv4Addr| ip.into()),
+                v6: optional(given, "public-ipv6", "an IPv6 address")?.map(|ip: Ipv6Addr| ip.into()),
+            },
+            subnet_file: path(given, "subnet-file")?,
+            renew_margin: Duration::from_secs(margin * 60),
+            ip_masq: boolean(given, "ip-masq")?,
+            healthz: healthz(given)?,
+            verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
+            json_logs: match given.value("log-format") {
+                "text" => false,
+                "json" => true,
+                _ => return Err(wrong(given, "log-format", "text or json")),
+            },
+            plain_routes: boolean(given, "plain-routes")?,
+        })
+    }
+}
+
+/// Flags that are known and would change what the daemon does, were they in this version.
+fn refuse_what_is_to_come(given: &Given) -> Result<(), UsageError> {
+    for flag in ["kube-subnet-mgr", "ip-masq", "ip-blackhole-route"] {
+        if boolean(given, flag)? {
+            return Err(UsageError(format!("{}: not in this version of flannel-rs", given.spelled(flag))));
+        }
+    }
+    Ok(())
+}
+
+fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
+    if !given.value("store-dir").is_empty() {
+        return Ok(StoreChoice::Directory(path(given, "store-dir")?));
+    }
+    let text = |flag| Some(given.value(flag)).filter(|value| !value.is_empty());
+    let settings = store::EtcdSettings {
+        endpoints: given.value("etcd-endpoints").to_owned(),
+        prefix: given.value("etcd-prefix").to_owned(),
+        cafile: text("etcd-cafile").map(PathBuf::from),
+        certfile: text("etcd-certfile").map(PathBuf::from),
+        keyfile: text("etcd-keyfile").map(PathBuf::from),
+        username: text("etcd-username").map(str::to_owned),
+        password: text("etcd-password").map(store::Secret::new),
+        password_file: text("etcd-password-file").map(PathBuf::from),
+        timing: store::Timing::default(),
+    };
+    Ok(StoreChoice::Etcd(settings))
+}
+
+fn iface_choice(given: &Given) -> Result<IfaceChoice, UsageError> {
+    let regex = given.values("iface-regex").into_iter().map(|pattern| {
+        Regex::new(pattern).map_err(|e| UsageError(format!("-iface-regex {pattern}: no regular expression: {e}")))
+    });
+    Ok(IfaceChoice {
+        exact: given.values("iface").into_iter().map(str::to_owned).collect(),
+        regex: regex.collect::<Result<_, _>>()?,
+        can_reach: optional(given, "iface-can-reach", "an IP address")?,
+    })
+}
+
+fn healthz(given: &Given) -> Result<Option<SocketAddr>, UsageError> {
+    let port = number(given, "healthz-port", "a port from 0 to 65535", 0..=65535)? as u16;
+    let ip: Option<IpAddr> = optional(given, "healthz-ip", "an IP address")?;
+    Ok(ip.filter(|_| port != 0).map(|ip| SocketAddr::new(ip, port)))
+}
+
+fn wrong(given: &Given, flag: &'static str, expected: &str) -> UsageError {
+    UsageError(format!("{}: expected {expected}", given.spelled(flag)))
+}
+
+fn path(given: &Given, flag: &'static str) -> Result<PathBuf, UsageError> {
+    match given.value(flag) {
+        "" => Err(wrong(given, flag, "a path")),
+        path => Ok(path.into()),
+    }
+}
+
+fn optional<T: std::str::FromStr>(given: &Given, flag: &'static str, expected: &str) -> Result<Option<T>, UsageError> {
+    match given.value(flag) {
+        "" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| wrong(given, flag, expected)),
+    }
+}
+
+fn number(
+    given: &Given,
+    flag: &'static str,
+    expected: &str,
+    range: std::ops::RangeInclusive<u64>,
+) -> Result<u64, UsageError> {
+    let number = given.value(flag).parse().ok().filter(|n| range.contains(n));
+    number.ok_or_else(|| wrong(given, flag, expected))
+}
+
+/// What Go takes for a boolean.
+fn boolean(given: &Given, flag: &'static str) -> Result<bool, UsageError> {
+    match given.value(flag) {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(wrong(given, flag, "true or false")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(args: &[&str]) -> Result<Options, UsageError> {
+        let given = crate::flags::parse(args.iter().map(|s| (*s).to_owned()), |_| None).unwrap();
+        Options::from_flags(&given)
+    }
+
+    #[test]
+    fn defaults_are_the_contract_s() {
+        let o = options(&[]).unwrap();
+        let StoreChoice::Etcd(etcd) = &o.store else { panic!("no etcd") };
+        assert_eq!(etcd.endpoints, "http://127.0.0.1:4001,http://127.0.0.1:2379");
+        assert_eq!(etcd.prefix, "/coreos.com/network");
+        assert_eq!(o.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
+        assert_eq!(o.renew_margin, Duration::from_secs(3600));
+        assert!(o.healthz.is_none() && !o.ip_masq);
+    }
+
+    #[test]
+    fn a_refusal_names_flag_value_and_expectation() {
+        for (arg, message) in [
+            ("-subnet-lease-renew-margin=0", "-subnet-lease-renew-margin 0: expected minutes from 1 to 1439"),
+            ("-subnet-lease-renew-margin=1440", "-subnet-lease-renew-margin 1440: expected minutes from 1 to 1439"),
+            ("-public-ip=fd00::1", "-public-ip fd00::1: expected an IPv4 address"),
+            ("-healthz-port=65536", "-healthz-port 65536: expected a port from 0 to 65535"),
+            ("-iface-can-reach=x", "-iface-can-reach x: expected an IP address"),
+            ("-iptables-forward-rules=maybe", "-iptables-forward-rules maybe: expected true or false"),
+            ("-log-format=xml", "-log-format xml: expected text or json"),
+            ("-kube-subnet-mgr", "-kube-subnet-mgr true: not in this version of flannel-rs"),
+        ] {
+            assert_eq!(options(&[arg]).err().unwrap().to_string(), message);
+        }
+        assert!(options(&["-iface-regex=("]).err().unwrap().to_string().starts_with("-iface-regex (: no regular"));
+    }
+}

@@ -1,0 +1,141 @@
+//! What the daemon says of itself: to `/readyz`, to `/metrics`, to systemd. Written by the main
+//! loop, read by the health server.
+
+use std::cell::RefCell;
+use std::fmt::Write;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How long the store may be away before the node is called not ready: its packets still flow, but
+/// it learns of no change.
+pub const STORE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The daemon's state, shared between the main loop and the health server (one thread).
+#[derive(Clone, Default)]
+pub struct Status(Rc<RefCell<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    started: bool,
+    store_away_since: Option<Instant>,
+    devices_missing: bool,
+    host_problem: Option<String>,
+    numbers: Numbers,
+}
+
+/// The figures of `/metrics`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Numbers {
+    /// Leases of other nodes that are in use.
+    pub peers: usize,
+    /// Leases of other nodes that cannot be used.
+    pub refused_leases: usize,
+    /// Routes that should be there.
+    pub routes: usize,
+    /// Operations that the kernel refused and are still needed.
+    pub parked: usize,
+    /// Kernel objects written since the start.
+    pub written: u64,
+    /// Kernel objects deleted since the start.
+    pub deleted: u64,
+    /// Kernel objects put right because somebody else had changed them, since the start.
+    pub repaired: u64,
+    /// Operations refused by the kernel since the start.
+    pub refused: u64,
+}
+
+impl Status {
+    /// The subnet file is written and the devices stand.
+    pub fn set_started(&self) {
+        self.0.borrow_mut().started = true;
+    }
+
+    /// Whether the store answers.
+    pub fn set_store_away(&self, away: bool) {
+        let mut inner = self.0.borrow_mut();
+        match away {
+            true => drop(inner.store_away_since.get_or_insert_with(Instant::now)),
+            false => inner.store_away_since = None,
+        }
+    }
+
+    /// Whether our devices are as they should be.
+    pub fn set_devices_missing(&self, missing: bool) {
+        self.0.borrow_mut().devices_missing = missing;
+    }
+
+    /// What is wrong with the host's interface, if anything. Returns whether that is news.
+    pub fn set_host_problem(&self, problem: Option<String>) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let news = inner.host_problem != problem;
+        inner.host_problem = problem;
+        news
+    }
+
+    /// Changes the figures.
+    pub fn update(&self, change: impl FnOnce(&mut Numbers)) {
+        change(&mut self.0.borrow_mut().numbers);
+    }
+
+    /// Why the node is not ready; empty when it is.
+    pub fn problems(&self) -> Vec<String> {
+        let inner = self.0.borrow();
+        let mut problems = Vec::new();
+        if !inner.started {
+            problems.push("starting: no subnet yet".to_owned());
+        }
+        if let Some(since) = inner.store_away_since.filter(|since| since.elapsed() > STORE_PATIENCE) {
+            problems.push(format!("the store has been away for {} s", since.elapsed().as_secs()));
+        }
+        if inner.started && inner.devices_missing {
+            problems.push("a flannel device is missing and cannot be made".to_owned());
+        }
+        problems.extend(inner.host_problem.clone());
+        problems
+    }
+
+    /// The figures in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let ready = self.problems().is_empty();
+        let inner = self.0.borrow();
+        let n = &inner.numbers;
+        let mut text = String::new();
+        let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
+            let _ = writeln!(text, "# HELP flannel_{name} {help}\n# TYPE flannel_{name} {kind}\nflannel_{name} {value}");
+        };
+        metric("ready", "gauge", "1 when the node is ready", ready.into());
+        metric("store_up", "gauge", "1 when the store answers", inner.store_away_since.is_none().into());
+        metric("peers", "gauge", "Leases of other nodes in use", n.peers as u64);
+        metric("refused_leases", "gauge", "Leases of other nodes that cannot be used", n.refused_leases as u64);
+        metric("routes", "gauge", "Routes that this node should hold", n.routes as u64);
+        metric("kernel_pending_operations", "gauge", "Operations the kernel refused, still needed", n.parked as u64);
+        metric("kernel_writes_total", "counter", "Kernel objects written", n.written);
+        metric("kernel_deletes_total", "counter", "Kernel objects deleted", n.deleted);
+        metric("kernel_repairs_total", "counter", "Kernel objects put right after others changed them", n.repaired);
+        metric("kernel_refusals_total", "counter", "Operations refused by the kernel", n.refused);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_comes_and_goes() {
+        let status = Status::default();
+        assert_eq!(status.problems(), ["starting: no subnet yet"]);
+        status.set_started();
+        assert!(status.problems().is_empty());
+        status.set_devices_missing(true);
+        assert_eq!(status.problems().len(), 1);
+        status.set_devices_missing(false);
+        status.set_store_away(true);
+        assert!(status.problems().is_empty(), "a short absence is none");
+        status.0.borrow_mut().store_away_since = Instant::now().checked_sub(STORE_PATIENCE * 2);
+        assert!(status.problems()[0].starts_with("the store has been away"));
+        status.set_store_away(false);
+        assert!(status.problems().is_empty());
+        assert!(status.metrics().contains("\nflannel_ready 1\n"));
+    }
+}

@@ -1,0 +1,126 @@
+//! `subnet.env`: what container runtimes, the CNI plugin and `mk-docker-opts.sh` read.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use model::{Dual, NetConfig, SubnetKey, subnet};
+
+/// The subnet file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("-subnet-file {path}: {what}: {error}", path = path.display())]
+pub struct SubnetFileError {
+    path: PathBuf,
+    what: &'static str,
+    error: io::Error,
+}
+
+/// The text of `subnet.env`.
+pub fn render(config: &NetConfig, key: &SubnetKey, mtu: u32, ip_masq: bool) -> String {
+    let mut text = String::new();
+    for (family, pool) in config.pools.iter() {
+        let infix = match family {
+            model::Family::V4 => "",
+            model::Family::V6 => "IPV6_",
+        };
+        if let Some(net) = key.nets().get(family) {
+            text += &format!("FLANNEL_{infix}NETWORK={}\n", pool.network);
+            text += &format!("FLANNEL_{infix}SUBNET={}\n", subnet::gateway(net));
+        }
+    }
+    text + &format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={ip_masq}\n")
+}
+
+/// Writes the file so that a reader sees the old one or the new one whole: a temporary file beside
+/// it, mode 0644, renamed. Makes the directory. Does nothing where the file is so already.
+///
+/// # Errors
+/// Names the flag, the path and what could not be done.
+pub fn write(path: &Path, text: &str) -> Result<(), SubnetFileError> {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    let error = |what| move |error| SubnetFileError { path: path.to_owned(), what, error };
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(dir).map_err(error("cannot make its directory"))?;
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = dir.join(name);
+    let written = write_new(&temporary, text).and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written.map_err(error("cannot write"))
+}
+
+fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    // The umask does not decide who may read it.
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+/// The subnet that an older file names, if there is one: taken again if it is still free.
+pub fn previous(path: &Path) -> Option<SubnetKey> {
+    let text = fs::read_to_string(path).ok()?;
+    let net = |key: &str| {
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
+        let first = line.trim().trim_matches('"').split(',').next()?;
+        first.trim().parse::<IpNet>().ok()
+    };
+    SubnetKey::new(Dual { v4: net("FLANNEL_SUBNET"), v6: net("FLANNEL_IPV6_SUBNET") })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_text_is_the_contract_s() {
+        let json = r#"{"Network":"172.30.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#;
+        let config = NetConfig::from_json(json).unwrap();
+        let key = "172.30.80.0-24&fd00:0:0:1::-64".parse().unwrap();
+        assert_eq!(
+            render(&config, &key, 1450, true),
+            "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.80.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\n\
+             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        );
+    }
+
+    #[test]
+    fn a_written_file_reads_back_and_leaves_no_temporary() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b/subnet.env");
+        write(&path, "FLANNEL_NETWORK=10.0.0.0/8,10.1.0.0/16\nFLANNEL_SUBNET=172.30.80.1/24\n").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(previous(&path), Some("172.30.80.0-24".parse().unwrap()));
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_broken_old_file_names_no_subnet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        for text in ["", "FLANNEL_SUBNET=\n", "FLANNEL_SUBNET=10.0.0.1\n", "\u{0}", "FLANNEL_SUBNET=fd00::1/64\n"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(previous(&path), None, "{text:?}");
+        }
+        assert_eq!(previous(&dir.path().join("none")), None);
+    }
+
+    #[test]
+    fn an_impossible_path_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = write(&dir.path().join("file/subnet.env"), "x").unwrap_err().to_string();
+        assert!(error.starts_with("-subnet-file ") && error.contains("file/subnet.env"), "{error}");
+    }
+}
