@@ -25,7 +25,7 @@ struct Known<V> {
     told: bool,
 }
 
-impl<V: PartialEq> Catalog<V> {
+impl<V> Catalog<V> {
     pub(crate) fn new(feed: Arc<Feed>) -> Catalog<V> {
         Catalog {
             known: BTreeMap::new(),
@@ -39,10 +39,10 @@ impl<V: PartialEq> Catalog<V> {
         self.round = self.round.wrapping_add(1);
     }
 
-    /// Whether `key` is known in just this `version`; if so it need not be read again.
-    pub(crate) fn has(&mut self, key: &SubnetKey, version: &V) -> bool {
+    /// Whether `key` is there as it is known already; if so it need not be read again.
+    pub(crate) fn has(&mut self, key: &SubnetKey, unchanged: impl Fn(&V) -> bool) -> bool {
         match self.known.get_mut(key) {
-            Some(known) if known.version == *version => {
+            Some(known) if unchanged(&known.version) => {
                 known.round = self.round;
                 true
             }
@@ -92,11 +92,6 @@ impl<V: PartialEq> Catalog<V> {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&SubnetKey, &V)> {
         self.known.iter().map(|(key, known)| (key, &known.version))
     }
-
-    /// The feed that is told.
-    pub(crate) fn feed(&self) -> &Arc<Feed> {
-        &self.feed
-    }
 }
 
 #[cfg(test)]
@@ -135,7 +130,7 @@ mod tests {
         );
         assert_eq!(catalog.taken().count(), 3, "but its subnet is taken");
         catalog.begin();
-        assert!(catalog.has(&a.key, &1));
+        assert!(catalog.has(&a.key, |version| *version == 1));
         catalog.sweep();
         feed.flush();
         let news = feed.news().await.leases;

@@ -5,8 +5,9 @@
 //! | [`etcd`] | leases in etcd |
 //! | [`feed`] | news on its way to the daemon, the last state of each lease only |
 //! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
-//! | [`claim`] | which subnet to take |
+//! | [`claim`] | taking a subnet, whatever the store |
 //! | [`tenure`] | what to do when two nodes publish one public address |
+//! | [`presence`] | whether the store is there, as the daemon is told |
 //! | [`backoff`], [`patience`], [`complaints`] | waiting, and saying it once |
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ mod complaints;
 pub mod etcd;
 mod feed;
 mod patience;
+mod presence;
 mod tenure;
 
 pub use any::AnyStore;

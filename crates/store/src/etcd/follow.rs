@@ -10,16 +10,18 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::client::{Client, Failure, Watch};
-use super::holding::Holding;
+use super::acquire::Mark;
+use super::holding::{Holding, Term};
 use super::keyspace::Keyspace;
-use super::listing::{Candidate, Listing, Position};
+use super::listing::{Listing, Position};
 use super::proto::{KeyValue, RangeRequest, RangeResponse, WatchCreate, WatchResponse, path};
 use crate::Timing;
 use crate::backoff::Backoff;
 use crate::catalog::Catalog;
-use crate::claim::same_node;
+use crate::claim::{Candidate, same_node};
 use crate::complaints::{Complaints, Waiting};
 use crate::feed::Feed;
+use crate::presence::Presence;
 
 /// etcd confirms a watch at once.
 const CONFIRM: std::time::Duration = std::time::Duration::from_secs(10);
@@ -37,7 +39,9 @@ pub(super) struct Follower {
     pub waiting: Waiting,
     /// Our public addresses: leases with them are ours.
     pub public_ip: Dual<IpAddr>,
-    pub candidates: Vec<Candidate>,
+    pub candidates: Vec<Candidate<Mark>>,
+    /// An etcd lease for a key that is about to be created.
+    pub granted: Option<Term>,
     /// `None`: nothing is being listed.
     pub listing: Option<Listing>,
     /// `None`: not everything is known.
@@ -55,8 +59,7 @@ pub(super) struct Follower {
     pub wish: watch::Receiver<Option<LeaseAttrs>>,
     /// A watch has run before: what follows must join up with it.
     interrupted: bool,
-    /// Since when etcd is away.
-    away: Option<Instant>,
+    presence: Presence,
 }
 
 /// Why a watch ended.
@@ -93,6 +96,7 @@ impl Follower {
             waiting: Waiting::default(),
             public_ip: Dual::default(),
             candidates: Vec::new(),
+            granted: None,
             listing: None,
             position: None,
             holding: None,
@@ -102,7 +106,7 @@ impl Follower {
             sweep_at: None,
             wish,
             interrupted: false,
-            away: None,
+            presence: Presence::new("etcd"),
         }
     }
 
@@ -125,33 +129,10 @@ impl Follower {
                 }
                 // The end of a connection is no outage yet: the next one may follow at once.
                 End::Failed(failure) if joined => debug!("etcd: {failure}"),
-                End::Failed(failure) => self.is_away(&failure.to_string()),
+                End::Failed(failure) => self.presence.away(&self.feed, &failure.to_string()),
             }
             backoff.wait().await;
         }
-    }
-
-    fn is_away(&mut self, reason: &str) {
-        self.feed.set_complete(false);
-        self.feed.flush();
-        if self.away.is_none() {
-            self.away = Some(Instant::now());
-            warn!("etcd is away: {reason}; going on with what is known");
-        } else {
-            debug!("etcd is still away: {reason}");
-        }
-    }
-
-    fn is_back(&mut self, watch: &Watch) {
-        if let Some(since) = self.away.take() {
-            info!(
-                "etcd is back after {:.1} s: {}",
-                since.elapsed().as_secs_f64(),
-                watch.endpoint()
-            );
-        }
-        self.feed.set_complete(true);
-        self.feed.flush();
     }
 
     /// From one connection to its end.
@@ -172,7 +153,7 @@ impl Follower {
         self.interrupted = true;
         let mut watch = self.open_watch().await?;
         *joined = true;
-        self.is_back(&watch);
+        self.presence.back(&self.feed, &watch.endpoint().to_string());
         self.do_chores().await?;
         loop {
             let chore = [self.next_chore(), self.sweep_at]

@@ -10,7 +10,6 @@ use tracing::{info, warn};
 use super::client::Failure;
 use super::follow::Follower;
 use super::keyspace::Keyspace;
-use super::listing::Candidate;
 use super::proto::{KeyValue, LeaseGrantRequest, LeaseId, LeaseResponse, Nothing, path};
 use super::txn::{self, Outcome, Write};
 use crate::claim::{addresses, same_node};
@@ -340,46 +339,5 @@ impl Follower {
         self.holding = None;
         self.feed.revoke(reason);
         self.feed.flush();
-    }
-
-    /// Writes our attributes under a key that we have from before.
-    ///
-    /// Returns `None` when the key changed meanwhile.
-    pub(super) async fn adopt(
-        &mut self,
-        old: Candidate,
-        attrs: &LeaseAttrs,
-    ) -> Result<Option<Lease>, Failure> {
-        let mut term = match old.etcd_lease {
-            0 => None,
-            id => match self.take_over(id).await? {
-                Some(term) => Some(term),
-                None => Some(self.grant().await?),
-            },
-        };
-        loop {
-            let write = write(
-                &self.keys,
-                &old.key,
-                attrs,
-                term.map_or(0, |term| term.etcd_lease),
-            );
-            match txn::update(&self.client, &write, old.mod_revision).await {
-                Ok(Outcome::Done(revision, _)) => {
-                    return Ok(Some(self.hold(Holding {
-                        key: old.key,
-                        attrs: attrs.clone(),
-                        create_revision: old.create_revision,
-                        mod_revision: revision,
-                        term,
-                        tenure: Tenure::adopted(),
-                        unanswered: None,
-                    })));
-                }
-                Ok(Outcome::Differs(_)) => return Ok(None),
-                Err(Failure::NoLease) => term = Some(self.grant().await?),
-                Err(failure) => return Err(failure),
-            }
-        }
     }
 }

@@ -7,9 +7,11 @@ use model::{Lease, LeaseAttrs, SubnetKey};
 use tokio::task::JoinHandle;
 use tracing::warn;
 
+use super::acquire::Mark;
 use super::client::{Client, Failure};
 use super::follow::Follower;
 use super::proto::{KeyValue, RangeRequest, RangeResponse, path};
+use crate::claim::{Candidate, same_node, twin};
 
 /// Keys in a page: 15,000 leases are three requests, and a page takes about a megabyte.
 const PAGE: i64 = 5200;
@@ -42,16 +44,6 @@ impl Drop for Coming {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// A key whose owner publishes our public address.
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    pub key: SubnetKey,
-    pub attrs: LeaseAttrs,
-    pub create_revision: i64,
-    pub mod_revision: i64,
-    pub etcd_lease: i64,
 }
 
 impl Listing {
@@ -117,27 +109,6 @@ impl Follower {
         self.catalog.begin();
     }
 
-    /// The lease that was published with our public addresses before; the oldest of several.
-    /// Reads only as many pages as it takes to find one.
-    pub(super) async fn find_own(&mut self) -> Result<Option<Lease>, Failure> {
-        if self.listing.is_none() && self.position.is_none() {
-            self.list_anew();
-        }
-        loop {
-            if let Some(old) = self.candidates.iter().min_by_key(|old| old.create_revision) {
-                return Ok(Some(Lease {
-                    key: old.key,
-                    attrs: old.attrs.clone(),
-                    seniority: u64::try_from(old.create_revision).unwrap_or(0),
-                }));
-            }
-            if self.listing.is_none() {
-                return Ok(None);
-            }
-            self.read_page().await?;
-        }
-    }
-
     /// Reads one page, if there is one left. At the end of the last one the position is set.
     pub(super) async fn read_page(&mut self) -> Result<(), Failure> {
         let Some(listing) = &mut self.listing else {
@@ -179,20 +150,14 @@ impl Follower {
         if self.holding.as_ref().is_some_and(|own| own.key == key) {
             self.own_seen = Some(kv.clone());
         }
-        if self.catalog.has(&key, &kv.mod_revision) {
+        if self.catalog.has(&key, |revision| *revision == kv.mod_revision) {
             return Some(key);
         }
         let lease = match LeaseAttrs::from_json(&kv.value) {
             Ok(attrs) => {
                 self.complaints.settled(kv.key.as_ref());
-                if crate::claim::same_node(&attrs, &self.public_ip) {
-                    self.candidate(key, &attrs, kv);
-                }
-                Some(Lease {
-                    key,
-                    attrs,
-                    seniority: u64::try_from(kv.create_revision).unwrap_or(0),
-                })
+                let seniority = u64::try_from(kv.create_revision).unwrap_or(0);
+                Some(Lease { key, attrs, seniority })
             }
             Err(error) => {
                 if self.complaints.is_new(kv.key.as_ref(), error.to_string()) {
@@ -201,32 +166,27 @@ impl Follower {
                 None
             }
         };
+        if let Some(lease) = lease.as_ref().filter(|lease| same_node(&lease.attrs, &self.public_ip)) {
+            self.note_ours(lease, kv);
+        }
         self.catalog.saw(key, kv.mod_revision, lease);
         Some(key)
     }
 
-    fn candidate(&mut self, key: SubnetKey, attrs: &LeaseAttrs, kv: &KeyValue) {
+    /// A lease with our public addresses: one to take up again, or, once we have one, a twin.
+    fn note_ours(&mut self, lease: &Lease, kv: &KeyValue) {
+        let key = lease.key;
         match &self.holding {
             None => {
-                self.candidates.retain(|other| other.key != key);
-                self.candidates.push(Candidate {
-                    key,
-                    attrs: attrs.clone(),
+                self.candidates.retain(|other| other.lease.key != key);
+                let mark = Mark {
                     create_revision: kv.create_revision,
                     mod_revision: kv.mod_revision,
                     etcd_lease: kv.lease,
-                });
+                };
+                self.candidates.push(Candidate { lease: lease.clone(), reserved: kv.lease == 0, mark });
             }
-            Some(own) if own.key != key => {
-                if self.complaints.is_new(("twin", key), &attrs.public_ip) {
-                    warn!(
-                        "lease {key} is published with our own public address {}, ours is {}: \
-                         two nodes with one address, or a left-over that will expire",
-                        crate::claim::addresses(&attrs.public_ip),
-                        own.key
-                    );
-                }
-            }
+            Some(own) if own.key != key => twin(&mut self.complaints, own.key, lease),
             Some(_) => {}
         }
     }

@@ -34,10 +34,10 @@ use tokio::task::JoinHandle;
 pub use settings::{EtcdSettings, Secret, SettingsError};
 pub use tls::TlsError;
 
+use crate::claim::{self, Setback};
 use crate::feed::Feed;
 use crate::patience::Patience;
 use crate::{AcquireError, Claim, News, Store, Timing};
-use acquire::Setback;
 use client::{Client, Failure};
 use follow::Follower;
 use keyspace::Keyspace;
@@ -131,7 +131,7 @@ impl Store for EtcdStore {
         let mut patience = Patience::default();
         let follower = self.follower(public_ip);
         loop {
-            match follower.find_own().await {
+            match claim::find_own(follower).await {
                 Ok(own) => {
                     patience.over();
                     return own;
@@ -145,7 +145,7 @@ impl Store for EtcdStore {
         let mut patience = Patience::default();
         let follower = self.follower(&claim.attrs.public_ip);
         loop {
-            match follower.acquire(config, claim).await {
+            match claim::acquire(follower, config, claim).await {
                 Ok(lease) => {
                     patience.over();
                     return Ok(lease);
