@@ -2,6 +2,7 @@
 
 mod netlink;
 
+pub mod fake;
 pub mod host;
 
 use std::future::Future;
