@@ -1,1 +1,210 @@
-//! (being written)
+//! Which of the leases that the store shows may be used.
+//!
+//! Anybody who may write to the store can write nonsense there. A lease is *refused* when it cannot be
+//! right for itself (outside the network, overlapping our own subnet, …), or when it claims what
+//! an older accepted lease has (addresses, a MAC). Of leases that exclude each other the oldest stands,
+//! and when that one goes the next one takes its place: what is accepted depends on what the
+//! store holds and not on the order in which we heard of it.
+
+mod decide;
+mod index;
+mod reason;
+
+pub use reason::{Note, Reason};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::{BackendType, Dual, Lease, NetConfig, SubnetKey};
+use index::{Id, Index, Owners};
+
+/// All leases of the network, our own included, and which of them are used as peers.
+///
+/// Taking in or removing a lease costs the logarithm of their number, and as much again for each lease
+/// that it excludes.
+pub struct Roster {
+    networks: Dual<IpNet>,
+    kind: BackendType,
+    identities: fn(&Lease) -> Dual<u64>,
+    own: Option<SubnetKey>,
+    own_ip: Dual<IpAddr>,
+
+    slots: Vec<Option<Slot>>,
+    vacant: Vec<Id>,
+    index: Index,
+    accepted: usize,
+    refused: BTreeMap<Id, Reason>,
+    owners: Owners,
+    /// Public IPs that were noted for having several leases.
+    shared: BTreeSet<IpAddr>,
+    /// Those of them that lost one since.
+    left: Vec<IpAddr>,
+}
+
+struct Slot {
+    lease: Lease,
+    accepted: bool,
+}
+
+/// What a change of the leases means for the peers. To be applied in the order given, in which a peer that
+/// gives something up comes before the one that takes it over.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RosterChange {
+    /// No longer a peer.
+    Drop(SubnetKey),
+    /// A peer, new or changed: replaces what was there for its key.
+    Accept(Lease),
+    /// A lease that is not used: told once, and again when the reason changes.
+    Refuse {
+        /// The lease.
+        key: SubnetKey,
+        /// Why not.
+        reason: Reason,
+    },
+    /// Something to look at. Told once, until it has gone away.
+    Note(Note),
+}
+
+/// What is to be decided anew, oldest first: a decision depends on older leases only.
+type Work = BTreeSet<(u64, SubnetKey, Id)>;
+
+enum Verdict {
+    Accept,
+    Own,
+    Refuse(Reason),
+}
+
+impl Roster {
+    /// No leases yet. `identities` tells, by family, what no two peers may have in common
+    /// (vxlan: the MAC).
+    pub fn new(
+        config: &NetConfig,
+        kind: BackendType,
+        identities: fn(&Lease) -> Dual<u64>,
+    ) -> Roster {
+        Roster {
+            networks: config.pools.map(|_, pool| pool.network),
+            kind,
+            identities,
+            own: None,
+            own_ip: Dual::default(),
+            slots: Vec::new(),
+            vacant: Vec::new(),
+            index: Index::default(),
+            accepted: 0,
+            refused: BTreeMap::new(),
+            owners: Owners::default(),
+            shared: BTreeSet::new(),
+            left: Vec::new(),
+        }
+    }
+
+    /// Which lease is ours, and what the peers send to. Looks at every lease again.
+    pub fn set_own(&mut self, key: SubnetKey, public_ip: Dual<IpAddr>) -> Vec<RosterChange> {
+        (self.own, self.own_ip) = (Some(key), public_ip);
+        let slots = self.slots.iter().zip(0..);
+        let all = slots.filter_map(|(slot, id)| Some(rank(&slot.as_ref()?.lease, id)));
+        self.settle(all.collect(), None)
+    }
+
+    /// A lease is there, new or changed.
+    pub fn put(&mut self, lease: Lease) -> Vec<RosterChange> {
+        let mut work = Work::new();
+        let (id, before) = match self.find(&lease.key) {
+            Some(id) if self.slot(id).is_some_and(|slot| slot.lease == lease) => return Vec::new(),
+            Some(id) => {
+                let old = self.take(id, &mut work);
+                (
+                    id,
+                    old.filter(|old| old.accepted).map(|old| old.lease.attrs),
+                )
+            }
+            None => (self.vacant.pop().unwrap_or(self.slots.len() as Id), None),
+        };
+        let changed = before.map(|before| (id, before != lease.attrs));
+        work.insert(rank(&lease, id));
+        self.index
+            .insert(id, &lease.key, &self.identities_of(&lease));
+        let slot = Some(Slot {
+            lease,
+            accepted: false,
+        });
+        match self.slots.get_mut(id as usize) {
+            Some(place) => *place = slot,
+            None => self.slots.push(slot),
+        }
+        self.settle(work, changed)
+    }
+
+    /// A lease is gone.
+    pub fn remove(&mut self, key: &SubnetKey) -> Vec<RosterChange> {
+        let mut work = Work::new();
+        let Some(id) = self.find(key) else {
+            return Vec::new();
+        };
+        let old = self.take(id, &mut work);
+        self.vacant.push(id);
+        self.refused.remove(&id);
+        let dropped = old
+            .filter(|old| old.accepted)
+            .map(|old| RosterChange::Drop(old.lease.key));
+        let mut changes: Vec<RosterChange> = dropped.into_iter().collect();
+        changes.extend(self.settle(work, None));
+        changes
+    }
+
+    /// The lease under `key`, accepted or not, our own included.
+    pub fn lease(&self, key: &SubnetKey) -> Option<&Lease> {
+        self.find(key)
+            .and_then(|id| self.slot(id))
+            .map(|slot| &slot.lease)
+    }
+
+    /// The peer under `key`.
+    pub fn accepted(&self, key: &SubnetKey) -> Option<&Lease> {
+        let slot = self.find(key).and_then(|id| self.slot(id));
+        slot.filter(|slot| slot.accepted).map(|slot| &slot.lease)
+    }
+
+    /// Every peer, in no order.
+    pub fn all_accepted(&self) -> impl Iterator<Item = &Lease> {
+        self.slots
+            .iter()
+            .flatten()
+            .filter(|slot| slot.accepted)
+            .map(|slot| &slot.lease)
+    }
+
+    /// How many peers there are.
+    pub fn accepted_len(&self) -> usize {
+        self.accepted
+    }
+
+    /// Every lease that is not used, and why.
+    pub fn refused(&self) -> impl Iterator<Item = (&SubnetKey, &Reason)> {
+        self.refused
+            .iter()
+            .filter_map(|(id, reason)| Some((&self.slot(*id)?.lease.key, reason)))
+    }
+
+    /// How many leases are not used.
+    pub fn refused_len(&self) -> usize {
+        self.refused.len()
+    }
+
+    /// How many leases are not used, by [`Reason::label`].
+    pub fn refused_by_label(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for reason in self.refused.values() {
+            *counts.entry(reason.label()).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// Its place in the order of age; of equally old leases the lower key counts as older.
+fn rank(lease: &Lease, id: Id) -> (u64, SubnetKey, Id) {
+    (lease.seniority, lease.key, id)
+}

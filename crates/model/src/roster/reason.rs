@@ -1,0 +1,96 @@
+//! Why a lease is not used, and what is worth a note although it is.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::{BackendType, SubnetKey};
+
+/// Why a lease is not used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// Its owner carries packets in another way.
+    #[error("its backend is {theirs}, and this node's is {ours}: the two cannot reach each other", theirs = named(.theirs))]
+    OtherBackend {
+        /// The lease's; `None` where it names none.
+        theirs: Option<BackendType>,
+        /// Ours.
+        ours: BackendType,
+    },
+    /// It would have us send packets to ourselves.
+    #[error(
+        "its public IP {0} is this node's own: an old lease of this node, or two nodes with one address"
+    )]
+    OurPublicIp(IpAddr),
+    /// It has no subnet of a family that we run.
+    #[error("it has no subnet of an address family that this node runs")]
+    OtherFamily,
+    /// It claims addresses that are not the network's.
+    #[error("its subnet {net} is outside the network {network}")]
+    Outside {
+        /// The subnet.
+        net: IpNet,
+        /// `Network` or `IPv6Network`.
+        network: IpNet,
+    },
+    /// It claims addresses of our own pods.
+    #[error("its subnet {net} overlaps this node's own {own}")]
+    OverlapsOwn {
+        /// The subnet.
+        net: IpNet,
+        /// Ours.
+        own: IpNet,
+    },
+    /// It claims addresses that an older lease has.
+    #[error("its subnet {net} overlaps the older lease {other}, which stands")]
+    Overlaps {
+        /// The subnet.
+        net: IpNet,
+        /// The older lease.
+        other: SubnetKey,
+    },
+    /// It claims, in its backend data, what an older lease has.
+    #[error(
+        "its backend data names the same device (MAC) as the older lease {other}, which stands"
+    )]
+    SameIdentity {
+        /// The older lease.
+        other: SubnetKey,
+    },
+}
+
+fn named(kind: &Option<BackendType>) -> &str {
+    kind.as_ref().map_or("not named", BackendType::as_str)
+}
+
+impl Reason {
+    /// One word for the kind of reason: a label to count by.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Reason::OtherBackend { .. } => "other_backend",
+            Reason::OurPublicIp(_) => "our_public_ip",
+            Reason::OtherFamily => "other_family",
+            Reason::Outside { .. } => "outside_network",
+            Reason::OverlapsOwn { .. } => "overlaps_own",
+            Reason::Overlaps { .. } => "overlaps",
+            Reason::SameIdentity { .. } => "same_identity",
+        }
+    }
+}
+
+/// Something that a person should look at, although it keeps no lease from being used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Note {
+    /// Two accepted leases name one public IP.
+    #[error(
+        "leases {a} and {b} both have the public IP {ip}: one of them may be of a node that is gone, or two nodes have one address"
+    )]
+    SharedPublicIp {
+        /// The address.
+        ip: IpAddr,
+        /// One lease.
+        a: SubnetKey,
+        /// The other.
+        b: SubnetKey,
+    },
+}
