@@ -1,1 +1,78 @@
-//! (being written)
+//! A cluster on one machine: nodes as network namespaces on a bridge, pods behind each, a store,
+//! and the real daemons in them. `flannelctl lab`, the demo, the tests and the benchmarks stand on it.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), lab::Error> {
+//! let lab = lab::Lab::builder().nodes(3).store(lab::StoreKind::Etcd { tls: true }).build()?;
+//! lab.start()?;
+//! lab.must_ping()?;
+//! let n1 = lab.node(1);
+//! let repair = n1.measure_repair(
+//!     || n1.exec(["ip", "link", "del", "flannel.1"]).map(drop),
+//!     std::time::Duration::from_secs(5),
+//! )?;
+//! eprintln!("{:?}", repair.took);
+//! # Ok(()) }
+//! ```
+//!
+//! A lab adds nothing to the machine: no named namespace, no link, no mount, no file. All of it is
+//! held by file descriptors of the process that built it and by the processes in it, which a
+//! guard ends when that process is gone. Labs do not see each other; any number may run at once.
+//!
+//! It works as root, and as anybody else where the kernel allows user namespaces ([`become_root`]).
+
+#![warn(unreachable_pub)]
+
+mod builder;
+mod certs;
+mod daemon;
+mod echo;
+mod error;
+mod etcd;
+mod fabric;
+mod flow;
+mod ground;
+mod guard;
+#[allow(clippy::module_inception)]
+mod lab;
+mod namespace;
+mod netlink;
+mod node;
+mod outside;
+mod picture;
+mod pinger;
+mod pod;
+mod privilege;
+mod process;
+mod programs;
+mod repair;
+mod settle;
+mod store;
+mod subnet_env;
+mod wait;
+
+pub use builder::{LabBuilder, Progress};
+pub use daemon::{Daemon, Instance, Usage, usage};
+pub use error::Error;
+pub use etcd::Etcd;
+pub use flow::{Flow, FlowReport, bulk};
+pub use lab::{Lab, Ping};
+pub use namespace::Namespace;
+pub use node::Node;
+pub use outside::{Handles, PlaceHandles};
+pub use picture::Picture;
+pub use pinger::{PingReport, Pinger};
+pub use pod::Pod;
+pub use privilege::{become_root, check as check_privilege, user_namespace};
+pub use process::Process;
+pub use programs::flannel_bin_dir;
+pub use repair::Repair;
+pub use store::StoreKind;
+pub use subnet_env::SubnetEnv;
+pub use wait::{holds_for, wait_for};
+
+/// The directory that every place of a lab shares, as they see it.
+pub const SHARED_DIR: &str = "/run/lab";
+
+/// Where the places of a lab find flannel's programs.
+pub const BIN_DIR: &str = "/run/lab/bin";

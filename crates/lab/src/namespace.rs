@@ -1,0 +1,268 @@
+//! A place to run things in: a network namespace, files, and the lab's processes.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::Error;
+use crate::error::Doing;
+use crate::guard::Guard;
+
+/// A network namespace with the mount namespace that belongs to it. It has no name in the file
+/// system; it lives as long as this value or a process in it.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    name: String,
+    net: Arc<OwnedFd>,
+    mnt: Arc<OwnedFd>,
+    pid: Arc<OwnedFd>,
+    /// Keeps the process namespace; `None` for one that belongs to another process's lab.
+    _guard: Option<Arc<Guard>>,
+}
+
+impl Namespace {
+    /// Makes a network namespace; the mount namespace is the one of `files`, and private to the
+    /// new one when `own_files` is given, which is called inside it to arrange its mounts.
+    pub(crate) fn new(
+        name: &str,
+        files: &Arc<OwnedFd>,
+        guard: &Arc<Guard>,
+        own_files: Option<&(dyn Fn() -> Result<(), Error> + Sync)>,
+    ) -> Result<Namespace, Error> {
+        let make = || -> Result<Namespace, Error> {
+            unshare(CloneFlags::CLONE_FS).doing(|| "unshare".into())?;
+            setns(&**files, CloneFlags::CLONE_NEWNS).doing(|| "enter the lab's mounts".into())?;
+            unshare(CloneFlags::CLONE_NEWNET).doing(|| format!("{name}: new network namespace"))?;
+            let mut mnt = files.clone();
+            if let Some(arrange) = own_files {
+                unshare(CloneFlags::CLONE_NEWNS)
+                    .doing(|| format!("{name}: new mount namespace"))?;
+                arrange()?;
+                mnt = Arc::new(open_own("mnt")?);
+            }
+            let pid = guard.namespace().try_clone().doing(|| "dup".into())?;
+            Ok(Namespace {
+                name: name.into(),
+                net: Arc::new(open_own("net")?),
+                mnt,
+                pid: Arc::new(pid),
+                _guard: Some(guard.clone()),
+            })
+        };
+        in_thread(make)
+    }
+
+    /// A namespace of a lab that another process holds.
+    pub(crate) fn foreign(name: &str, net: OwnedFd, mnt: OwnedFd, pid: OwnedFd) -> Namespace {
+        Namespace {
+            name: name.into(),
+            net: net.into(),
+            mnt: mnt.into(),
+            pid: pid.into(),
+            _guard: None,
+        }
+    }
+
+    /// What it is called in messages: `n1`, `n1-p1`, `fabric`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn net(&self) -> &OwnedFd {
+        &self.net
+    }
+
+    pub(crate) fn mnt(&self) -> &Arc<OwnedFd> {
+        &self.mnt
+    }
+
+    /// A path by which another program can open the network namespace: `ip … netns PATH`.
+    pub(crate) fn net_path(&self) -> String {
+        use std::os::fd::AsRawFd;
+        format!("/proc/{}/fd/{}", std::process::id(), self.net.as_raw_fd())
+    }
+
+    /// Runs `f` in a thread inside this namespace. Sockets that it makes stay in the namespace
+    /// and may be handed out and used anywhere. Threads that it starts are in there too.
+    ///
+    /// # Errors
+    /// The namespace could not be entered.
+    pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, Error> {
+        in_thread(|| {
+            self.enter()?;
+            Ok(f())
+        })
+    }
+
+    /// Moves the calling thread into the network and mount namespace, for good.
+    fn enter(&self) -> Result<(), Error> {
+        unshare(CloneFlags::CLONE_FS).doing(|| "unshare".into())?;
+        setns(&*self.net, CloneFlags::CLONE_NEWNET).doing(|| format!("enter {}", self.name))?;
+        setns(&*self.mnt, CloneFlags::CLONE_NEWNS)
+            .doing(|| format!("enter the files of {}", self.name))
+    }
+
+    /// Starts a program in this namespace, among the lab's processes.
+    ///
+    /// # Errors
+    /// The namespace could not be entered, or the program not started.
+    pub fn spawn(&self, command: &mut Command) -> Result<Child, Error> {
+        let spawn = || {
+            self.enter()?;
+            setns(&*self.pid, CloneFlags::CLONE_NEWPID)
+                .doing(|| "enter the lab's processes".into())?;
+            command
+                .env("PATH", search_path())
+                .env("LAB_NODE", &self.name);
+            command.spawn().map_err(|e| self.not_started(command, e))
+        };
+        in_thread(spawn)
+    }
+
+    /// Runs a program to its end and hands back its status and output.
+    ///
+    /// # Errors
+    /// It could not be started.
+    pub fn output<S: AsRef<OsStr>>(
+        &self,
+        argv: impl IntoIterator<Item = S>,
+    ) -> Result<Output, Error> {
+        let mut command = command_of(argv)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = self.spawn(&mut command)?;
+        child
+            .wait_with_output()
+            .doing(|| format!("{}: wait for {command:?}", self.name))
+    }
+
+    /// Runs a program that must succeed; returns what it wrote to standard output.
+    ///
+    /// # Errors
+    /// It could not be started, or failed: then with what it wrote to standard error.
+    pub fn exec<S: AsRef<OsStr>>(
+        &self,
+        argv: impl IntoIterator<Item = S>,
+    ) -> Result<String, Error> {
+        let argv: Vec<S> = argv.into_iter().collect();
+        let output = self.output(argv.iter())?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = if output.stderr.is_empty() {
+            &output.stdout
+        } else {
+            &output.stderr
+        };
+        let words: Vec<_> = argv.iter().map(|a| a.as_ref().to_string_lossy()).collect();
+        Err(Error::Command {
+            place: self.name.clone(),
+            command: words.join(" "),
+            status: output.status.to_string(),
+            output: String::from_utf8_lossy(said).into_owned(),
+        })
+    }
+
+    /// Feeds `lines` to `ip -batch`: many changes for the price of one process.
+    ///
+    /// # Errors
+    /// As [`Namespace::exec`]; `ip` names the line at fault.
+    pub fn ip_batch(&self, lines: &[String]) -> Result<(), Error> {
+        let mut command = Command::new("ip");
+        command
+            .args(["-batch", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.spawn(&mut command)?;
+        let mut input = lines.join("\n");
+        input.push('\n');
+        // It stops reading at the first line that fails; its message then tells more than EPIPE.
+        let written = child.stdin.take().map_or(Ok(()), |mut pipe| {
+            io::Write::write_all(&mut pipe, input.as_bytes())
+        });
+        let output = child.wait_with_output().doing(|| "wait for ip".into())?;
+        if output.status.success() {
+            return written.doing(|| format!("{}: write to ip -batch", self.name));
+        }
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let at = |n: usize| lines.get(n.wrapping_sub(1)).cloned().unwrap_or_default();
+        let line = said
+            .rsplit(':')
+            .find_map(|n| n.trim().parse().ok())
+            .map(at)
+            .unwrap_or_default();
+        Err(Error::Command {
+            place: self.name.clone(),
+            command: format!("ip {line}"),
+            status: output.status.to_string(),
+            output: said,
+        })
+    }
+
+    /// Sets kernel parameters: pairs of a path below `/proc/sys` and a value.
+    pub(crate) fn sysctl(&self, settings: &[(&str, &str)]) -> Result<(), Error> {
+        let set = || {
+            settings.iter().try_for_each(|(key, value)| {
+                let path = format!("/proc/sys/{key}");
+                std::fs::write(&path, value)
+                    .doing(|| format!("{}: write {value} to {path}", self.name))
+            })
+        };
+        self.run(set)?
+    }
+
+    fn not_started(&self, command: &Command, e: io::Error) -> Error {
+        let program = command.get_program().to_string_lossy();
+        match e.kind() {
+            io::ErrorKind::NotFound => crate::programs::missing(&program),
+            _ => Error::Io {
+                what: format!("{}: start {program}", self.name),
+                source: e,
+            },
+        }
+    }
+}
+
+fn open_own(kind: &str) -> Result<OwnedFd, Error> {
+    let path = format!("/proc/thread-self/ns/{kind}");
+    Ok(std::fs::File::open(&path).doing(|| path)?.into())
+}
+
+fn command_of<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> Result<Command, Error> {
+    let mut argv = argv.into_iter();
+    let program = argv
+        .next()
+        .ok_or_else(|| Error::Bad("an empty command".into()))?;
+    let mut command = Command::new(program);
+    command.args(argv);
+    Ok(command)
+}
+
+/// Where programs are looked for: a person's `PATH` often lacks the `sbin`s that hold `ip`.
+fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!(
+        "{}:{path}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
+        crate::BIN_DIR
+    )
+}
+
+/// Runs `f` in a thread of its own, so that what it enters, it alone has entered.
+pub(crate) fn in_thread<T: Send>(f: impl FnOnce() -> Result<T, Error> + Send) -> Result<T, Error> {
+    std::thread::scope(|s| {
+        let thread = std::thread::Builder::new()
+            .name("lab".into())
+            .spawn_scoped(s, f);
+        thread
+            .doing(|| "start a thread".into())?
+            .join()
+            .unwrap_or_else(|p| std::panic::resume_unwind(p))
+    })
+}

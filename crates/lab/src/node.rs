@@ -1,0 +1,187 @@
+//! A node: a machine with a network of its own and a flanneld.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use model::Family;
+
+use crate::daemon::{Daemon, Instance};
+use crate::error::Doing;
+use crate::fabric;
+use crate::ground::Ground;
+use crate::picture::Picture;
+use crate::pod::{self, Pod};
+use crate::repair::{self, Repair};
+use crate::{Error, Namespace, SubnetEnv};
+
+/// A node. It dereferences to its [`Namespace`]: `node.exec(["ip", "route"])`.
+#[derive(Debug)]
+pub struct Node {
+    index: u8,
+    place: Namespace,
+    ground: Arc<Ground>,
+    /// What every daemon of this lab is told: where the store is.
+    common_args: Vec<String>,
+    flanneld: Daemon,
+    pods: Mutex<Vec<Arc<Pod>>>,
+}
+
+impl Node {
+    pub(crate) fn new(
+        index: u8,
+        place: Namespace,
+        ground: &Arc<Ground>,
+        common_args: Vec<String>,
+    ) -> Node {
+        let flanneld = Daemon::new(&place, ground, &common_args, Instance::default());
+        Node {
+            index,
+            place,
+            ground: ground.clone(),
+            common_args,
+            flanneld,
+            pods: Mutex::default(),
+        }
+    }
+
+    /// Its number, from 1: `n1` is 1.
+    pub fn index(&self) -> u8 {
+        self.index
+    }
+
+    /// Its address on the underlay, `eth0`.
+    pub fn ip(&self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => self.ipv4().into(),
+            Family::V6 => self.ipv6().into(),
+        }
+    }
+
+    /// Its IPv4 address on the underlay.
+    pub fn ipv4(&self) -> Ipv4Addr {
+        fabric::ipv4(self.index)
+    }
+
+    /// Its IPv6 address on the underlay.
+    pub fn ipv6(&self) -> Ipv6Addr {
+        fabric::ipv6(self.index)
+    }
+
+    /// Its flanneld; made with the lab, started by [`crate::Lab::start`] or by hand.
+    pub fn flanneld(&self) -> &Daemon {
+        &self.flanneld
+    }
+
+    /// Another flanneld on this node, told the same store as the first and `instance.args`. The
+    /// caller keeps it: dropping it kills it.
+    pub fn another(&self, instance: Instance) -> Daemon {
+        Daemon::new(&self.place, &self.ground, &self.common_args, instance)
+    }
+
+    /// Reads a file as the node sees it.
+    ///
+    /// # Errors
+    /// With the node's and the file's name.
+    pub fn read(&self, path: &str) -> Result<String, Error> {
+        self.place
+            .run(|| fs::read_to_string(path))?
+            .doing(|| format!("{}: {path}", self.name()))
+    }
+
+    /// Writes a file as the node sees it, its directory too. Only `/run` and `/var/lib` are the
+    /// node's own; elsewhere it would be the machine's.
+    ///
+    /// # Errors
+    /// With the node's and the file's name.
+    pub fn write(&self, path: &str, text: &str) -> Result<(), Error> {
+        if !path.starts_with("/run/") && !path.starts_with("/var/lib/") {
+            return Err(Error::Bad(format!(
+                "{path} is not the node's own: only /run and /var/lib are"
+            )));
+        }
+        let write = || {
+            fs::create_dir_all(Path::new(path).parent().unwrap_or(Path::new("/")))?;
+            fs::write(path, text)
+        };
+        self.place
+            .run(write)?
+            .doing(|| format!("{}: {path}", self.name()))
+    }
+
+    /// Its `subnet.env`.
+    ///
+    /// # Errors
+    /// It is not there or cannot be read.
+    pub fn subnet_env(&self) -> Result<SubnetEnv, Error> {
+        self.flanneld.subnet_env()
+    }
+
+    /// Adds `count` pods behind `cni0`, from the subnet that `subnet.env` names.
+    ///
+    /// # Errors
+    /// No `subnet.env` yet, or the kernel refused something.
+    pub fn add_pods(&self, count: usize) -> Result<Vec<Arc<Pod>>, Error> {
+        let env = self.subnet_env()?;
+        self.add_pods_from(&env, count)
+    }
+
+    /// Adds `count` pods from a subnet that the caller names, without any flanneld.
+    ///
+    /// # Errors
+    /// The kernel refused something.
+    pub fn add_pods_from(&self, env: &SubnetEnv, count: usize) -> Result<Vec<Arc<Pod>>, Error> {
+        let mut pods = self.pods_mut();
+        let before = pods.len();
+        let new = (0..count).map(|i| format!("{}-p{}", self.name(), before + i + 1));
+        let new = new
+            .map(|name| self.ground.place_in(&name, &self.place))
+            .collect::<Result<Vec<_>, _>>()?;
+        pods.extend(
+            pod::attach(&self.place, env, before, new)?
+                .into_iter()
+                .map(Arc::new),
+        );
+        Ok(pods[before..].to_vec())
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods_mut().clone()
+    }
+
+    /// What its kernel holds.
+    ///
+    /// # Errors
+    /// The kernel could not be asked.
+    pub fn picture(&self) -> Result<Picture, Error> {
+        self.place.run(Picture::take)?
+    }
+
+    /// Runs `fault`, and measures from its effect until the node's kernel holds again exactly what
+    /// it held before.
+    ///
+    /// # Errors
+    /// The fault failed or had no effect, or the kernel was not as before when `deadline` had
+    /// passed: then with the difference.
+    pub fn measure_repair(
+        &self,
+        fault: impl FnOnce() -> Result<(), Error> + Send,
+        deadline: std::time::Duration,
+    ) -> Result<Repair, Error> {
+        repair::measure(&self.place, fault, deadline)
+    }
+
+    fn pods_mut(&self) -> MutexGuard<'_, Vec<Arc<Pod>>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Node {
+    type Target = Namespace;
+    fn deref(&self) -> &Namespace {
+        &self.place
+    }
+}

@@ -1,0 +1,113 @@
+//! Ping after ping while something is broken: how many were lost, and for how long.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::echo::Echo;
+use crate::error::Doing;
+use crate::{Error, Namespace};
+
+/// The last requests may still be under way when it is stopped: they get so long.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// A thread that pings until it is stopped.
+#[derive(Debug)]
+pub struct Pinger {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<PingReport>>,
+}
+
+/// What a [`Pinger`] saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PingReport {
+    /// Requests made, those that the kernel refused to send among them.
+    pub sent: usize,
+    /// Requests without a reply.
+    pub lost: usize,
+    /// The longest time without any reply, from reply to reply.
+    pub longest_gap: Duration,
+}
+
+impl Pinger {
+    /// Pings `to` from `from` every `interval`.
+    ///
+    /// # Errors
+    /// The socket or the thread could not be made.
+    pub fn start(from: &Namespace, to: IpAddr, interval: Duration) -> Result<Pinger, Error> {
+        let echo = Echo::open(from, to)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let run = move || ping_until(&echo, to, interval, &told);
+        let thread = std::thread::Builder::new().name("pinger".into()).spawn(run);
+        Ok(Pinger {
+            stop,
+            thread: Some(thread.doing(|| "start a thread".into())?),
+        })
+    }
+
+    /// Stops, waits for replies that are under way, and tells what was seen.
+    pub fn stop(mut self) -> PingReport {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(report)) => report,
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+            None => PingReport {
+                sent: 0,
+                lost: 0,
+                longest_gap: Duration::ZERO,
+            },
+        }
+    }
+}
+
+impl Drop for Pinger {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn ping_until(echo: &Echo, to: IpAddr, interval: Duration, stop: &AtomicBool) -> PingReport {
+    let mut answered: Vec<bool> = Vec::new();
+    let mut last_reply = Instant::now();
+    let mut longest_gap = Duration::ZERO;
+    let mut receive = |answered: &mut Vec<bool>, until: Instant| {
+        // An error is a refusal from the network, or the time is up: no reply either way.
+        while Instant::now() < until {
+            let Ok(number) = echo.receive(until) else {
+                continue;
+            };
+            longest_gap = longest_gap.max(last_reply.elapsed());
+            last_reply = Instant::now();
+            if let Some(slot) = answered.get_mut(number as usize) {
+                *slot = true;
+            }
+        }
+    };
+    let mut next = Instant::now();
+    while !stop.load(Ordering::Relaxed) {
+        let _ = echo.send(to, answered.len() as u64);
+        answered.push(false);
+        next += interval;
+        receive(&mut answered, next);
+    }
+    let end = Instant::now() + LINGER;
+    while answered.contains(&false) && Instant::now() < end {
+        receive(
+            &mut answered,
+            (Instant::now() + Duration::from_millis(2)).min(end),
+        );
+    }
+    // Silence at the end is a gap too.
+    if answered.last() == Some(&false) {
+        longest_gap = longest_gap.max(last_reply.elapsed());
+    }
+    let lost = answered.iter().filter(|a| !**a).count();
+    PingReport {
+        sent: answered.len(),
+        lost,
+        longest_gap,
+    }
+}

@@ -1,0 +1,65 @@
+//! Where the programs are that a lab runs.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+/// The directory that holds the `flanneld` to be run: `$FLANNEL_BIN_DIR`, else the directory of
+/// the running program or the one above it (where cargo puts test programs' siblings).
+///
+/// # Errors
+/// [`Error::Needs`] with the command that builds it.
+pub fn flannel_bin_dir() -> Result<PathBuf, Error> {
+    let holds = |dir: &Path| dir.join("flanneld").is_file();
+    if let Some(dir) = std::env::var_os("FLANNEL_BIN_DIR") {
+        let dir = PathBuf::from(dir);
+        return match holds(&dir) {
+            true => Ok(dir),
+            false => Err(Error::Needs(format!(
+                "FLANNEL_BIN_DIR is {}, but there is no flanneld in it; `cargo build --workspace --bins` builds one",
+                dir.display()
+            ))),
+        };
+    }
+    let exe = std::env::current_exe().map_err(|source| Error::Io {
+        what: "find the running program's own file".into(),
+        source,
+    })?;
+    exe.ancestors().skip(1).take(2).find(|dir| holds(dir)).map(Path::to_path_buf).ok_or_else(|| {
+        Error::Needs(format!(
+            "no flanneld beside {} or in the directory above it: build it with `cargo build --workspace --bins`, or name its directory in FLANNEL_BIN_DIR",
+            exe.display()
+        ))
+    })
+}
+
+/// What to say when a program of the system is not there.
+pub(crate) fn missing(program: &str) -> Error {
+    let package = match program {
+        "ip" | "bridge" | "ss" | "tc" => "iproute2",
+        "etcd" => "etcd-server",
+        "etcdctl" => "etcd-client",
+        "ping" => "iputils-ping",
+        other => other,
+    };
+    Error::Needs(format!(
+        "{program} is not installed: `make install-tools` does it, or: apt-get install {package}"
+    ))
+}
+
+/// Checks that the system's programs `names` are there, before anything is built with them.
+///
+/// # Errors
+/// [`Error::Needs`] names the first that is missing and its Debian package.
+pub(crate) fn require(names: &[&str]) -> Result<(), Error> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{path}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let there = |name: &str| {
+        path.split(':')
+            .any(|dir| Path::new(dir).join(name).is_file())
+    };
+    names
+        .iter()
+        .find(|name| !there(name))
+        .map_or(Ok(()), |name| Err(missing(name)))
+}
