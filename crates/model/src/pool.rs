@@ -71,7 +71,7 @@ pub fn free<'a>(pool: &Pool, taken: impl Iterator<Item = &'a IpNet>) -> Vec<IpNe
         next = match taken.peek() {
             Some((taken_start, taken_end)) if *taken_start <= end => {
                 // On to the first subnet behind the taken one.
-                let covered = subnet(family, (*taken_end).max(end), pool.subnet_len);
+                let covered = subnet(family, *taken_end, pool.subnet_len);
                 ends(&covered).1.checked_add(1)
             }
             _ => {

@@ -85,6 +85,10 @@ fn ipv4_defaults() {
             r#"{"Network":"10.3.0.0/16","SubnetLen":18}"#,
             pool("10.3.0.0/16", 18, "10.3.64.0", "10.3.192.0"),
         ),
+        (
+            r#"{"Network":"10.3.0.0/16","SubnetLen":30}"#,
+            pool("10.3.0.0/16", 30, "10.3.0.4", "10.3.255.252"),
+        ),
         // A family that is off is not looked at.
         (
             r#"{"Network":"10.3.0.0/16","IPv6Network":"nonsense"}"#,
@@ -128,6 +132,15 @@ fn ipv6_defaults() {
         (
             r#""IPv6Network":"ff00::/8""#,
             pool("ff00::/8", 64, "ff00:0:0:1::", "ffff:ffff:ffff:ffff::"),
+        ),
+        (
+            r#""IPv6Network":"fc00::/48","IPv6SubnetLen":126"#,
+            pool(
+                "fc00::/48",
+                126,
+                "fc00::4",
+                "fc00:0:0:ffff:ffff:ffff:ffff:fffc",
+            ),
         ),
         (
             r#""IPv6Network":"fc00::/48","IPv6SubnetLen":124,"IPv6SubnetMin":"fc00:0:0:1::","IPv6SubnetMax":"fc00:0:0:f::""#,

@@ -223,6 +223,27 @@ fn one_mac_is_one_peers() {
 }
 
 #[test]
+fn a_lease_taken_anew_is_younger() {
+    let mut roster = roster(false);
+    roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40));
+    roster.put(lease("10.3.4.0-25", "192.168.0.5", 5, 50));
+    let changes = told(roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 60)));
+    assert_eq!(
+        changes,
+        [
+            "drop 10.3.4.0-24",
+            "accept 10.3.4.0-25",
+            "refuse 10.3.4.0-24: its subnet 10.3.4.0/24 overlaps the older lease 10.3.4.0-25, which stands",
+        ]
+    );
+    // Younger, and still alone: nothing to tell.
+    assert_eq!(
+        told(roster.put(lease("10.3.4.0-25", "192.168.0.5", 5, 55))),
+        [""; 0]
+    );
+}
+
+#[test]
 fn a_shared_public_ip_is_noted_once() {
     let mut roster = roster(false);
     roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40));

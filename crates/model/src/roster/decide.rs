@@ -1,5 +1,7 @@
 //! The decisions: which leases stand, given all that the roster knows.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::index::Id;
@@ -19,7 +21,8 @@ impl Roster {
             let Some(slot) = self.slot(id) else { continue };
             let replaced = changed.filter(|(replaced, _)| *replaced == id);
             let (recorded, known) = (slot.accepted, slot.accepted || replaced.is_some());
-            let verdict = self.verdict(id, &slot.lease);
+            let identities = self.identities_of(&slot.lease);
+            let verdict = self.verdict(id, &slot.lease, &identities);
             let stands = matches!(verdict, Verdict::Accept);
             match (known, stands) {
                 (true, false) => drops.push(RosterChange::Drop(key)),
@@ -31,7 +34,7 @@ impl Roster {
             }
             if recorded != stands {
                 self.set_accepted(id, stands, &mut rest);
-                self.push_younger(id, &mut work);
+                self.push_younger(id, &identities, &mut work);
             }
             match verdict {
                 Verdict::Refuse(reason) if self.refused.get(&id) != Some(&reason) => {
@@ -64,15 +67,15 @@ impl Roster {
 
     /// Takes a lease out of its slot and the index; adds to `work` what it stood in the way of.
     pub(super) fn take(&mut self, id: Id, work: &mut Work) -> Option<Slot> {
-        let was = self.slot(id)?.accepted;
+        let old = self.slot(id)?;
+        let (was, identities) = (old.accepted, self.identities_of(&old.lease));
         if was {
-            self.push_younger(id, work);
+            self.push_younger(id, &identities, work);
             self.set_accepted(id, false, &mut Vec::new());
         }
         let mut slot = self.slots.get_mut(id as usize)?.take()?;
         slot.accepted = was;
-        self.index
-            .remove(id, &slot.lease.key, &self.identities_of(&slot.lease));
+        self.index.remove(id, &slot.lease.key, &identities);
         Some(slot)
     }
 
@@ -106,11 +109,14 @@ impl Roster {
             .filter(|_| self.networks.get(family).is_some())
     }
 
-    fn verdict(&self, id: Id, lease: &Lease) -> Verdict {
+    fn verdict(&self, id: Id, lease: &Lease, identities: &Dual<u64>) -> Verdict {
         if self.own.as_ref() == Some(&lease.key) {
             return Verdict::Own;
         }
-        match self.fault(lease).or_else(|| self.rival(id, lease)) {
+        match self
+            .fault(lease)
+            .or_else(|| self.rival(id, lease, identities))
+        {
             Some(reason) => Verdict::Refuse(reason),
             None => Verdict::Accept,
         }
@@ -155,7 +161,7 @@ impl Roster {
     }
 
     /// The older accepted lease that excludes this one.
-    fn rival(&self, id: Id, lease: &Lease) -> Option<Reason> {
+    fn rival(&self, id: Id, lease: &Lease, identities: &Dual<u64>) -> Option<Reason> {
         let standing = |other: Id| {
             let slot = self.slot(other)?;
             (other != id && slot.accepted && rank(&slot.lease, other) < rank(lease, id))
@@ -169,7 +175,6 @@ impl Roster {
                 return Some(Reason::Overlaps { net: *net, other });
             }
         }
-        let identities = self.identities_of(lease);
         let mut same = identities
             .iter()
             .flat_map(|(family, identity)| self.index.same(family, *identity));
@@ -178,7 +183,7 @@ impl Roster {
     }
 
     /// Adds to `work` the younger leases that the lease in slot `id` excludes.
-    fn push_younger(&self, id: Id, work: &mut Work) {
+    fn push_younger(&self, id: Id, identities: &Dual<u64>, work: &mut Work) {
         let Some(slot) = self.slot(id) else { return };
         let (lease, own_rank) = (&slot.lease, rank(&slot.lease, id));
         let mut push = |other: Id| {
@@ -190,7 +195,7 @@ impl Roster {
                 self.index.overlapping(net).for_each(&mut push);
             }
         }
-        for (family, identity) in self.identities_of(lease).iter() {
+        for (family, identity) in identities.iter() {
             self.index.same(family, *identity).for_each(&mut push);
         }
     }
@@ -229,12 +234,12 @@ impl Roster {
     }
 
     /// An accepted lease with this public IP.
-    fn owner(&self, ip: &std::net::IpAddr) -> Option<SubnetKey> {
+    fn owner(&self, ip: &IpAddr) -> Option<SubnetKey> {
         let id = self.owners.candidates(ip).find(|id| self.has_ip(*id, ip))?;
         self.slot(id).map(|slot| slot.lease.key)
     }
 
-    fn has_ip(&self, id: Id, ip: &std::net::IpAddr) -> bool {
+    fn has_ip(&self, id: Id, ip: &IpAddr) -> bool {
         let slot = self.slot(id);
         slot.is_some_and(|slot| slot.lease.attrs.public_ip.iter().any(|(_, own)| own == ip))
     }
