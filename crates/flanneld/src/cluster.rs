@@ -22,7 +22,12 @@ pub struct Cluster {
 impl Cluster {
     /// No peers yet.
     pub fn new(roster: Roster, backend: Box<dyn Backend>, host: Host) -> Cluster {
-        Cluster { roster, backend, host, unusable: BTreeMap::new() }
+        Cluster {
+            roster,
+            backend,
+            host,
+            unusable: BTreeMap::new(),
+        }
     }
 
     /// Takes in what the store told, and changes what the kernel should hold accordingly.
@@ -56,7 +61,9 @@ impl Cluster {
                             removed += 1;
                         }
                     }
-                    RosterChange::Refuse { key, reason } => warn!("lease {key} is not used: {reason}"),
+                    RosterChange::Refuse { key, reason } => {
+                        warn!("lease {key} is not used: {reason}")
+                    }
                     RosterChange::Note(note) => warn!("{note}"),
                 }
             }
@@ -67,7 +74,12 @@ impl Cluster {
     }
 
     /// Another backend or host: every peer anew.
-    pub fn rebuild<D: Dataplane>(&mut self, backend: Box<dyn Backend>, host: Host, reconciler: &mut Reconciler<D>) {
+    pub fn rebuild<D: Dataplane>(
+        &mut self,
+        backend: Box<dyn Backend>,
+        host: Host,
+        reconciler: &mut Reconciler<D>,
+    ) {
         let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
         for lease in &leases {
             reconciler.unwant(&self.objects(lease).unwrap_or_default());
@@ -92,14 +104,23 @@ impl Cluster {
     /// How many peers are in use, and how many leases cannot be used.
     pub fn counts(&self) -> (usize, usize) {
         let unusable = self.unusable.len();
-        (self.roster.accepted_len() - unusable, self.roster.refused_len() + unusable)
+        (
+            self.roster.accepted_len() - unusable,
+            self.roster.refused_len() + unusable,
+        )
     }
 
     fn objects(&self, lease: &Lease) -> Result<Vec<Object>, backend::PeerError> {
         self.backend.peer(lease, &self.host)
     }
 
-    fn place<D: Dataplane>(&mut self, old: Option<&Lease>, lease: &Lease, tell: bool, reconciler: &mut Reconciler<D>) {
+    fn place<D: Dataplane>(
+        &mut self,
+        old: Option<&Lease>,
+        lease: &Lease,
+        tell: bool,
+        reconciler: &mut Reconciler<D>,
+    ) {
         if let Some(old) = old {
             reconciler.unwant(&self.objects(old).unwrap_or_default());
         }
@@ -123,7 +144,12 @@ impl Cluster {
         }
     }
 
-    fn displace<D: Dataplane>(&mut self, lease: &Lease, tell: bool, reconciler: &mut Reconciler<D>) {
+    fn displace<D: Dataplane>(
+        &mut self,
+        lease: &Lease,
+        tell: bool,
+        reconciler: &mut Reconciler<D>,
+    ) {
         self.unusable.remove(&lease.key);
         reconciler.unwant(&self.objects(lease).unwrap_or_default());
         match tell {
@@ -136,7 +162,21 @@ impl Cluster {
 /// `10.1.4.0/24 via 192.168.2.45`
 fn described(lease: &Lease) -> String {
     let list = |items: Vec<String>| items.join(", ");
-    let nets = list(lease.key.nets().iter().map(|(_, net)| net.to_string()).collect());
-    let ips = list(lease.attrs.public_ip.iter().map(|(_, ip)| ip.to_string()).collect());
+    let nets = list(
+        lease
+            .key
+            .nets()
+            .iter()
+            .map(|(_, net)| net.to_string())
+            .collect(),
+    );
+    let ips = list(
+        lease
+            .attrs
+            .public_ip
+            .iter()
+            .map(|(_, ip)| ip.to_string())
+            .collect(),
+    );
     format!("{nets} via {ips}")
 }

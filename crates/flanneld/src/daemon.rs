@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::cluster::Cluster;
-use crate::iface::NoIface;
+use crate::iface::{NoIface, View};
 use crate::options::{Options, StoreChoice};
 use crate::reconcile::{Reconciler, log_repair};
 use crate::status::Status;
@@ -40,10 +40,18 @@ impl Daemon {
     ///
     /// # Errors
     /// What waiting does not mend: no such interface, a full pool, a file that cannot be written.
-    pub async fn start(options: Options, mut store: AnyStore, mut kernel: Kernel, status: Status) -> anyhow::Result<Daemon> {
+    pub async fn start(
+        options: Options,
+        mut store: AnyStore,
+        mut kernel: Kernel,
+        status: Status,
+    ) -> anyhow::Result<Daemon> {
         let previous = subnet_file::previous(&options.subnet_file);
         let (config, host, backend) = settle(&options, &mut store).await?;
-        let claim = Claim { attrs: backend.lease_attrs(), previous };
+        let claim = Claim {
+            attrs: backend.lease_attrs(),
+            previous,
+        };
         let lease = store.acquire(&config, &claim).await?;
         info!("lease {} acquired, backend {}", lease.key, backend.kind());
 
@@ -66,7 +74,11 @@ impl Daemon {
         };
         daemon.write_subnet_file()?;
         daemon.status.set_started();
-        systemd::ready(&format!("subnet {}, backend {}", daemon.lease.key, daemon.cluster.backend().kind()));
+        systemd::ready(&format!(
+            "subnet {}, backend {}",
+            daemon.lease.key,
+            daemon.cluster.backend().kind()
+        ));
         Ok(daemon)
     }
 
@@ -109,15 +121,21 @@ impl Daemon {
         if repairing {
             log_repair(&pass, began.elapsed());
         }
-        self.status.set_devices_missing(!self.reconciler.devices_in_sync());
+        self.status
+            .set_devices_missing(!self.reconciler.devices_in_sync());
         let (peers, refused_leases) = self.cluster.counts();
         let (routes, parked) = (self.reconciler.routes_desired(), self.reconciler.parked());
         self.status.update(|n| {
-            (n.peers, n.refused_leases, n.routes, n.parked) = (peers, refused_leases, routes, parked);
+            (n.peers, n.refused_leases, n.routes, n.parked) =
+                (peers, refused_leases, routes, parked);
             n.written += pass.put as u64;
             n.deleted += pass.deleted as u64;
             n.refused += pass.refused as u64;
-            n.repaired += if repairing { (pass.put + pass.deleted) as u64 } else { 0 };
+            n.repaired += if repairing {
+                (pass.put + pass.deleted) as u64
+            } else {
+                0
+            };
         });
     }
 
@@ -151,7 +169,7 @@ impl Daemon {
 
     /// The host's interface is not what it was: new tunnels, a new public address, another MTU.
     async fn host_changed(&mut self) -> anyhow::Result<()> {
-        let host = match find_host(&self.options, &self.config) {
+        let host = match self.same_host() {
             Ok(host) => host,
             Err(problem) => {
                 let text = problem.to_string();
@@ -170,15 +188,22 @@ impl Daemon {
         let backend = match build(&self.config, &host, Some(&self.lease)) {
             Ok(backend) => backend,
             Err(error) => {
-                warn!("after a change of interface {}: {error}; keeping what is there", host.iface);
+                warn!(
+                    "after a change of interface {}: {error}; keeping what is there",
+                    host.iface
+                );
                 return Ok(());
             }
         };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
-        let old = self.cluster.backend().node(&self.lease, self.cluster.host());
+        let old = self
+            .cluster
+            .backend()
+            .node(&self.lease, self.cluster.host());
         self.reconciler.unwant(&old);
         self.reconciler.want(backend.node(&self.lease, &host));
-        self.reconciler.set_scope(scope(&self.config, &host, &*backend));
+        self.reconciler
+            .set_scope(scope(&self.config, &host, &*backend));
         let attrs = backend.lease_attrs();
         self.cluster.rebuild(backend, host, &mut self.reconciler);
         if attrs != self.lease.attrs {
@@ -186,6 +211,16 @@ impl Daemon {
             self.store.publish(attrs).await;
         }
         self.write_subnet_file()
+    }
+
+    fn same_host(&self) -> Result<Host, NoIface> {
+        let view = View::of_interfaces().map_err(|error| NoIface::Kernel(error.to_string()))?;
+        iface::again(
+            self.cluster.host(),
+            &self.options.public_ip,
+            &self.config,
+            &view,
+        )
     }
 
     fn write_subnet_file(&self) -> anyhow::Result<()> {
@@ -199,7 +234,10 @@ impl Daemon {
 
 /// A configuration, and a host and a backend that go with it. A configuration that the backend
 /// refuses is read again until somebody mends it.
-async fn settle(options: &Options, store: &mut AnyStore) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
+async fn settle(
+    options: &Options,
+    store: &mut AnyStore,
+) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
     let mut told = String::new();
     loop {
         let config = store.config().await;
@@ -213,14 +251,21 @@ async fn settle(options: &Options, store: &mut AnyStore) -> anyhow::Result<(NetC
                 for warning in backend.warnings() {
                     warn!("network configuration: {warning}");
                 }
-                info!("using interface {} (MTU {}){}", host.iface, host.mtu, addresses(&host.public_ip));
+                info!(
+                    "using interface {} (MTU {}){}",
+                    host.iface,
+                    host.mtu,
+                    addresses(&host.public_ip)
+                );
                 return Ok((config, host, backend));
             }
             Err(error) if !in_config(&error) => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();
                 if text != told {
-                    warn!("network configuration: {text}; reading it again every second until it can be used");
+                    warn!(
+                        "network configuration: {text}; reading it again every second until it can be used"
+                    );
                     told = text;
                 }
                 tokio::time::sleep(CONFIG_AGAIN).await;
@@ -233,7 +278,10 @@ async fn settle(options: &Options, store: &mut AnyStore) -> anyhow::Result<(NetC
 /// other faults lie in this machine or its flags.
 fn in_config(error: &BackendError) -> bool {
     use BackendError::{Config, DeviceName, NotYet, Unknown};
-    matches!(error, Config(_) | Unknown(_) | NotYet(_) | DeviceName { .. })
+    matches!(
+        error,
+        Config(_) | Unknown(_) | NotYet(_) | DeviceName { .. }
+    )
 }
 
 /// Whether the kernel holds routes that carry our mark: then it was us who ran here last.
@@ -250,13 +298,22 @@ async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool, KernelErro
 }
 
 fn find_host(options: &Options, config: &NetConfig) -> Result<Host, NoIface> {
-    let view = iface::View::gather(&options.iface).map_err(|error| NoIface::Kernel(error.to_string()))?;
+    let view = View::gather(&options.iface).map_err(|error| NoIface::Kernel(error.to_string()))?;
     iface::choose(&options.iface, &options.public_ip, config, &view)
 }
 
-fn build(config: &NetConfig, host: &Host, own: Option<&Lease>) -> Result<Box<dyn Backend>, BackendError> {
+fn build(
+    config: &NetConfig,
+    host: &Host,
+    own: Option<&Lease>,
+) -> Result<Box<dyn Backend>, BackendError> {
     // A kernel that does not answer has no device of ours to go by; what it refuses is told later.
-    let mac_of = |name: &IfName| dataplane::host::standing(name).ok().flatten().and_then(|device| device.mac);
+    let mac_of = |name: &IfName| {
+        dataplane::host::standing(name)
+            .ok()
+            .flatten()
+            .and_then(|device| device.mac)
+    };
     let identity = identity::choose(config, host, own, mac_of)?;
     backend::new(config, host, &identity)
 }
@@ -272,7 +329,9 @@ fn scope(config: &NetConfig, host: &Host, backend: &dyn Backend) -> Scope {
 }
 
 fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
-    ips.iter().map(|(_, ip)| format!(", public address {ip}")).collect()
+    ips.iter()
+        .map(|(_, ip)| format!(", public address {ip}"))
+        .collect()
 }
 
 /// Opens the store that the flags name.
@@ -280,10 +339,16 @@ fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
 /// # Errors
 /// Settings that no waiting mends: a certificate that cannot be read, an endpoint that is none.
 pub fn open_store(options: &Options) -> Result<AnyStore, SettingsError> {
-    let timing = Timing { margin: options.renew_margin, ..Timing::default() };
+    let timing = Timing {
+        margin: options.renew_margin,
+        ..Timing::default()
+    };
     match &options.store {
         StoreChoice::Etcd(settings) => {
-            let settings = EtcdSettings { timing, ..settings.clone() };
+            let settings = EtcdSettings {
+                timing,
+                ..settings.clone()
+            };
             Ok(AnyStore::Etcd(EtcdStore::new(settings)?))
         }
         StoreChoice::Directory(_) => Err(SettingsError::NoEndpoint), // TODO directory

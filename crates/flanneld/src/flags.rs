@@ -28,52 +28,161 @@ pub struct Flag {
 }
 
 const fn value(name: &'static str, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, takes: Takes::Value, default, help }
+    Flag {
+        name,
+        takes: Takes::Value,
+        default,
+        help,
+    }
 }
 
 const fn repeated(name: &'static str, help: &'static str) -> Flag {
-    Flag { name, takes: Takes::Repeated, default: "", help }
+    Flag {
+        name,
+        takes: Takes::Repeated,
+        default: "",
+        help,
+    }
 }
 
 const fn boolean(name: &'static str, default: &'static str, help: &'static str) -> Flag {
-    Flag { name, takes: Takes::Bool, default, help }
+    Flag {
+        name,
+        takes: Takes::Bool,
+        default,
+        help,
+    }
 }
 
 /// Every flag there is, in the order of the help text.
 pub const FLAGS: &[Flag] = &[
-    value("etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "comma-separated etcd endpoints"),
-    value("etcd-prefix", "/coreos.com/network", "etcd prefix under which config and subnets live"),
+    value(
+        "etcd-endpoints",
+        "http://127.0.0.1:4001,http://127.0.0.1:2379",
+        "comma-separated etcd endpoints",
+    ),
+    value(
+        "etcd-prefix",
+        "/coreos.com/network",
+        "etcd prefix under which config and subnets live",
+    ),
     value("etcd-keyfile", "", "key file for the client certificate"),
     value("etcd-certfile", "", "client certificate file"),
-    value("etcd-cafile", "", "certificate authority that signs the servers' certificates"),
+    value(
+        "etcd-cafile",
+        "",
+        "certificate authority that signs the servers' certificates",
+    ),
     value("etcd-username", "", "user name for etcd"),
-    value("etcd-password", "", "password for etcd (visible to other users of the host: prefer the file)"),
-    value("etcd-password-file", "", "file that holds the password for etcd"),
-    value("store-dir", "", "keep leases in this directory instead of etcd"),
-    boolean("kube-subnet-mgr", "false", "use the Kubernetes API instead of etcd"),
+    value(
+        "etcd-password",
+        "",
+        "password for etcd (visible to other users of the host: prefer the file)",
+    ),
+    value(
+        "etcd-password-file",
+        "",
+        "file that holds the password for etcd",
+    ),
+    value(
+        "store-dir",
+        "",
+        "keep leases in this directory instead of etcd",
+    ),
+    boolean(
+        "kube-subnet-mgr",
+        "false",
+        "use the Kubernetes API instead of etcd",
+    ),
     value("kube-api-url", "", "Kubernetes API server"),
     value("kubeconfig-file", "", "kubeconfig file"),
-    value("kube-annotation-prefix", "flannel.alpha.coreos.com", "prefix of the node annotations"),
-    value("net-config-path", "/etc/kube-flannel/net-conf.json", "network configuration file (Kubernetes only)"),
-    repeated("iface", "interface for traffic between nodes, by name or address; the first that matches"),
-    repeated("iface-regex", "the same as a regular expression, tried after every -iface"),
-    value("iface-can-reach", "", "use the interface through which the kernel reaches this address"),
-    value("public-ip", "", "IPv4 address that the other nodes send to (default: the interface's)"),
-    value("public-ipv6", "", "IPv6 address that the other nodes send to (default: the interface's)"),
-    value("subnet-file", "/run/flannel/subnet.env", "where to write the subnet, MTU and so on"),
-    value("subnet-lease-renew-margin", "60", "renew the lease this many minutes before it expires, 1 to 1439"),
-    boolean("ip-masq", "false", "masquerade traffic that leaves the network"),
-    boolean("ip-masq-fully-random-disable", "false", "masquerade without --random-fully"),
-    boolean("ip-blackhole-route", "false", "add a blackhole route for the node's own subnet"),
-    boolean("iptables-forward-rules", "true", "accept the network's traffic in FORWARD"),
-    value("iptables-resync", "5", "check the rules this often, in seconds"),
+    value(
+        "kube-annotation-prefix",
+        "flannel.alpha.coreos.com",
+        "prefix of the node annotations",
+    ),
+    value(
+        "net-config-path",
+        "/etc/kube-flannel/net-conf.json",
+        "network configuration file (Kubernetes only)",
+    ),
+    repeated(
+        "iface",
+        "interface for traffic between nodes, by name or address; the first that matches",
+    ),
+    repeated(
+        "iface-regex",
+        "the same as a regular expression, tried after every -iface",
+    ),
+    value(
+        "iface-can-reach",
+        "",
+        "use the interface through which the kernel reaches this address",
+    ),
+    value(
+        "public-ip",
+        "",
+        "IPv4 address that the other nodes send to (default: the interface's)",
+    ),
+    value(
+        "public-ipv6",
+        "",
+        "IPv6 address that the other nodes send to (default: the interface's)",
+    ),
+    value(
+        "subnet-file",
+        "/run/flannel/subnet.env",
+        "where to write the subnet, MTU and so on",
+    ),
+    value(
+        "subnet-lease-renew-margin",
+        "60",
+        "renew the lease this many minutes before it expires, 1 to 1439",
+    ),
+    boolean(
+        "ip-masq",
+        "false",
+        "masquerade traffic that leaves the network",
+    ),
+    boolean(
+        "ip-masq-fully-random-disable",
+        "false",
+        "masquerade without --random-fully",
+    ),
+    boolean(
+        "ip-blackhole-route",
+        "false",
+        "add a blackhole route for the node's own subnet",
+    ),
+    boolean(
+        "iptables-forward-rules",
+        "true",
+        "accept the network's traffic in FORWARD",
+    ),
+    value(
+        "iptables-resync",
+        "5",
+        "check the rules this often, in seconds",
+    ),
     value("healthz-ip", "0.0.0.0", "address of the health server"),
-    value("healthz-port", "0", "port of the health server; 0 turns it off"),
-    boolean("set-node-network-unavailable", "true", "maintain the node's NetworkUnavailable condition"),
+    value(
+        "healthz-port",
+        "0",
+        "port of the health server; 0 turns it off",
+    ),
+    boolean(
+        "set-node-network-unavailable",
+        "true",
+        "maintain the node's NetworkUnavailable condition",
+    ),
     value("log-format", "text", "text or json"),
     value("v", "0", "log verbosity, 0 to 10"),
     value("vmodule", "", "accepted for compatibility; has no effect"),
-    value("log_backtrace_at", "", "accepted for compatibility; has no effect"),
+    value(
+        "log_backtrace_at",
+        "",
+        "accepted for compatibility; has no effect",
+    ),
     boolean("logtostderr", "true", ""),
     boolean("alsologtostderr", "false", ""),
     value("stderrthreshold", "", ""),
@@ -108,7 +217,12 @@ pub fn parse(
     let args = two_dashes(args);
     let on_line = |flag: &Flag| {
         let long = format!("--{}", flag.name);
-        args.iter().any(|arg| *arg == long || arg.strip_prefix(&long).is_some_and(|rest| rest.starts_with('=')))
+        args.iter().any(|arg| {
+            *arg == long
+                || arg
+                    .strip_prefix(&long)
+                    .is_some_and(|rest| rest.starts_with('='))
+        })
     };
     let mut words = vec!["flanneld".to_owned()];
     let mut from_env = Vec::new();
@@ -119,19 +233,33 @@ pub fn parse(
         }
     }
     words.extend(args);
-    Ok(Given { matches: command().try_get_matches_from(words)?, from_env })
+    Ok(Given {
+        matches: command().try_get_matches_from(words)?,
+        from_env,
+    })
 }
 
 impl Given {
     /// The value of a flag, or its default.
     pub fn value(&self, name: &'static str) -> &str {
-        let given = self.matches.get_many::<String>(name).and_then(|values| values.last());
-        given.map(String::as_str).or_else(|| find(name).map(|flag| flag.default)).unwrap_or_default()
+        let given = self
+            .matches
+            .get_many::<String>(name)
+            .and_then(|values| values.last());
+        given
+            .map(String::as_str)
+            .or_else(|| find(name).map(|flag| flag.default))
+            .unwrap_or_default()
     }
 
     /// Every value of a repeated flag.
     pub fn values(&self, name: &'static str) -> Vec<&str> {
-        self.matches.get_many::<String>(name).into_iter().flatten().map(String::as_str).collect()
+        self.matches
+            .get_many::<String>(name)
+            .into_iter()
+            .flatten()
+            .map(String::as_str)
+            .collect()
     }
 
     /// How the user wrote the flag: for messages.
@@ -172,14 +300,25 @@ fn two_dashes(args: impl IntoIterator<Item = String>) -> Vec<String> {
 
 fn command() -> Command {
     let args = FLAGS.iter().map(|flag| {
-        let arg = Arg::new(flag.name).long(flag.name).action(ArgAction::Append).hide(flag.help.is_empty());
+        let arg = Arg::new(flag.name)
+            .long(flag.name)
+            .action(ArgAction::Append)
+            .hide(flag.help.is_empty());
         let help = match flag.default {
             "" => flag.help.to_owned(),
             default => format!("{} [default: {default}]", flag.help),
         };
         match flag.takes {
-            Takes::Bool => arg.num_args(0..=1).require_equals(true).default_missing_value("true").help(help),
-            _ => arg.num_args(1).allow_hyphen_values(true).value_name("VALUE").help(help),
+            Takes::Bool => arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true")
+                .help(help),
+            _ => arg
+                .num_args(1)
+                .allow_hyphen_values(true)
+                .value_name("VALUE")
+                .help(help),
         }
     });
     Command::new("flanneld")
@@ -198,7 +337,11 @@ mod tests {
     use super::*;
 
     fn given(args: &[&str], env: &[(&str, &str)]) -> Result<Given, clap::Error> {
-        let env = |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        let env = |name: &str| {
+            env.iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| (*v).to_owned())
+        };
         parse(args.iter().map(|s| (*s).to_owned()), env)
     }
 
@@ -210,17 +353,37 @@ mod tests {
         for arg in ["-iface=eth1", "--iface=eth1"] {
             assert_eq!(given(&[arg], &[]).unwrap().values("iface"), ["eth1"]);
         }
-        for (arg, value) in [("-ip-masq", "true"), ("--ip-masq=false", "false"), ("-ip-masq=true", "true")] {
+        for (arg, value) in [
+            ("-ip-masq", "true"),
+            ("--ip-masq=false", "false"),
+            ("-ip-masq=true", "true"),
+        ] {
             assert_eq!(given(&[arg], &[]).unwrap().value("ip-masq"), value);
         }
-        let g = given(&["-iface", "-x", "-v", "4", "-iface=b", "-etcd-prefix=/a=b", "-v=5"], &[]).unwrap();
+        let g = given(
+            &[
+                "-iface",
+                "-x",
+                "-v",
+                "4",
+                "-iface=b",
+                "-etcd-prefix=/a=b",
+                "-v=5",
+            ],
+            &[],
+        )
+        .unwrap();
         assert_eq!(g.values("iface"), ["-x", "b"]);
         assert_eq!((g.value("v"), g.value("etcd-prefix")), ("5", "/a=b"));
     }
 
     #[test]
     fn the_command_line_beats_the_environment_and_empty_is_unset() {
-        let env = [("FLANNELD_ETCD_PREFIX", "/env"), ("FLANNELD_IFACE", "eth9"), ("FLANNELD_PUBLIC_IP", "")];
+        let env = [
+            ("FLANNELD_ETCD_PREFIX", "/env"),
+            ("FLANNELD_IFACE", "eth9"),
+            ("FLANNELD_PUBLIC_IP", ""),
+        ];
         let g = given(&["-etcd-prefix=/line"], &env).unwrap();
         assert_eq!(g.value("etcd-prefix"), "/line");
         assert_eq!(g.values("iface"), ["eth9"]);
@@ -231,7 +394,13 @@ mod tests {
 
     #[test]
     fn what_is_no_flag_is_a_usage_error() {
-        for args in [&["-no-such-flag"][..], &["-ip-masq", "true"], &["stray"], &["-iface"], &["-v4"]] {
+        for args in [
+            &["-no-such-flag"][..],
+            &["-ip-masq", "true"],
+            &["stray"],
+            &["-iface"],
+            &["-v4"],
+        ] {
             let error = given(args, &[]).err().unwrap();
             assert_eq!(error.exit_code(), 2, "{args:?}");
         }

@@ -28,13 +28,19 @@ const CONNECTIONS: usize = 64;
 /// The address cannot be had: names the flags and the address.
 pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
     let listener = TcpListener::bind(addr).await.with_context(|| {
-        format!("-healthz-ip {} -healthz-port {}: cannot listen there", addr.ip(), addr.port())
+        format!(
+            "-healthz-ip {} -healthz-port {}: cannot listen there",
+            addr.ip(),
+            addr.port()
+        )
     })?;
     info!("health server on http://{addr}");
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     tokio::task::spawn_local(async move {
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else { return };
+            let Ok(place) = places.clone().acquire_owned().await else {
+                return;
+            };
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -65,15 +71,18 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
 
 fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>> {
     let (code, body) = match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/healthz") => (StatusCode::OK, "flanneld is running".to_owned()),
+        (&Method::GET | &Method::HEAD, "/healthz") => {
+            (StatusCode::OK, "flanneld is running".to_owned())
+        }
         (&Method::GET | &Method::HEAD, "/readyz") => match status.problems() {
             problems if problems.is_empty() => (StatusCode::OK, "ready".to_owned()),
             problems => (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n")),
         },
         (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, status.metrics()),
-        (&Method::GET | &Method::HEAD, _) => {
-            (StatusCode::NOT_FOUND, "try /healthz, /readyz or /metrics".to_owned())
-        }
+        (&Method::GET | &Method::HEAD, _) => (
+            StatusCode::NOT_FOUND,
+            "try /healthz, /readyz or /metrics".to_owned(),
+        ),
         _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET".to_owned()),
     };
     let mut response = Response::new(Full::from(body));

@@ -21,12 +21,17 @@ pub fn choose(
     let mut mac = Dual::default();
     for family in config.families() {
         let device = vxlan::device(vni, family)?;
-        let Some(ip) = host.public_ip.get(family) else { continue };
+        let Some(ip) = host.public_ip.get(family) else {
+            continue;
+        };
         let chosen = vxlan::choose_mac(published(own, family), mac_of(&device), ip, vni, family);
         mac.set(family, Some(chosen));
     }
     // One MAC on two devices would be two entries under one identity.
-    if mac.v4.is_some() && mac.v4 == mac.v6 && let Some(ip) = host.public_ip.v6 {
+    if mac.v4.is_some()
+        && mac.v4 == mac.v6
+        && let Some(ip) = host.public_ip.v6
+    {
         mac.v6 = Some(vxlan::choose_mac(None, None, &ip, vni, Family::V6));
     }
     Ok(Identity { mac })

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use dataplane::KernelError;
-use dataplane::host::{self, Interface, Path};
+use dataplane::host::{Address, Interface, Path, default_iface, interfaces, route_to};
 use model::{Dual, Family, Host, IfName, NetConfig};
 
 use crate::options::IfaceChoice;
@@ -20,6 +20,17 @@ pub struct View {
 }
 
 impl View {
+    /// Asks the kernel for its interfaces only.
+    ///
+    /// # Errors
+    /// It refused to answer.
+    pub fn of_interfaces() -> Result<View, KernelError> {
+        Ok(View {
+            interfaces: interfaces()?,
+            ..View::default()
+        })
+    }
+
     /// Asks the kernel.
     ///
     /// # Errors
@@ -28,14 +39,18 @@ impl View {
         let mut default = Dual::default();
         if choice.is_empty() {
             for family in Family::ALL {
-                default.set(family, host::default_iface(family)?);
+                default.set(family, default_iface(family)?);
             }
         }
         let reach = match choice.can_reach {
-            Some(ip) => host::route_to(ip)?,
+            Some(ip) => route_to(ip)?,
             None => None,
         };
-        Ok(View { interfaces: host::interfaces()?, default, reach })
+        Ok(View {
+            interfaces: interfaces()?,
+            default,
+            reach,
+        })
     }
 
     fn named(&self, name: &str) -> Option<&Interface> {
@@ -50,7 +65,9 @@ pub enum NoIface {
     #[error("{0}")]
     Kernel(String),
     /// None of those named fits.
-    #[error("none of {asked} names an interface that can be used: {why}; give -iface an interface or an address of `ip address`")]
+    #[error(
+        "none of {asked} names an interface that can be used: {why}; give -iface an interface or an address of `ip address`"
+    )]
     NoMatch {
         /// The flags.
         asked: String,
@@ -89,22 +106,60 @@ pub fn choose(
         None => (by_default_route(&families, view)?, None),
         Some(asked) => by_flags(choice, &families, view, asked)?,
     };
-    let addr = addresses(iface, &families, wanted).map_err(NoIface::Unfit)?;
-    Ok(Host {
+    let addr = addresses(iface, &families, &Dual::from_fn(|_| wanted)).map_err(NoIface::Unfit)?;
+    Ok(host(iface, addr, public_ip))
+}
+
+/// The interface chosen before, as it is now: the same name, and the same addresses as far as it
+/// still has them. A default route that moves or goes away for a while changes nothing.
+///
+/// # Errors
+/// [`NoIface::Unfit`]: it is gone, or has no address left of a family.
+pub fn again(
+    before: &Host,
+    public_ip: &Dual<IpAddr>,
+    config: &NetConfig,
+    view: &View,
+) -> Result<Host, NoIface> {
+    let families: Vec<Family> = config.families().collect();
+    let iface = view.named(before.iface.as_str());
+    let iface = iface.ok_or_else(|| NoIface::Unfit(format!("{} is gone", before.iface)))?;
+    let kept = Dual::from_fn(|family| {
+        before
+            .addr
+            .get(family)
+            .copied()
+            .filter(|ip| holds(iface, ip))
+    });
+    let addr = addresses(iface, &families, &kept).map_err(NoIface::Unfit)?;
+    Ok(host(iface, addr, public_ip))
+}
+
+fn host(iface: &Interface, addr: Dual<IpAddr>, public_ip: &Dual<IpAddr>) -> Host {
+    Host {
         iface: iface.name,
         ifindex: iface.index,
         mtu: iface.mtu,
         addr,
-        public_ip: Dual::from_fn(|family| addr.get(family).map(|addr| *public_ip.get(family).unwrap_or(addr))),
+        public_ip: Dual::from_fn(|family| {
+            addr.get(family)
+                .map(|addr| *public_ip.get(family).unwrap_or(addr))
+        }),
         on_link: iface.on_link.clone(),
-    })
+    }
 }
 
 /// The flags that choose, as text; `None` when none was given.
 fn asked(choice: &IfaceChoice) -> Option<String> {
     let exact = choice.exact.iter().map(|name| format!("-iface {name}"));
-    let regex = choice.regex.iter().map(|regex| format!("-iface-regex {regex}"));
-    let reach = choice.can_reach.iter().map(|ip| format!("-iface-can-reach {ip}"));
+    let regex = choice
+        .regex
+        .iter()
+        .map(|regex| format!("-iface-regex {regex}"));
+    let reach = choice
+        .can_reach
+        .iter()
+        .map(|ip| format!("-iface-can-reach {ip}"));
     let all: Vec<String> = exact.chain(regex).chain(reach).collect();
     Some(all.join(", ")).filter(|text| !text.is_empty())
 }
@@ -112,14 +167,18 @@ fn asked(choice: &IfaceChoice) -> Option<String> {
 fn by_default_route<'a>(families: &[Family], view: &'a View) -> Result<&'a Interface, NoIface> {
     let mut found: Dual<&Interface> = Dual::default();
     for &family in families {
-        let name = view.default.get(family).ok_or(NoIface::NoDefaultRoute(family))?;
+        let name = view
+            .default
+            .get(family)
+            .ok_or(NoIface::NoDefaultRoute(family))?;
         let iface = view.named(name.as_str());
         found.set(family, Some(iface.ok_or(NoIface::NoDefaultRoute(family))?));
     }
     match (found.v4, found.v6) {
-        (Some(v4), Some(v6)) if v4.index != v6.index => {
-            Err(NoIface::Disagree { v4: v4.name.to_string(), v6: v6.name.to_string() })
-        }
+        (Some(v4), Some(v6)) if v4.index != v6.index => Err(NoIface::Disagree {
+            v4: v4.name.to_string(),
+            v6: v6.name.to_string(),
+        }),
         (Some(iface), _) | (None, Some(iface)) => Ok(iface),
         (None, None) => Err(NoIface::NoDefaultRoute(Family::V4)),
     }
@@ -142,7 +201,7 @@ fn by_flags<'a>(
                 return None;
             }
         };
-        match addresses(iface, families, ip) {
+        match addresses(iface, families, &Dual::from_fn(|_| ip)) {
             Ok(_) => Some((iface, ip)),
             Err(problem) => {
                 why.push(problem);
@@ -152,7 +211,11 @@ fn by_flags<'a>(
     };
     for name in &choice.exact {
         let found = match name.parse::<IpAddr>() {
-            Ok(ip) => view.interfaces.iter().find(|i| holds(i, &ip)).map(|i| (i, Some(ip))),
+            Ok(ip) => view
+                .interfaces
+                .iter()
+                .find(|i| holds(i, &ip))
+                .map(|i| (i, Some(ip))),
             Err(_) => view.named(name).map(|i| (i, None)),
         };
         if let Some(found) = fit(found, name.clone()) {
@@ -160,11 +223,20 @@ fn by_flags<'a>(
         }
     }
     for regex in &choice.regex {
-        let addresses = view.interfaces.iter().flat_map(|i| i.addrs.iter().map(move |a| (i, a.net.addr())));
+        let addresses = view
+            .interfaces
+            .iter()
+            .flat_map(|i| i.addrs.iter().map(move |a| (i, a.net.addr())));
         let mut by_address = addresses.filter(|(_, ip)| regex.is_match(&ip.to_string()));
         let by_address = by_address.find(|(_, ip)| families.contains(&Family::of(ip)));
-        let by_name = || view.interfaces.iter().find(|i| regex.is_match(i.name.as_str()));
-        let found = by_address.map(|(i, ip)| (i, Some(ip))).or_else(|| by_name().map(|i| (i, None)));
+        let by_name = || {
+            view.interfaces
+                .iter()
+                .find(|i| regex.is_match(i.name.as_str()))
+        };
+        let found = by_address
+            .map(|(i, ip)| (i, Some(ip)))
+            .or_else(|| by_name().map(|i| (i, None)));
         if let Some(found) = fit(found, format!("an interface or address like {regex}")) {
             return Ok(found);
         }
@@ -178,7 +250,10 @@ fn by_flags<'a>(
             return Ok(found);
         }
     }
-    Err(NoIface::NoMatch { asked, why: why.join("; ") })
+    Err(NoIface::NoMatch {
+        asked,
+        why: why.join("; "),
+    })
 }
 
 fn holds(iface: &Interface, ip: &IpAddr) -> bool {
@@ -186,12 +261,24 @@ fn holds(iface: &Interface, ip: &IpAddr) -> bool {
 }
 
 /// The interface's address of each family, `wanted` before others; or what it lacks.
-fn addresses(iface: &Interface, families: &[Family], wanted: Option<IpAddr>) -> Result<Dual<IpAddr>, String> {
+fn addresses(
+    iface: &Interface,
+    families: &[Family],
+    wanted: &Dual<IpAddr>,
+) -> Result<Dual<IpAddr>, String> {
     let mut addrs = Dual::default();
     for &family in families {
-        let wanted = wanted.filter(|ip| Family::of(ip) == family);
+        let wanted = wanted
+            .get(family)
+            .copied()
+            .filter(|ip| Family::of(ip) == family);
         let first = || best(iface, family);
-        let ip = wanted.or_else(first).ok_or_else(|| format!("{} has no {family} address that peers can send to", iface.name))?;
+        let ip = wanted.or_else(first).ok_or_else(|| {
+            format!(
+                "{} has no {family} address that peers can send to",
+                iface.name
+            )
+        })?;
         addrs.set(family, Some(ip));
     }
     Ok(addrs)
@@ -199,12 +286,17 @@ fn addresses(iface: &Interface, families: &[Family], wanted: Option<IpAddr>) -> 
 
 /// The first address that lasts and is not link-local; a passing one only if there is no other.
 fn best(iface: &Interface, family: Family) -> Option<IpAddr> {
-    let usable = || iface.addrs.iter().filter(|a| Family::of_net(&a.net) == family && !link_local(a));
+    let usable = || {
+        iface
+            .addrs
+            .iter()
+            .filter(|a| Family::of_net(&a.net) == family && !link_local(a))
+    };
     let lasting = usable().find(|a| !a.temporary && !a.unusable);
     lasting.or_else(|| usable().next()).map(|a| a.net.addr())
 }
 
-fn link_local(address: &host::Address) -> bool {
+fn link_local(address: &Address) -> bool {
     let by_value = match address.net.addr() {
         IpAddr::V4(ip) => ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
@@ -217,7 +309,7 @@ mod tests {
     use super::*;
 
     fn iface(name: &str, index: u32, nets: &[&str]) -> Interface {
-        let address = |net: &&str| host::Address {
+        let address = |net: &&str| Address {
             net: net.parse().unwrap(),
             link_local: false,
             temporary: net.starts_with("fd00:77"),
@@ -238,12 +330,29 @@ mod tests {
     fn view() -> View {
         View {
             interfaces: vec![
-                iface("eth0", 2, &["169.254.7.7/16", "192.168.0.5/24", "fe80::1/64", "fd00:77::9/64", "fd00:78::5/64"]),
+                iface(
+                    "eth0",
+                    2,
+                    &[
+                        "169.254.7.7/16",
+                        "192.168.0.5/24",
+                        "fe80::1/64",
+                        "fd00:77::9/64",
+                        "fd00:78::5/64",
+                    ],
+                ),
                 iface("eth1", 3, &["10.9.0.5/16", "10.9.0.6/16"]),
                 iface("wg0", 4, &[]),
             ],
-            default: Dual { v4: Some("eth0".parse().unwrap()), v6: Some("eth1".parse().unwrap()) },
-            reach: Some(Path { iface: "eth1".parse().unwrap(), source: Some("10.9.0.6".parse().unwrap()), via: None }),
+            default: Dual {
+                v4: Some("eth0".parse().unwrap()),
+                v6: Some("eth1".parse().unwrap()),
+            },
+            reach: Some(Path {
+                iface: "eth1".parse().unwrap(),
+                source: Some("10.9.0.6".parse().unwrap()),
+                via: None,
+            }),
         }
     }
 
@@ -254,8 +363,12 @@ mod tests {
     fn chosen(args: &[&str], json: &str) -> Result<(String, Dual<String>), String> {
         let given = crate::flags::parse(args.iter().map(|s| (*s).to_owned()), |_| None).unwrap();
         let options = crate::options::Options::from_flags(&given).unwrap();
-        let host = choose(&options.iface, &options.public_ip, &config(json), &view()).map_err(|e| e.to_string())?;
-        Ok((host.iface.to_string(), host.public_ip.map(|_, ip| ip.to_string())))
+        let host = choose(&options.iface, &options.public_ip, &config(json), &view())
+            .map_err(|e| e.to_string())?;
+        Ok((
+            host.iface.to_string(),
+            host.public_ip.map(|_, ip| ip.to_string()),
+        ))
     }
 
     const V4: &str = r#"{"Network":"10.244.0.0/16"}"#;
@@ -263,14 +376,25 @@ mod tests {
 
     #[test]
     fn flags_choose_in_their_order() {
-        let v4 = |ip: &str| Dual { v4: Some(ip.to_owned()), v6: None };
+        let v4 = |ip: &str| Dual {
+            v4: Some(ip.to_owned()),
+            v6: None,
+        };
         for (args, name, ip) in [
             (&[][..], "eth0", "192.168.0.5"),
             (&["-iface=eth1"], "eth1", "10.9.0.5"),
             (&["-iface=10.9.0.6"], "eth1", "10.9.0.6"),
-            (&["-iface=none", "-iface=wg0", "-iface=eth1"], "eth1", "10.9.0.5"),
+            (
+                &["-iface=none", "-iface=wg0", "-iface=eth1"],
+                "eth1",
+                "10.9.0.5",
+            ),
             (&["-iface-regex=^10\\.9\\."], "eth1", "10.9.0.5"),
-            (&["-iface-regex=^eth1$", "-iface=eth0"], "eth0", "192.168.0.5"),
+            (
+                &["-iface-regex=^eth1$", "-iface=eth0"],
+                "eth0",
+                "192.168.0.5",
+            ),
             (&["-iface-regex=wg", "-iface-regex=th1"], "eth1", "10.9.0.5"),
             (&["-iface-can-reach=10.9.3.3"], "eth1", "10.9.0.6"),
             (&["-public-ip=203.0.113.9"], "eth0", "203.0.113.9"),
@@ -281,21 +405,71 @@ mod tests {
 
     #[test]
     fn dual_stack_needs_both_families_of_one_interface() {
-        let both = Dual { v4: Some("192.168.0.5".to_owned()), v6: Some("fd00:78::5".to_owned()) };
-        assert_eq!(chosen(&["-iface=eth0"], DUAL), Ok(("eth0".to_owned(), both)));
+        let both = Dual {
+            v4: Some("192.168.0.5".to_owned()),
+            v6: Some("fd00:78::5".to_owned()),
+        };
+        assert_eq!(
+            chosen(&["-iface=eth0"], DUAL),
+            Ok(("eth0".to_owned(), both))
+        );
         let error = chosen(&[], DUAL).unwrap_err();
         assert!(error.contains("eth0 (IPv4) and eth1 (IPv6)"), "{error}");
         let error = chosen(&["-iface=eth1"], DUAL).unwrap_err();
-        assert!(error.contains("-iface eth1") && error.contains("no IPv6 address"), "{error}");
+        assert!(
+            error.contains("-iface eth1") && error.contains("no IPv6 address"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_chosen_interface_stays_and_its_address_too() {
+        let mut view = view();
+        let before = choose(
+            &IfaceChoice::default(),
+            &Dual::default(),
+            &config(V4),
+            &view,
+        )
+        .unwrap();
+        view.default = Dual::default();
+        let other = Address {
+            net: "192.168.0.4/24".parse().unwrap(),
+            ..view.interfaces[0].addrs[1]
+        };
+        view.interfaces[0].addrs.insert(0, other);
+        assert_eq!(
+            again(&before, &Dual::default(), &config(V4), &view)
+                .unwrap()
+                .addr,
+            before.addr
+        );
+        view.interfaces[0]
+            .addrs
+            .retain(|a| a.net.addr() != before.addr.v4.unwrap());
+        let moved = again(&before, &Dual::default(), &config(V4), &view).unwrap();
+        assert_eq!(moved.public_ip.v4, Some("192.168.0.4".parse().unwrap()));
+        view.interfaces.remove(0);
+        let gone = again(&before, &Dual::default(), &config(V4), &view).unwrap_err();
+        assert_eq!(gone.to_string(), "interface eth0 is gone");
     }
 
     #[test]
     fn what_cannot_be_found_is_named() {
         let error = chosen(&["-iface=nope", "-iface-regex=^zz"], V4).unwrap_err();
-        assert!(error.contains("-iface nope") && error.contains("-iface-regex ^zz"), "{error}");
+        assert!(
+            error.contains("-iface nope") && error.contains("-iface-regex ^zz"),
+            "{error}"
+        );
         let mut view = view();
         view.default = Dual::default();
-        let none = choose(&IfaceChoice::default(), &Dual::default(), &config(V4), &view).unwrap_err();
+        let none = choose(
+            &IfaceChoice::default(),
+            &Dual::default(),
+            &config(V4),
+            &view,
+        )
+        .unwrap_err();
         assert_eq!(none, NoIface::NoDefaultRoute(Family::V4));
     }
 }

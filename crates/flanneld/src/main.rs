@@ -24,7 +24,11 @@ fn main() -> ExitCode {
         }
     };
     if given.value("version") == "true" {
-        let _ = writeln!(std::io::stdout(), "flannel-rs v{}", env!("CARGO_PKG_VERSION"));
+        let _ = writeln!(
+            std::io::stdout(),
+            "flannel-rs v{}",
+            env!("CARGO_PKG_VERSION")
+        );
         return ExitCode::SUCCESS;
     }
     let options = match Options::from_flags(&given) {
@@ -50,7 +54,9 @@ fn main() -> ExitCode {
 
 fn start(options: Options) -> anyhow::Result<ExitCode> {
     info!("flannel-rs v{}", env!("CARGO_PKG_VERSION"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -72,7 +78,10 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     }
     let store = open_store(&options)?;
     let kernel = dataplane::Kernel::open(options.plain_routes)?;
-    Daemon::start(options, store, kernel, status).await?.run().await
+    Daemon::start(options, store, kernel, status)
+        .await?
+        .run()
+        .await
 }
 
 /// Whether a store's setting is wrong as written on the command line, and not a file that it names.

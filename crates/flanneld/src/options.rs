@@ -72,9 +72,23 @@ impl Options {
     /// The first flag that cannot be used as given.
     pub fn from_flags(given: &Given) -> Result<Options, UsageError> {
         refuse_what_is_to_come(given)?;
-        let margin = number(given, "subnet-lease-renew-margin", "minutes from 1 to 1439", 1..=1439)?;
-        number(given, "iptables-resync", "seconds, at least 1", 1..=u64::from(u32::MAX))?;
-        for flag in ["iptables-forward-rules", "ip-masq-fully-random-disable", "set-node-network-unavailable"] {
+        let margin = number(
+            given,
+            "subnet-lease-renew-margin",
+            "minutes from 1 to 1439",
+            1..=1439,
+        )?;
+        number(
+            given,
+            "iptables-resync",
+            "seconds, at least 1",
+            1..=u64::from(u32::MAX),
+        )?;
+        for flag in [
+            "iptables-forward-rules",
+            "ip-masq-fully-random-disable",
+            "set-node-network-unavailable",
+        ] {
             boolean(given, flag)?;
         }
         Ok(Options {
@@ -82,7 +96,8 @@ impl Options {
             iface: iface_choice(given)?,
             public_ip: Dual {
                 v4: optional(given, "public-ip", "an IPv4 address")?.map(|ip: Ipv4Addr| ip.into()),
-                v6: optional(given, "public-ipv6", "an IPv6 address")?.map(|ip: Ipv6Addr| ip.into()),
+                v6: optional(given, "public-ipv6", "an IPv6 address")?
+                    .map(|ip: Ipv6Addr| ip.into()),
             },
             subnet_file: path(given, "subnet-file")?,
             renew_margin: Duration::from_secs(margin * 60),
@@ -103,7 +118,10 @@ impl Options {
 fn refuse_what_is_to_come(given: &Given) -> Result<(), UsageError> {
     for flag in ["kube-subnet-mgr", "ip-masq", "ip-blackhole-route"] {
         if boolean(given, flag)? {
-            return Err(UsageError(format!("{}: not in this version of flannel-rs", given.spelled(flag))));
+            return Err(UsageError(format!(
+                "{}: not in this version of flannel-rs",
+                given.spelled(flag)
+            )));
         }
     }
     Ok(())
@@ -130,10 +148,18 @@ fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
 
 fn iface_choice(given: &Given) -> Result<IfaceChoice, UsageError> {
     let regex = given.values("iface-regex").into_iter().map(|pattern| {
-        Regex::new(pattern).map_err(|e| UsageError(format!("-iface-regex {pattern}: no regular expression: {e}")))
+        Regex::new(pattern).map_err(|e| {
+            UsageError(format!(
+                "-iface-regex {pattern}: no regular expression: {e}"
+            ))
+        })
     });
     Ok(IfaceChoice {
-        exact: given.values("iface").into_iter().map(str::to_owned).collect(),
+        exact: given
+            .values("iface")
+            .into_iter()
+            .map(str::to_owned)
+            .collect(),
         regex: regex.collect::<Result<_, _>>()?,
         can_reach: optional(given, "iface-can-reach", "an IP address")?,
     })
@@ -156,10 +182,17 @@ fn path(given: &Given, flag: &'static str) -> Result<PathBuf, UsageError> {
     }
 }
 
-fn optional<T: std::str::FromStr>(given: &Given, flag: &'static str, expected: &str) -> Result<Option<T>, UsageError> {
+fn optional<T: std::str::FromStr>(
+    given: &Given,
+    flag: &'static str,
+    expected: &str,
+) -> Result<Option<T>, UsageError> {
     match given.value(flag) {
         "" => Ok(None),
-        text => text.parse().map(Some).map_err(|_| wrong(given, flag, expected)),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|_| wrong(given, flag, expected)),
     }
 }
 
@@ -194,8 +227,13 @@ mod tests {
     #[test]
     fn defaults_are_the_contract_s() {
         let o = options(&[]).unwrap();
-        let StoreChoice::Etcd(etcd) = &o.store else { panic!("no etcd") };
-        assert_eq!(etcd.endpoints, "http://127.0.0.1:4001,http://127.0.0.1:2379");
+        let StoreChoice::Etcd(etcd) = &o.store else {
+            panic!("no etcd")
+        };
+        assert_eq!(
+            etcd.endpoints,
+            "http://127.0.0.1:4001,http://127.0.0.1:2379"
+        );
         assert_eq!(etcd.prefix, "/coreos.com/network");
         assert_eq!(o.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
         assert_eq!(o.renew_margin, Duration::from_secs(3600));
@@ -205,17 +243,44 @@ mod tests {
     #[test]
     fn a_refusal_names_flag_value_and_expectation() {
         for (arg, message) in [
-            ("-subnet-lease-renew-margin=0", "-subnet-lease-renew-margin 0: expected minutes from 1 to 1439"),
-            ("-subnet-lease-renew-margin=1440", "-subnet-lease-renew-margin 1440: expected minutes from 1 to 1439"),
-            ("-public-ip=fd00::1", "-public-ip fd00::1: expected an IPv4 address"),
-            ("-healthz-port=65536", "-healthz-port 65536: expected a port from 0 to 65535"),
-            ("-iface-can-reach=x", "-iface-can-reach x: expected an IP address"),
-            ("-iptables-forward-rules=maybe", "-iptables-forward-rules maybe: expected true or false"),
+            (
+                "-subnet-lease-renew-margin=0",
+                "-subnet-lease-renew-margin 0: expected minutes from 1 to 1439",
+            ),
+            (
+                "-subnet-lease-renew-margin=1440",
+                "-subnet-lease-renew-margin 1440: expected minutes from 1 to 1439",
+            ),
+            (
+                "-public-ip=fd00::1",
+                "-public-ip fd00::1: expected an IPv4 address",
+            ),
+            (
+                "-healthz-port=65536",
+                "-healthz-port 65536: expected a port from 0 to 65535",
+            ),
+            (
+                "-iface-can-reach=x",
+                "-iface-can-reach x: expected an IP address",
+            ),
+            (
+                "-iptables-forward-rules=maybe",
+                "-iptables-forward-rules maybe: expected true or false",
+            ),
             ("-log-format=xml", "-log-format xml: expected text or json"),
-            ("-kube-subnet-mgr", "-kube-subnet-mgr true: not in this version of flannel-rs"),
+            (
+                "-kube-subnet-mgr",
+                "-kube-subnet-mgr true: not in this version of flannel-rs",
+            ),
         ] {
             assert_eq!(options(&[arg]).err().unwrap().to_string(), message);
         }
-        assert!(options(&["-iface-regex=("]).err().unwrap().to_string().starts_with("-iface-regex (: no regular"));
+        assert!(
+            options(&["-iface-regex=("])
+                .err()
+                .unwrap()
+                .to_string()
+                .starts_with("-iface-regex (: no regular")
+        );
     }
 }

@@ -2,7 +2,7 @@
 //! difference, remember what was refused. Level-triggered: whoever has news only marks it here and
 //! calls [`Reconciler::pass`].
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dataplane::{Dataplane, KernelError, KernelEvent, Scope};
@@ -49,8 +49,9 @@ pub struct Reconciler<D> {
     look_again: bool,
     next_audit: Instant,
     retry: Retry,
-    /// Kinds of failure already reported: kind of object and errno.
-    reported: BTreeSet<(&'static str, i32)>,
+    /// Kinds of failure since all was well, by kind of object and errno, and in how many passes.
+    failures: BTreeMap<(&'static str, i32), Failures>,
+    passes: u64,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -65,18 +66,23 @@ impl<D: Dataplane> Reconciler<D> {
             look_again: true,
             next_audit: next_audit(),
             retry: Retry::default(),
-            reported: BTreeSet::new(),
+            failures: BTreeMap::new(),
+            passes: 0,
         }
     }
 
     /// The kernel should hold these.
     pub fn want(&mut self, objects: impl IntoIterator<Item = Object>) {
-        objects.into_iter().for_each(|object| self.state.want(object));
+        objects
+            .into_iter()
+            .for_each(|object| self.state.want(object));
     }
 
     /// The kernel should no longer hold these.
     pub fn unwant<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
-        objects.into_iter().for_each(|object| self.state.unwant(object));
+        objects
+            .into_iter()
+            .for_each(|object| self.state.unwant(object));
     }
 
     /// Allows or forbids deletions. Forbidden until the store was listed once, and while it is away.
@@ -94,8 +100,8 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn note(&mut self, event: KernelEvent) -> bool {
         debug!(?event, "kernel");
         let work = match event {
-            KernelEvent::Saw(object) => self.state.saw(object),
-            KernelEvent::Gone(object) => self.state.gone(object),
+            KernelEvent::Saw(object) => self.state.heard(object),
+            KernelEvent::Gone(object) => self.state.heard_gone(object),
             KernelEvent::LookAgain | KernelEvent::HostChanged => {
                 self.look_again = true;
                 true
@@ -125,6 +131,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Makes the kernel hold what it should, as far as it lets us. Cheap when there is nothing to do.
     pub async fn pass(&mut self) -> Pass {
         let now = Instant::now();
+        self.passes += 1;
         if self.state.parked() > 0 && now >= self.retry.at {
             self.state.unpark();
         }
@@ -150,9 +157,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.next_audit = next_audit();
         self.state.begin_audit();
         let state = &mut self.state;
-        let mut note = |object| {
-            state.saw(object);
-        };
+        let mut note = |object| state.saw(object);
         match self.dataplane.observe(&mut note).await {
             Ok(()) => {
                 let missing = self.state.end_audit();
@@ -182,6 +187,8 @@ impl<D: Dataplane> Reconciler<D> {
                 }
                 Err(error) => {
                     sum.refused += 1;
+                    // An answer that was lost leaves open whether the operation was done.
+                    self.look_again |= error.errno == libc::ENOBUFS;
                     self.report(&error, kind(op.object()));
                     self.state.refused(op);
                 }
@@ -195,18 +202,31 @@ impl<D: Dataplane> Reconciler<D> {
                 self.retry.failed(now);
             }
         } else {
-            if !self.reported.is_empty() {
+            if self.failures.values().any(|f| f.told) {
                 info!("the kernel now takes everything that it refused before");
             }
-            self.reported.clear();
+            self.failures.clear();
             self.retry = Retry::default();
         }
     }
 
-    /// One line for each kind of failure, until all is well again.
+    /// One line for each kind of failure that lasts, until all is well again. The first refusal
+    /// is no news: while a device goes away, what stands on it cannot be put right yet.
     fn report(&mut self, error: &KernelError, kind: &'static str) {
-        if self.reported.insert((kind, error.errno)) {
-            warn!(errno = error.errno, "the kernel refused, trying again: {error}");
+        let pass = self.passes;
+        let failures = self
+            .failures
+            .entry((kind, error.errno))
+            .or_insert(Failures {
+                first: pass,
+                told: false,
+            });
+        if !failures.told && pass > failures.first {
+            failures.told = true;
+            warn!(
+                errno = error.errno,
+                "the kernel refuses, trying again and again: {error}"
+            );
         } else {
             debug!(%error, "refused");
         }
@@ -241,7 +261,12 @@ impl<D: Dataplane> Reconciler<D> {
 /// Says what a pass repaired.
 pub fn log_repair(pass: &Pass, took: Duration) {
     if pass.put + pass.deleted > 0 {
-        info!(put = pass.put, deleted = pass.deleted, "repaired the kernel's state in {:.1} ms", took.as_secs_f64() * 1e3);
+        info!(
+            put = pass.put,
+            deleted = pass.deleted,
+            "repaired the kernel's state in {:.1} ms",
+            took.as_secs_f64() * 1e3
+        );
     }
 }
 
@@ -266,6 +291,14 @@ fn next_audit() -> Instant {
     Instant::now() + AUDIT_EVERY.mul_f64(0.5 + fastrand::f64())
 }
 
+/// Refusals of one kind.
+struct Failures {
+    /// The pass of the first one.
+    first: u64,
+    /// The log says so.
+    told: bool,
+}
+
 /// When to offer refused operations again: 50 ms, doubling up to 30 s, jittered.
 struct Retry {
     at: Instant,
@@ -288,6 +321,12 @@ impl Retry {
 
 impl Default for Retry {
     fn default() -> Self {
-        Retry { at: Instant::now() + Self::FIRST, wait: Self::FIRST }
+        Retry {
+            at: Instant::now() + Self::FIRST,
+            wait: Self::FIRST,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

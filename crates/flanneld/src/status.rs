@@ -84,8 +84,14 @@ impl Status {
         if !inner.started {
             problems.push("starting: no subnet yet".to_owned());
         }
-        if let Some(since) = inner.store_away_since.filter(|since| since.elapsed() > STORE_PATIENCE) {
-            problems.push(format!("the store has been away for {} s", since.elapsed().as_secs()));
+        if let Some(since) = inner
+            .store_away_since
+            .filter(|since| since.elapsed() > STORE_PATIENCE)
+        {
+            problems.push(format!(
+                "the store has been away for {} s",
+                since.elapsed().as_secs()
+            ));
         }
         if inner.started && inner.devices_missing {
             problems.push("a flannel device is missing and cannot be made".to_owned());
@@ -101,18 +107,66 @@ impl Status {
         let n = &inner.numbers;
         let mut text = String::new();
         let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
-            let _ = writeln!(text, "# HELP flannel_{name} {help}\n# TYPE flannel_{name} {kind}\nflannel_{name} {value}");
+            let _ = writeln!(
+                text,
+                "# HELP flannel_{name} {help}\n# TYPE flannel_{name} {kind}\nflannel_{name} {value}"
+            );
         };
         metric("ready", "gauge", "1 when the node is ready", ready.into());
-        metric("store_up", "gauge", "1 when the store answers", inner.store_away_since.is_none().into());
-        metric("peers", "gauge", "Leases of other nodes in use", n.peers as u64);
-        metric("refused_leases", "gauge", "Leases of other nodes that cannot be used", n.refused_leases as u64);
-        metric("routes", "gauge", "Routes that this node should hold", n.routes as u64);
-        metric("kernel_pending_operations", "gauge", "Operations the kernel refused, still needed", n.parked as u64);
-        metric("kernel_writes_total", "counter", "Kernel objects written", n.written);
-        metric("kernel_deletes_total", "counter", "Kernel objects deleted", n.deleted);
-        metric("kernel_repairs_total", "counter", "Kernel objects put right after others changed them", n.repaired);
-        metric("kernel_refusals_total", "counter", "Operations refused by the kernel", n.refused);
+        metric(
+            "store_up",
+            "gauge",
+            "1 when the store answers",
+            inner.store_away_since.is_none().into(),
+        );
+        metric(
+            "peers",
+            "gauge",
+            "Leases of other nodes in use",
+            n.peers as u64,
+        );
+        metric(
+            "refused_leases",
+            "gauge",
+            "Leases of other nodes that cannot be used",
+            n.refused_leases as u64,
+        );
+        metric(
+            "routes",
+            "gauge",
+            "Routes that this node should hold",
+            n.routes as u64,
+        );
+        metric(
+            "kernel_pending_operations",
+            "gauge",
+            "Operations the kernel refused, still needed",
+            n.parked as u64,
+        );
+        metric(
+            "kernel_writes_total",
+            "counter",
+            "Kernel objects written",
+            n.written,
+        );
+        metric(
+            "kernel_deletes_total",
+            "counter",
+            "Kernel objects deleted",
+            n.deleted,
+        );
+        metric(
+            "kernel_repairs_total",
+            "counter",
+            "Kernel objects put right after others changed them",
+            n.repaired,
+        );
+        metric(
+            "kernel_refusals_total",
+            "counter",
+            "Operations refused by the kernel",
+            n.refused,
+        );
         text
     }
 }

@@ -42,8 +42,17 @@ pub fn write(path: &Path, text: &str) -> Result<(), SubnetFileError> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    let error = |what| move |error| SubnetFileError { path: path.to_owned(), what, error };
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let error = |what| {
+        move |error| SubnetFileError {
+            path: path.to_owned(),
+            what,
+            error,
+        }
+    };
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     fs::create_dir_all(dir).map_err(error("cannot make its directory"))?;
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
@@ -58,7 +67,11 @@ pub fn write(path: &Path, text: &str) -> Result<(), SubnetFileError> {
 
 fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let _ = fs::remove_file(path);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o644)
+        .open(path)?;
     // The umask does not decide who may read it.
     file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     file.write_all(text.as_bytes())?;
@@ -69,11 +82,16 @@ fn write_new(path: &Path, text: &str) -> io::Result<()> {
 pub fn previous(path: &Path) -> Option<SubnetKey> {
     let text = fs::read_to_string(path).ok()?;
     let net = |key: &str| {
-        let line = text.lines().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
         let first = line.trim().trim_matches('"').split(',').next()?;
         first.trim().parse::<IpNet>().ok()
     };
-    SubnetKey::new(Dual { v4: net("FLANNEL_SUBNET"), v6: net("FLANNEL_IPV6_SUBNET") })
+    SubnetKey::new(Dual {
+        v4: net("FLANNEL_SUBNET"),
+        v6: net("FLANNEL_IPV6_SUBNET"),
+    })
 }
 
 #[cfg(test)]
@@ -99,8 +117,15 @@ mod tests {
     fn a_written_file_reads_back_and_leaves_no_temporary() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b/subnet.env");
-        write(&path, "FLANNEL_NETWORK=10.0.0.0/8,10.1.0.0/16\nFLANNEL_SUBNET=172.30.80.1/24\n").unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o644);
+        write(
+            &path,
+            "FLANNEL_NETWORK=10.0.0.0/8,10.1.0.0/16\nFLANNEL_SUBNET=172.30.80.1/24\n",
+        )
+        .unwrap();
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o644
+        );
         assert_eq!(previous(&path), Some("172.30.80.0-24".parse().unwrap()));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
@@ -109,7 +134,13 @@ mod tests {
     fn a_broken_old_file_names_no_subnet() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("subnet.env");
-        for text in ["", "FLANNEL_SUBNET=\n", "FLANNEL_SUBNET=10.0.0.1\n", "\u{0}", "FLANNEL_SUBNET=fd00::1/64\n"] {
+        for text in [
+            "",
+            "FLANNEL_SUBNET=\n",
+            "FLANNEL_SUBNET=10.0.0.1\n",
+            "\u{0}",
+            "FLANNEL_SUBNET=fd00::1/64\n",
+        ] {
             fs::write(&path, text).unwrap();
             assert_eq!(previous(&path), None, "{text:?}");
         }
@@ -120,7 +151,12 @@ mod tests {
     fn an_impossible_path_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        let error = write(&dir.path().join("file/subnet.env"), "x").unwrap_err().to_string();
-        assert!(error.starts_with("-subnet-file ") && error.contains("file/subnet.env"), "{error}");
+        let error = write(&dir.path().join("file/subnet.env"), "x")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("-subnet-file ") && error.contains("file/subnet.env"),
+            "{error}"
+        );
     }
 }

@@ -86,7 +86,9 @@ impl<T> Dual<T> {
 
     /// The ones that are there, IPv4 first.
     pub fn iter(&self) -> impl Iterator<Item = (Family, &T)> {
-        Family::ALL.into_iter().filter_map(|f| self.get(f).map(|v| (f, v)))
+        Family::ALL
+            .into_iter()
+            .filter_map(|f| self.get(f).map(|v| (f, v)))
     }
 
     /// Neither is there.
@@ -96,7 +98,10 @@ impl<T> Dual<T> {
 
     /// Builds each family's value by `f`.
     pub fn from_fn(mut f: impl FnMut(Family) -> Option<T>) -> Self {
-        Dual { v4: f(Family::V4), v6: f(Family::V6) }
+        Dual {
+            v4: f(Family::V4),
+            v6: f(Family::V6),
+        }
     }
 
     /// Both values through `f`.

@@ -43,7 +43,8 @@ impl FromStr for IfName {
             || s.len() > 15
             || s == "."
             || s == ".."
-            || s.bytes().any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
+            || s.bytes()
+                .any(|b| b == b'/' || b == b':' || b == 0 || b.is_ascii_whitespace());
         if bad {
             return Err(BadIfName(s.into()));
         }
@@ -211,7 +212,10 @@ pub struct RouteKey {
 impl RouteKey {
     /// The route to `dst` at the family's default priority.
     pub fn to(dst: IpNet) -> RouteKey {
-        RouteKey { dst, metric: default_metric(&dst) }
+        RouteKey {
+            dst,
+            metric: default_metric(&dst),
+        }
     }
 }
 
@@ -242,7 +246,10 @@ pub enum RouteTo {
 impl Route {
     /// One of our routes.
     pub fn ours(to: RouteTo) -> Route {
-        Route { to, protocol: ROUTE_PROTOCOL }
+        Route {
+            to,
+            protocol: ROUTE_PROTOCOL,
+        }
     }
 }
 

@@ -63,7 +63,9 @@ impl BackendType {
     pub fn parse(name: &str) -> BackendType {
         let known = BackendType::KNOWN.into_iter();
         let mut known = known.filter(|kind| kind.as_str().eq_ignore_ascii_case(name));
-        known.next().unwrap_or_else(|| BackendType::Other(name.into()))
+        known
+            .next()
+            .unwrap_or_else(|| BackendType::Other(name.into()))
     }
 }
 
@@ -87,7 +89,11 @@ pub struct LeaseAttrs {
 impl PartialEq for LeaseAttrs {
     fn eq(&self, other: &Self) -> bool {
         let text = |attrs: &LeaseAttrs| {
-            attrs.data.iter().map(|(f, d)| (f, d.get().to_owned())).collect::<Vec<_>>()
+            attrs
+                .data
+                .iter()
+                .map(|(f, d)| (f, d.get().to_owned()))
+                .collect::<Vec<_>>()
         };
         self.public_ip == other.public_ip
             && self.backend_type == other.backend_type
@@ -129,11 +135,23 @@ struct Wire<'a> {
     public_ip: Option<Ipv4Addr>,
     #[serde(rename = "PublicIPv6", default)]
     public_ipv6: Option<Ipv6Addr>,
-    #[serde(rename = "BackendType", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "BackendType",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     backend_type: Option<std::borrow::Cow<'a, str>>,
-    #[serde(rename = "BackendData", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "BackendData",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     data: Option<Box<RawValue>>,
-    #[serde(rename = "BackendV6Data", default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        rename = "BackendV6Data",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
     v6_data: Option<Box<RawValue>>,
 }
 
@@ -148,14 +166,23 @@ impl LeaseAttrs {
         let present = |data: Option<Box<RawValue>>| data.filter(|d| d.get() != "null");
         let attrs = LeaseAttrs {
             public_ip: Dual {
-                v4: wire.public_ip.filter(|ip| !ip.is_unspecified()).map(IpAddr::V4),
-                v6: wire.public_ipv6.filter(|ip| !ip.is_unspecified()).map(IpAddr::V6),
+                v4: wire
+                    .public_ip
+                    .filter(|ip| !ip.is_unspecified())
+                    .map(IpAddr::V4),
+                v6: wire
+                    .public_ipv6
+                    .filter(|ip| !ip.is_unspecified())
+                    .map(IpAddr::V6),
             },
             backend_type: wire
                 .backend_type
                 .filter(|name| !name.is_empty())
                 .map(|name| BackendType::parse(&name)),
-            data: Dual { v4: present(wire.data), v6: present(wire.v6_data) },
+            data: Dual {
+                v4: present(wire.data),
+                v6: present(wire.v6_data),
+            },
         };
         if attrs.public_ip.is_empty() {
             return Err(BadAttrs::NoAddress);
@@ -178,7 +205,13 @@ impl LeaseAttrs {
             IpAddr::V4(_) => None,
         };
         let wire = Wire {
-            public_ip: Some(self.public_ip.v4.as_ref().and_then(v4).unwrap_or(Ipv4Addr::UNSPECIFIED)),
+            public_ip: Some(
+                self.public_ip
+                    .v4
+                    .as_ref()
+                    .and_then(v4)
+                    .unwrap_or(Ipv4Addr::UNSPECIFIED),
+            ),
             public_ipv6: self.public_ip.v6.as_ref().and_then(v6),
             backend_type: self.backend_type.as_ref().map(|kind| kind.as_str().into()),
             data: self.data.v4.clone(),
@@ -215,18 +248,32 @@ mod tests {
         let attrs = LeaseAttrs::from_json(old).unwrap();
         assert_eq!(attrs.public_ip.v4, Some("10.0.0.1".parse().unwrap()));
         let bare = LeaseAttrs::from_json(br#"{"PublicIP":"10.0.0.1","BackendData":null}"#).unwrap();
-        assert_eq!((bare.backend_type.clone(), bare.data.is_empty()), (None, true));
+        assert_eq!(
+            (bare.backend_type.clone(), bare.data.is_empty()),
+            (None, true)
+        );
     }
 
     #[test]
     fn hostile_values_are_refused() {
         for json in [
-            "", "[]", "null", "{}", "{", r#"{"PublicIP":5}"#, r#"{"PublicIP":"x"}"#,
-            r#"{"PublicIP":"224.0.0.1"}"#, r#"{"PublicIP":"127.0.0.1"}"#,
-            r#"{"PublicIP":"255.255.255.255"}"#, r#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
+            "",
+            "[]",
+            "null",
+            "{}",
+            "{",
+            r#"{"PublicIP":5}"#,
+            r#"{"PublicIP":"x"}"#,
+            r#"{"PublicIP":"224.0.0.1"}"#,
+            r#"{"PublicIP":"127.0.0.1"}"#,
+            r#"{"PublicIP":"255.255.255.255"}"#,
+            r#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
             r#"{"PublicIP":"10.0.0.1","PublicIPv6":"ff02::1"}"#,
         ] {
-            assert!(LeaseAttrs::from_json(json.as_bytes()).is_err(), "{json} was taken");
+            assert!(
+                LeaseAttrs::from_json(json.as_bytes()).is_err(),
+                "{json} was taken"
+            );
         }
     }
 }

@@ -37,13 +37,26 @@ fn put(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
         Object::Link(name, link) => put_link(f, name.as_str(), link),
         Object::Addr(a) => write!(f, "ip address replace {} dev {}", a.net, a.dev),
         Object::Neigh(n, mac) => {
-            write!(f, "ip neigh replace {} lladdr {mac} dev {} nud permanent", n.ip, n.dev)
+            write!(
+                f,
+                "ip neigh replace {} lladdr {mac} dev {} nud permanent",
+                n.ip, n.dev
+            )
         }
         Object::Fdb(e, dst) => {
-            write!(f, "bridge fdb replace {} dev {} dst {dst} self permanent", e.mac, e.dev)
+            write!(
+                f,
+                "bridge fdb replace {} dev {} dst {dst} self permanent",
+                e.mac, e.dev
+            )
         }
         Object::NextHop(id, hop) => {
-            write!(f, "ip nexthop replace id {id} {} protocol {}", Hop(hop), crate::kernel::ROUTE_PROTOCOL)
+            write!(
+                f,
+                "ip nexthop replace id {id} {} protocol {}",
+                Hop(hop),
+                crate::kernel::ROUTE_PROTOCOL
+            )
         }
         Object::Route(key, route) => {
             write!(f, "ip route replace {}{}", Dst(key, route), To(route))?;
@@ -60,7 +73,13 @@ fn del(f: &mut fmt::Formatter<'_>, object: &Object) -> fmt::Result {
         Object::Fdb(e, dst) => write!(f, "bridge fdb del {} dev {} dst {dst} self", e.mac, e.dev),
         Object::NextHop(id, _) => write!(f, "ip nexthop del id {id}"),
         Object::Route(key, route) => {
-            write!(f, "ip route del {}{}{}", Dst(key, route), To(route), Metric(key))
+            write!(
+                f,
+                "ip route del {}{}{}",
+                Dst(key, route),
+                To(route),
+                Metric(key)
+            )
         }
     }
 }
@@ -73,8 +92,16 @@ fn put_link(f: &mut fmt::Formatter<'_>, name: &str, link: &Link) -> fmt::Result 
     write!(f, " mtu {}", link.mtu)?;
     match &link.kind {
         LinkKind::Vxlan(v) => {
-            write!(f, " type vxlan id {} dev {} local {} dstport {}", v.vni, v.dev, v.local, v.port)?;
-            f.write_str(if v.learning { " learning" } else { " nolearning" })?;
+            write!(
+                f,
+                " type vxlan id {} dev {} local {} dstport {}",
+                v.vni, v.dev, v.local, v.port
+            )?;
+            f.write_str(if v.learning {
+                " learning"
+            } else {
+                " nolearning"
+            })?;
             f.write_str(if v.gbp { " gbp" } else { "" })?;
         }
         LinkKind::Foreign(kind) => write!(f, " type {kind}")?,

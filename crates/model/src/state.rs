@@ -8,9 +8,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::kernel::{AddrKey, FdbKey, IfName, Link, Mac, NeighKey, NextHop, Object, Route, RouteKey, RouteTo};
-use crate::table::{Change, Kind, Table};
 use crate::Op;
+use crate::kernel::{
+    AddrKey, FdbKey, IfName, Link, Mac, NeighKey, NextHop, Object, Route, RouteKey, RouteTo,
+};
+use crate::table::{Change, Kind, Table};
 
 macro_rules! kinds {
     ($($name:ident: $key:ty => $value:ty;)*) => {
@@ -58,12 +60,30 @@ pub struct KernelState {
 macro_rules! with_table {
     ($self:ident, $object:expr, |$table:ident, $key:ident, $value:ident| $body:expr) => {
         match $object {
-            Object::Link($key, $value) => { let $table = &mut $self.links; $body }
-            Object::Addr($key) => { let ($table, $value) = (&mut $self.addrs, ()); $body }
-            Object::Neigh($key, $value) => { let $table = &mut $self.neighs; $body }
-            Object::Fdb($key, $value) => { let $table = &mut $self.fdb; $body }
-            Object::NextHop($key, $value) => { let $table = &mut $self.hops; $body }
-            Object::Route($key, $value) => { let $table = &mut $self.routes; $body }
+            Object::Link($key, $value) => {
+                let $table = &mut $self.links;
+                $body
+            }
+            Object::Addr($key) => {
+                let ($table, $value) = (&mut $self.addrs, ());
+                $body
+            }
+            Object::Neigh($key, $value) => {
+                let $table = &mut $self.neighs;
+                $body
+            }
+            Object::Fdb($key, $value) => {
+                let $table = &mut $self.fdb;
+                $body
+            }
+            Object::NextHop($key, $value) => {
+                let $table = &mut $self.hops;
+                $body
+            }
+            Object::Route($key, $value) => {
+                let $table = &mut $self.routes;
+                $body
+            }
         }
     };
 }
@@ -72,16 +92,32 @@ impl KernelState {
     /// Nothing desired, nothing observed. With `next_hops`, routes through gateways on `devices`
     /// are written by way of next-hop objects.
     pub fn new(next_hops: bool, devices: Vec<IfName>) -> KernelState {
-        KernelState { next_hops, devices, ..KernelState::default() }
+        KernelState {
+            next_hops,
+            devices,
+            ..KernelState::default()
+        }
     }
 
     /// The kernel should hold this.
     pub fn want(&mut self, object: Object) {
         match object {
-            Object::Route(key, Route { to: RouteTo::Gateway(hop), protocol }) if self.indirect(&hop) => {
+            Object::Route(
+                key,
+                Route {
+                    to: RouteTo::Gateway(hop),
+                    protocol,
+                },
+            ) if self.indirect(&hop) => {
                 let id = self.next_hop_id(&key);
                 self.hops.want(id, hop);
-                self.routes.want(key, Route { to: RouteTo::NextHopId(id), protocol });
+                self.routes.want(
+                    key,
+                    Route {
+                        to: RouteTo::NextHopId(id),
+                        protocol,
+                    },
+                );
             }
             Object::Route(key, route) => {
                 self.unwant_hop_of(&key);
@@ -106,16 +142,25 @@ impl KernelState {
         }
     }
 
-    /// The kernel was seen to hold this. Returns whether there is work to do about it.
-    pub fn saw(&mut self, object: Object) -> bool {
-        with_table!(self, object, |table, key, value| table.saw(key, value))
+    /// A full look at the kernel showed this.
+    pub fn saw(&mut self, object: Object) {
+        with_table!(self, object, |table, key, value| {
+            table.saw(key, value);
+        })
     }
 
-    /// The kernel was seen not to hold this any more. Returns whether there is work to do about it.
-    pub fn gone(&mut self, object: Object) -> bool {
+    /// A notice says that the kernel holds this; see [`Table::heard`]. Returns whether there is
+    /// work to do about it.
+    pub fn heard(&mut self, object: Object) -> bool {
+        with_table!(self, object, |table, key, value| table
+            .heard(key, Some(value)))
+    }
+
+    /// A notice says that the kernel holds this no more. Returns whether there is work to do about it.
+    pub fn heard_gone(&mut self, object: Object) -> bool {
         with_table!(self, object, |table, key, value| {
             let _ = value;
-            table.gone(key)
+            table.heard(key, None)
         })
     }
 
@@ -169,8 +214,11 @@ impl KernelState {
     pub fn done(&mut self, op: Op) {
         match op {
             Op::Put(object) => self.saw(object),
-            Op::Del(object) => self.gone(object),
-        };
+            Op::Del(object) => with_table!(self, object, |table, key, value| {
+                let _ = value;
+                table.del_done(key);
+            }),
+        }
     }
 
     /// The kernel refused `op`: it is not offered again until [`KernelState::unpark`], or until
@@ -224,7 +272,11 @@ impl KernelState {
     }
 
     fn unwant_hop_of(&mut self, key: &RouteKey) {
-        if let Some(Route { to: RouteTo::NextHopId(id), .. }) = self.routes.desired(key) {
+        if let Some(Route {
+            to: RouteTo::NextHopId(id),
+            ..
+        }) = self.routes.desired(key)
+        {
             self.hops.unwant(*id);
         }
     }
@@ -238,7 +290,11 @@ impl KernelState {
     /// two networks on one host do not meet. Ids start at 2^30, far above those that the kernel
     /// hands out.
     fn next_hop_id(&self, key: &RouteKey) -> u32 {
-        if let Some(Route { to: RouteTo::NextHopId(id), .. }) = self.routes.desired(key) {
+        if let Some(Route {
+            to: RouteTo::NextHopId(id),
+            ..
+        }) = self.routes.desired(key)
+        {
             return *id;
         }
         let mut id = derived_id(&key.dst);
@@ -258,13 +314,19 @@ fn derived_id(dst: &IpNet) -> u32 {
         IpNet::V4(net) => FIRST_ID | (net.network().to_bits() >> 2),
         IpNet::V6(net) => {
             let number = net.network().to_bits() >> (128 - net.prefix_len().max(1));
-            let high = ((number >> 31) as u64 ^ (number >> 95) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let high =
+                ((number >> 31) as u64 ^ (number >> 95) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             (1 << 31) | ((number as u32 ^ (high >> 33) as u32) & 0x7fff_ffff)
         }
     }
 }
 
-fn puts<K: Kind>(table: &Table<K>, limit: usize, ops: &mut Vec<Op>, object: fn(K::Key, K::Value) -> Object) {
+fn puts<K: Kind>(
+    table: &Table<K>,
+    limit: usize,
+    ops: &mut Vec<Op>,
+    object: fn(K::Key, K::Value) -> Object,
+) {
     for key in table.puts() {
         if ops.len() >= limit {
             return;
@@ -280,7 +342,12 @@ fn puts<K: Kind>(table: &Table<K>, limit: usize, ops: &mut Vec<Op>, object: fn(K
     }
 }
 
-fn dels<K: Kind>(table: &Table<K>, limit: usize, ops: &mut Vec<Op>, object: fn(K::Key, K::Value) -> Object) {
+fn dels<K: Kind>(
+    table: &Table<K>,
+    limit: usize,
+    ops: &mut Vec<Op>,
+    object: fn(K::Key, K::Value) -> Object,
+) {
     for key in table.dels() {
         if ops.len() >= limit {
             return;
@@ -296,8 +363,15 @@ mod tests {
     use super::*;
 
     fn route(dst: &str, via: &str, dev: &str) -> Object {
-        let hop = NextHop { via: via.parse().unwrap(), dev: dev.parse().unwrap(), onlink: true };
-        Object::Route(RouteKey::to(dst.parse().unwrap()), Route::ours(RouteTo::Gateway(hop)))
+        let hop = NextHop {
+            via: via.parse().unwrap(),
+            dev: dev.parse().unwrap(),
+            onlink: true,
+        };
+        Object::Route(
+            RouteKey::to(dst.parse().unwrap()),
+            Route::ours(RouteTo::Gateway(hop)),
+        )
     }
 
     fn text(state: &KernelState) -> Vec<String> {
@@ -323,8 +397,17 @@ mod tests {
         state.want(route("10.1.2.0/24", "10.1.2.0", "flannel.1"));
         assert!(state.in_sync(), "the same again is no work");
         state.unwant(&route("10.1.2.0/24", "10.1.2.0", "flannel.1"));
-        assert_eq!(text(&state), ["ip route del 10.1.2.0/24 nhid 1115701376", "ip nexthop del id 1115701376"]);
-        assert!(state.batch(100, false).is_empty(), "no deletion without leave");
+        assert_eq!(
+            text(&state),
+            [
+                "ip route del 10.1.2.0/24 nhid 1115701376",
+                "ip nexthop del id 1115701376"
+            ]
+        );
+        assert!(
+            state.batch(100, false).is_empty(),
+            "no deletion without leave"
+        );
     }
 
     #[test]

@@ -38,7 +38,10 @@ impl SubnetKey {
     /// Whether any address is in both.
     pub fn overlaps(&self, other: &SubnetKey) -> bool {
         self.0.iter().any(|(family, a)| {
-            other.0.get(family).is_some_and(|b| a.contains(b) || b.contains(a))
+            other
+                .0
+                .get(family)
+                .is_some_and(|b| a.contains(b) || b.contains(a))
         })
     }
 }
@@ -112,7 +115,11 @@ mod tests {
 
     #[test]
     fn keys_read_back_as_written() {
-        for text in ["172.30.80.0-24", "172.30.80.0-24&fd00:1:2::-64", "0.0.0.0-0&fd00::-64"] {
+        for text in [
+            "172.30.80.0-24",
+            "172.30.80.0-24&fd00:1:2::-64",
+            "0.0.0.0-0&fd00::-64",
+        ] {
             let key: SubnetKey = text.parse().unwrap();
             assert_eq!(key.to_string(), text);
         }
@@ -121,10 +128,24 @@ mod tests {
     #[test]
     fn what_is_no_key_is_refused() {
         for text in [
-            "", "-", "&", "172.30.80.0", "172.30.80.0-", "172.30.80.0-33", "172.30.80.0-+24",
-            "172.30.80.1-24", "172.30.80.0-24&", "172.30.80.0-24&fd00::1-64", "0.0.0.0-0",
-            "fd00::-64", "172.30.80.0-24&172.30.81.0-24", "../config", "172.30.80.0-24.tmp",
-            "172.30.80.0-24&::-0&", "999.1.1.0-24", "a\u{0}b",
+            "",
+            "-",
+            "&",
+            "172.30.80.0",
+            "172.30.80.0-",
+            "172.30.80.0-33",
+            "172.30.80.0-+24",
+            "172.30.80.1-24",
+            "172.30.80.0-24&",
+            "172.30.80.0-24&fd00::1-64",
+            "0.0.0.0-0",
+            "fd00::-64",
+            "172.30.80.0-24&172.30.81.0-24",
+            "../config",
+            "172.30.80.0-24.tmp",
+            "172.30.80.0-24&::-0&",
+            "999.1.1.0-24",
+            "a\u{0}b",
         ] {
             assert!(text.parse::<SubnetKey>().is_err(), "{text:?} was taken");
         }
@@ -143,8 +164,14 @@ mod tests {
     #[test]
     fn gateway_is_the_first_host() {
         let net = |s: &str| s.parse::<IpNet>().unwrap();
-        assert_eq!(gateway(&net("172.30.80.0/24")).to_string(), "172.30.80.1/24");
-        assert_eq!(gateway(&net("fd00:0:0:1::/64")).to_string(), "fd00:0:0:1::1/64");
+        assert_eq!(
+            gateway(&net("172.30.80.0/24")).to_string(),
+            "172.30.80.1/24"
+        );
+        assert_eq!(
+            gateway(&net("fd00:0:0:1::/64")).to_string(),
+            "fd00:0:0:1::1/64"
+        );
         assert_eq!(first(&net("172.30.80.0/24")).to_string(), "172.30.80.0/32");
     }
 }

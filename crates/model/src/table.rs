@@ -134,6 +134,24 @@ impl<K: Kind> Table<K> {
         }
     }
 
+    /// A notice says that the kernel holds `value` under `key`, or nothing. It may be older than
+    /// what we wrote since: so it can make work, but never cancels any. To do too much harms
+    /// nothing. Returns whether there is work.
+    pub fn heard(&mut self, key: K::Key, value: Option<K::Value>) -> bool {
+        let work = self.change(&key).is_some();
+        let desired = self.desired(&key);
+        let is_desired = match (&value, desired) {
+            (Some(value), Some(desired)) => value == desired,
+            (None, None) => true,
+            _ => false,
+        };
+        match value {
+            _ if work && is_desired => true,
+            Some(value) => self.saw(key, value),
+            None => self.gone(key),
+        }
+    }
+
     /// Begins a full look at the kernel: what [`Table::saw`] does not mention until
     /// [`Table::end_audit`] is not there.
     pub fn begin_audit(&mut self) {
@@ -144,7 +162,11 @@ impl<K: Kind> Table<K> {
     pub fn end_audit(&mut self) -> usize {
         let audit = self.audit;
         let unseen = |e: &Entry<K::Value>| e.audit != audit && !matches!(e.observed, Seen::Absent);
-        let unseen = self.entries.iter().filter(|(_, e)| unseen(e)).map(|(k, _)| *k);
+        let unseen = self
+            .entries
+            .iter()
+            .filter(|(_, e)| unseen(e))
+            .map(|(k, _)| *k);
         let unseen: Vec<K::Key> = unseen.collect();
         for key in &unseen {
             self.gone(*key);
@@ -158,8 +180,13 @@ impl<K: Kind> Table<K> {
         match (&entry.desired, &entry.observed) {
             (Some(_), Seen::Same) | (None, Seen::Absent | Seen::Same) => None,
             (Some(new), Seen::Absent) => Some(Change::Put(new.clone())),
-            (Some(new), Seen::Other(old)) if K::in_place(old, new) => Some(Change::Put(new.clone())),
-            (Some(new), Seen::Other(old)) => Some(Change::Anew { old: old.clone(), new: new.clone() }),
+            (Some(new), Seen::Other(old)) if K::in_place(old, new) => {
+                Some(Change::Put(new.clone()))
+            }
+            (Some(new), Seen::Other(old)) => Some(Change::Anew {
+                old: old.clone(),
+                new: new.clone(),
+            }),
             (None, Seen::Other(old)) => Some(Change::Del(old.clone())),
         }
     }
@@ -226,18 +253,25 @@ impl<K: Kind> Table<K> {
 
     /// How many objects are desired.
     pub fn desired_len(&self) -> usize {
-        self.entries.values().filter(|e| e.desired.is_some()).count()
+        self.entries
+            .values()
+            .filter(|e| e.desired.is_some())
+            .count()
     }
 
     /// Every key with its desired value.
     pub fn desired_iter(&self) -> impl Iterator<Item = (&K::Key, &K::Value)> {
-        self.entries.iter().filter_map(|(k, e)| e.desired.as_ref().map(|v| (k, v)))
+        self.entries
+            .iter()
+            .filter_map(|(k, e)| e.desired.as_ref().map(|v| (k, v)))
     }
 
     /// Files `key` under what it needs; forgets it when it needs nothing and is nothing.
     fn refile(&mut self, key: K::Key) -> bool {
         self.parked.remove(&key);
-        let Some(entry) = self.entries.get(&key) else { return false };
+        let Some(entry) = self.entries.get(&key) else {
+            return false;
+        };
         let (put, del) = match (&entry.desired, &entry.observed) {
             (Some(_), Seen::Same) => (false, false),
             (Some(_), _) => (true, false),
@@ -309,6 +343,22 @@ mod tests {
         assert_eq!(t.end_audit(), 1);
         assert_eq!(t.puts().copied().collect::<Vec<_>>(), [1, 2]);
         assert_eq!(t.dels().copied().collect::<Vec<_>>(), [9]);
+    }
+
+    #[test]
+    fn a_stale_notice_cancels_nothing() {
+        let mut t = Table::<Num>::default();
+        t.want(1, 10);
+        t.put_done(1, 10);
+        t.want(1, 12);
+        assert!(t.heard(1, Some(12)), "from before we wrote 10");
+        assert_eq!(t.change(&1), Some(Change::Put(12)));
+        t.put_done(1, 12);
+        t.unwant(1);
+        assert!(t.heard(1, None), "from before we wrote 12");
+        assert_eq!(t.change(&1), Some(Change::Del(12)));
+        t.del_done(1);
+        assert!(t.heard(1, Some(3)) && t.change(&1) == Some(Change::Del(3)));
     }
 
     #[derive(Clone, Debug)]

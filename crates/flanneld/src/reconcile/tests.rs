@@ -1,0 +1,265 @@
+//! Properties on the fake kernel: whatever is wanted, damaged and refused in whatever order, in the
+//! end the kernel holds what it should, and then nothing more is done.
+
+use std::collections::BTreeSet;
+
+use dataplane::fake::{FakeKernel, fault};
+use model::kernel::{
+    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, Route, RouteKey, RouteTo, Vxlan,
+};
+use model::{Dual, IfName, Mac};
+use proptest::prelude::*;
+
+use super::*;
+
+fn name(text: &str) -> IfName {
+    text.parse().unwrap()
+}
+
+fn scope() -> Scope {
+    Scope {
+        devices: vec![name("flannel.1")],
+        iface: name("eth0"),
+        network: Dual {
+            v4: Some("10.244.0.0/16".parse().unwrap()),
+            v6: None,
+        },
+        subnet_len: Dual {
+            v4: Some(24),
+            v6: None,
+        },
+        take_over: false,
+    }
+}
+
+fn node() -> Vec<Object> {
+    let tunnel = Vxlan {
+        vni: 1,
+        port: 8472,
+        local: "192.168.0.1".parse().unwrap(),
+        dev: name("eth0"),
+        learning: false,
+        gbp: false,
+    };
+    let link = Link {
+        kind: LinkKind::Vxlan(tunnel),
+        mac: Some(Mac([2, 0, 0, 0, 0, 1])),
+        mtu: 1450,
+        up: true,
+    };
+    let addr = AddrKey {
+        dev: name("flannel.1"),
+        net: "10.244.255.0/32".parse().unwrap(),
+    };
+    vec![Object::Link(name("flannel.1"), link), Object::Addr(addr)]
+}
+
+/// What peer `n` needs, at its `version`-th address.
+fn peer(n: u8, version: u8) -> Vec<Object> {
+    let dev = name("flannel.1");
+    let gateway = format!("10.244.{n}.0").parse().unwrap();
+    let mac = Mac([2, 0, 0, 1, version, n]);
+    let dst = format!("10.244.{n}.0/24").parse().unwrap();
+    let hop = NextHop {
+        via: gateway,
+        dev,
+        onlink: true,
+    };
+    let remote = format!("192.168.{version}.{n}").parse().unwrap();
+    vec![
+        Object::Neigh(NeighKey { dev, ip: gateway }, mac),
+        Object::Fdb(FdbKey { dev, mac }, remote),
+        Object::Route(RouteKey::to(dst), Route::ours(RouteTo::Gateway(hop))),
+    ]
+}
+
+fn kernel(next_hops: bool) -> FakeKernel {
+    let kernel = FakeKernel::new(next_hops);
+    kernel.add_iface(name("eth0"), 1500, &["192.168.0.1/16".parse().unwrap()]);
+    kernel
+}
+
+/// Time passes until the daemon would have nothing to do but its audit.
+async fn settle(reconciler: &mut Reconciler<FakeKernel>) {
+    for _ in 0..200 {
+        loop {
+            tokio::select! {
+                biased;
+                event = reconciler.event() => drop(reconciler.note(event)),
+                () = std::future::ready(()) => break,
+            }
+        }
+        reconciler.pass().await;
+        if reconciler.in_sync() {
+            return;
+        }
+        tokio::time::sleep_until(reconciler.due()).await;
+    }
+    panic!(
+        "does not settle: {} operations refused",
+        reconciler.parked()
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Want(u8, u8),
+    Leave(u8),
+    /// Somebody deletes the n-th object that is there.
+    Damage(usize),
+    /// Somebody writes what another version of a peer would need.
+    Intrude(u8, u8),
+    /// Each operation fails with this probability until further notice.
+    Faults(u64, u8),
+    Pass,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..8u8, 0..3u8).prop_map(|(n, v)| Step::Want(n, v)),
+        2 => (0..8u8).prop_map(Step::Leave),
+        3 => any::<usize>().prop_map(Step::Damage),
+        1 => (0..8u8, 0..3u8).prop_map(|(n, v)| Step::Intrude(n, v)),
+        1 => (any::<u64>(), 0..80u8).prop_map(|(s, p)| Step::Faults(s, p)),
+        3 => Just(Step::Pass),
+    ]
+}
+
+/// Runs the steps; then the kernel recovers, and must end as a fresh one that was never disturbed.
+async fn converges(next_hops: bool, steps: Vec<Step>) {
+    let kernel = kernel(next_hops);
+    let outside = kernel.another();
+    let mut reconciler = Reconciler::new(kernel.clone(), scope());
+    reconciler.set_may_delete(true);
+    reconciler.want(node());
+    let mut wanted: [Option<u8>; 8] = [None; 8];
+    for step in steps {
+        match step {
+            Step::Want(n, version) => {
+                if let Some(old) = wanted[n as usize].replace(version) {
+                    reconciler.unwant(&peer(n, old));
+                }
+                reconciler.want(peer(n, version));
+            }
+            Step::Leave(n) => {
+                if let Some(old) = wanted[n as usize].take() {
+                    reconciler.unwant(&peer(n, old));
+                }
+            }
+            Step::Damage(which) => {
+                let there = kernel.in_scope();
+                if let Some(object) = there.get(which % there.len().max(1)) {
+                    outside.outside(&Op::Del(object.clone()));
+                }
+            }
+            Step::Intrude(n, version) => {
+                for object in peer(n, version) {
+                    outside.outside(&Op::Put(object));
+                }
+            }
+            Step::Faults(seed, percent) => kernel.set_faults(fault::random(seed, percent)),
+            Step::Pass => drop(reconciler.pass().await),
+        }
+    }
+    kernel.set_faults(fault::none());
+    settle(&mut reconciler).await;
+
+    let undisturbed = self::kernel(next_hops);
+    let mut fresh = Reconciler::new(undisturbed.clone(), scope());
+    fresh.want(node());
+    for (n, version) in wanted.iter().enumerate() {
+        fresh.want(version.iter().flat_map(|v| peer(n as u8, *v)));
+    }
+    settle(&mut fresh).await;
+    let (ends, should) = (kernel.render(), undisturbed.render());
+    let lines = |text: &str| text.lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    let (ends, should) = (lines(&ends), lines(&should));
+    let wrong: Vec<_> = ends.symmetric_difference(&should).collect();
+    assert!(wrong.is_empty(), "in one of the kernels only: {wrong:#?}");
+
+    let before = kernel.counts().ops;
+    reconciler.note(KernelEvent::LookAgain);
+    assert_eq!(
+        reconciler.pass().await,
+        Pass::default(),
+        "a second pass finds nothing to do"
+    );
+    assert_eq!(kernel.counts().ops, before);
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    runtime.block_on(test);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn converges_with_next_hop_objects(steps in proptest::collection::vec(step(), 0..40)) {
+        run(converges(true, steps));
+    }
+
+    #[test]
+    fn converges_with_plain_routes(steps in proptest::collection::vec(step(), 0..40)) {
+        run(converges(false, steps));
+    }
+}
+
+#[test]
+fn nothing_is_deleted_without_leave() {
+    run(async {
+        let kernel = kernel(true);
+        let mut reconciler = Reconciler::new(kernel.clone(), scope());
+        reconciler.want(node());
+        reconciler.want(peer(1, 0));
+        settle(&mut reconciler).await;
+        let whole = kernel.render();
+        // A restart: the store has not been listed yet, so nothing of peer 1 is wanted.
+        let mut restarted = Reconciler::new(kernel.clone(), scope());
+        restarted.want(node());
+        restarted.pass().await;
+        assert_eq!(kernel.render(), whole);
+        restarted.set_may_delete(true);
+        restarted.pass().await;
+        assert!(
+            !kernel.render().contains("10.244.1.0"),
+            "{}",
+            kernel.render()
+        );
+    });
+}
+
+#[test]
+fn one_refusal_stops_nothing_else() {
+    run(async {
+        let kernel = kernel(true);
+        let mut reconciler = Reconciler::new(kernel.clone(), scope());
+        let refused = RouteKey::to("10.244.3.0/24".parse().unwrap());
+        kernel.set_faults(fault::matching(
+            move |op| matches!(op.object(), Object::Route(key, _) if *key == refused),
+            libc::EPERM,
+        ));
+        reconciler.want(node());
+        reconciler.want((0..6).flat_map(|n| peer(n, 0)));
+        let pass = reconciler.pass().await;
+        assert_eq!((pass.refused, reconciler.parked()), (1, 1));
+        let routes: BTreeSet<String> = kernel
+            .render()
+            .lines()
+            .filter(|l| l.contains("nhid"))
+            .map(str::to_owned)
+            .collect();
+        assert_eq!(routes.len(), 5, "{routes:?}");
+        let before = kernel.counts().ops;
+        reconciler.pass().await;
+        assert_eq!(kernel.counts().ops, before, "not before it is due");
+        kernel.set_faults(fault::none());
+        settle(&mut reconciler).await;
+        assert!(reconciler.in_sync());
+    });
+}

@@ -1,0 +1,13 @@
+//! The daemon as a whole: real ones in the lab, on a real kernel, with a real etcd or a directory.
+//! Every row of the table of faults it must survive is a test here, with its figure measured
+//! (`--nocapture` shows them).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod repair;
+mod scene;

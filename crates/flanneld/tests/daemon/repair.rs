@@ -1,0 +1,276 @@
+//! Whatever is broken under a running daemon is put right by itself, at once, by the kernel's own
+//! notice of it: a poll could not keep these times.
+
+use std::time::Duration;
+
+use lab::{Lab, Node, StoreKind};
+use model::Family::{self, V4, V6};
+use serde_json::json;
+
+use crate::scene::{self, ETCD, Peer, device, figure, ip_json, measuring, run};
+
+/// What issue 3 allows.
+const EACH: Duration = Duration::from_millis(100);
+const ROUTE_MEDIAN: Duration = Duration::from_millis(10);
+
+/// How often a route is deleted, and how often anything else is broken.
+const ROUTES: usize = 15;
+const TIMES: usize = 3;
+
+/// After this the repair has failed, and not only been slow.
+const GIVE_UP: Duration = Duration::from_secs(8);
+
+/// One way of breaking a node: a name and the command lines.
+struct Fault(String, String);
+
+fn fault(name: impl Into<String>, script: impl Into<String>) -> Fault {
+    Fault(name.into(), script.into())
+}
+
+/// Breaks `node` again and again; asserts the times and that the network works afterwards.
+fn survives(lab: &Lab, node: &Node, label: &str, faults: &[Fault]) {
+    let mut slow = Vec::new();
+    for Fault(name, script) in faults {
+        let route = name.ends_with("route deleted");
+        let times = if route { ROUTES } else { TIMES };
+        let mut took = Vec::new();
+        for _ in 0..times {
+            let repair = node
+                .measure_repair(|| run(node, script), GIVE_UP)
+                .unwrap_or_else(|e| {
+                    panic!("{label}, {name}: {e}\n{}", node.flanneld().log_tail(30))
+                });
+            took.push(repair.took);
+        }
+        let (median, worst, text) = figure(took);
+        eprintln!("repair, {label:<28} {name:<42} {text}");
+        if worst > EACH || (route && median > ROUTE_MEDIAN) {
+            slow.push(format!("{name}: {text}"));
+        }
+    }
+    assert!(slow.is_empty(), "{label}, too slow:\n{}", slow.join("\n"));
+    lab.must_ping().unwrap();
+}
+
+/// The id of the next-hop object through `gateway`, as `ip` tells it.
+fn next_hop_id(node: &Node, gateway: &str) -> Option<u64> {
+    let hops = ip_json(node, "nexthop show");
+    let hop = hops
+        .as_array()?
+        .iter()
+        .find(|hop| hop["gateway"] == gateway)?;
+    hop["id"].as_u64()
+}
+
+fn vxlan_faults(node: &Node, peer: &Node, family: Family) -> Vec<Fault> {
+    let Peer {
+        subnet,
+        gateway,
+        underlay,
+        mac,
+    } = Peer::of(peer, family);
+    let dev = device(family);
+    let own = Peer::of(node, family);
+    let (own_addr, own_mac) = (own.gateway, own.mac);
+    let (length, wrong_ip, wrong_local) = match family {
+        V4 => (32, "192.168.78.99", "192.168.78.98"),
+        V6 => (128, "fd78:78::99", "fd78:78::98"),
+    };
+    let wrong_mac = "02:00:00:00:00:99";
+    let named = |name: &str| format!("{family}: {name}");
+    let mut faults = vec![
+        fault(named("route deleted"), format!("ip route del {subnet}")),
+        fault(
+            named("route replaced"),
+            format!("ip route replace {subnet} via {wrong_ip} dev eth0"),
+        ),
+        fault(
+            named("route made a black hole"),
+            format!("ip route del {subnet}\nip route add blackhole {subnet}"),
+        ),
+        fault(named("routes flushed"), format!("ip route flush dev {dev}")),
+        fault(
+            named("foreign route on the device"),
+            format!(
+                "ip route add {} via {gateway} dev {dev} onlink",
+                stray(family)
+            ),
+        ),
+        fault(
+            named("neighbour deleted"),
+            format!("ip neigh del {gateway} dev {dev}"),
+        ),
+        fault(
+            named("neighbour changed"),
+            format!("ip neigh replace {gateway} lladdr {wrong_mac} dev {dev} nud permanent"),
+        ),
+        fault(
+            named("neighbour no longer permanent"),
+            format!("ip neigh replace {gateway} lladdr {mac} dev {dev} nud stale"),
+        ),
+        fault(
+            named("neighbours flushed"),
+            format!("ip neigh flush dev {dev} nud permanent"),
+        ),
+        fault(
+            named("FDB entry deleted"),
+            format!("bridge fdb del {mac} dev {dev} dst {underlay} self"),
+        ),
+        fault(
+            named("FDB entry changed"),
+            format!("bridge fdb replace {mac} dev {dev} dst {wrong_ip} self permanent"),
+        ),
+        fault(
+            named("second FDB destination"),
+            format!("bridge fdb append {mac} dev {dev} dst {wrong_ip} self permanent"),
+        ),
+        fault(
+            named("address deleted"),
+            format!("ip addr del {own_addr}/{length} dev {dev}"),
+        ),
+        fault(
+            named("foreign address on the device"),
+            format!("ip addr add {}/{length} dev {dev}", stray(family).addr()),
+        ),
+        fault(
+            named("MAC changed"),
+            format!("ip link set {dev} address {wrong_mac}"),
+        ),
+        fault(named("MTU changed"), format!("ip link set {dev} mtu 1300")),
+        fault(named("device down"), format!("ip link set {dev} down")),
+        fault(named("device deleted"), format!("ip link del {dev}")),
+        fault(
+            named("device of another kind in its place"),
+            format!("ip link del {dev}\nip link add {dev} type dummy"),
+        ),
+        fault(
+            named("device with other parameters"),
+            format!(
+                "ip link del {dev}\nip link add {dev} address {own_mac} mtu 1450 up type vxlan id 1 \
+                 local {wrong_local} dev eth0 dstport 8473 nolearning"
+            ),
+        ),
+    ];
+    if let Some(id) = next_hop_id(node, &gateway) {
+        faults.extend([
+            fault(named("next hop deleted"), format!("ip nexthop del id {id}")),
+            fault(
+                named("next hop replaced"),
+                format!("ip nexthop replace id {id} via {wrong_ip} dev eth0"),
+            ),
+            fault(named("next hops flushed"), "ip nexthop flush"),
+        ]);
+    }
+    faults
+}
+
+/// A subnet of the lab's networks that no node of the lab gets: outside SubnetMin and SubnetMax.
+fn stray(family: Family) -> ipnet::IpNet {
+    match family {
+        V4 => "172.30.0.0/24".parse().unwrap(),
+        V6 => "fd00:30::/64".parse().unwrap(),
+    }
+}
+
+fn host_gw_faults(peer: &Node, family: Family) -> Vec<Fault> {
+    let Peer { subnet, .. } = Peer::of(peer, family);
+    let wrong = match family {
+        V4 => "192.168.78.99",
+        V6 => "fd78:78::99",
+    };
+    let named = |name: &str| format!("{family}: {name}");
+    vec![
+        fault(named("route deleted"), format!("ip route del {subnet}")),
+        fault(
+            named("route replaced"),
+            format!("ip route replace {subnet} via {wrong} dev eth0"),
+        ),
+        fault(
+            named("route made a black hole"),
+            format!("ip route del {subnet}\nip route add blackhole {subnet}"),
+        ),
+        fault(named("our routes flushed"), "ip route flush proto 241"),
+    ]
+}
+
+/// The underlay goes away and comes back. What the kernel itself drops with it and no daemon of
+/// ours owns (IPv6 addresses, default routes) is put back by the one who flaps it.
+fn flaps(node: &Node) -> Vec<Fault> {
+    let (v4, v6) = (node.ipv4(), node.ipv6());
+    vec![
+        fault(
+            "underlay interface down and up",
+            format!(
+                "ip link set eth0 down\nip link set eth0 up\n\
+                 ip addr add {v6}/64 dev eth0 nodad\n\
+                 ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0\n\
+                 ip route add ::/0 via fd78:78::fe dev eth0"
+            ),
+        ),
+        fault(
+            "underlay address gone and back",
+            format!(
+                "ip addr del {v4}/24 dev eth0\nip addr add {v4}/24 dev eth0\n\
+                 ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0"
+            ),
+        ),
+    ]
+}
+
+fn built(kind: &str, store: StoreKind, args: &[&str]) -> Lab {
+    let lab = scene::lab()
+        .nodes(3)
+        .dual()
+        .store(store)
+        .backend(json!({ "Type": kind }))
+        .flanneld_args(args.iter().copied())
+        .build()
+        .unwrap();
+    lab.start().unwrap();
+    lab.must_ping().unwrap();
+    lab
+}
+
+fn vxlan(label: &str, store: StoreKind, args: &[&str], objects: bool) {
+    let _turn = measuring();
+    let lab = built("vxlan", store, args);
+    let (node, peer) = (lab.node(1), lab.node(2));
+    let gateway = Peer::of(peer, V4).gateway;
+    assert_eq!(next_hop_id(node, &gateway).is_some(), objects);
+    for family in Family::ALL {
+        survives(&lab, node, label, &vxlan_faults(node, peer, family));
+    }
+    survives(&lab, node, label, &flaps(node));
+}
+
+#[test]
+fn vxlan_with_next_hop_objects_on_etcd() {
+    vxlan("vxlan, etcd", ETCD, &[], true);
+}
+
+#[test]
+fn vxlan_with_plain_routes_on_a_directory() {
+    let plain = ["-plain-routes"];
+    vxlan(
+        "vxlan, directory, plain",
+        StoreKind::Directory,
+        &plain,
+        false,
+    );
+}
+
+#[test]
+fn host_gw() {
+    let _turn = measuring();
+    for (label, store) in [
+        ("host-gw, etcd", ETCD),
+        ("host-gw, directory", StoreKind::Directory),
+    ] {
+        let lab = built("host-gw", store, &[]);
+        let (node, peer) = (lab.node(1), lab.node(2));
+        for family in Family::ALL {
+            survives(&lab, node, label, &host_gw_faults(peer, family));
+        }
+        survives(&lab, node, label, &flaps(node));
+    }
+}

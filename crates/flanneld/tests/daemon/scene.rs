@@ -1,0 +1,117 @@
+//! The lab with the daemon under test, and how its faults are made and its figures told.
+
+use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use lab::{Error, Lab, LabBuilder, Namespace, Node, StoreKind};
+use model::Family;
+use serde_json::Value;
+
+/// Long enough for anything that happens at all, also on a busy machine.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Real etcd without certificates.
+pub const ETCD: StoreKind = StoreKind::Etcd { tls: false };
+
+/// A lab whose flanneld is the one just built.
+pub fn lab() -> LabBuilder {
+    let flanneld = Path::new(env!("CARGO_BIN_EXE_flanneld"));
+    Lab::builder().bin_dir(flanneld.parent().unwrap())
+}
+
+/// Tests that load the machine take it alone; those that measure share it with each other only.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Held by a test that measures a latency.
+pub fn measuring() -> RwLockReadGuard<'static, ()> {
+    MACHINE.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Held by a test that would spoil what others measure.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    MACHINE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a script of `ip` and `bridge` command lines in `place`; several `ip` lines in a row are
+/// one process.
+pub fn run(place: &Namespace, script: &str) -> Result<(), Error> {
+    let mut batch: Vec<String> = Vec::new();
+    for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        match line.strip_prefix("ip ") {
+            Some(rest) => batch.push(rest.into()),
+            None => {
+                if !batch.is_empty() {
+                    place.ip_batch(&std::mem::take(&mut batch))?;
+                }
+                place.exec(line.split_whitespace())?;
+            }
+        }
+    }
+    match batch.is_empty() {
+        true => Ok(()),
+        false => place.ip_batch(&batch),
+    }
+}
+
+/// What `ip -j …` says, as JSON.
+pub fn ip_json(place: &Namespace, args: &str) -> Value {
+    let text = place
+        .exec(format!("ip -j -d {args}").split_whitespace())
+        .unwrap();
+    match text.trim() {
+        "" => Value::Array(Vec::new()),
+        text => serde_json::from_str(text).unwrap_or_else(|e| panic!("ip {args}: {e}: {text}")),
+    }
+}
+
+/// The device that carries `family` in the lab's default vxlan network.
+pub fn device(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "flannel.1",
+        Family::V6 => "flannel-v6.1",
+    }
+}
+
+/// What a node must hold for another one.
+pub struct Peer {
+    pub subnet: IpNet,
+    /// The subnet's first address.
+    pub gateway: String,
+    /// Where the packets go.
+    pub underlay: String,
+    /// Of its tunnel device, if it has one.
+    pub mac: String,
+}
+
+impl Peer {
+    pub fn of(node: &Node, family: Family) -> Peer {
+        let subnet = node.subnet_env().unwrap().cidr(family).unwrap();
+        let links = ip_json(node, "link show");
+        let own = |link: &&Value| link["ifname"] == device(family);
+        let link = links.as_array().unwrap().iter().find(own);
+        Peer {
+            subnet,
+            gateway: subnet.addr().to_string(),
+            underlay: node.ip(family).to_string(),
+            mac: link
+                .map_or("", |link| link["address"].as_str().unwrap())
+                .into(),
+        }
+    }
+}
+
+/// `median 1.2 ms, worst 3.4 ms of 15`
+pub fn figure(mut samples: Vec<Duration>) -> (Duration, Duration, String) {
+    samples.sort();
+    let (median, worst) = (samples[samples.len() / 2], samples[samples.len() - 1]);
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    let text = format!(
+        "median {:5.1} ms, worst {:5.1} ms of {}",
+        ms(median),
+        ms(worst),
+        samples.len()
+    );
+    (median, worst, text)
+}
