@@ -4,12 +4,26 @@ use std::net::IpAddr;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig};
 
-use crate::{AcquireError, Claim, EtcdStore, News, Store};
+use crate::{AcquireError, Claim, DirectoryStore, EtcdStore, News, Store};
 
 /// One of the stores there are.
 pub enum AnyStore {
     /// Leases in etcd.
     Etcd(EtcdStore),
+    /// Leases in a directory.
+    Directory(DirectoryStore),
+}
+
+impl From<EtcdStore> for AnyStore {
+    fn from(store: EtcdStore) -> AnyStore {
+        AnyStore::Etcd(store)
+    }
+}
+
+impl From<DirectoryStore> for AnyStore {
+    fn from(store: DirectoryStore) -> AnyStore {
+        AnyStore::Directory(store)
+    }
 }
 
 /// Asks the store that it is.
@@ -17,6 +31,7 @@ macro_rules! delegate {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             AnyStore::Etcd($store) => $call,
+            AnyStore::Directory($store) => $call,
         }
     };
 }

@@ -88,6 +88,11 @@ impl<V> Catalog<V> {
         self.known.keys()
     }
 
+    /// The version of `key` that is known.
+    pub(crate) fn version(&self, key: &SubnetKey) -> Option<&V> {
+        self.known.get(key).map(|known| &known.version)
+    }
+
     /// Every key with its version.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&SubnetKey, &V)> {
         self.known.iter().map(|(key, known)| (key, &known.version))

@@ -44,7 +44,10 @@ pub(crate) trait Ground {
         attrs: &LeaseAttrs,
     ) -> impl Future<Output = Result<Option<Lease>, Self::Fault>>;
     /// Deletes a lease of ours, if it is still as seen.
-    fn discard(&mut self, old: &Candidate<Self::Mark>) -> impl Future<Output = Result<(), Self::Fault>>;
+    fn discard(
+        &mut self,
+        old: &Candidate<Self::Mark>,
+    ) -> impl Future<Output = Result<(), Self::Fault>>;
     /// Takes a subnet that seems to be free; `None` if it is not, which is then known.
     fn create(
         &mut self,
@@ -72,7 +75,10 @@ impl<F> From<F> for Setback<F> {
 /// The oldest lease of ours. Reads only as far as it takes to find one.
 pub(crate) async fn find_own<G: Ground>(ground: &mut G) -> Result<Option<Lease>, G::Fault> {
     loop {
-        let oldest = ground.candidates().iter().min_by_key(|old| old.lease.seniority);
+        let oldest = ground
+            .candidates()
+            .iter()
+            .min_by_key(|old| old.lease.seniority);
         if let Some(old) = oldest {
             return Ok(Some(old.lease.clone()));
         }
@@ -91,7 +97,9 @@ pub(crate) async fn acquire<G: Ground>(
 ) -> Result<Lease, Setback<G::Fault>> {
     loop {
         if let Some(old) = best_candidate(ground, config, claim).await? {
-            ground.candidates().retain(|other| other.lease.key != old.lease.key);
+            ground
+                .candidates()
+                .retain(|other| other.lease.key != old.lease.key);
             if let Some(lease) = ground.adopt(&old, &claim.attrs).await? {
                 let kind = if old.reserved { "reservation" } else { "lease" };
                 info!("{kind} {}: ours from before, taken up again", lease.key);
@@ -101,7 +109,10 @@ pub(crate) async fn acquire<G: Ground>(
             continue;
         }
         while let Some(old) = ground.candidates().last().cloned() {
-            warn!("lease {}: ours from before, but not one that the configuration allows: deleted", old.lease.key);
+            warn!(
+                "lease {}: ours from before, but not one that the configuration allows: deleted",
+                old.lease.key
+            );
             ground.discard(&old).await?;
             ground.candidates().pop();
         }
@@ -109,7 +120,6 @@ pub(crate) async fn acquire<G: Ground>(
             info!("lease {}: new", lease.key);
             return Ok(lease);
         }
-        ground.read_again();
     }
 }
 
@@ -120,8 +130,12 @@ async fn best_candidate<G: Ground>(
     claim: &Claim,
 ) -> Result<Option<Candidate<G::Mark>>, G::Fault> {
     loop {
-        let fitting = ground.candidates().iter().filter(|old| config.fits(&old.lease.key));
-        let best = fitting.min_by_key(|old| (Some(old.lease.key) != claim.previous, old.lease.seniority));
+        let fitting = ground
+            .candidates()
+            .iter()
+            .filter(|old| config.fits(&old.lease.key));
+        let best =
+            fitting.min_by_key(|old| (Some(old.lease.key) != claim.previous, old.lease.seniority));
         if let Some(best) = best {
             return Ok(Some(best.clone()));
         }
@@ -146,6 +160,8 @@ async fn create<G: Ground>(
             Ok(key) => key,
             Err(full) => {
                 ground.none_created().await;
+                // Whoever asks again is to see what has changed.
+                ground.read_again();
                 return match lost {
                     0 => Err(Setback::Final(AcquireError::Full(full.to_string()))),
                     _ => Ok(None),
@@ -176,7 +192,7 @@ pub(crate) fn addresses(ips: &Dual<IpAddr>) -> String {
 
 /// Says that a lease beside our own one carries our public addresses.
 pub(crate) fn twin(said: &mut Complaints, own: SubnetKey, other: &Lease) {
-    if said.is_new(("twin", other.key), &other.attrs.public_ip) {
+    if said.is_new(("twin", other.key), other.attrs.public_ip) {
         warn!(
             "lease {} is published with our own public address {}, ours is {own}: two nodes with one \
              address, or a left-over that will expire",

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`etcd`] | leases in etcd |
+//! | [`directory`] | leases in a directory |
 //! | [`feed`] | news on its way to the daemon, the last state of each lease only |
 //! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
 //! | [`claim`] | taking a subnet, whatever the store |
@@ -22,13 +23,16 @@ mod backoff;
 mod catalog;
 mod claim;
 mod complaints;
+pub mod directory;
 pub mod etcd;
 mod feed;
 mod patience;
 mod presence;
+mod task;
 mod tenure;
 
 pub use any::AnyStore;
+pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
 
 /// What a node asks for when it takes a subnet.
@@ -61,6 +65,17 @@ impl Default for Timing {
             margin: Duration::from_secs(3600),
             grace: Duration::from_secs(300),
             poll: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Timing {
+    /// How long before its end a lease of `ttl` is renewed: the margin, if it leaves anything.
+    pub(crate) fn margin_of(&self, ttl: Duration) -> Duration {
+        if self.margin < ttl {
+            self.margin
+        } else {
+            ttl / 2
         }
     }
 }

@@ -15,7 +15,10 @@ pub(crate) struct Presence {
 impl Presence {
     /// `name` is what the store is called in messages.
     pub(crate) fn new(name: &'static str) -> Presence {
-        Presence { name, away_since: None }
+        Presence {
+            name,
+            away_since: None,
+        }
     }
 
     /// It is not there: what is missing is not gone.
@@ -24,7 +27,10 @@ impl Presence {
         feed.flush();
         if self.away_since.is_none() {
             self.away_since = Some(Instant::now());
-            warn!("{} is away: {reason}; going on with what is known", self.name);
+            warn!(
+                "{} is away: {reason}; going on with what is known",
+                self.name
+            );
         } else {
             debug!("{} is still away: {reason}", self.name);
         }
@@ -33,7 +39,11 @@ impl Presence {
     /// It is there, and all of it is known.
     pub(crate) fn back(&mut self, feed: &Feed, place: &str) {
         if let Some(since) = self.away_since.take() {
-            info!("{} is back after {:.1} s: {place}", self.name, since.elapsed().as_secs_f64());
+            info!(
+                "{} is back after {:.1} s: {place}",
+                self.name,
+                since.elapsed().as_secs_f64()
+            );
         }
         feed.set_complete(true);
         feed.flush();

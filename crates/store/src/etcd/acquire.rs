@@ -47,7 +47,11 @@ impl Ground for Follower {
         self.read_page().await
     }
 
-    async fn adopt(&mut self, old: &Candidate<Mark>, attrs: &LeaseAttrs) -> Result<Option<Lease>, Failure> {
+    async fn adopt(
+        &mut self,
+        old: &Candidate<Mark>,
+        attrs: &LeaseAttrs,
+    ) -> Result<Option<Lease>, Failure> {
         let (key, mark) = (old.lease.key, old.mark);
         let mut term = match mark.etcd_lease {
             0 => None,
@@ -57,7 +61,12 @@ impl Ground for Follower {
             },
         };
         loop {
-            let write = write(&self.keys, &key, attrs, term.map_or(0, |term| term.etcd_lease));
+            let write = write(
+                &self.keys,
+                &key,
+                attrs,
+                term.map_or(0, |term| term.etcd_lease),
+            );
             match txn::update(&self.client, &write, mark.mod_revision).await {
                 Ok(Outcome::Done(revision, _)) => {
                     self.granted = None;
@@ -89,7 +98,11 @@ impl Ground for Follower {
         Ok(())
     }
 
-    async fn create(&mut self, key: SubnetKey, attrs: &LeaseAttrs) -> Result<Option<Lease>, Failure> {
+    async fn create(
+        &mut self,
+        key: SubnetKey,
+        attrs: &LeaseAttrs,
+    ) -> Result<Option<Lease>, Failure> {
         loop {
             let term = self.granted().await?;
             match self.create_under(term, key, attrs).await {
@@ -132,17 +145,24 @@ impl Follower {
         let ask = key.nets().v6.is_some().then(|| self.created_since(since));
         let (revision, created) = match txn::create(&self.client, &write, end, ask).await? {
             Outcome::Done(revision, created) => (revision, created),
-            Outcome::Differs(Some(kv)) if kv.value == write.value && kv.lease == term.etcd_lease => {
+            Outcome::Differs(Some(kv))
+                if kv.value == write.value && kv.lease == term.etcd_lease =>
+            {
                 // Our own write of a moment ago, whose answer was lost.
                 (kv.mod_revision, Vec::new())
             }
             Outcome::Differs(now) => {
-                self.catalog.saw(key, now.map_or(0, |kv| kv.mod_revision), None);
+                self.catalog
+                    .saw(key, now.map_or(0, |kv| kv.mod_revision), None);
                 return Ok(None);
             }
         };
-        let others = created.iter().filter_map(|kv| self.keys.parse(&kv.key).ok());
-        let before = others.filter(|other| *other != key).find(|other| other.overlaps(&key));
+        let others = created
+            .iter()
+            .filter_map(|kv| self.keys.parse(&kv.key).ok());
+        let before = others
+            .filter(|other| *other != key)
+            .find(|other| other.overlaps(&key));
         if let Some(other) = before {
             txn::delete(&self.client, write.key, revision).await?;
             self.catalog.saw(other, 0, None);
@@ -162,6 +182,12 @@ impl Follower {
 
     fn created_since(&self, revision: i64) -> RangeRequest {
         let (key, range_end) = self.keys.subnets();
-        RangeRequest { key, range_end, keys_only: true, min_create_revision: revision, ..RangeRequest::default() }
+        RangeRequest {
+            key,
+            range_end,
+            keys_only: true,
+            min_create_revision: revision,
+            ..RangeRequest::default()
+        }
     }
 }

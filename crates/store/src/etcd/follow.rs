@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use super::client::{Client, Failure, Watch};
 use super::acquire::Mark;
+use super::client::{Client, Failure, Watch};
 use super::holding::{Holding, Term};
 use super::keyspace::Keyspace;
 use super::listing::{Listing, Position};
@@ -153,7 +153,8 @@ impl Follower {
         self.interrupted = true;
         let mut watch = self.open_watch().await?;
         *joined = true;
-        self.presence.back(&self.feed, &watch.endpoint().to_string());
+        self.presence
+            .back(&self.feed, &watch.endpoint().to_string());
         self.do_chores().await?;
         loop {
             let chore = [self.next_chore(), self.sweep_at]

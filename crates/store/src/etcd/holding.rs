@@ -250,14 +250,10 @@ impl Follower {
             return Ok(());
         }
         let (key, attrs) = (own.key, own.attrs.clone());
-        if let Ok(theirs) = LeaseAttrs::from_json(&kv.value) {
-            if !same_node(&theirs, &attrs.public_ip) {
-                self.give_up(format!(
-                    "{key} belongs to {} now",
-                    addresses(&theirs.public_ip)
-                ));
-                return Ok(());
-            }
+        let theirs = LeaseAttrs::from_json(&kv.value).ok();
+        if let Some(theirs) = theirs.filter(|theirs| !same_node(theirs, &attrs.public_ip)) {
+            self.give_up(format!("{key} belongs to {} now", addresses(&theirs.public_ip)));
+            return Ok(());
         }
         match own.tenure.foreign_write() {
             Reaction::Yield => {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use model::{Lease, LeaseAttrs, SubnetKey};
-use tokio::task::JoinHandle;
 use tracing::warn;
 
 use super::acquire::Mark;
@@ -12,6 +11,7 @@ use super::client::{Client, Failure};
 use super::follow::Follower;
 use super::proto::{KeyValue, RangeRequest, RangeResponse, path};
 use crate::claim::{Candidate, same_node, twin};
+use crate::task::AbortOnDrop;
 
 /// Keys in a page: 15,000 leases are three requests, and a page takes about a megabyte.
 const PAGE: i64 = 5200;
@@ -31,19 +31,9 @@ pub(super) struct Listing {
     /// Where the next page begins.
     next: Bytes,
     /// The page that was already asked for.
-    coming: Option<Coming>,
+    coming: Option<AbortOnDrop<Result<RangeResponse, Failure>>>,
     /// The first page's place; the others are of the same revision.
     position: Option<Position>,
-}
-
-/// An answer on its way, called off when it is no longer wanted.
-#[derive(Debug)]
-struct Coming(JoinHandle<Result<RangeResponse, Failure>>);
-
-impl Drop for Coming {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Listing {
@@ -74,9 +64,9 @@ impl Listing {
     ) -> Result<(Vec<KeyValue>, bool), Failure> {
         let page = match &mut self.coming {
             Some(coming) => {
-                let page = (&mut coming.0).await;
+                let page = coming.result().await;
                 self.coming = None;
-                page.unwrap_or_else(|e| Err(Failure::Away(e.to_string())))?
+                page.unwrap_or_else(|| Err(Failure::Away("called off".into())))?
             }
             None => client.call(path::RANGE, self.request(end.clone())).await?,
         };
@@ -92,9 +82,9 @@ impl Listing {
         // The first key after `last`. A copy: the page's buffer must not live on.
         self.next = [last.as_ref(), &[0]].concat().into();
         let (client, request) = (client.clone(), self.request(end.clone()));
-        self.coming = Some(Coming(tokio::spawn(async move {
+        self.coming = Some(AbortOnDrop::spawn(async move {
             client.call(path::RANGE, request).await
-        })));
+        }));
         Ok((page.kvs, false))
     }
 }
@@ -150,14 +140,21 @@ impl Follower {
         if self.holding.as_ref().is_some_and(|own| own.key == key) {
             self.own_seen = Some(kv.clone());
         }
-        if self.catalog.has(&key, |revision| *revision == kv.mod_revision) {
+        if self
+            .catalog
+            .has(&key, |revision| *revision == kv.mod_revision)
+        {
             return Some(key);
         }
         let lease = match LeaseAttrs::from_json(&kv.value) {
             Ok(attrs) => {
                 self.complaints.settled(kv.key.as_ref());
                 let seniority = u64::try_from(kv.create_revision).unwrap_or(0);
-                Some(Lease { key, attrs, seniority })
+                Some(Lease {
+                    key,
+                    attrs,
+                    seniority,
+                })
             }
             Err(error) => {
                 if self.complaints.is_new(kv.key.as_ref(), error.to_string()) {
@@ -166,7 +163,10 @@ impl Follower {
                 None
             }
         };
-        if let Some(lease) = lease.as_ref().filter(|lease| same_node(&lease.attrs, &self.public_ip)) {
+        if let Some(lease) = lease
+            .as_ref()
+            .filter(|lease| same_node(&lease.attrs, &self.public_ip))
+        {
             self.note_ours(lease, kv);
         }
         self.catalog.saw(key, kv.mod_revision, lease);
@@ -184,7 +184,11 @@ impl Follower {
                     mod_revision: kv.mod_revision,
                     etcd_lease: kv.lease,
                 };
-                self.candidates.push(Candidate { lease: lease.clone(), reserved: kv.lease == 0, mark });
+                self.candidates.push(Candidate {
+                    lease: lease.clone(),
+                    reserved: kv.lease == 0,
+                    mark,
+                });
             }
             Some(own) if own.key != key => twin(&mut self.complaints, own.key, lease),
             Some(_) => {}

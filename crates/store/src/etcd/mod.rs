@@ -29,7 +29,6 @@ use std::sync::Arc;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub use settings::{EtcdSettings, Secret, SettingsError};
 pub use tls::TlsError;
@@ -37,6 +36,7 @@ pub use tls::TlsError;
 use crate::claim::{self, Setback};
 use crate::feed::Feed;
 use crate::patience::Patience;
+use crate::task::AbortOnDrop;
 use crate::{AcquireError, Claim, News, Store, Timing};
 use client::{Client, Failure};
 use follow::Follower;
@@ -165,7 +165,7 @@ impl Store for EtcdStore {
             let public_ip = self.follower.as_ref().map(|follower| follower.public_ip);
             self.follower(&public_ip.unwrap_or_default());
             if let Some(follower) = self.follower.take() {
-                self.task = Some(AbortOnDrop(tokio::spawn(follower.run())));
+                self.task = Some(AbortOnDrop::spawn(follower.run()));
             }
         }
         self.feed.news().await
@@ -181,13 +181,4 @@ enum NoConfig {
     Missing(String),
     #[error("etcd key {0}: {1}")]
     Bad(String, String),
-}
-
-/// A task that ends with its owner.
-struct AbortOnDrop(JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

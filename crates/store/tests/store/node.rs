@@ -130,3 +130,12 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
         .await
         .expect("takes too long")
 }
+
+/// Runs a test as the daemon runs: on one thread.
+pub fn local(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}

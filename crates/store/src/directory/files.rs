@@ -1,0 +1,366 @@
+//! The files themselves. Everything here blocks, and runs on a thread where that is allowed.
+//!
+//! A lease's file is complete from the moment it has its name: it is written elsewhere, then
+//! linked (which fails if the name is there) or renamed over the old one. Changes are made under
+//! a lock on `.lock`, so that "is it still the file I saw?" and the change are one step among our
+//! own daemons. On one machine that is certain. On a shared file system creation is still
+//! exclusive (`link` is atomic on NFS too), while replacing relies on its locks; where it has
+//! none, the loser of a race finds the other's file in its place and gives the subnet up.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use model::SubnetKey;
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
+
+use super::entry::{self, Entry};
+
+/// No lease is larger.
+const LARGEST: u64 = 64 << 10;
+/// A temporary file this old was left behind by a crash.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
+
+/// Where a network's files are.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    root: PathBuf,
+}
+
+/// Tells one state of a file from another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    ino: u64,
+    mtime: (i64, i64),
+    size: u64,
+}
+
+impl FileId {
+    fn of(meta: &Metadata) -> FileId {
+        FileId {
+            ino: meta.ino(),
+            mtime: (meta.mtime(), meta.mtime_nsec()),
+            size: meta.size(),
+        }
+    }
+
+    /// It is the same file, or the same directory, whatever happened in it.
+    pub(super) fn same_inode(&self, other: &FileId) -> bool {
+        self.ino == other.ino
+    }
+
+    /// When it was last changed, in milliseconds of the epoch.
+    pub(super) fn modified_ms(&self) -> u64 {
+        let (seconds, nanoseconds) = self.mtime;
+        u64::try_from(
+            seconds
+                .saturating_mul(1000)
+                .saturating_add(nanoseconds / 1_000_000),
+        )
+        .unwrap_or(0)
+    }
+
+    /// The same file in a state that is never seen: whatever is seen next differs.
+    pub(super) fn unsettled(self) -> FileId {
+        FileId {
+            mtime: (0, -1),
+            ..self
+        }
+    }
+
+    /// Changed so lately that a further change might not show in its times.
+    pub(super) fn is_young(&self) -> bool {
+        let now = i64::try_from(entry::now()).unwrap_or(i64::MAX);
+        self.mtime.0 > now - 2
+    }
+}
+
+/// One look at a lease's file.
+#[derive(Debug)]
+pub(super) enum Look {
+    /// As it was when it was last read.
+    Same,
+    /// A lease.
+    Lease(Entry, FileId),
+    /// There is something, but no lease: the reason, and its state if that could be seen.
+    Bad(String, Option<FileId>),
+    /// There is no file.
+    Gone,
+}
+
+/// What became of a change.
+#[derive(Debug)]
+pub(super) enum Changed {
+    /// Made: the file's new state.
+    Done(FileId),
+    /// Not made, because of what is there instead.
+    Differs(Blocker),
+}
+
+/// What stands in the way of a change.
+#[derive(Debug)]
+pub(super) enum Blocker {
+    /// The file is not as expected, or is gone.
+    File,
+    /// Another lease shares addresses with ours.
+    Overlap(SubnetKey),
+}
+
+/// The names in the directory of leases.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    pub keys: Vec<SubnetKey>,
+    /// What names no subnet.
+    pub foreign: Vec<String>,
+    /// The directory's own state, from before it was read.
+    pub dir: Option<FileId>,
+}
+
+impl Place {
+    pub(super) fn new(root: PathBuf) -> Place {
+        Place { root }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn config(&self) -> PathBuf {
+        self.root.join("config")
+    }
+
+    pub(super) fn subnets(&self) -> PathBuf {
+        self.root.join("subnets")
+    }
+
+    fn subnet(&self, key: &SubnetKey) -> PathBuf {
+        self.subnets().join(key.to_string())
+    }
+
+    /// Makes the directories where they are missing; says whether any was.
+    pub(super) fn prepare(&self) -> io::Result<bool> {
+        let missing = !self.subnets().is_dir();
+        if missing {
+            std::fs::create_dir_all(self.subnets())?;
+        }
+        for file in std::fs::read_dir(&self.root)?.flatten() {
+            let name = file.file_name();
+            let temporary = name
+                .to_str()
+                .is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"));
+            let age = || {
+                file.metadata()
+                    .ok()?
+                    .modified()
+                    .ok()
+                    .and_then(|m| SystemTime::now().duration_since(m).ok())
+            };
+            if temporary && age().is_some_and(|age| age > LEFT_BEHIND) {
+                let _ = std::fs::remove_file(file.path());
+            }
+        }
+        Ok(missing)
+    }
+
+    /// The state of the directory of leases, and whether there is a configuration beside it.
+    pub(super) fn stat(&self) -> (io::Result<FileId>, bool) {
+        (
+            std::fs::metadata(self.subnets()).map(|meta| FileId::of(&meta)),
+            self.config().exists(),
+        )
+    }
+
+    pub(super) fn names(&self) -> io::Result<Names> {
+        let dir = Some(FileId::of(&std::fs::metadata(self.subnets())?));
+        let mut names = Names {
+            dir,
+            ..Names::default()
+        };
+        for file in std::fs::read_dir(self.subnets())? {
+            let name = file?.file_name();
+            match parse_name(&name) {
+                Some(key) => names.keys.push(key),
+                None => names.foreign.push(name.to_string_lossy().into_owned()),
+            }
+        }
+        Ok(names)
+    }
+
+    /// Looks at a lease's file. `known` is the state that was read before.
+    ///
+    /// # Errors
+    /// The file system failed: nothing can be said about the file.
+    pub(super) fn look(&self, key: &SubnetKey, known: Option<FileId>) -> io::Result<Look> {
+        // Not to hang on a pipe that somebody put there.
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(self.subnet(key));
+        let file = match file {
+            Ok(file) => file,
+            Err(e) => match e.kind() {
+                ErrorKind::NotFound => return Ok(Look::Gone),
+                ErrorKind::PermissionDenied => {
+                    return Ok(Look::Bad(e.to_string(), None));
+                }
+                // A symbolic link that leads to itself; a socket.
+                _ if matches!(Errno::from_io_error(&e), Some(Errno::LOOP | Errno::NXIO)) => {
+                    return Ok(Look::Bad(e.to_string(), None));
+                }
+                _ => return Err(e),
+            },
+        };
+        let meta = file.metadata()?;
+        let id = FileId::of(&meta);
+        if known == Some(id) {
+            return Ok(Look::Same);
+        }
+        if !meta.is_file() {
+            return Ok(Look::Bad("not a regular file".into(), Some(id)));
+        }
+        if meta.len() > LARGEST {
+            return Ok(Look::Bad(
+                format!("{} bytes are too many", meta.len()),
+                Some(id),
+            ));
+        }
+        let mut json = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0) + 1);
+        file.take(LARGEST).read_to_end(&mut json)?;
+        Ok(match Entry::parse(&json) {
+            Ok(entry) => Look::Lease(entry, id),
+            Err(_) if json.is_empty() => Look::Bad("empty".into(), Some(id)),
+            Err(e) => Look::Bad(e.to_string(), Some(id)),
+        })
+    }
+
+    /// Makes the lease `key`, unless a living one has any of its addresses.
+    pub(super) fn create(&self, key: &SubnetKey, entry: &Entry) -> io::Result<Changed> {
+        let (new, id) = self.write_temporary(key, entry)?;
+        let _lock = self.lock()?;
+        for other in self
+            .names()?
+            .keys
+            .iter()
+            .filter(|other| *other != key && other.overlaps(key))
+        {
+            if !self.is_free(other)? {
+                return Ok(Changed::Differs(Blocker::Overlap(*other)));
+            }
+        }
+        match std::fs::hard_link(&new.0, self.subnet(key)) {
+            Ok(()) => return Ok(Changed::Done(id)),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+        if !self.is_free(key)? {
+            return Ok(Changed::Differs(Blocker::File));
+        }
+        std::fs::rename(&new.0, self.subnet(key))?;
+        Ok(Changed::Done(id))
+    }
+
+    /// No lease, or one whose time is over.
+    fn is_free(&self, key: &SubnetKey) -> io::Result<bool> {
+        Ok(match self.look(key, None)? {
+            Look::Gone => true,
+            Look::Lease(
+                Entry {
+                    expires: Some(end), ..
+                },
+                _,
+            ) => end <= entry::now(),
+            _ => false,
+        })
+    }
+
+    /// Replaces the file of `key`, if it is still in the state `was`.
+    pub(super) fn replace(
+        &self,
+        key: &SubnetKey,
+        entry: &Entry,
+        was: FileId,
+    ) -> io::Result<Changed> {
+        let (new, id) = self.write_temporary(key, entry)?;
+        let _lock = self.lock()?;
+        if !self.is_still(key, was)? {
+            return Ok(Changed::Differs(Blocker::File));
+        }
+        std::fs::rename(&new.0, self.subnet(key))?;
+        Ok(Changed::Done(id))
+    }
+
+    /// Removes the file of `key`, if it is still in the state `was`.
+    pub(super) fn remove(&self, key: &SubnetKey, was: FileId) -> io::Result<()> {
+        let _lock = self.lock()?;
+        match self.is_still(key, was)? {
+            true => std::fs::remove_file(self.subnet(key)),
+            false => Ok(()),
+        }
+    }
+
+    fn is_still(&self, key: &SubnetKey, was: FileId) -> io::Result<bool> {
+        match std::fs::metadata(self.subnet(key)) {
+            Ok(meta) => Ok(FileId::of(&meta) == was),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn write_temporary(&self, key: &SubnetKey, entry: &Entry) -> io::Result<(Temporary, FileId)> {
+        // Beside the directory of leases, not in it: nobody need be woken for it.
+        let name = format!(
+            ".{key}.{}.{:016x}.tmp",
+            std::process::id(),
+            fastrand::u64(..)
+        );
+        let temporary = Temporary(self.root.join(name));
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o644)
+            .open(&temporary.0)?;
+        file.write_all(entry.render().as_bytes())?;
+        // So that a power cut leaves the old file or the new one, not an empty one.
+        file.sync_data()?;
+        Ok((temporary, FileId::of(&file.metadata()?)))
+    }
+
+    /// Waits for its turn to change anything. Released when dropped, and by the kernel when the
+    /// process ends.
+    fn lock(&self) -> io::Result<Option<File>> {
+        let path = self.root.join(".lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o644)
+            .open(path)?;
+        match flock(&file, FlockOperation::LockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// The subnet that a file is named after. Only the one name that we would give it counts: two
+/// files of one subnet cannot be.
+pub(super) fn parse_name(name: &std::ffi::OsStr) -> Option<SubnetKey> {
+    let name = name.to_str()?;
+    let key: SubnetKey = name.parse().ok()?;
+    (key.to_string() == name).then_some(key)
+}
+
+/// A file that is gone with the value, unless it got another name.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}

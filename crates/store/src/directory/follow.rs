@@ -1,0 +1,452 @@
+//! The task that follows a directory: list it, be told of changes, and look now and then whether
+//! there were some that nobody told of.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Dual, Lease, LeaseAttrs, SubnetKey};
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::{info, warn};
+
+use super::entry::{self, Entry};
+use super::files::{FileId, Look, Place, parse_name};
+use super::holding::Holding;
+use super::listing::Listing;
+use super::notify::{Changes, Notify};
+use crate::Timing;
+use crate::backoff::Backoff;
+use crate::catalog::Catalog;
+use crate::claim::{Candidate, same_node, twin};
+use crate::complaints::Complaints;
+use crate::feed::Feed;
+use crate::presence::Presence;
+
+/// A file system that does not answer for so long is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A file that makes no sense may be half written: so long until it is looked at again.
+const HALF_WRITTEN: Duration = Duration::from_millis(500);
+/// Every so many polls all files are looked at, whether or not the directory changed.
+const THOROUGH: u32 = 30;
+
+/// The file system failed, or what should be there is not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Fault(pub String);
+
+/// The state of a key's file when it was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub id: Option<FileId>,
+    /// Seconds of the epoch; `None`: never.
+    pub expires: Option<u64>,
+}
+
+/// What is known of the directory, and the work on it.
+pub(super) struct Follower {
+    pub place: Arc<Place>,
+    pub timing: Timing,
+    pub feed: Arc<Feed>,
+    pub catalog: Catalog<Seen>,
+    pub complaints: Complaints,
+    /// Our public addresses: leases with them are ours.
+    pub public_ip: Dual<IpAddr>,
+    pub candidates: Vec<Candidate<FileId>>,
+    pub listing: Option<Listing>,
+    /// Everything has been read; this was the directory's state before.
+    pub listed: Option<FileId>,
+    pub holding: Option<Holding>,
+    pub wish: watch::Receiver<Option<LeaseAttrs>>,
+    pub presence: Presence,
+    notify: Option<Notify>,
+    /// Files that may be half written, and when to look at them again.
+    doubtful: BTreeSet<SubnetKey>,
+    doubts_end: Option<Instant>,
+    /// The directory lost its files: what is missing was not given up by its owner.
+    pub lost: bool,
+    /// When missing files of a directory that lost some count as gone.
+    sweep_at: Option<Instant>,
+    polls: u32,
+}
+
+impl Follower {
+    pub(super) fn new(
+        place: Arc<Place>,
+        timing: Timing,
+        feed: Arc<Feed>,
+        wish: watch::Receiver<Option<LeaseAttrs>>,
+    ) -> Follower {
+        Follower {
+            place,
+            timing,
+            catalog: Catalog::new(feed.clone()),
+            feed,
+            complaints: Complaints::default(),
+            public_ip: Dual::default(),
+            candidates: Vec::new(),
+            listing: None,
+            listed: None,
+            holding: None,
+            wish,
+            presence: Presence::new("the store directory"),
+            notify: None,
+            doubtful: BTreeSet::new(),
+            doubts_end: None,
+            lost: false,
+            sweep_at: None,
+            polls: 0,
+        }
+    }
+
+    /// Does file work on a thread that may block. One that takes very long is waited for, but the
+    /// store is away meanwhile.
+    pub(super) async fn files<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&Place) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Fault> {
+        let thread = self.begin(work);
+        self.finish(thread).await
+    }
+
+    /// Begins file work; its result is for [`Follower::finish`].
+    pub(super) fn begin<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Place) -> io::Result<T> + Send + 'static,
+    ) -> JoinHandle<io::Result<T>> {
+        let place = self.place.clone();
+        spawn_blocking(move || work(&place))
+    }
+
+    /// Waits for the end of file work.
+    pub(super) async fn finish<T>(
+        &mut self,
+        mut thread: JoinHandle<io::Result<T>>,
+    ) -> Result<T, Fault> {
+        loop {
+            match timeout(PATIENCE, &mut thread).await {
+                Ok(Ok(done)) => return done.map_err(|e| self.fault(&e)),
+                Ok(Err(e)) => return Err(Fault(e.to_string())),
+                Err(_) => {
+                    let root = self.place.root().display();
+                    self.presence
+                        .away(&self.feed, &format!("{root} does not answer"));
+                }
+            }
+        }
+    }
+
+    fn fault(&self, error: &io::Error) -> Fault {
+        Fault(format!("{}: {error}", self.place.root().display()))
+    }
+
+    /// Follows the directory for ever.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.session(&mut backoff).await {
+                Ok(never) => match never {},
+                Err(Fault(reason)) => self.presence.away(&self.feed, &reason),
+            }
+            self.notify = None;
+            backoff.wait().await;
+        }
+    }
+
+    async fn session(&mut self, backoff: &mut Backoff) -> Result<std::convert::Infallible, Fault> {
+        if self.notify.is_none() {
+            self.join().await?;
+        }
+        let mut poll_at = self.next_poll();
+        loop {
+            while self.listing.is_some() {
+                self.read_batch().await?;
+            }
+            self.do_chores().await?;
+            self.present();
+            backoff.reset();
+            let chore = [self.next_chore(), self.doubts_end]
+                .into_iter()
+                .flatten()
+                .min();
+            tokio::select! {
+                changes = changes(self.notify.as_ref()) => {
+                    let changes = changes.map_err(|e| self.fault(&e))?;
+                    self.look_at(changes).await?;
+                }
+                () = sleep_until(poll_at) => {
+                    self.poll().await?;
+                    poll_at = self.next_poll();
+                }
+                () = until(chore) => self.look_again().await?,
+                Ok(()) = self.wish.changed() => {}
+            }
+        }
+    }
+
+    fn present(&mut self) {
+        if self.listed.is_some() {
+            let root = self.place.root().display().to_string();
+            self.presence.back(&self.feed, &root);
+        }
+        self.feed.flush();
+    }
+
+    fn next_poll(&self) -> Instant {
+        Instant::now() + self.timing.poll.mul_f64(0.75 + fastrand::f64() / 2.0)
+    }
+
+    /// Makes sure that there is a directory, asks to be told of changes in it, and begins to read
+    /// it; in this order, so that no change falls between.
+    pub(super) async fn join(&mut self) -> Result<(), Fault> {
+        let before = self.listed.is_some();
+        let missing = self
+            .files(move |place| match place.stat() {
+                // Gone with all else: not mounted, rather than emptied.
+                (Err(e), false) if before => Err(e),
+                _ => place.prepare(),
+            })
+            .await?;
+        let subnets = self.place.subnets();
+        if missing && before {
+            self.lost = true;
+            warn!(
+                "{} was removed with all leases in it; publishing ours again",
+                subnets.display()
+            );
+        } else if missing {
+            info!("{}: made, as it was not there", subnets.display());
+        }
+        self.notify = match Notify::new(&subnets) {
+            Ok(notify) => Some(notify),
+            Err(e) => {
+                if self.complaints.is_new("inotify", e.to_string()) {
+                    warn!(
+                        "{}: cannot be told of changes ({e}; fs.inotify.max_user_instances?): looking every {} s",
+                        subnets.display(),
+                        self.timing.poll.as_secs()
+                    );
+                }
+                None
+            }
+        };
+        self.list_anew();
+        Ok(())
+    }
+
+    /// Reads the files that are said to have changed.
+    async fn look_at(&mut self, changes: Changes) -> Result<(), Fault> {
+        if changes.moved {
+            self.notify = None;
+            return self.join().await;
+        }
+        if changes.lost_some {
+            self.list_anew();
+            return Ok(());
+        }
+        let keys = changes
+            .names
+            .iter()
+            .filter_map(|name| self.key_of(name))
+            .collect();
+        self.read(keys).await
+    }
+
+    /// Looks again at files that may have been half written.
+    async fn look_again(&mut self) -> Result<(), Fault> {
+        if self.doubts_end.is_some_and(|end| Instant::now() >= end) {
+            self.doubts_end = None;
+            let doubtful = std::mem::take(&mut self.doubtful);
+            self.read(doubtful.into_iter().collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// The subnet that a file name says; one that says none is skipped with a line.
+    pub(super) fn key_of(&mut self, name: &OsString) -> Option<SubnetKey> {
+        let key = parse_name(name);
+        if key.is_none() && self.complaints.is_new(name, "name") {
+            let dir = self.place.subnets();
+            warn!(
+                "{}: {name:?} names no subnet such as 172.30.80.0-24: skipped",
+                dir.display()
+            );
+        }
+        key
+    }
+
+    pub(super) async fn read(&mut self, keys: Vec<SubnetKey>) -> Result<(), Fault> {
+        let known = self.with_ids(keys);
+        let looks = self.files(move |place| look_at_each(place, known)).await?;
+        for (key, look) in looks {
+            self.take_in(key, look).await?;
+        }
+        Ok(())
+    }
+
+    /// Each key with the state of its file that is known.
+    pub(super) fn with_ids(&self, keys: Vec<SubnetKey>) -> Vec<(SubnetKey, Option<FileId>)> {
+        let id = |key: &SubnetKey| self.catalog.version(key).and_then(|seen| seen.id);
+        keys.into_iter().map(|key| (key, id(&key))).collect()
+    }
+
+    /// Takes in one look at a file.
+    pub(super) async fn take_in(&mut self, key: SubnetKey, look: Look) -> Result<(), Fault> {
+        let own = self.holding.as_ref().is_some_and(|own| own.key == key);
+        match look {
+            Look::Same => {
+                self.catalog.has(&key, |_| true);
+            }
+            Look::Gone => {
+                self.complaints.settled(key);
+                self.catalog.gone(&key);
+                if own {
+                    self.own_deleted().await?;
+                }
+            }
+            Look::Lease(entry, id) => {
+                self.complaints.settled(key);
+                self.read_lease(key, &entry, id);
+                if own {
+                    self.own_changed(Some(entry), id).await?;
+                }
+            }
+            Look::Bad(_, Some(id)) if id.is_young() => {
+                self.doubtful.insert(key);
+                self.doubts_end.get_or_insert(Instant::now() + HALF_WRITTEN);
+                self.catalog.has(&key, |_| true);
+            }
+            Look::Bad(reason, id) => {
+                if self.complaints.is_new(key, &reason) {
+                    warn!(
+                        "{}/{key}: {reason}: skipped",
+                        self.place.subnets().display()
+                    );
+                }
+                self.catalog.saw(key, Seen { id, expires: None }, None);
+                if let Some(id) = id.filter(|_| own) {
+                    self.own_changed(None, id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_lease(&mut self, key: SubnetKey, entry: &Entry, id: FileId) {
+        let lease = Lease {
+            key,
+            attrs: entry.attrs.clone(),
+            seniority: entry.created.unwrap_or(id.modified_ms()),
+        };
+        if same_node(&lease.attrs, &self.public_ip) {
+            match &self.holding {
+                None => {
+                    self.candidates.retain(|other| other.lease.key != key);
+                    let reserved = entry.expires.is_none();
+                    self.candidates.push(Candidate {
+                        lease: lease.clone(),
+                        reserved,
+                        mark: id,
+                    });
+                }
+                Some(own) if own.key != key => twin(&mut self.complaints, own.key, &lease),
+                Some(_) => {}
+            }
+        }
+        if entry.expires.is_some_and(|end| end <= entry::now()) {
+            self.catalog.gone(&key);
+        } else {
+            self.catalog.saw(
+                key,
+                Seen {
+                    id: Some(id),
+                    expires: entry.expires,
+                },
+                Some(lease),
+            );
+        }
+    }
+
+    /// Has anything changed that nobody told of? And whose time is over?
+    async fn poll(&mut self) -> Result<(), Fault> {
+        let (dir, config) = self.files(|place| Ok(place.stat())).await?;
+        let Some(before) = self.listed else {
+            self.list_anew();
+            return Ok(());
+        };
+        match dir {
+            Ok(dir) if dir.same_inode(&before) => {
+                self.polls += 1;
+                if dir != before || self.polls.is_multiple_of(THOROUGH) {
+                    self.list_anew();
+                }
+            }
+            Err(e) if !config => return Err(self.fault(&e)),
+            _ => {
+                self.notify = None;
+                self.join().await?;
+            }
+        }
+        self.end_what_is_over();
+        if self.sweep_at.is_some_and(|at| Instant::now() >= at) {
+            self.sweep_at = None;
+            self.catalog.sweep();
+        }
+        Ok(())
+    }
+
+    fn end_what_is_over(&mut self) {
+        let now = entry::now();
+        let over = self
+            .catalog
+            .iter()
+            .filter(|(_, seen)| seen.expires.is_some_and(|end| end <= now));
+        let over: Vec<SubnetKey> = over.map(|(key, _)| *key).collect();
+        for key in over {
+            if self.holding.as_ref().is_none_or(|own| own.key != key) {
+                info!("lease {key}: not renewed by its owner, its time is over");
+                self.catalog.gone(&key);
+            }
+        }
+    }
+
+    /// Everything has been read: what was not shown is gone. Unless all were lost: then their
+    /// owners are about to publish them again.
+    pub(super) fn end_of_listing(&mut self) {
+        if self.lost {
+            self.sweep_at = Some(Instant::now() + self.timing.grace);
+        } else if self.sweep_at.is_none() {
+            self.catalog.sweep();
+        }
+    }
+}
+
+/// Looks at each file in turn.
+pub(super) fn look_at_each(
+    place: &Place,
+    keys: Vec<(SubnetKey, Option<FileId>)>,
+) -> io::Result<Vec<(SubnetKey, Look)>> {
+    keys.into_iter()
+        .map(|(key, known)| Ok((key, place.look(&key, known)?)))
+        .collect()
+}
+
+/// The next changes; for ever if nobody tells of any.
+async fn changes(notify: Option<&Notify>) -> io::Result<Changes> {
+    match notify {
+        Some(notify) => notify.changes().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Sleeps until then; for ever if there is no such time.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
