@@ -29,8 +29,6 @@ impl Ground {
     /// `bin_dir` bound into it. `unlink` is removed when the lab ends.
     pub(crate) fn lay(bin_dir: Option<&Path>, unlink: Option<&Path>) -> Result<Ground, Error> {
         let guard = Arc::new(Guard::start(unlink)?);
-        // Opened before /run is covered: it may lie below it.
-        let bin = bin_dir.map(open_path).transpose()?;
         let (mnt, run) = in_thread(|| {
             unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
                 .doing(|| "new mount namespace".into())?;
@@ -42,6 +40,9 @@ impl Ground {
                 None::<&str>,
             )
             .doing(|| "make / private".into())?;
+            // Opened here, for only what is in this mount namespace can be bound; and before /run
+            // is covered, for it may lie below it.
+            let bin = bin_dir.map(open_path).transpose()?;
             mount(
                 Some("lab"),
                 "/run",
