@@ -1,0 +1,129 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use crate::target::Kind;
+
+/// What `flannel-bench --help` says.
+pub const HELP: &str = "\
+Measures flanneld against ip -batch and bridge -batch, in network namespaces on this machine.
+
+flannel-bench [--quick] [--only PART]... [--store STORE]... [--save] [--bin-dir DIR]
+
+  --quick        fewer runs: a first impression in about a minute
+  --only PART    cold, ready, follow or idle; repeatable
+  --store STORE  etcd or directory; repeatable
+  --save         also write docs/benchmarks/ and the table in docs/benchmarks.md
+  --bin-dir DIR  where flanneld is (default: beside this program)
+
+Results go to target/bench/. The exit status is 1 when something that must be reached is not.
+Needs root, or user namespaces; ip and bridge (iproute2), etcd.";
+
+/// A part of the benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// exec to everything in the kernel; memory; requests.
+    Cold,
+    /// exec to `subnet.env`.
+    Ready,
+    /// A lease put to its route.
+    Follow,
+    /// Nothing to do.
+    Idle,
+}
+
+/// The command line, understood.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Args {
+    /// `--quick`.
+    pub quick: bool,
+    /// `--save`.
+    pub save: bool,
+    /// `--only`; empty is all.
+    pub only: Vec<Part>,
+    /// `--store`; empty is all.
+    pub stores: Vec<Kind>,
+    /// `--bin-dir`.
+    pub bin_dir: Option<PathBuf>,
+    /// `--help`.
+    pub help: bool,
+}
+
+impl Args {
+    /// Reads the arguments.
+    ///
+    /// # Errors
+    /// Says which one is wrong and what is expected.
+    pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Args, String> {
+        let mut out = Args::default();
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--quick" => out.quick = true,
+                "--save" => out.save = true,
+                "-h" | "--help" => out.help = true,
+                "--only" => out.only.push(match args.next().as_deref() {
+                    Some("cold") => Part::Cold,
+                    Some("ready") => Part::Ready,
+                    Some("follow") => Part::Follow,
+                    Some("idle") => Part::Idle,
+                    other => {
+                        return Err(format!(
+                            "--only {}: expected cold, ready, follow or idle",
+                            other.unwrap_or("")
+                        ));
+                    }
+                }),
+                "--store" => out.stores.push(match args.next().as_deref() {
+                    Some("etcd") => Kind::Etcd,
+                    Some("directory") => Kind::Directory,
+                    other => {
+                        return Err(format!(
+                            "--store {}: expected etcd or directory",
+                            other.unwrap_or("")
+                        ));
+                    }
+                }),
+                "--bin-dir" => match args.next() {
+                    Some(dir) => out.bin_dir = Some(dir.into()),
+                    None => return Err("--bin-dir: expected a directory".into()),
+                },
+                other => return Err(format!("{other}: no such option; see --help")),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Whether `part` is to be measured.
+    pub fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// Whether to measure on `store`.
+    pub fn wants_store(&self, store: Kind) -> bool {
+        self.stores.is_empty() || self.stores.contains(&store)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_and_mistakes_named() {
+        let parse = |line: &str| Args::parse(line.split_whitespace().map(str::to_owned));
+        let args = parse("--quick --only cold --only idle").unwrap();
+        assert!(
+            args.quick
+                && args.wants(Part::Cold)
+                && args.wants(Part::Idle)
+                && !args.wants(Part::Ready)
+        );
+        assert!(parse("").unwrap().wants(Part::Follow));
+        assert_eq!(
+            parse("--only x").unwrap_err(),
+            "--only x: expected cold, ready, follow or idle"
+        );
+        assert!(parse("--no").unwrap_err().starts_with("--no:"));
+    }
+}

@@ -1,0 +1,386 @@
+//! The parts of the benchmark: what is measured, how often, and against which goals.
+
+use std::time::Duration;
+
+use crate::COLD;
+use crate::args::{Args, Part};
+use crate::cold::{self, Cold};
+use crate::figure::{Figure, Goal, JudgedAs, thousands};
+use crate::follow;
+use crate::idle;
+use crate::ready;
+use crate::reference;
+use crate::stage::Stage;
+use crate::stats::{median, ms, percentile};
+use crate::target::{Kind, Target};
+
+/// Numbers of peers, and what is measured with each.
+struct Size {
+    peers: u32,
+    cold: bool,
+    ready: bool,
+    follow: bool,
+    idle: bool,
+    /// MiB.
+    memory: Option<Goal>,
+}
+
+const fn size(peers: u32) -> Size {
+    Size {
+        peers,
+        cold: false,
+        ready: false,
+        follow: false,
+        idle: false,
+        memory: None,
+    }
+}
+
+const SIZES: [Size; 5] = [
+    Size {
+        cold: true,
+        ready: true,
+        follow: true,
+        ..size(100)
+    },
+    Size {
+        cold: true,
+        idle: true,
+        ..size(1_000)
+    },
+    Size {
+        cold: true,
+        follow: true,
+        memory: Some(Goal {
+            must: 14.0,
+            aim: 10.0,
+        }),
+        ..size(5_000)
+    },
+    Size {
+        follow: true,
+        ..size(10_000)
+    },
+    Size {
+        cold: true,
+        memory: Some(Goal {
+            must: 24.0,
+            aim: 16.0,
+        }),
+        ..size(15_000)
+    },
+];
+
+const COLD_RATIO: Goal = Goal {
+    must: 0.8,
+    aim: 0.4,
+};
+const REQUESTS: Goal = Goal {
+    must: 12.0,
+    aim: 8.0,
+};
+const ROUTE_MS: Goal = Goal {
+    must: 1.0,
+    aim: 0.3,
+};
+/// One goal only.
+const ROUTE_P99_MS: Goal = Goal {
+    must: 5.0,
+    aim: 5.0,
+};
+const EVENT_CPU_MS: Goal = Goal {
+    must: 0.3,
+    aim: 0.1,
+};
+const READY_MS: Goal = Goal {
+    must: 40.0,
+    aim: 25.0,
+};
+const IDLE_PERCENT: Goal = Goal {
+    must: 0.05,
+    aim: 0.02,
+};
+
+/// How often and how long.
+struct Effort {
+    runs: usize,
+    puts: u32,
+    idle: Duration,
+}
+
+/// Measures all that `args` want; returns how often, and the figures.
+///
+/// # Errors
+/// Something does not work at all: no figures then.
+pub fn measure(stage: &Stage, args: &Args) -> anyhow::Result<(usize, Vec<Figure>)> {
+    let effort = match args.quick {
+        false => Effort {
+            runs: 9,
+            puts: 400,
+            idle: Duration::from_secs(40),
+        },
+        true => Effort {
+            runs: 3,
+            puts: 200,
+            idle: Duration::from_secs(30),
+        },
+    };
+    let stores = [Kind::Etcd, Kind::Directory]
+        .into_iter()
+        .filter(|store| args.wants_store(*store));
+    let mut targets = stores
+        .map(|store| Target::open(store, stage))
+        .collect::<anyhow::Result<Vec<Target>>>()?;
+    let mut figures = Vec::new();
+    for size in &SIZES {
+        let wanted = [
+            (size.cold, Part::Cold),
+            (size.ready, Part::Ready),
+            (size.follow, Part::Follow),
+            (size.idle, Part::Idle),
+        ];
+        if !wanted
+            .into_iter()
+            .any(|(has, part)| has && args.wants(part))
+        {
+            continue;
+        }
+        for target in &mut targets {
+            target.fill(size.peers)?;
+        }
+        if size.cold && args.wants(Part::Cold) {
+            figures.extend(cold_starts(stage, &mut targets, size, &effort)?);
+        }
+        for target in &mut targets {
+            if size.ready && args.wants(Part::Ready) {
+                figures.push(readiness(stage, target, &effort)?);
+            }
+            if size.follow && args.wants(Part::Follow) {
+                figures.extend(following(stage, target, &effort)?);
+            }
+            if size.idle && args.wants(Part::Idle) {
+                figures.extend(idleness(stage, target, &effort)?);
+            }
+        }
+    }
+    figures.sort_by_key(|figure| order(figure.work));
+    Ok((effort.runs, figures))
+}
+
+/// Figures of one kind stand together.
+fn order(work: &str) -> usize {
+    let all = [
+        COLD,
+        CPU,
+        MEMORY,
+        REQUESTS_MADE,
+        ROUTE,
+        ROUTE_P99,
+        EVENT_CPU,
+        READY,
+        IDLE,
+        LOOK,
+    ];
+    all.iter().position(|w| *w == work).unwrap_or(all.len())
+}
+
+const CPU: &str = "processor time of that start";
+const MEMORY: &str = "peak memory";
+const REQUESTS_MADE: &str = "etcd requests";
+const ROUTE: &str = "lease put → route in the kernel";
+const ROUTE_P99: &str = "the same, p99 after the store's answer";
+const EVENT_CPU: &str = "processor time per lease put";
+const READY: &str = "exec → subnet.env";
+const IDLE: &str = "nothing to do, of a core";
+const LOOK: &str = "one full look at the kernel";
+
+fn say(target: &Target, what: &str) {
+    eprintln!(
+        "{:>6} peers, {}: {what}",
+        thousands(target.peers()),
+        target.kind().name()
+    );
+}
+
+/// Ends the daemon and makes node and store what they were before it.
+fn wipe(stage: &Stage, target: &mut Target) -> anyhow::Result<()> {
+    let key = stage.wipe()?;
+    target.remove(key)
+}
+
+/// Cold starts on either store and the reference, in turn.
+fn cold_starts(
+    stage: &Stage,
+    targets: &mut [Target],
+    size: &Size,
+    effort: &Effort,
+) -> anyhow::Result<Vec<Figure>> {
+    let mut beside = Vec::new();
+    let mut runs = vec![Vec::<Cold>::new(); targets.len()];
+    for round in 0..effort.runs {
+        eprintln!(
+            "{:>6} peers: cold start {} of {}",
+            thousands(size.peers),
+            round + 1,
+            effort.runs
+        );
+        beside.push(ms(reference::run(stage, size.peers)?));
+        for (i, (target, runs)) in targets.iter_mut().zip(&mut runs).enumerate() {
+            runs.push(cold::start(stage, target)?);
+            if (round, i) == (0, 0) {
+                cold::compare(stage)?;
+                reference::wipe(stage)?;
+            }
+            wipe(stage, target)?;
+        }
+        if round > 0 {
+            reference::wipe(stage)?;
+        }
+    }
+    let mut figures = Vec::new();
+    for (target, runs) in targets.iter().zip(&runs) {
+        let place = (target.kind().name(), size.peers);
+        let all = |pick: fn(&Cold) -> f64| runs.iter().map(pick).collect::<Vec<f64>>();
+        let took = all(|run| ms(run.took));
+        let judged = size.memory.is_some();
+        let goal = |goal: Goal| judged.then_some(goal);
+        figures.push(
+            Figure::new(
+                COLD,
+                place,
+                (median(&took), "ms"),
+                Some(median(&beside)),
+                JudgedAs::Ratio,
+                goal(COLD_RATIO),
+            )
+            .samples(&took),
+        );
+        let cpu = all(|run| ms(run.cpu));
+        figures.push(
+            Figure::new(
+                CPU,
+                place,
+                (median(&cpu), "ms"),
+                None,
+                JudgedAs::Value,
+                None,
+            )
+            .samples(&cpu),
+        );
+        let peak = all(|run| run.peak_kib as f64 / 1024.0);
+        figures.push(
+            Figure::new(
+                MEMORY,
+                place,
+                (median(&peak), "MiB"),
+                None,
+                JudgedAs::Value,
+                size.memory,
+            )
+            .samples(&peak),
+        );
+        if target.kind() == Kind::Etcd {
+            // The worst, not the median: a request too many is a fault whenever it happens.
+            let requests = all(|run| run.requests as f64);
+            let most = percentile(&requests, 1.0);
+            figures.push(
+                Figure::new(
+                    REQUESTS_MADE,
+                    place,
+                    (most, "requests"),
+                    None,
+                    JudgedAs::Value,
+                    goal(REQUESTS),
+                )
+                .samples(&requests),
+            );
+        }
+    }
+    Ok(figures)
+}
+
+fn readiness(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Result<Figure> {
+    say(target, "time to subnet.env");
+    let mut took = Vec::new();
+    for _ in 0..2 * effort.runs {
+        took.push(ms(ready::start(stage, target)?));
+        wipe(stage, target)?;
+    }
+    let place = (target.kind().name(), target.peers());
+    Ok(Figure::new(
+        READY,
+        place,
+        (median(&took), "ms"),
+        None,
+        JudgedAs::Value,
+        Some(READY_MS),
+    )
+    .samples(&took))
+}
+
+fn following(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Result<[Figure; 3]> {
+    say(target, "leases put one by one");
+    cold::start(stage, target)?;
+    let follow = follow::run(stage, target, effort.puts)?;
+    wipe(stage, target)?;
+    let place = (target.kind().name(), target.peers());
+    let (put, put_p99) = (median(&follow.put), percentile(&follow.put, 0.99));
+    let (route, lag_p99) = (median(&follow.route), percentile(&follow.lag, 0.99));
+    eprintln!(
+        "        put: median {put:.3} ms, p99 {put_p99:.3} ms; route: median {route:.3} ms, p99 {:.3} ms; lag: median {:.3} ms",
+        percentile(&follow.route, 0.99),
+        median(&follow.lag)
+    );
+    Ok([
+        Figure::new(
+            ROUTE,
+            place,
+            (route, "ms"),
+            Some(put),
+            JudgedAs::Difference,
+            Some(ROUTE_MS),
+        ),
+        Figure::new(
+            ROUTE_P99,
+            place,
+            (lag_p99, "ms"),
+            None,
+            JudgedAs::Value,
+            Some(ROUTE_P99_MS),
+        ),
+        Figure::new(
+            EVENT_CPU,
+            place,
+            (follow.cpu, "ms"),
+            None,
+            JudgedAs::Value,
+            Some(EVENT_CPU_MS),
+        ),
+    ])
+}
+
+fn idleness(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Result<[Figure; 2]> {
+    say(target, "nothing to do");
+    cold::start(stage, target)?;
+    let idle = idle::run(stage, effort.idle)?;
+    wipe(stage, target)?;
+    let place = (target.kind().name(), target.peers());
+    Ok([
+        Figure::new(
+            IDLE,
+            place,
+            (idle.percent, "%"),
+            None,
+            JudgedAs::Value,
+            Some(IDLE_PERCENT),
+        ),
+        Figure::new(
+            LOOK,
+            place,
+            (idle.look_ms, "ms"),
+            None,
+            JudgedAs::Value,
+            None,
+        ),
+    ])
+}

@@ -1,0 +1,149 @@
+//! The stores that a daemon is measured on, filled and changed the quick way.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use lab::SHARED_DIR;
+use serde_json::json;
+
+use crate::etcd::Etcd;
+use crate::fleet::{NETWORK, Peer};
+use crate::stage::Stage;
+
+/// Which store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// etcd.
+    Etcd,
+    /// A directory.
+    Directory,
+}
+
+impl Kind {
+    /// Its name in tables and results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Etcd => "etcd",
+            Kind::Directory => "directory",
+        }
+    }
+}
+
+/// A store with a fleet in it.
+pub struct Target {
+    keeper: Keeper,
+    peers: u32,
+}
+
+enum Keeper {
+    Etcd(Etcd),
+    Directory(PathBuf),
+}
+
+impl Target {
+    /// Opens the store of `kind` on `stage`; there are no leases in it.
+    ///
+    /// # Errors
+    /// The store is not there.
+    pub fn open(kind: Kind, stage: &Stage) -> anyhow::Result<Target> {
+        let keeper = match kind {
+            Kind::Etcd => {
+                let etcd = stage.etcd()?;
+                Keeper::Etcd(Etcd::connect(
+                    stage.rival(),
+                    &etcd.endpoint(),
+                    etcd.prefix(),
+                )?)
+            }
+            Kind::Directory => {
+                let dir = stage.shared_dir().join("bench");
+                fs::create_dir_all(dir.join("subnets")).context("store directory")?;
+                let config =
+                    json!({"Network": NETWORK, "SubnetLen": 24, "Backend": {"Type": "vxlan"}});
+                fs::write(dir.join("config"), config.to_string())
+                    .context("store directory: config")?;
+                Keeper::Directory(dir)
+            }
+        };
+        Ok(Target { keeper, peers: 0 })
+    }
+
+    /// Which store it is.
+    pub fn kind(&self) -> Kind {
+        match self.keeper {
+            Keeper::Etcd(_) => Kind::Etcd,
+            Keeper::Directory(_) => Kind::Directory,
+        }
+    }
+
+    /// How many peers are in it.
+    pub fn peers(&self) -> u32 {
+        self.peers
+    }
+
+    /// What a flanneld must be told, apart from what the lab tells every one.
+    pub fn flanneld_args(&self) -> Vec<String> {
+        match self.keeper {
+            Keeper::Etcd(_) => Vec::new(),
+            Keeper::Directory(_) => vec![format!("--store-dir={SHARED_DIR}/bench")],
+        }
+    }
+
+    /// Adds peers until there are `count`.
+    ///
+    /// # Errors
+    /// The store refuses.
+    pub fn fill(&mut self, count: u32) -> anyhow::Result<()> {
+        let mut new = (self.peers..count).map(Peer);
+        match &mut self.keeper {
+            Keeper::Etcd(etcd) => etcd.put_all(new)?,
+            Keeper::Directory(dir) => new.try_for_each(|peer| write(dir, peer))?,
+        }
+        self.peers = self.peers.max(count);
+        Ok(())
+    }
+
+    /// Puts one lease; returns when that began and how long it took the store.
+    ///
+    /// # Errors
+    /// The store refuses.
+    pub fn put(&mut self, peer: Peer) -> anyhow::Result<(Instant, Duration)> {
+        match &mut self.keeper {
+            Keeper::Etcd(etcd) => etcd.put(peer),
+            Keeper::Directory(dir) => {
+                let began = Instant::now();
+                write(dir, peer)?;
+                Ok((began, began.elapsed()))
+            }
+        }
+    }
+
+    /// Removes leases by their keys below `subnets/`; one that is not there is no error.
+    ///
+    /// # Errors
+    /// The store refuses.
+    pub fn remove(&mut self, keys: impl IntoIterator<Item = String>) -> anyhow::Result<()> {
+        let mut keys = keys.into_iter();
+        match &mut self.keeper {
+            Keeper::Etcd(etcd) => etcd.delete_all(keys),
+            Keeper::Directory(dir) => keys.try_for_each(|key| {
+                let file = dir.join("subnets").join(key);
+                match fs::remove_file(&file) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                    done => done.with_context(|| file.display().to_string()),
+                }
+            }),
+        }
+    }
+}
+
+/// Under another name first: a reader never sees half of it.
+fn write(dir: &std::path::Path, peer: Peer) -> anyhow::Result<()> {
+    let (half, whole) = (dir.join(".bench.tmp"), dir.join("subnets").join(peer.key()));
+    fs::write(&half, peer.value())
+        .and_then(|()| fs::rename(&half, &whole))
+        .with_context(|| whole.display().to_string())
+}
