@@ -44,27 +44,24 @@ impl Cluster {
                 Some(lease) => self.roster.put(lease),
                 None => self.roster.remove(&key),
             };
+            let of_key = |other: &SubnetKey| old.as_ref().filter(|old| old.key == *other);
             for change in changes {
                 match change {
                     RosterChange::Accept(lease) => {
-                        let old = old.as_ref().filter(|old| old.key == lease.key);
-                        self.place(old, &lease, each, reconciler);
+                        self.place(of_key(&lease.key), &lease, each, reconciler);
                         added += 1;
                     }
                     RosterChange::Drop(dropped) => {
-                        let gone = match dropped == key {
-                            true => old.clone(),
-                            false => self.roster.lease(&dropped).cloned(),
-                        };
+                        // Its own key: as it was. Another's: it is there still, but not used.
+                        let gone = of_key(&dropped)
+                            .or_else(|| self.roster.lease(&dropped))
+                            .cloned();
                         if let Some(lease) = gone {
                             self.displace(&lease, each, reconciler);
                             removed += 1;
                         }
                     }
-                    RosterChange::Refuse { key, reason } => {
-                        warn!("lease {key} is not used: {reason}")
-                    }
-                    RosterChange::Note(note) => warn!("{note}"),
+                    other => tell(other),
                 }
             }
         }
@@ -76,16 +73,21 @@ impl Cluster {
     /// Another backend or host: every peer anew.
     pub fn rebuild<D: Dataplane>(
         &mut self,
+        own: SubnetKey,
         backend: Box<dyn Backend>,
         host: Host,
         reconciler: &mut Reconciler<D>,
     ) {
-        let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
-        for lease in &leases {
+        for lease in self.roster.all_accepted() {
             reconciler.unwant(&self.objects(lease).unwrap_or_default());
         }
+        self.roster
+            .set_own(own, host.public_ip)
+            .into_iter()
+            .for_each(tell);
         (self.backend, self.host) = (backend, host);
         self.unusable.clear();
+        let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
         for lease in &leases {
             self.place(None, lease, false, reconciler);
         }
@@ -156,6 +158,15 @@ impl Cluster {
             true => info!("subnet removed: {}", described(lease)),
             false => debug!("subnet removed: {}", described(lease)),
         }
+    }
+}
+
+/// What the roster has to say that changes nothing in the kernel.
+fn tell(change: RosterChange) {
+    match change {
+        RosterChange::Refuse { key, reason } => warn!("lease {key} is not used: {reason}"),
+        RosterChange::Note(note) => warn!("{note}"),
+        RosterChange::Accept(_) | RosterChange::Drop(_) => {}
     }
 }
 

@@ -9,7 +9,7 @@ use dataplane::{Dataplane, Kernel, KernelError, KernelEvent, Scope};
 use model::kernel::ROUTE_PROTOCOL;
 use model::roster::Roster;
 use model::{Dual, Host, IfName, Lease, NetConfig, Object};
-use store::{AnyStore, Claim, EtcdSettings, EtcdStore, News, SettingsError, Store, Timing};
+use store::{AnyStore, Claim, DirectoryStore, EtcdSettings, EtcdStore, News, SettingsError, Store, Timing};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -18,7 +18,7 @@ use crate::iface::{NoIface, View};
 use crate::options::{Options, StoreChoice};
 use crate::reconcile::{Reconciler, log_repair};
 use crate::status::Status;
-use crate::{identity, iface, subnet_file, systemd};
+use crate::{forwarding, identity, iface, subnet_file, systemd};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
@@ -55,6 +55,7 @@ impl Daemon {
         let lease = store.acquire(&config, &claim).await?;
         info!("lease {} acquired, backend {}", lease.key, backend.kind());
 
+        forwarding::check(&config, &host.iface);
         let mut scope = scope(&config, &host, &*backend);
         scope.take_over = previous.is_some() && !ran_here(&mut kernel, &scope).await?;
         let mut roster = Roster::new(&config, backend.kind(), backend.identities());
@@ -99,7 +100,6 @@ impl Daemon {
                 due = due.min(bark);
             }
             let repairing = tokio::select! {
-                biased;
                 event = self.reconciler.event() => self.kernel_news(event).await?,
                 news = self.store.news() => {
                     if let Some(reason) = self.store_news(news) {
@@ -205,7 +205,8 @@ impl Daemon {
         self.reconciler
             .set_scope(scope(&self.config, &host, &*backend));
         let attrs = backend.lease_attrs();
-        self.cluster.rebuild(backend, host, &mut self.reconciler);
+        self.cluster
+            .rebuild(self.lease.key, backend, host, &mut self.reconciler);
         if attrs != self.lease.attrs {
             self.lease.attrs = attrs.clone();
             self.store.publish(attrs).await;
@@ -226,8 +227,9 @@ impl Daemon {
     fn write_subnet_file(&self) -> anyhow::Result<()> {
         let mtu = self.cluster.backend().mtu();
         let text = subnet_file::render(&self.config, &self.lease.key, mtu, self.options.ip_masq);
-        subnet_file::write(&self.options.subnet_file, &text)?;
-        info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
+        if subnet_file::write(&self.options.subnet_file, &text)? {
+            info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
+        }
         Ok(())
     }
 }
@@ -347,10 +349,10 @@ pub fn open_store(options: &Options) -> Result<AnyStore, SettingsError> {
         StoreChoice::Etcd(settings) => {
             let settings = EtcdSettings {
                 timing,
-                ..settings.clone()
+                ..(**settings).clone()
             };
-            Ok(AnyStore::Etcd(EtcdStore::new(settings)?))
+            Ok(EtcdStore::new(settings)?.into())
         }
-        StoreChoice::Directory(_) => Err(SettingsError::NoEndpoint), // TODO directory
+        StoreChoice::Directory(path) => Ok(DirectoryStore::new(path, timing).into()),
     }
 }

@@ -245,7 +245,7 @@ impl Given {
         let given = self
             .matches
             .get_many::<String>(name)
-            .and_then(|values| values.last());
+            .and_then(|mut values| values.next_back());
         given
             .map(String::as_str)
             .or_else(|| find(name).map(|flag| flag.default))

@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`flags`], [`options`] | the command line, and what it means |
-//! | [`iface`], [`identity`] | where this node is, and who |
+//! | [`iface`], [`identity`], [`forwarding`] | where this node is, who, and whether it forwards |
 //! | [`cluster`] | the other nodes, and what the kernel must hold for them |
 //! | [`reconcile`] | desired against observed, written to the kernel |
 //! | [`subnet_file`] | `subnet.env` |
@@ -13,6 +13,7 @@
 pub mod cluster;
 pub mod daemon;
 pub mod flags;
+pub mod forwarding;
 pub mod health;
 pub mod identity;
 pub mod iface;

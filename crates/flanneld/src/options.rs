@@ -42,7 +42,7 @@ pub struct Options {
 /// Where leases live.
 pub enum StoreChoice {
     /// etcd, as these settings say.
-    Etcd(store::EtcdSettings),
+    Etcd(Box<store::EtcdSettings>),
     /// Files below a directory.
     Directory(PathBuf),
 }
@@ -143,7 +143,7 @@ fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
         password_file: text("etcd-password-file").map(PathBuf::from),
         timing: store::Timing::default(),
     };
-    Ok(StoreChoice::Etcd(settings))
+    Ok(StoreChoice::Etcd(Box::new(settings)))
 }
 
 fn iface_choice(given: &Given) -> Result<IfaceChoice, UsageError> {

@@ -34,13 +34,14 @@ pub fn render(config: &NetConfig, key: &SubnetKey, mtu: u32, ip_masq: bool) -> S
 }
 
 /// Writes the file so that a reader sees the old one or the new one whole: a temporary file beside
-/// it, mode 0644, renamed. Makes the directory. Does nothing where the file is so already.
+/// it, mode 0644, renamed. Makes the directory. Does nothing where the file is so already; returns
+/// whether it wrote.
 ///
 /// # Errors
 /// Names the flag, the path and what could not be done.
-pub fn write(path: &Path, text: &str) -> Result<(), SubnetFileError> {
+pub fn write(path: &Path, text: &str) -> Result<bool, SubnetFileError> {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
-        return Ok(());
+        return Ok(false);
     }
     let error = |what| {
         move |error| SubnetFileError {
@@ -62,7 +63,7 @@ pub fn write(path: &Path, text: &str) -> Result<(), SubnetFileError> {
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
-    written.map_err(error("cannot write"))
+    written.map(|()| true).map_err(error("cannot write"))
 }
 
 fn write_new(path: &Path, text: &str) -> io::Result<()> {

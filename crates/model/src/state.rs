@@ -88,6 +88,38 @@ macro_rules! with_table {
     };
 }
 
+/// The same where the value does not matter.
+macro_rules! with_key {
+    ($self:ident, $object:expr, |$table:ident, $key:ident| $body:expr) => {
+        match $object {
+            Object::Link($key, _) => {
+                let $table = &mut $self.links;
+                $body
+            }
+            Object::Addr($key) => {
+                let $table = &mut $self.addrs;
+                $body
+            }
+            Object::Neigh($key, _) => {
+                let $table = &mut $self.neighs;
+                $body
+            }
+            Object::Fdb($key, _) => {
+                let $table = &mut $self.fdb;
+                $body
+            }
+            Object::NextHop($key, _) => {
+                let $table = &mut $self.hops;
+                $body
+            }
+            Object::Route($key, _) => {
+                let $table = &mut $self.routes;
+                $body
+            }
+        }
+    };
+}
+
 impl KernelState {
     /// Nothing desired, nothing observed. With `next_hops`, routes through gateways on `devices`
     /// are written by way of next-hop objects.
@@ -129,17 +161,10 @@ impl KernelState {
 
     /// The kernel should no longer hold this.
     pub fn unwant(&mut self, object: &Object) {
-        match object {
-            Object::Link(key, _) => self.links.unwant(*key),
-            Object::Addr(key) => self.addrs.unwant(*key),
-            Object::Neigh(key, _) => self.neighs.unwant(*key),
-            Object::Fdb(key, _) => self.fdb.unwant(*key),
-            Object::NextHop(key, _) => self.hops.unwant(*key),
-            Object::Route(key, _) => {
-                self.unwant_hop_of(key);
-                self.routes.unwant(*key);
-            }
+        if let Object::Route(key, _) = object {
+            self.unwant_hop_of(key);
         }
+        with_key!(self, object, |table, key| table.unwant(*key));
     }
 
     /// A full look at the kernel showed this.
@@ -158,10 +183,7 @@ impl KernelState {
 
     /// A notice says that the kernel holds this no more. Returns whether there is work to do about it.
     pub fn heard_gone(&mut self, object: Object) -> bool {
-        with_table!(self, object, |table, key, value| {
-            let _ = value;
-            table.heard(key, None)
-        })
+        with_key!(self, object, |table, key| table.heard(key, None))
     }
 
     /// Begins a full look at the kernel; see [`Table::begin_audit`].
@@ -214,10 +236,7 @@ impl KernelState {
     pub fn done(&mut self, op: Op) {
         match op {
             Op::Put(object) => self.saw(object),
-            Op::Del(object) => with_table!(self, object, |table, key, value| {
-                let _ = value;
-                table.del_done(key);
-            }),
+            Op::Del(object) => with_key!(self, object, |table, key| table.del_done(key)),
         }
     }
 
@@ -225,10 +244,7 @@ impl KernelState {
     /// something about its object changes.
     pub fn refused(&mut self, op: Op) {
         let (Op::Put(object) | Op::Del(object)) = op;
-        with_table!(self, object, |table, key, value| {
-            let _ = value;
-            table.park(key)
-        })
+        with_key!(self, object, |table, key| table.park(key))
     }
 
     /// Offers again what the kernel refused.

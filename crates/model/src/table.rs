@@ -46,7 +46,8 @@ enum Seen<V> {
     /// Holds what is desired.
     Same,
     Absent,
-    Other(V),
+    /// Boxed: it is rare, and tens of thousands of entries would carry the room for it.
+    Other(Box<V>),
 }
 
 /// Desired and observed objects of one kind.
@@ -82,14 +83,12 @@ impl<K: Kind> Table<K> {
             observed: Seen::Absent,
             audit,
         });
-        let observed = match (&entry.observed, &entry.desired) {
-            (Seen::Same, Some(old)) if *old != value => Seen::Other(old.clone()),
-            (Seen::Same, _) => Seen::Same,
-            (Seen::Other(old), _) if *old == value => Seen::Same,
-            (Seen::Other(old), _) => Seen::Other(old.clone()),
-            (Seen::Absent, _) => Seen::Absent,
+        let differs = match (&entry.observed, &entry.desired) {
+            (Seen::Same, Some(old)) if *old != value => Some(Seen::Other(Box::new(old.clone()))),
+            (Seen::Other(old), _) if **old == value => Some(Seen::Same),
+            _ => None,
         };
-        entry.observed = observed;
+        entry.observed = differs.unwrap_or(std::mem::replace(&mut entry.observed, Seen::Absent));
         entry.desired = Some(value);
         self.refile(key);
     }
@@ -99,7 +98,7 @@ impl<K: Kind> Table<K> {
         if let Some(entry) = self.entries.get_mut(&key) {
             let desired = entry.desired.take();
             if let (Seen::Same, Some(value)) = (&entry.observed, desired) {
-                entry.observed = Seen::Other(value);
+                entry.observed = Seen::Other(Box::new(value));
             }
             self.refile(key);
         }
@@ -117,7 +116,7 @@ impl<K: Kind> Table<K> {
         entry.audit = audit;
         entry.observed = match &entry.desired {
             Some(desired) if *desired == value => Seen::Same,
-            _ => Seen::Other(value),
+            _ => Seen::Other(Box::new(value)),
         };
         self.refile(key)
     }
@@ -184,10 +183,10 @@ impl<K: Kind> Table<K> {
                 Some(Change::Put(new.clone()))
             }
             (Some(new), Seen::Other(old)) => Some(Change::Anew {
-                old: old.clone(),
+                old: (**old).clone(),
                 new: new.clone(),
             }),
-            (None, Seen::Other(old)) => Some(Change::Del(old.clone())),
+            (None, Seen::Other(old)) => Some(Change::Del((**old).clone())),
         }
     }
 
