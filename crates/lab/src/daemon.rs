@@ -214,6 +214,22 @@ impl Daemon {
         self.process()?.kill9()
     }
 
+    /// `SIGSTOP`: it lives, and does nothing until [`Daemon::thaw`].
+    ///
+    /// # Errors
+    /// It was never started.
+    pub fn freeze(&self) -> Result<(), Error> {
+        self.process()?.signal(Signal::SIGSTOP)
+    }
+
+    /// `SIGCONT`.
+    ///
+    /// # Errors
+    /// It was never started.
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.process()?.signal(Signal::SIGCONT)
+    }
+
     /// Stops it, starts it again and waits until it is ready.
     ///
     /// # Errors

@@ -179,6 +179,30 @@ impl Etcd {
         }
     }
 
+    /// `SIGSTOP`: it takes connections and answers none until [`Etcd::thaw`].
+    ///
+    /// # Errors
+    /// It is stopped, or the system refused it.
+    pub fn freeze(&self) -> Result<(), Error> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// `SIGCONT`.
+    ///
+    /// # Errors
+    /// It is stopped, or the system refused it.
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*process {
+            Some(process) => process.signal(signal),
+            None => Err(Error::Bad("etcd is not running".into())),
+        }
+    }
+
     /// Runs `etcdctl` with its address and certificates given.
     ///
     /// # Errors

@@ -13,13 +13,16 @@ use crate::node::Node;
 use crate::outside::Handles;
 use crate::pod::Pod;
 use crate::store::Keys;
-use crate::{Error, Etcd, Namespace};
+use crate::{Error, Etcd, Namespace, wait_for};
 
 /// How long a flanneld may take to be ready.
 const READY: Duration = Duration::from_secs(20);
 
 /// How long a ping may take.
 const PING: Duration = Duration::from_secs(1);
+
+/// How long a ping may take that is tried again when it is lost.
+const SHORT_PING: Duration = Duration::from_millis(200);
 
 /// How many pings of a matrix are under way at once.
 const AT_ONCE: usize = 32;
@@ -104,6 +107,20 @@ impl Lab {
     /// # Errors
     /// A namespace could not be entered. A lost ping is no error here.
     pub fn ping_matrix(&self) -> Result<Vec<Ping>, Error> {
+        self.ping_all(PING)
+    }
+
+    /// Waits until every pod answers every other.
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] lists the pings that were lost last.
+    pub fn wait_mesh(&self, deadline: Duration) -> Result<(), Error> {
+        wait_for("every pod answers every other", deadline, || {
+            all_answered(&self.ping_all(SHORT_PING)?)
+        })
+    }
+
+    fn ping_all(&self, timeout: Duration) -> Result<Vec<Ping>, Error> {
         let pods = self.pods();
         let mut pairs = Vec::new();
         for from in &pods {
@@ -112,7 +129,7 @@ impl Lab {
             }
         }
         let ask = |(from, to, ip): &(&Arc<Pod>, &Arc<Pod>, IpAddr)| {
-            let rtt = echo::ping(from, *ip, PING)?;
+            let rtt = echo::ping(from, *ip, timeout)?;
             Ok(Ping {
                 from: from.name().into(),
                 to: to.name().into(),
@@ -144,21 +161,7 @@ impl Lab {
     /// # Errors
     /// [`Error::Bad`] lists the pings that were lost.
     pub fn must_ping(&self) -> Result<(), Error> {
-        let pings = self.ping_matrix()?;
-        let lost: Vec<String> = pings
-            .iter()
-            .filter(|p| p.rtt.is_none())
-            .map(|p| format!("{} -> {} ({})", p.from, p.to, p.ip))
-            .collect();
-        match lost.is_empty() {
-            true => Ok(()),
-            false => Err(Error::Bad(format!(
-                "{} of {} pings lost: {}",
-                lost.len(),
-                pings.len(),
-                lost.join(", ")
-            ))),
-        }
+        all_answered(&self.ping_matrix()?)
     }
 
     /// The etcd, where that is the store.
@@ -226,5 +229,21 @@ impl Lab {
     /// How another process gets into this lab while this one holds it.
     pub fn handles(&self) -> Handles {
         Handles::of(self)
+    }
+}
+
+fn all_answered(pings: &[Ping]) -> Result<(), Error> {
+    let lost = pings.iter().filter(|p| p.rtt.is_none());
+    let lost: Vec<String> = lost
+        .map(|p| format!("{} -> {} ({})", p.from, p.to, p.ip))
+        .collect();
+    match lost.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Bad(format!(
+            "{} of {} pings lost: {}",
+            lost.len(),
+            pings.len(),
+            lost.join(", ")
+        ))),
     }
 }

@@ -90,7 +90,7 @@ impl Picture {
             NEWS_OF_LINK => link(m, names),
             NEWS_OF_ADDR => address(m, names),
             NEWS_OF_ROUTE => route(m, names),
-            NEWS_OF_NEIGH => neighbour(m, names),
+            NEWS_OF_NEIGH => neighbour(m, names).or_else(|| self.decayed(m, names)),
             NEWS_OF_NEXTHOP => next_hop(m, names),
             _ => None,
         }?;
@@ -100,6 +100,14 @@ impl Picture {
             (1, true) => Some(format!("- {line}")),
             _ => None,
         }
+    }
+
+    /// A permanent neighbour that is going away is first told of as a failed one.
+    fn decayed(&self, m: &[u8], names: &Names) -> Option<String> {
+        let dst = m.get(12..).and_then(|list| address_in(list, 1))?;
+        let entry = format!("neigh {dst} dev {} ", names.of(u32_at(m, 4)));
+        let (line, _) = self.0.range(entry.clone()..).next()?;
+        line.starts_with(&entry).then(|| format!("- {line}"))
     }
 
     /// What separates `self` from `later`: `- line` for what is gone, `+ line` for what is new.

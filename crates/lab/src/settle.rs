@@ -9,6 +9,8 @@ const RTM_GETLINK: u16 = 18;
 const AF_BRIDGE: u8 = 7;
 /// `IF_OPER_UP`.
 const OPER_UP: u8 = 6;
+/// `IF_OPER_UNKNOWN`: a bridge works in this state, and leaves it only a second later.
+const OPER_UNKNOWN: u8 = 0;
 /// `BR_STATE_FORWARDING`.
 const FORWARDING: u8 = 3;
 
@@ -44,10 +46,14 @@ fn idle() -> Result<Vec<String>, Error> {
         let kind = attr(list, 18)
             .and_then(|info| attr(info, 1))
             .unwrap_or_default();
-        let cable = kind.starts_with(b"veth") || kind.starts_with(b"bridge");
+        let works: &[u8] = match kind.strip_suffix(b"\0").unwrap_or(kind) {
+            b"veth" => &[OPER_UP],
+            b"bridge" => &[OPER_UP, OPER_UNKNOWN],
+            _ => return,
+        };
         let on = u32_at(m, 8).is_some_and(|flags| flags & 1 == 1);
-        let oper = attr(list, 16).and_then(|state| state.first().copied());
-        if cable && on && oper != Some(OPER_UP) {
+        let oper = attr(list, 16).and_then(|state| state.first());
+        if on && oper.is_none_or(|state| !works.contains(state)) {
             idle.extend(name(list));
         }
     })?;
