@@ -28,6 +28,8 @@ use tables::{Notice, Tables};
 #[derive(Clone)]
 pub struct FakeKernel {
     state: Arc<Mutex<State>>,
+    /// Which of the programs that use the kernel this handle belongs to.
+    client: usize,
     news: Arc<Notify>,
 }
 
@@ -44,12 +46,18 @@ pub struct Counts {
 
 struct State {
     tables: Tables,
+    clients: Vec<Client>,
+}
+
+/// A program that uses the kernel.
+struct Client {
     scope: Option<Scope>,
     queue: VecDeque<KernelEvent>,
     look_again: bool,
     host_changed: bool,
     faults: Faults,
     counts: Counts,
+    news: Arc<Notify>,
 }
 
 impl FakeKernel {
@@ -61,16 +69,36 @@ impl FakeKernel {
         };
         let state = State {
             tables,
+            clients: Vec::new(),
+        };
+        FakeKernel::client(Arc::new(Mutex::new(state)))
+    }
+
+    /// The same kernel as another program sees it: with a scope, events, faults and counts of its
+    /// own. What one does is told to the other.
+    pub fn another(&self) -> FakeKernel {
+        FakeKernel::client(Arc::clone(&self.state))
+    }
+
+    fn client(state: Arc<Mutex<State>>) -> FakeKernel {
+        let news = Arc::new(Notify::new());
+        let client = Client {
             scope: None,
             queue: VecDeque::new(),
             look_again: false,
             host_changed: false,
             faults: fault::none(),
             counts: Counts::default(),
+            news: Arc::clone(&news),
         };
+        let mut all = state.lock().unwrap_or_else(PoisonError::into_inner);
+        all.clients.push(client);
+        let client = all.clients.len() - 1;
+        drop(all);
         FakeKernel {
-            state: Arc::new(Mutex::new(state)),
-            news: Arc::new(Notify::new()),
+            state,
+            client,
+            news,
         }
     }
 
@@ -111,22 +139,27 @@ impl FakeKernel {
 
     /// Notices are lost: what was not yet read is never told, only that there was something.
     pub fn lose_notices(&self) {
-        let mut state = self.lock();
-        state.queue.clear();
-        state.look_again = true;
-        state.host_changed = true;
-        drop(state);
+        self.with(|client, _| {
+            client.queue.clear();
+            client.look_again = true;
+            client.host_changed = true;
+        });
         self.news.notify_one();
     }
 
     /// From now on operations fail as `faults` says.
     pub fn set_faults(&self, faults: Faults) {
-        self.lock().faults = faults;
+        self.with(|client, _| client.faults = faults);
     }
 
     /// Everything in the kernel, ours or not, devices first.
     pub fn objects(&self) -> Vec<Object> {
         self.lock().tables.objects()
+    }
+
+    /// What [`Dataplane::observe`] would show now, without counting as a look.
+    pub fn in_scope(&self) -> Vec<Object> {
+        self.with(|client, tables| client.in_scope(tables))
     }
 
     /// Everything in the kernel, as sorted `ip` and `bridge` commands, one a line.
@@ -145,19 +178,22 @@ impl FakeKernel {
 
     /// What was asked until now.
     pub fn counts(&self) -> Counts {
-        self.lock().counts
+        self.with(|client, _| client.counts)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn with<T>(&self, what: impl FnOnce(&mut Client, &mut Tables) -> T) -> T {
+        let State { tables, clients } = &mut *self.lock();
+        what(&mut clients[self.client], tables)
+    }
+
     fn change<T>(&self, what: impl FnOnce(&mut Tables) -> T) -> T {
         let mut state = self.lock();
         let done = what(&mut state.tables);
-        state.announce();
-        drop(state);
-        self.news.notify_one();
+        state.announce(None);
         done
     }
 }
@@ -170,35 +206,32 @@ impl Dataplane for FakeKernel {
     }
 
     fn set_scope(&mut self, scope: Scope) {
-        self.lock().scope = Some(scope);
+        self.with(|client, _| client.scope = Some(scope));
     }
 
     async fn observe(&mut self, each: &mut dyn FnMut(Object)) -> Result<(), KernelError> {
-        let seen: Vec<Object> = {
-            let mut state = self.lock();
-            state.counts.observed += 1;
-            state.queue.clear();
-            state.look_again = false;
-            let Some(scope) = &state.scope else {
-                return Ok(());
-            };
-            let all = state.tables.objects().into_iter();
-            all.filter(|object| concerns(scope, &state.tables, object))
-                .collect()
-        };
+        let seen = self.with(|client, tables| {
+            client.counts.observed += 1;
+            client.queue.clear();
+            client.look_again = false;
+            client.in_scope(tables)
+        });
         seen.into_iter().for_each(each);
         Ok(())
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
-        let outcomes = ops.iter().map(|op| self.lock().apply(op)).collect();
+        let outcomes = ops
+            .iter()
+            .map(|op| self.lock().apply(self.client, op))
+            .collect();
         tokio::task::yield_now().await;
         outcomes
     }
 
     async fn event(&mut self) -> KernelEvent {
         loop {
-            if let Some(event) = self.lock().pop() {
+            if let Some(event) = self.with(|client, _| client.pop()) {
                 return event;
             }
             self.news.notified().await;
@@ -207,21 +240,56 @@ impl Dataplane for FakeKernel {
 }
 
 impl State {
-    fn apply(&mut self, op: &Op) -> Outcome {
-        self.counts.ops += 1;
-        let fault = (self.faults)(op);
+    fn apply(&mut self, client: usize, op: &Op) -> Outcome {
+        let counts = &mut self.clients[client];
+        counts.counts.ops += 1;
+        let fault = (counts.faults)(op);
         let done = match fault {
             Some(Fault::Refused(errno)) => Err(Failure::errno(errno)),
             _ => self.tables.apply(op),
         };
-        // Our own doings are not told.
-        self.tables.notices.clear();
+        self.announce(Some(client));
         let outcome = match fault {
             Some(Fault::AnswerLost) => Err(Failure::errno(libc::ENOBUFS)),
             _ => done,
         };
-        self.counts.failed += usize::from(outcome.is_err());
+        self.clients[client].counts.failed += usize::from(outcome.is_err());
         outcome.map_err(|failure| refused(op, failure))
+    }
+
+    /// Tells what changed to everybody but him who did it.
+    fn announce(&mut self, by: Option<usize>) {
+        let notices = std::mem::take(&mut self.tables.notices);
+        let took_along = std::mem::take(&mut self.tables.took_along);
+        if let Some(client) = by
+            .and_then(|by| self.clients.get_mut(by))
+            .filter(|_| took_along)
+        {
+            client.look_again = true;
+            client.news.notify_one();
+        }
+        for (_, client) in self
+            .clients
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| Some(*i) != by)
+        {
+            for notice in &notices {
+                client.hear(notice, &self.tables);
+            }
+            client.news.notify_one();
+        }
+    }
+}
+
+impl Client {
+    fn in_scope(&self, tables: &Tables) -> Vec<Object> {
+        let Some(scope) = &self.scope else {
+            return Vec::new();
+        };
+        let all = tables.objects().into_iter();
+        all.filter(|object| concerns(scope, tables, object))
+            .collect()
     }
 
     fn pop(&mut self) -> Option<KernelEvent> {
@@ -234,52 +302,41 @@ impl State {
         std::mem::take(&mut self.look_again).then_some(KernelEvent::LookAgain)
     }
 
-    /// Turns what the kernel would announce into events.
-    fn announce(&mut self) {
-        let notices = std::mem::take(&mut self.tables.notices);
+    /// Turns what the kernel announces into events.
+    fn hear(&mut self, notice: &Notice, tables: &Tables) {
         let Some(scope) = &self.scope else { return };
-        for notice in notices {
-            match notice {
-                Notice::Flapped(name) if name == scope.iface => {
-                    self.look_again = true;
-                    self.host_changed = true;
-                }
-                Notice::Flapped(name) => self.look_again |= scope.devices.contains(&name),
-                Notice::Replaced(key, route) => {
-                    let object = Object::Route(key, route);
-                    if concerns(scope, &self.tables, &object) {
-                        self.queue.push_back(KernelEvent::Saw(object));
-                    } else if inside(scope, &key.dst) {
-                        self.queue.push_back(KernelEvent::Gone(object));
-                    }
-                }
-                Notice::Of(event) => {
-                    let (object, gone) = match &event {
-                        KernelEvent::Gone(object) => (object, true),
-                        KernelEvent::Saw(object) => (object, false),
-                        _ => continue,
-                    };
-                    let on_host = dev_of(&self.tables, object) == Some(scope.iface);
-                    self.host_changed |= on_host && shapes_host(object);
-                    self.look_again |= gone && on_host && matches!(object, Object::Addr(_));
-                    let concerned = match object {
-                        // Whose a next hop on the host's interface is, its routes tell.
-                        Object::NextHop(_, hop) if hop.dev == scope.iface => true,
-                        _ => concerns(scope, &self.tables, object),
-                    };
-                    if !concerned {
-                        continue;
-                    }
-                    self.look_again |=
-                        gone && matches!(object, Object::Addr(_) | Object::NextHop(..));
-                    match event {
-                        KernelEvent::Saw(object @ Object::NextHop(..)) if on_host => {
-                            self.queue.push_back(KernelEvent::Gone(object));
-                        }
-                        event => self.queue.push_back(event),
-                    }
+        match notice {
+            Notice::Flapped(name) if *name == scope.iface => {
+                self.look_again = true;
+                self.host_changed = true;
+            }
+            Notice::Flapped(name) => self.look_again |= scope.devices.contains(name),
+            Notice::Replaced(key, route) => {
+                let object = Object::Route(*key, *route);
+                if concerns(scope, tables, &object) {
+                    self.queue.push_back(KernelEvent::Saw(object));
+                } else if inside(scope, &key.dst) {
+                    // What it replaced may have been ours.
+                    self.queue.push_back(KernelEvent::Gone(object));
                 }
             }
+            Notice::Of(event) => self.hear_of(event, tables),
+        }
+    }
+
+    fn hear_of(&mut self, event: &KernelEvent, tables: &Tables) {
+        let Some(scope) = &self.scope else { return };
+        let (object, gone) = match event {
+            KernelEvent::Gone(object) => (object, true),
+            KernelEvent::Saw(object) => (object, false),
+            KernelEvent::LookAgain | KernelEvent::HostChanged => return,
+        };
+        let on_host = dev_of(tables, object) == Some(scope.iface);
+        self.host_changed |= on_host && shapes_host(object);
+        self.look_again |= gone && on_host && matches!(object, Object::Addr(_));
+        if concerns(scope, tables, object) {
+            self.look_again |= gone && matches!(object, Object::Addr(_) | Object::NextHop(..));
+            self.queue.push_back(event.clone());
         }
     }
 }
@@ -317,7 +374,7 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
     let ours = dev.is_some_and(|dev| scope.devices.contains(&dev));
     match object {
         Object::Link(..) | Object::Addr(_) | Object::Neigh(..) | Object::Fdb(..) => ours,
-        Object::NextHop(id, _) => ours || used_inside(scope, tables, *id),
+        Object::NextHop(..) => ours,
         Object::Route(key, route) => match dev {
             _ if ours => !matches!(route.protocol, RTPROT_KERNEL | RTPROT_RA),
             None => route.protocol == ROUTE_PROTOCOL && inside(scope, &key.dst),
@@ -328,13 +385,6 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
             Some(_) => false,
         },
     }
-}
-
-fn used_inside(scope: &Scope, tables: &Tables, id: u32) -> bool {
-    let uses = |(key, route): (&RouteKey, &Route)| {
-        route.to == RouteTo::NextHopId(id) && inside(scope, &key.dst)
-    };
-    tables.routes.iter().any(uses)
 }
 
 fn upstreams(scope: &Scope, key: &RouteKey, route: &Route) -> bool {

@@ -8,10 +8,11 @@ use model::kernel::LinkKind;
 use model::{Family, IfName, Mac};
 
 use crate::KernelError;
+use crate::netlink::observe::dump_addrs;
 use crate::netlink::socket::{Failure, Requests};
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Batch, af};
-use crate::netlink::{decode, dump_addrs, link, refused};
+use crate::netlink::{decode, link, refused};
 
 /// An interface of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]

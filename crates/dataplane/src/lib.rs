@@ -85,7 +85,8 @@ pub trait Dataplane {
 
     /// Makes the changes in order, as few system calls as possible; one outcome each. An
     /// operation that fails does not stop the others. `Put` of what is already so, and `Del` of what
-    /// is gone, succeed.
+    /// is gone, succeed. Where a change of a device or the deletion of an address may have taken other
+    /// objects along, [`KernelEvent::LookAgain`] follows.
     fn apply(&mut self, ops: &[Op]) -> impl Future<Output = Vec<Outcome>>;
 
     /// Waits for the next thing in scope that somebody else changed. Changes made through

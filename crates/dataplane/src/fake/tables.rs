@@ -45,6 +45,8 @@ pub struct Tables {
     pub routes: BTreeMap<RouteKey, Route>,
     /// What a kernel would have announced, in order, in scope or not.
     pub notices: Vec<Notice>,
+    /// A change of a device or the deletion of an address may have taken other objects along.
+    pub took_along: bool,
 }
 
 /// An announcement.
@@ -190,7 +192,10 @@ impl Tables {
             };
         };
         if old.link.kind != wanted.kind {
-            return because(libc::EEXIST, "it exists and is made otherwise");
+            return because(
+                libc::EEXIST,
+                "it exists and is made otherwise; it has to be deleted first",
+            );
         }
         if wanted.mtu > most && wanted.mtu != old.link.mtu {
             return because(libc::EINVAL, "more MTU does not fit the device beneath");
@@ -211,6 +216,11 @@ impl Tables {
                 },
             );
             self.saw(Object::Link(*name, link));
+        }
+        if mac != old.link.mac {
+            // With its address go a device's neighbours.
+            self.took_along = true;
+            self.drop_neighs(name);
         }
         self.set_up(name, wanted.up);
         Ok(())
@@ -277,7 +287,9 @@ impl Tables {
             Object::Link(name, _) => return self.del_link(name),
             Object::Addr(key) => {
                 let there = self.addrs.remove(key);
-                self.after_addr(key);
+                if there {
+                    self.after_addr(key);
+                }
                 there
             }
             Object::Neigh(key, _) => self.neighs.remove(key).is_some(),
@@ -306,10 +318,13 @@ impl Tables {
         }
     }
 
-    /// With a device's last IPv4 address go its plain IPv4 routes, unannounced.
+    /// With a device's last IPv4 address go its plain IPv4 routes and its neighbours, unannounced.
     fn after_addr(&mut self, key: &AddrKey) {
+        self.took_along = true;
         let v4 = |net: &IpNet| matches!(net, IpNet::V4(_));
         if v4(&key.net) && !self.addrs.iter().any(|a| a.dev == key.dev && v4(&a.net)) {
+            self.neighs
+                .retain(|n, _| n.dev != key.dev || n.ip.is_ipv6());
             self.routes.retain(|k, route| {
                 let plain = match &route.to {
                     RouteTo::Gateway(hop) => hop.dev == key.dev,
@@ -325,6 +340,7 @@ impl Tables {
         let Some(device) = self.links.remove(name) else {
             return;
         };
+        self.took_along = true;
         self.leave(name);
         self.addrs.retain(|a| a.dev != *name);
         self.neighs.retain(|n, _| n.dev != *name);
@@ -362,19 +378,19 @@ impl Tables {
                 self.addrs.remove(&key);
                 self.gone(Object::Addr(key));
             }
-            let lost: Vec<NeighKey> = self
-                .neighs
-                .keys()
-                .filter(|n| n.dev == *name)
-                .copied()
-                .collect();
-            for key in lost {
-                if let Some(mac) = self.neighs.remove(&key) {
-                    self.gone(Object::Neigh(key, mac));
-                }
-            }
+            self.drop_neighs(name);
+            self.took_along = true;
         }
         self.notices.push(Notice::Flapped(*name));
+    }
+
+    fn drop_neighs(&mut self, name: &IfName) {
+        let on_it = self.neighs.iter().filter(|(n, _)| n.dev == *name);
+        let lost: Vec<(NeighKey, Mac)> = on_it.map(|(k, v)| (*k, *v)).collect();
+        for (key, mac) in lost {
+            self.neighs.remove(&key);
+            self.gone(Object::Neigh(key, mac));
+        }
     }
 
     /// Gives a device a carrier or takes it away.

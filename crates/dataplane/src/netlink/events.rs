@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use model::kernel::{NextHop, Route, RouteTo};
+use model::kernel::{Route, RouteKey, RouteTo};
 use model::{Family, IfName, Object};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use tokio::io::Interest;
@@ -15,7 +15,7 @@ use super::scope::View;
 use super::socket::{Requests, grow};
 use super::uapi::*;
 use super::wire::{Batch, Message, Messages};
-use super::{filter, link};
+use super::{filter, link, observe};
 use crate::KernelEvent;
 
 /// Asked for as the receive buffer; the kernel doubles it.
@@ -132,6 +132,11 @@ impl Events {
         std::mem::take(&mut self.look_again).then_some(KernelEvent::LookAgain)
     }
 
+    /// Has the caller look at everything again.
+    pub fn look_again(&mut self) {
+        self.look_again = true;
+    }
+
     /// A full look begins: it will show whatever the notices until now tell.
     pub fn forget(&mut self) {
         self.queue.clear();
@@ -155,7 +160,7 @@ impl Events {
             let addrs = &mut self.host_addrs;
             for family in Family::ALL {
                 // Not to be had: the first notice about each counts as a change.
-                let _ = super::dump_addrs(requests, family, device.index, |raw| {
+                let _ = observe::dump_addrs(requests, family, device.index, |raw| {
                     addrs.push(steady(raw))
                 });
             }
@@ -208,7 +213,7 @@ impl Events {
 
     /// Notices were lost.
     fn overrun(&mut self, view: &mut View, requests: &mut Requests) {
-        super::find_devices(view, requests);
+        observe::find_devices(view, requests);
         self.refilter(Some(view));
         self.learn_host(view, requests);
         self.look_again = true;
@@ -381,7 +386,7 @@ impl Events {
             }
         } else if !gone && message.flags & NLM_F_REPLACE != 0 && view.inside(&raw) {
             // Another's route took the place of what stood there, which may have been ours.
-            let key = model::kernel::RouteKey {
+            let key = RouteKey {
                 dst: raw.dst,
                 metric: raw.metric,
             };
@@ -402,34 +407,14 @@ impl Events {
 
     fn next_hop(&mut self, message: &Message, gone: bool, view: &View) -> Option<()> {
         let raw = decode::next_hop(message)?;
-        match view.next_hop(&raw) {
-            Some((id, hop, on_host)) => {
-                let object = Object::NextHop(id, hop);
-                match gone {
-                    true => {
-                        // Its routes went with it, unannounced.
-                        self.look_again = true;
-                        self.gone(object);
-                    }
-                    // On the host's interface it may belong to another flannel's network. Whoever
-                    // knows the number as his own puts it back; nobody takes it away.
-                    false if on_host => {
-                        self.gone(object);
-                    }
-                    false => self.saw(object),
-                }
+        let (id, hop) = view.next_hop(&raw)?;
+        match gone {
+            true => {
+                // Its routes went with it, unannounced.
+                self.look_again = true;
+                self.gone(Object::NextHop(id, hop));
             }
-            None if !gone && message.flags & NLM_F_REPLACE != 0 => {
-                // Another's took this number, which may have been one of ours.
-                let via = raw.via.unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into());
-                let hop = NextHop {
-                    via,
-                    dev: view.scope.iface,
-                    onlink: raw.onlink,
-                };
-                self.gone(Object::NextHop(raw.id, hop));
-            }
-            None => {}
+            false => self.saw(Object::NextHop(id, hop)),
         }
         Some(())
     }

@@ -7,6 +7,8 @@
 //! | `socket` | the request socket: bulk sender, dumps, an outcome for each message |
 //! | `encode`, `decode` | model objects to messages, messages to what they say |
 //! | `link` | devices: looked at, made, changed, deleted |
+//! | `foreign` | the deletion of routes that we would never write |
+//! | `observe` | dumps of everything in scope |
 //! | `scope` | what concerns us |
 //! | `events`, `filter` | the notice socket, and what it need not even see |
 
@@ -14,22 +16,25 @@ pub(crate) mod decode;
 mod encode;
 mod events;
 mod filter;
+mod foreign;
 pub(crate) mod link;
+pub(crate) mod observe;
 mod scope;
 pub(crate) mod socket;
 pub(crate) mod uapi;
 pub(crate) mod wire;
 
-use model::kernel::{ROUTE_PROTOCOL, Route, RouteKey, RouteTo};
+use ipnet::IpNet;
+use model::kernel::{NextHop, Route, RouteKey, RouteTo};
 use model::{Family, IfName, Object, Op};
 
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
-use decode::{RawAddr, RawRoute};
 use events::Events;
+use observe::find_devices;
 use scope::View;
 use socket::{Failure, Requests};
 use uapi::*;
-use wire::{Batch, Message, af};
+use wire::Batch;
 
 /// From this many operations on, the notices of our own FDB changes are kept away altogether.
 const BULK: usize = 256;
@@ -89,8 +94,13 @@ impl Kernel {
         };
         // What others did until now is told; what we do is taken for known.
         while self.events.drain(view, &mut self.requests) {}
+        let device = |view: &View| view.devices.iter().find(|d| d.name == *name).cloned();
+        let before = device(view);
         let done = link::apply(&mut self.requests, op);
         find_devices(view, &mut self.requests);
+        if scope::takes_along(before.as_ref(), device(view).as_ref()) {
+            self.events.look_again();
+        }
         self.events.refilter(Some(view));
         self.events.settle(*name, view, &mut self.requests);
         done
@@ -98,14 +108,48 @@ impl Kernel {
 
     /// Sends what is in the batch; `sent` are the positions of its operations.
     fn flush(&mut self, ops: &[Op], sent: &mut Vec<u32>, outcomes: &mut [Outcome]) {
+        let mut blocked = Vec::new();
         self.requests.send(&mut self.batch, |at, failure| {
             let Some(&at) = sent.get(at) else { return };
             let op = &ops[at as usize];
-            if !(matches!(op, Op::Del(_)) && is_absence(failure.errno)) {
-                outcomes[at as usize] = Err(refused(op, failure));
+            if failure.errno == libc::EINVAL && may_be_blocked(op) {
+                blocked.push(at);
             }
+            outcomes[at as usize] = outcome(op, Err(failure));
         });
         sent.clear();
+        for at in blocked {
+            let op = &ops[at as usize];
+            outcomes[at as usize] = outcome(op, self.put_past(op));
+        }
+    }
+
+    /// Writes an IPv6 gateway that stands behind another's route. The kernel refuses an "onlink" gateway
+    /// that its table would look for on another device, as it does while a route that we are about to
+    /// replace leads there. So, for a moment, the table gets a route to the gateway alone.
+    fn put_past(&mut self, op: &Op) -> Result<(), Failure> {
+        const METRIC: u32 = 0xf1a1;
+        let aside = onlink_v6(op).map(|hop| {
+            let key = RouteKey {
+                dst: IpNet::from(hop.via),
+                metric: METRIC,
+            };
+            Object::Route(key, Route::ours(RouteTo::Dev(hop.dev)))
+        });
+        let before = aside.clone().map(Op::Put);
+        let after = aside.map(Op::Del);
+        let mut indexes = Indexes::default();
+        for step in before.iter().chain([op]).chain(&after) {
+            self.encode(step, &mut indexes)?;
+        }
+        let at_op = usize::from(before.is_some());
+        let mut done = Ok(());
+        self.requests.send(&mut self.batch, |at, failure| {
+            if at == at_op {
+                done = Err(failure);
+            }
+        });
+        done
     }
 
     /// Adds `op` to the batch.
@@ -128,6 +172,10 @@ impl Kernel {
             Object::Addr(key) => Family::of_net(&key.net) == Family::V6,
             _ => false,
         };
+        if is_del(op) && matches!(op.object(), Object::Addr(_)) {
+            // A device's last IPv4 address takes routes and neighbours along.
+            self.events.look_again();
+        }
         if unmarked {
             self.events.expect(match op {
                 Op::Put(object) => KernelEvent::Saw(object.clone()),
@@ -159,7 +207,7 @@ impl Dataplane for Kernel {
         self.events.forget();
         find_devices(view, &mut self.requests);
         self.events.refilter(Some(view));
-        observe(view, &mut self.requests, each)
+        observe::observe(view, &mut self.requests, each)
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
@@ -178,6 +226,16 @@ impl Dataplane for Kernel {
                     indexes = Indexes::default();
                     self.apply_link(op)
                 }
+                Object::Route(
+                    key,
+                    Route {
+                        to: RouteTo::Foreign(dev),
+                        protocol,
+                    },
+                ) if is_del(op) => {
+                    self.flush(ops, &mut sent, &mut outcomes);
+                    foreign::delete(&mut self.requests, key, *protocol, dev)
+                }
                 _ => self.encode(op, &mut indexes).map(|()| {
                     sent.push(at as u32);
                     if !bulk {
@@ -185,10 +243,8 @@ impl Dataplane for Kernel {
                     }
                 }),
             };
-            match done {
-                Err(failure) if matches!(op, Op::Del(_)) && is_absence(failure.errno) => {}
-                Err(failure) => outcomes[at] = Err(refused(op, failure)),
-                Ok(()) => {}
+            if done.is_err() {
+                outcomes[at] = outcome(op, done);
             }
             if self.requests.is_full(&self.batch) {
                 self.flush(ops, &mut sent, &mut outcomes);
@@ -245,12 +301,63 @@ pub(crate) fn refused(op: impl ToString, failure: Failure) -> KernelError {
     }
 }
 
-/// To delete what is not there is a success.
-fn is_absence(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::ENOENT | libc::ESRCH | libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL
+fn is_del(op: &Op) -> bool {
+    matches!(op, Op::Del(_))
+}
+
+/// What became of `op`: to delete what is not there is a success.
+fn outcome(op: &Op, done: Result<(), Failure>) -> Outcome {
+    done.or_else(
+        |failure| match is_del(op) && is_absence(op, failure.errno) {
+            true => Ok(()),
+            false => Err(refused(op, failure)),
+        },
     )
+}
+
+fn is_absence(op: &Op, errno: i32) -> bool {
+    match errno {
+        libc::ENOENT | libc::ESRCH | libc::ENODEV | libc::ENXIO | libc::EADDRNOTAVAIL => true,
+        // Said of a route whose next-hop object is not there: then nor is the route.
+        libc::EINVAL => {
+            matches!(
+                op.object(),
+                Object::Route(
+                    _,
+                    Route {
+                        to: RouteTo::NextHopId(_),
+                        ..
+                    }
+                )
+            )
+        }
+        _ => false,
+    }
+}
+
+/// The IPv6 gateway that `op` writes and declares to be on-link.
+fn onlink_v6(op: &Op) -> Option<NextHop> {
+    let hop = match op {
+        Op::Put(Object::NextHop(_, hop)) => hop,
+        Op::Put(Object::Route(
+            _,
+            Route {
+                to: RouteTo::Gateway(hop),
+                ..
+            },
+        )) => hop,
+        _ => return None,
+    };
+    (hop.onlink && Family::of(&hop.via) == Family::V6).then_some(*hop)
+}
+
+/// Whether `op` may fail because of another's route, or because such a next hop failed before it.
+fn may_be_blocked(op: &Op) -> bool {
+    let through = |key: &RouteKey, route: &Route| {
+        matches!((key.dst, route.to), (IpNet::V6(_), RouteTo::NextHopId(_)))
+    };
+    onlink_v6(op).is_some()
+        || matches!(op, Op::Put(Object::Route(key, route)) if through(key, route))
 }
 
 /// Whether the kernel knows next-hop objects: then it finds none, or one, under a number.
@@ -262,234 +369,4 @@ fn probe_next_hops(requests: &mut Requests) -> bool {
         Ok(()) => true,
         Err(failure) => failure.errno == libc::ENOENT,
     }
-}
-
-/// Looks at every device of the view.
-fn find_devices(view: &mut View, requests: &mut Requests) {
-    for device in &mut view.devices {
-        // Not to be had counts as absent: the operations on it tell why.
-        let found = link::look(requests, &device.name).ok().flatten();
-        device.index = found.as_ref().map_or(0, |f| f.index);
-        device.running = found.as_ref().is_some_and(|f| f.running);
-        device.link = found.map(|f| f.link);
-    }
-}
-
-/// Shows every object in scope to `each`.
-fn observe(
-    view: &View,
-    requests: &mut Requests,
-    each: &mut dyn FnMut(Object),
-) -> Result<(), KernelError> {
-    let ours = || view.devices.iter().filter(|d| d.ours && d.index != 0);
-    for device in ours() {
-        if let Some(link) = &device.link {
-            each(Object::Link(device.name, link.clone()));
-        }
-    }
-    for device in ours() {
-        for family in Family::ALL {
-            let each = |raw| view.addr(&raw).into_iter().for_each(&mut *each);
-            let done = dump_addrs(requests, family, device.index, each);
-            done.map_err(|failure| {
-                refused(format!("ip address show dev {}", device.name), failure)
-            })?;
-        }
-        for family in [AF_INET, AF_INET6, AF_BRIDGE] {
-            let each = |object| each(object);
-            let done = dump_neighs(view, requests, family, device.index, each);
-            done.map_err(|failure| refused(format!("ip neigh show dev {}", device.name), failure))?;
-        }
-        let done = dump_next_hops(view, requests, device.index, |id, hop| {
-            each(Object::NextHop(id, hop))
-        });
-        done.map_err(|failure| refused(format!("ip nexthop show dev {}", device.name), failure))?;
-    }
-    let mut used = Vec::new();
-    for family in Family::ALL {
-        let done = dump_routes(view, requests, family, &mut |key, route, on_host| {
-            if let (RouteTo::NextHopId(id), true) = (route.to, on_host) {
-                used.push(id);
-            }
-            each(Object::Route(key, route));
-        });
-        done.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
-    }
-    // A next hop on the host's interface may belong to another flannel's network: its routes tell.
-    for device in view.devices.iter().filter(|d| !d.ours && d.index != 0) {
-        used.sort_unstable();
-        let done = dump_next_hops(view, requests, device.index, |id, hop| {
-            if used.binary_search(&id).is_ok() {
-                each(Object::NextHop(id, hop));
-            }
-        });
-        done.map_err(|failure| refused(format!("ip nexthop show dev {}", device.name), failure))?;
-    }
-    Ok(())
-}
-
-/// A table that the kernel does not have, or a device that just went away, shows nothing.
-fn or_nothing(done: Result<(), Failure>) -> Result<(), Failure> {
-    match done {
-        Err(failure) if matches!(failure.errno, libc::EOPNOTSUPP | libc::ENODEV) => Ok(()),
-        other => other,
-    }
-}
-
-/// Shows every address of the device `index`.
-pub(crate) fn dump_addrs(
-    requests: &mut Requests,
-    family: Family,
-    index: u32,
-    mut each: impl FnMut(RawAddr),
-) -> Result<(), Failure> {
-    let [a, b, c, d] = index.to_ne_bytes();
-    or_nothing(requests.dump(
-        RTM_GETADDR,
-        &[af(family), 0, 0, 0, a, b, c, d],
-        |_| {},
-        |message| {
-            decode::addr(message)
-                .filter(|raw| index == 0 || raw.index == index)
-                .into_iter()
-                .for_each(&mut each);
-        },
-    ))
-}
-
-fn dump_neighs(
-    view: &View,
-    requests: &mut Requests,
-    family: u8,
-    index: u32,
-    mut each: impl FnMut(Object),
-) -> Result<(), Failure> {
-    let mut body = [0; 12];
-    body[0] = family;
-    if family == AF_BRIDGE {
-        body[4..8].copy_from_slice(&index.to_ne_bytes());
-    }
-    let attrs = |batch: &mut Batch| {
-        if family != AF_BRIDGE {
-            batch.attr_u32(NDA_IFINDEX, index);
-        }
-    };
-    or_nothing(requests.dump(RTM_GETNEIGH, &body, attrs, |message| {
-        let raw = decode::neigh(message).filter(|raw| raw.index == index);
-        if let Some((object, true)) = raw.and_then(|raw| view.neigh(&raw)) {
-            each(object);
-        }
-    }))
-}
-
-fn dump_next_hops(
-    view: &View,
-    requests: &mut Requests,
-    index: u32,
-    mut each: impl FnMut(u32, model::kernel::NextHop),
-) -> Result<(), Failure> {
-    let attrs = |batch: &mut Batch| {
-        batch.attr_u32(NHA_OIF, index);
-    };
-    or_nothing(requests.dump(RTM_GETNEXTHOP, &[0; 8], attrs, |message| {
-        let raw = decode::next_hop(message).filter(|raw| raw.index == Some(index));
-        if let Some((id, hop, _)) = raw.and_then(|raw| view.next_hop(&raw)) {
-            each(id, hop);
-        }
-    }))
-}
-
-/// Which routes the kernel is asked for.
-#[derive(Clone, Copy)]
-struct Asked {
-    index: u32,
-    protocol: u8,
-    rtn: u8,
-}
-
-/// Shows every route in scope, and whether it leads out of the host's interface.
-fn dump_routes(
-    view: &View,
-    requests: &mut Requests,
-    family: Family,
-    each: &mut dyn FnMut(RouteKey, Route, bool),
-) -> Result<(), Failure> {
-    let nowhere = Asked {
-        index: 0,
-        protocol: ROUTE_PROTOCOL,
-        rtn: RTN_BLACKHOLE,
-    };
-    let on_devices = view.devices.iter().filter(|d| d.index != 0).map(|d| {
-        // On the host's interface only ours, unless those of another flannel are ours too.
-        let protocol = if d.ours || view.scope.take_over {
-            0
-        } else {
-            ROUTE_PROTOCOL
-        };
-        (
-            Asked {
-                index: d.index,
-                protocol,
-                rtn: RTN_UNICAST,
-            },
-            !d.ours,
-        )
-    });
-    for (asked, on_host) in on_devices.chain([(nowhere, false)]) {
-        dump_some_routes(requests, family, asked, &mut |raw| {
-            if let Some((key, route)) = view.route(&raw) {
-                each(key, route, on_host);
-            }
-        })?;
-    }
-    Ok(())
-}
-
-fn dump_some_routes(
-    requests: &mut Requests,
-    family: Family,
-    asked: Asked,
-    each: &mut dyn FnMut(RawRoute),
-) -> Result<(), Failure> {
-    let Asked {
-        index,
-        protocol,
-        rtn,
-    } = asked;
-    let body = [
-        af(family),
-        0,
-        0,
-        0,
-        RT_TABLE_MAIN,
-        protocol,
-        0,
-        rtn,
-        0,
-        0,
-        0,
-        0,
-    ];
-    let attrs = |batch: &mut Batch| {
-        if index != 0 {
-            batch.attr_u32(RTA_OIF, index);
-        }
-    };
-    or_nothing(
-        requests.dump(RTM_GETROUTE, &body, attrs, |message: &Message| {
-            let Some(mut raw) = decode::route(message) else {
-                return;
-            };
-            if raw.next_hop.is_some() && raw.indexes().next().is_none() && index != 0 {
-                // With net.ipv4.nexthop_compat_mode=0 only the next hop's number is told, but the
-                // kernel chose by device.
-                raw.index = Some(index);
-            }
-            // A kernel before 4.20 chooses nothing.
-            let asked_for = raw.rtn == rtn && (index == 0 || raw.indexes().any(|i| i == index));
-            if asked_for && (protocol == 0 || raw.protocol == protocol) {
-                each(raw);
-            }
-        }),
-    )
 }

@@ -88,12 +88,13 @@ impl View {
         ))
     }
 
-    /// A next-hop object of ours and whether it stands on the host's interface.
-    pub fn next_hop(&self, raw: &RawNextHop) -> Option<(u32, NextHop, bool)> {
+    /// A next-hop object of ours. Those on the host's interface are not: nothing tells to which of
+    /// two flannels there they belong.
+    pub fn next_hop(&self, raw: &RawNextHop) -> Option<(u32, NextHop)> {
         let device = self
-            .at(raw.index?)
+            .ours(raw.index?)
             .filter(|_| raw.protocol == ROUTE_PROTOCOL)?;
-        Some((raw.id, raw.on(device.name)?, !device.ours))
+        Some((raw.id, raw.on(device.name)?))
     }
 
     /// A route that concerns us.
@@ -166,5 +167,19 @@ fn target(raw: &RawRoute, dev: IfName) -> RouteTo {
         }),
         (None, None) if v4 && raw.scope != RT_SCOPE_LINK => RouteTo::Foreign(dev),
         (None, None) => RouteTo::Dev(dev),
+    }
+}
+
+/// Whether a change of a device from `before` to `after` takes other objects along.
+pub fn takes_along(before: Option<&Device>, after: Option<&Device>) -> bool {
+    let (Some(before), Some(after)) = (before, after) else {
+        return false;
+    };
+    match (&before.link, &after.link) {
+        (Some(_), None) => true,
+        (Some(old), Some(new)) => {
+            before.index != after.index || old.mac != new.mac || (old.up && !new.up)
+        }
+        (None, _) => false,
     }
 }

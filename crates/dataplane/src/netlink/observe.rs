@@ -1,0 +1,227 @@
+//! Dumps: everything in scope, handed out message by message as it arrives, holding nothing.
+
+use model::kernel::{NextHop, ROUTE_PROTOCOL, Route, RouteKey};
+use model::{Family, Object};
+
+use super::decode::{self, RawAddr, RawRoute};
+use super::scope::View;
+use super::socket::{Failure, Requests};
+use super::uapi::*;
+use super::wire::{Batch, Message, af};
+use super::{link, refused};
+use crate::KernelError;
+
+/// Looks at every device of the view.
+pub fn find_devices(view: &mut View, requests: &mut Requests) {
+    for device in &mut view.devices {
+        // Not to be had counts as absent: the operations on it tell why.
+        let found = link::look(requests, &device.name).ok().flatten();
+        device.index = found.as_ref().map_or(0, |f| f.index);
+        device.running = found.as_ref().is_some_and(|f| f.running);
+        device.link = found.map(|f| f.link);
+    }
+}
+
+/// Shows every object in scope to `each`.
+pub fn observe(
+    view: &View,
+    requests: &mut Requests,
+    each: &mut dyn FnMut(Object),
+) -> Result<(), KernelError> {
+    let ours = || view.devices.iter().filter(|d| d.ours && d.index != 0);
+    for device in ours() {
+        if let Some(link) = &device.link {
+            each(Object::Link(device.name, link.clone()));
+        }
+    }
+    for device in ours() {
+        for family in Family::ALL {
+            let each = |raw| view.addr(&raw).into_iter().for_each(&mut *each);
+            let done = dump_addrs(requests, family, device.index, each);
+            done.map_err(|failure| {
+                refused(format!("ip address show dev {}", device.name), failure)
+            })?;
+        }
+        for family in [AF_INET, AF_INET6, AF_BRIDGE] {
+            let each = |object| each(object);
+            let done = dump_neighs(view, requests, family, device.index, each);
+            done.map_err(|failure| refused(format!("ip neigh show dev {}", device.name), failure))?;
+        }
+        let done = dump_next_hops(view, requests, device.index, |id, hop| {
+            each(Object::NextHop(id, hop))
+        });
+        done.map_err(|failure| refused(format!("ip nexthop show dev {}", device.name), failure))?;
+    }
+    for family in Family::ALL {
+        let each = |key, route| each(Object::Route(key, route));
+        let done = dump_routes(view, requests, family, each);
+        done.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
+    }
+    Ok(())
+}
+
+/// A table that the kernel does not have, or a device that just went away, shows nothing.
+fn or_nothing(done: Result<(), Failure>) -> Result<(), Failure> {
+    match done {
+        Err(failure) if matches!(failure.errno, libc::EOPNOTSUPP | libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Shows every address of the device `index`.
+pub fn dump_addrs(
+    requests: &mut Requests,
+    family: Family,
+    index: u32,
+    mut each: impl FnMut(RawAddr),
+) -> Result<(), Failure> {
+    let [a, b, c, d] = index.to_ne_bytes();
+    or_nothing(requests.dump(
+        RTM_GETADDR,
+        &[af(family), 0, 0, 0, a, b, c, d],
+        |_| {},
+        |message| {
+            decode::addr(message)
+                .filter(|raw| index == 0 || raw.index == index)
+                .into_iter()
+                .for_each(&mut each);
+        },
+    ))
+}
+
+fn dump_neighs(
+    view: &View,
+    requests: &mut Requests,
+    family: u8,
+    index: u32,
+    mut each: impl FnMut(Object),
+) -> Result<(), Failure> {
+    let mut body = [0; 12];
+    body[0] = family;
+    if family == AF_BRIDGE {
+        body[4..8].copy_from_slice(&index.to_ne_bytes());
+    }
+    let attrs = |batch: &mut Batch| {
+        if family != AF_BRIDGE {
+            batch.attr_u32(NDA_IFINDEX, index);
+        }
+    };
+    or_nothing(requests.dump(RTM_GETNEIGH, &body, attrs, |message| {
+        let raw = decode::neigh(message).filter(|raw| raw.index == index);
+        if let Some((object, true)) = raw.and_then(|raw| view.neigh(&raw)) {
+            each(object);
+        }
+    }))
+}
+
+fn dump_next_hops(
+    view: &View,
+    requests: &mut Requests,
+    index: u32,
+    mut each: impl FnMut(u32, NextHop),
+) -> Result<(), Failure> {
+    let attrs = |batch: &mut Batch| {
+        batch.attr_u32(NHA_OIF, index);
+    };
+    or_nothing(requests.dump(RTM_GETNEXTHOP, &[0; 8], attrs, |message| {
+        let raw = decode::next_hop(message).filter(|raw| raw.index == Some(index));
+        if let Some((id, hop)) = raw.and_then(|raw| view.next_hop(&raw)) {
+            each(id, hop);
+        }
+    }))
+}
+
+/// Which routes the kernel is asked for.
+#[derive(Clone, Copy)]
+pub struct Asked {
+    /// Out of this device; 0 for any.
+    pub index: u32,
+    /// Written by this program; 0 for any.
+    pub protocol: u8,
+    /// `RTN_*`.
+    pub rtn: u8,
+}
+
+fn dump_routes(
+    view: &View,
+    requests: &mut Requests,
+    family: Family,
+    mut each: impl FnMut(RouteKey, Route),
+) -> Result<(), Failure> {
+    let nowhere = Asked {
+        index: 0,
+        protocol: ROUTE_PROTOCOL,
+        rtn: RTN_BLACKHOLE,
+    };
+    let on_devices = view.devices.iter().filter(|d| d.index != 0).map(|d| {
+        // On the host's interface only ours, unless those of another flannel are ours too.
+        let protocol = if d.ours || view.scope.take_over {
+            0
+        } else {
+            ROUTE_PROTOCOL
+        };
+        Asked {
+            index: d.index,
+            protocol,
+            rtn: RTN_UNICAST,
+        }
+    });
+    for asked in on_devices.chain([nowhere]) {
+        dump_some_routes(requests, family, asked, |raw, _| {
+            if let Some((key, route)) = view.route(&raw) {
+                each(key, route);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Shows the routes asked for, and the message that each was read from.
+pub fn dump_some_routes(
+    requests: &mut Requests,
+    family: Family,
+    asked: Asked,
+    mut each: impl FnMut(RawRoute, &Message),
+) -> Result<(), Failure> {
+    let Asked {
+        index,
+        protocol,
+        rtn,
+    } = asked;
+    let body = [
+        af(family),
+        0,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        protocol,
+        0,
+        rtn,
+        0,
+        0,
+        0,
+        0,
+    ];
+    let attrs = |batch: &mut Batch| {
+        if index != 0 {
+            batch.attr_u32(RTA_OIF, index);
+        }
+    };
+    or_nothing(
+        requests.dump(RTM_GETROUTE, &body, attrs, |message: &Message| {
+            let Some(mut raw) = decode::route(message) else {
+                return;
+            };
+            if raw.next_hop.is_some() && raw.indexes().next().is_none() && index != 0 {
+                // With net.ipv4.nexthop_compat_mode=0 only the next hop's number is told, but the
+                // kernel chose by device.
+                raw.index = Some(index);
+            }
+            // A kernel before 4.20 chooses nothing.
+            let asked_for = raw.rtn == rtn && (index == 0 || raw.indexes().any(|i| i == index));
+            if asked_for && (protocol == 0 || raw.protocol == protocol) {
+                each(raw, message);
+            }
+        }),
+    )
+}
