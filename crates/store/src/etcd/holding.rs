@@ -252,7 +252,10 @@ impl Follower {
         let (key, attrs) = (own.key, own.attrs.clone());
         let theirs = LeaseAttrs::from_json(&kv.value).ok();
         if let Some(theirs) = theirs.filter(|theirs| !same_node(theirs, &attrs.public_ip)) {
-            self.give_up(format!("{key} belongs to {} now", addresses(&theirs.public_ip)));
+            self.give_up(format!(
+                "{key} belongs to {} now",
+                addresses(&theirs.public_ip)
+            ));
             return Ok(());
         }
         match own.tenure.foreign_write() {

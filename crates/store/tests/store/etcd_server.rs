@@ -140,6 +140,10 @@ impl Etcd {
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
     }
 
+    pub fn port(&self) -> u16 {
+        self.client_port
+    }
+
     pub fn url(&self) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         format!("{scheme}://127.0.0.1:{}", self.client_port)

@@ -4,6 +4,7 @@
 mod directory;
 mod etcd;
 mod etcd_server;
+mod gate;
 mod node;
 mod suite;
 mod world;
