@@ -90,7 +90,10 @@ impl Picture {
             NEWS_OF_LINK => link(m, names),
             NEWS_OF_ADDR => address(m, names),
             NEWS_OF_ROUTE => route(m, names),
-            NEWS_OF_NEIGH => neighbour(m, names).or_else(|| self.decayed(m, names)),
+            NEWS_OF_NEIGH => match neighbour(m, names) {
+                None => return self.decayed(m, names),
+                entry => entry,
+            },
             NEWS_OF_NEXTHOP => next_hop(m, names),
             _ => None,
         }?;

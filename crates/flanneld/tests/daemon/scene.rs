@@ -5,7 +5,7 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lab::{Error, Lab, LabBuilder, Namespace, Node, StoreKind};
+use lab::{Error, Lab, LabBuilder, Namespace, Node, StoreKind, wait_for};
 use model::Family;
 use serde_json::Value;
 
@@ -35,11 +35,14 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
 }
 
 /// Runs a script of `ip` and `bridge` command lines in `place`; several `ip` lines in a row are
-/// one process.
+/// one process, unless they have options.
 pub fn run(place: &Namespace, script: &str) -> Result<(), Error> {
     let mut batch: Vec<String> = Vec::new();
     for line in script.lines().map(str::trim).filter(|l| !l.is_empty()) {
-        match line.strip_prefix("ip ") {
+        match line
+            .strip_prefix("ip ")
+            .filter(|rest| !rest.starts_with('-'))
+        {
             Some(rest) => batch.push(rest.into()),
             None => {
                 if !batch.is_empty() {
@@ -63,6 +66,38 @@ pub fn ip_json(place: &Namespace, args: &str) -> Value {
     match text.trim() {
         "" => Value::Array(Vec::new()),
         text => serde_json::from_str(text).unwrap_or_else(|e| panic!("ip {args}: {e}: {text}")),
+    }
+}
+
+/// Waits until every node has a route to every other one's subnets; then all pods must reach all.
+pub fn mesh(lab: &Lab) {
+    let nodes: Vec<&Node> = lab.nodes().iter().collect();
+    meshed(&nodes);
+    lab.must_ping().unwrap();
+}
+
+/// Waits until each of `nodes` has a route to the subnets of the others.
+pub fn meshed(nodes: &[&Node]) {
+    let subnets: Vec<Vec<IpNet>> = nodes
+        .iter()
+        .map(|node| {
+            let env = node.subnet_env().unwrap();
+            env.subnet.iter().map(|(_, net)| net.trunc()).collect()
+        })
+        .collect();
+    for (i, node) in nodes.iter().enumerate() {
+        let others = subnets.iter().enumerate().filter(|(j, _)| *j != i);
+        let wanted: Vec<String> = others
+            .flat_map(|(_, nets)| nets.iter().map(|net| format!("route {net} via")))
+            .collect();
+        let look = || -> Result<(), String> {
+            let picture = node.picture().map_err(|e| e.to_string())?;
+            match wanted.iter().find(|route| !picture.has(&[route])) {
+                None => Ok(()),
+                Some(route) => Err(format!("no {route} in\n{picture}")),
+            }
+        };
+        wait_for(&format!("{} has its peers", node.name()), SOON, look).unwrap();
     }
 }
 
