@@ -26,22 +26,36 @@ pub(crate) fn run() -> Result<ExitCode> {
     );
     let steps = Arc::new(Steps::new(ink));
     let tell = steps.clone();
-    let lab = Lab::builder()
+    let built = Lab::builder()
         .nodes(3)
         .pods_per_node(2)
         .progress(move |text| tell.begin(text))
-        .build()?;
-    lab.start()?;
-    steps.begin("until every pod answers every other");
-    lab.wait_mesh(REPAIR)?;
-    steps.end();
+        .build()
+        .and_then(|lab| {
+            lab.start()?;
+            steps.begin("until every pod answers every other");
+            lab.wait_mesh(REPAIR)?;
+            Ok(lab)
+        });
+    steps.end(built.is_ok());
+    let lab = built?;
 
     title(ink, "Pings from every pod to every other, in milliseconds");
     mesh(ink, &lab)?;
 
     title(ink, "The leases: a file each");
     for (key, value) in lab.leases()? {
-        line(&format!("  {key}  {}", ink.dim(value.trim())));
+        let lease: serde_json::Value =
+            serde_json::from_str(&value).with_context(|| format!("lease {key}: {value}"))?;
+        let shown = |name: &str| {
+            lease[name]
+                .as_str()
+                .map_or_else(|| lease[name].to_string(), String::from)
+        };
+        let about = ["PublicIP", "BackendType", "BackendData"]
+            .map(shown)
+            .join("  ");
+        line(&format!("  {key}  {}", ink.dim(&about)));
     }
 
     let n1 = lab.node(1);
@@ -107,16 +121,23 @@ impl Steps {
 
     /// The step before is done, `text` begins.
     fn begin(&self, text: &str) {
-        self.end();
+        self.end(true);
         output::unfinished(self.ink, &format!("  … {text}"));
         *self.current() = Some((text.into(), Instant::now()));
     }
 
-    /// The last step is done.
-    fn end(&self) {
+    /// The last step is done, or has failed.
+    fn end(&self, done: bool) {
         if let Some((text, begun)) = self.current().take() {
             let took = self.ink.dim(&format!("{} ms", begun.elapsed().as_millis()));
-            line(&format!("  {} {text} {took}", self.ink.good("✓")));
+            line(&format!(
+                "  {} {text} {took}",
+                if done {
+                    self.ink.good("✓")
+                } else {
+                    self.ink.bad("✗")
+                }
+            ));
         }
     }
 
@@ -193,7 +214,7 @@ fn broken(ink: Ink, lab: &Lab, node: &Node, command: &[&str]) -> Result<()> {
         command.join(" "),
         ink.good(&format!("whole again after {took:>8}")),
         ink.dim(&format!(
-            "({gone} kernel objects; {} of {} pings lost)",
+            "({gone} gone in between; {} of {} pings lost)",
             pings.lost, pings.sent
         ))
     ));

@@ -9,7 +9,8 @@ use crate::{Error, Namespace};
 /// A fault and its repair.
 #[derive(Clone, Debug)]
 pub struct Repair {
-    /// From the first change that the fault made until all was as before.
+    /// From the first change that the fault made until all was as before. An upper bound: it errs by
+    /// the time between two looks, a millisecond or less.
     pub took: Duration,
     /// What was wrong in between, in the order of its discovery: `- line` gone, `+ line` new.
     pub seen: Vec<String>,
@@ -28,6 +29,7 @@ pub(crate) fn measure(
     deadline: Duration,
 ) -> Result<Repair, Error> {
     let watch = || -> Result<Repair, Error> {
+        go_first();
         let listener = Listener::open()?;
         let mut names = Names::default();
         let before = Picture::take_with(&mut names)?;
@@ -49,6 +51,17 @@ pub(crate) fn measure(
     place.run(watch)?
 }
 
+/// Lets the calling thread run before all others, where that is allowed: it must hear of the fault
+/// before whoever repairs it has finished. It sleeps nearly all the time.
+fn go_first() {
+    let urgent = libc::sched_param { sched_priority: 10 };
+    // What it starts, the fault among it, does not go first.
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: a plain system call with a value that lives long enough. A refusal costs precision
+    // and nothing else.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const urgent) };
+}
+
 fn follow(
     listener: &Listener,
     before: &Picture,
@@ -59,7 +72,7 @@ fn follow(
     let start = Instant::now();
     // When the first change was told or seen, and since when all is as before.
     let (mut broken, mut whole) = (None::<Instant>, None::<Instant>);
-    let mut made = None;
+    let (mut made, mut last_look) = (None, start);
     let mut seen: Vec<String> = Vec::new();
     loop {
         let mut told = Vec::new();
@@ -73,12 +86,18 @@ fn follow(
         let picture = Picture::take()?;
         let difference = before.difference(&picture);
         if !told.is_empty() || !difference.is_empty() {
-            broken.get_or_insert(now);
-            // Told, but as before when looked at: broken and repaired in between.
+            // Told, but as before when looked at: broken and repaired since the last look, so it
+            // took no longer than that.
+            broken.get_or_insert(if difference.is_empty() {
+                last_look
+            } else {
+                now
+            });
             whole = difference.is_empty().then_some(now);
         } else if broken.is_some() {
             whole.get_or_insert(now);
         }
+        last_look = now;
         for line in told.into_iter().chain(difference.iter().cloned()) {
             if !seen.contains(&line) {
                 seen.push(line);

@@ -1,0 +1,61 @@
+# flannel-rs: `make help` lists what there is.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+
+# Not root: test programs run as the root of a user namespace.
+ifneq ($(shell id -u),0)
+TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export CARGO_TARGET_$(TRIPLE)_RUNNER := $(CURDIR)/scripts/as-root
+endif
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Three nodes on this machine with real daemons: a working overlay, faults, their repair
+	@scripts/setup demo
+	@echo 'Building flanneld and flannelctl (once; a minute or two)'
+	@$(CARGO) build --locked -p flanneld -p flannelctl
+	@$(CARGO) run --locked --quiet -p flannelctl -- demo
+
+.PHONY: test
+test: ## Everything that proves it: lints, unit and property tests, real kernel, real etcd
+	@scripts/setup test
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace --no-fail-fast
+	@$(MAKE) --no-print-directory lint
+
+.PHONY: lint
+lint: ## Formatting and clippy, warnings refused
+	@scripts/setup lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: bench
+bench: ## Speed and memory beside `ip -batch` and `bridge -batch`
+	@scripts/setup test
+	$(CARGO) build --locked --release --workspace --bins
+	$(CARGO) run --locked --release --quiet -p bench --bin flannel-bench -- $(BENCH_ARGS)
+
+.PHONY: build
+build: ## Build all programs for development
+	@scripts/setup build
+	$(CARGO) build --locked --workspace --bins
+
+.PHONY: release
+release: ## Build flanneld and flannelctl to be installed
+	@scripts/setup build
+	$(CARGO) build --locked --release -p flanneld -p flannelctl
+
+.PHONY: install-tools
+install-tools: ## Install what the tests need from Debian (as root; otherwise say what is missing)
+	@scripts/setup test
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean
