@@ -59,6 +59,8 @@ pub struct Table<K: Kind> {
     dels: BTreeSet<K::Key>,
     /// Need work that the kernel refused; not offered until [`Table::unpark`].
     parked: BTreeSet<K::Key>,
+    /// How many entries are desired.
+    desired: usize,
     audit: u8,
 }
 
@@ -69,6 +71,7 @@ impl<K: Kind> Default for Table<K> {
             puts: BTreeSet::new(),
             dels: BTreeSet::new(),
             parked: BTreeSet::new(),
+            desired: 0,
             audit: 0,
         }
     }
@@ -89,7 +92,7 @@ impl<K: Kind> Table<K> {
             _ => None,
         };
         entry.observed = differs.unwrap_or(std::mem::replace(&mut entry.observed, Seen::Absent));
-        entry.desired = Some(value);
+        self.desired += usize::from(entry.desired.replace(value).is_none());
         self.refile(key);
     }
 
@@ -97,6 +100,7 @@ impl<K: Kind> Table<K> {
     pub fn unwant(&mut self, key: K::Key) {
         if let Some(entry) = self.entries.get_mut(&key) {
             let desired = entry.desired.take();
+            self.desired -= usize::from(desired.is_some());
             if let (Seen::Same, Some(value)) = (&entry.observed, desired) {
                 entry.observed = Seen::Other(Box::new(value));
             }
@@ -252,10 +256,7 @@ impl<K: Kind> Table<K> {
 
     /// How many objects are desired.
     pub fn desired_len(&self) -> usize {
-        self.entries
-            .values()
-            .filter(|e| e.desired.is_some())
-            .count()
+        self.desired
     }
 
     /// Every key with its desired value.
@@ -417,6 +418,7 @@ mod tests {
                 }
             }
             prop_assert!(t.in_sync());
+            prop_assert_eq!(t.desired_len(), desired.len());
             prop_assert_eq!(kernel, desired);
         }
     }
