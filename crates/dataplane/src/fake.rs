@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use model::kernel::{
     AddrKey, Link, LinkKind, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, default_metric,
 };
+use model::state::FIRST_ID;
 use model::{Family, IfName, Object, Op};
 use tokio::sync::Notify;
 
@@ -337,6 +338,9 @@ impl Client {
         if concerns(scope, tables, object) {
             self.look_again |= gone && matches!(object, Object::Addr(_) | Object::NextHop(..));
             self.queue.push_back(event.clone());
+        } else if matches!(object, Object::NextHop(id, _) if !gone && *id >= FIRST_ID) {
+            // Another's took the place of what may have been ours.
+            self.queue.push_back(KernelEvent::Gone(object.clone()));
         }
     }
 }

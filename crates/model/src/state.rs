@@ -321,7 +321,8 @@ impl KernelState {
     }
 }
 
-const FIRST_ID: u32 = 1 << 30;
+/// The lowest id that we give to a next-hop object; see ADR 3.
+pub const FIRST_ID: u32 = 1 << 30;
 
 /// IPv4: the network address without its two lowest bits, which no subnet uses: one id a subnet.
 /// IPv6: the subnet's number, its high bits folded in; one id a subnet in networks of up to 2^31.

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use model::kernel::{Route, RouteKey, RouteTo};
+use model::kernel::{NextHop, Route, RouteKey, RouteTo};
+use model::state::FIRST_ID;
 use model::{Family, IfName, Object};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use tokio::io::Interest;
@@ -135,6 +136,12 @@ impl Events {
     /// Has the caller look at everything again.
     pub fn look_again(&mut self) {
         self.look_again = true;
+    }
+
+    /// The host's interface was found to be other than its notices said until now.
+    pub fn host_changed(&mut self, view: &View, requests: &mut Requests) {
+        self.host_changed = true;
+        self.learn_host(view, requests);
     }
 
     /// A full look begins: it will show whatever the notices until now tell.
@@ -407,7 +414,16 @@ impl Events {
 
     fn next_hop(&mut self, message: &Message, gone: bool, view: &View) -> Option<()> {
         let raw = decode::next_hop(message)?;
-        let (id, hop) = view.next_hop(&raw)?;
+        let Some((id, hop)) = view.next_hop(&raw) else {
+            if !gone && raw.id >= FIRST_ID {
+                // Another's took the place of what may have been ours.
+                let via = std::net::Ipv4Addr::UNSPECIFIED.into();
+                let dev = view.scope.iface;
+                let onlink = false;
+                self.gone(Object::NextHop(raw.id, NextHop { via, dev, onlink }));
+            }
+            return Some(());
+        };
         match gone {
             true => {
                 // Its routes went with it, unannounced.
