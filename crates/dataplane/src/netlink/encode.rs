@@ -33,7 +33,7 @@ pub fn device(op: &Op) -> Option<IfName> {
 ///
 /// # Errors
 /// It is no single message (devices), or a form that we never write.
-pub fn op(batch: &mut Batch, seq: u32, op: &Op, index: u32) -> Result<(), Failure> {
+pub fn op(batch: &mut Batch, op: &Op, index: u32) -> Result<(), Failure> {
     let put = matches!(op, Op::Put(_));
     let flags = if put { NLM_F_CREATE | NLM_F_REPLACE } else { 0 };
     let pick = |new: u16| if put { new } else { new + 1 };
@@ -54,7 +54,7 @@ pub fn op(batch: &mut Batch, seq: u32, op: &Op, index: u32) -> Result<(), Failur
                 c,
                 d,
             ];
-            batch.open(pick(RTM_NEWADDR), flags, seq, &body);
+            batch.open(pick(RTM_NEWADDR), flags, &body);
             batch
                 .attr_ip(IFA_LOCAL, &key.net.addr())
                 .attr_ip(IFA_ADDRESS, &key.net.addr());
@@ -62,7 +62,7 @@ pub fn op(batch: &mut Batch, seq: u32, op: &Op, index: u32) -> Result<(), Failur
         Object::Neigh(key, mac) => {
             let body = neigh(af(Family::of(&key.ip)), index, NUD_PERMANENT, 0);
             batch
-                .open(pick(RTM_NEWNEIGH), flags, seq, &body)
+                .open(pick(RTM_NEWNEIGH), flags, &body)
                 .attr_ip(NDA_DST, &key.ip);
             if put {
                 batch.attr(NDA_LLADDR, &mac.0);
@@ -70,10 +70,10 @@ pub fn op(batch: &mut Batch, seq: u32, op: &Op, index: u32) -> Result<(), Failur
         }
         Object::Fdb(key, dst) => {
             let body = neigh(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF);
-            batch.open(pick(RTM_NEWNEIGH), flags, seq, &body);
+            batch.open(pick(RTM_NEWNEIGH), flags, &body);
             batch.attr(NDA_LLADDR, &key.mac.0).attr_ip(NDA_DST, dst);
         }
-        Object::NextHop(id, hop) => next_hop(batch, seq, put.then_some(hop), *id, flags, index),
+        Object::NextHop(id, hop) => next_hop(batch, put.then_some(hop), *id, flags, index),
         Object::Route(
             _,
             Route {
@@ -87,7 +87,7 @@ pub fn op(batch: &mut Batch, seq: u32, op: &Op, index: u32) -> Result<(), Failur
             ));
         }
         Object::Route(key, route) => {
-            route_open(batch, seq, pick(RTM_NEWROUTE), flags, (key, route));
+            route_open(batch, pick(RTM_NEWROUTE), flags, (key, route));
             match &route.to {
                 RouteTo::Gateway(hop) => gateway(batch, RTA_GATEWAY, key, hop, index),
                 RouteTo::NextHopId(id) => {
@@ -110,17 +110,15 @@ pub fn op(batch: &mut Batch, seq: u32, op: &Op, index: u32) -> Result<(), Failur
     Ok(())
 }
 
-fn next_hop(batch: &mut Batch, seq: u32, put: Option<&NextHop>, id: u32, flags: u16, index: u32) {
+fn next_hop(batch: &mut Batch, put: Option<&NextHop>, id: u32, flags: u16, index: u32) {
     let Some(hop) = put else {
-        batch
-            .open(RTM_DELNEXTHOP, 0, seq, &[0; 8])
-            .attr_u32(NHA_ID, id);
+        batch.open(RTM_DELNEXTHOP, 0, &[0; 8]).attr_u32(NHA_ID, id);
         return;
     };
     let [a, b, c, d] = onlink(hop).to_ne_bytes();
     let body = [af(Family::of(&hop.via)), 0, ROUTE_PROTOCOL, 0, a, b, c, d];
     batch
-        .open(RTM_NEWNEXTHOP, flags, seq, &body)
+        .open(RTM_NEWNEXTHOP, flags, &body)
         .attr_u32(NHA_ID, id);
     batch
         .attr_u32(NHA_OIF, index)
@@ -137,13 +135,7 @@ fn neigh(family: u8, index: u32, state: u16, flags: u8) -> [u8; 12] {
 }
 
 /// Everything of a route's message but its target.
-fn route_open(
-    batch: &mut Batch,
-    seq: u32,
-    kind: u16,
-    flags: u16,
-    (key, route): (&RouteKey, &Route),
-) {
+fn route_open(batch: &mut Batch, kind: u16, flags: u16, (key, route): (&RouteKey, &Route)) {
     let scope = match (kind, &key.dst, &route.to) {
         // When deleting, "whatever the scope".
         (RTM_DELROUTE, ..) => RT_SCOPE_NOWHERE,
@@ -174,7 +166,7 @@ fn route_open(
         c,
         d,
     ];
-    batch.open(kind, flags, seq, &body);
+    batch.open(kind, flags, &body);
     // Without a length there is no destination to name; the kernel refuses one in a default route.
     if len > 0 {
         batch.attr_ip(RTA_DST, &key.dst.network());

@@ -78,31 +78,26 @@ impl Kernel {
 
     /// Makes or deletes a device, and knows its notices for our own.
     fn apply_link(&mut self, op: &Op) -> Result<(), Failure> {
-        let mine = |name: &IfName| {
-            self.view
-                .as_ref()
-                .is_some_and(|v| v.devices.iter().any(|d| d.name == *name))
-        };
         let Object::Link(name, _) = op.object() else {
             return Err(Failure::errno(libc::EINVAL));
         };
-        if !mine(name) {
-            return link::apply(&mut self.requests, op);
+        if let Some(view) = &mut self.view {
+            // What others did until now is told.
+            while self.events.drain(view, &mut self.requests) {}
         }
-        let Some(view) = &mut self.view else {
-            return Err(Failure::errno(libc::EINVAL));
-        };
-        // What others did until now is told; what we do is taken for known.
-        while self.events.drain(view, &mut self.requests) {}
-        let device = |view: &View| view.devices.iter().find(|d| d.name == *name).cloned();
-        let before = device(view);
         let done = link::apply(&mut self.requests, op);
-        find_devices(view, &mut self.requests);
-        if scope::takes_along(before.as_ref(), device(view).as_ref()) {
-            self.events.look_again();
+        let Some(view) = &mut self.view else {
+            return done;
+        };
+        if let Some(device) = view.devices.iter_mut().find(|d| d.name == *name) {
+            let before = device.clone();
+            observe::find_device(device, &mut self.requests);
+            if before.takes_along(device) {
+                self.events.look_again();
+            }
+            self.events.refilter(Some(view));
+            self.events.settle(*name, view, &mut self.requests);
         }
-        self.events.refilter(Some(view));
-        self.events.settle(*name, view, &mut self.requests);
         done
     }
 
@@ -158,11 +153,7 @@ impl Kernel {
             Some(dev) => indexes.of(&mut self.requests, dev)?,
             None => 0,
         };
-        let seq = self
-            .requests
-            .first_seq()
-            .wrapping_add(self.batch.count() as u32);
-        encode::op(&mut self.batch, seq, op, index)
+        encode::op(&mut self.batch, op, index)
     }
 
     /// Which of our own doings the kernel announces without saying whose they are.
@@ -205,7 +196,9 @@ impl Dataplane for Kernel {
         // Notices until now are older than what follows.
         while self.events.drain(view, &mut self.requests) {}
         self.events.forget();
-        find_devices(view, &mut self.requests);
+        if find_devices(view, &mut self.requests) {
+            self.events.host_changed(view, &mut self.requests);
+        }
         self.events.refilter(Some(view));
         observe::observe(view, &mut self.requests, each)
     }

@@ -4,22 +4,31 @@ use model::kernel::{NextHop, ROUTE_PROTOCOL, Route, RouteKey};
 use model::{Family, Object};
 
 use super::decode::{self, RawAddr, RawRoute};
-use super::scope::View;
+use super::scope::{Device, View};
 use super::socket::{Failure, Requests};
 use super::uapi::*;
 use super::wire::{Batch, Message, af};
 use super::{link, refused};
 use crate::KernelError;
 
-/// Looks at every device of the view.
-pub fn find_devices(view: &mut View, requests: &mut Requests) {
+/// Looks at every device of the view. Returns whether the host's interface is other than before.
+pub fn find_devices(view: &mut View, requests: &mut Requests) -> bool {
+    let mut host_changed = false;
     for device in &mut view.devices {
-        // Not to be had counts as absent: the operations on it tell why.
-        let found = link::look(requests, &device.name).ok().flatten();
-        device.index = found.as_ref().map_or(0, |f| f.index);
-        device.running = found.as_ref().is_some_and(|f| f.running);
-        device.link = found.map(|f| f.link);
+        let before = device.clone();
+        find_device(device, requests);
+        host_changed |= !device.ours && *device != before;
     }
+    host_changed
+}
+
+/// Looks at one device.
+pub fn find_device(device: &mut Device, requests: &mut Requests) {
+    // Not to be had counts as absent: the operations on it tell why.
+    let found = link::look(requests, &device.name).ok().flatten();
+    device.index = found.as_ref().map_or(0, |f| f.index);
+    device.running = found.as_ref().is_some_and(|f| f.running);
+    device.link = found.map(|f| f.link);
 }
 
 /// Shows every object in scope to `each`.

@@ -11,7 +11,7 @@ use super::uapi::*;
 use crate::Scope;
 
 /// A device named in the scope: one of ours, or the host's interface.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Device {
     /// Its name.
     pub name: IfName,
@@ -170,16 +170,15 @@ fn target(raw: &RawRoute, dev: IfName) -> RouteTo {
     }
 }
 
-/// Whether a change of a device from `before` to `after` takes other objects along.
-pub fn takes_along(before: Option<&Device>, after: Option<&Device>) -> bool {
-    let (Some(before), Some(after)) = (before, after) else {
-        return false;
-    };
-    match (&before.link, &after.link) {
-        (Some(_), None) => true,
-        (Some(old), Some(new)) => {
-            before.index != after.index || old.mac != new.mac || (old.up && !new.up)
+impl Device {
+    /// Whether the change from `self` to `after` takes other objects along.
+    pub fn takes_along(&self, after: &Device) -> bool {
+        match (&self.link, &after.link) {
+            (Some(_), None) => true,
+            (Some(old), Some(new)) => {
+                self.index != after.index || old.mac != new.mac || (old.up && !new.up)
+            }
+            (None, _) => false,
         }
-        (None, _) => false,
     }
 }

@@ -117,21 +117,16 @@ impl Requests {
         batch.count() >= self.most || batch.bytes().len() > MOST_BYTES / 2
     }
 
-    /// The sequence number that the next batch's first message must have, the others counting up.
-    pub fn first_seq(&self) -> u32 {
-        self.seq.wrapping_add(1)
-    }
-
-    /// Sends `batch`, whose messages are numbered from [`Requests::first_seq`], and empties it.
-    /// Calls `failed` with the position and the reason of each message that was refused or whose
+    /// Sends `batch` and empties it. Calls `failed` with the position and the reason of each message that was refused or whose
     /// fate is not known.
     pub fn send(&mut self, batch: &mut Batch, mut failed: impl FnMut(usize, Failure)) {
         let count = batch.count();
         if count == 0 {
             return;
         }
-        let first = self.first_seq();
+        let first = self.seq.wrapping_add(1);
         self.seq = self.seq.wrapping_add(count as u32);
+        batch.number(first);
         batch.ack_last();
         let sent = self.socket.send(batch.bytes(), 0);
         batch.clear();
@@ -260,9 +255,10 @@ impl Requests {
     ) -> Result<u32, Failure> {
         self.seq = self.seq.wrapping_add(1);
         self.ask.clear();
-        self.ask.open(kind, flags, self.seq, body);
+        self.ask.open(kind, flags, body);
         attrs(&mut self.ask);
         self.ask.close();
+        self.ask.number(self.seq);
         self.socket.send(self.ask.bytes(), 0)?;
         Ok(self.seq)
     }

@@ -53,15 +53,15 @@ impl Batch {
     }
 
     /// Begins a message of type `kind`; `body` is the fixed part that follows the netlink header.
-    pub fn open(&mut self, kind: u16, flags: u16, seq: u32, body: &[u8]) -> &mut Self {
+    pub fn open(&mut self, kind: u16, flags: u16, body: &[u8]) -> &mut Self {
         self.start = self.buf.len();
         self.count += 1;
         self.buf.extend_from_slice(&0u32.to_ne_bytes());
         self.buf.extend_from_slice(&kind.to_ne_bytes());
         self.buf
             .extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
-        self.buf.extend_from_slice(&seq.to_ne_bytes());
-        self.buf.extend_from_slice(&0u32.to_ne_bytes());
+        // Number and sender: see `number`; 0 is the kernel's business.
+        self.buf.extend_from_slice(&[0; 8]);
         self.buf.extend_from_slice(body);
         self.align();
         self
@@ -107,6 +107,16 @@ impl Batch {
     pub fn close(&mut self) {
         let len = (self.buf.len() - self.start) as u32;
         self.buf[self.start..self.start + 4].copy_from_slice(&len.to_ne_bytes());
+    }
+
+    /// Numbers the messages from `first` on.
+    pub fn number(&mut self, first: u32) {
+        let (mut at, mut seq) = (0, first);
+        while let Some(len) = u32_at(&self.buf, at).filter(|len| *len > 0) {
+            self.buf[at + 8..at + 12].copy_from_slice(&seq.to_ne_bytes());
+            seq = seq.wrapping_add(1);
+            at += pad(len as usize);
+        }
     }
 
     /// Asks for an acknowledgement of the last message, besides the errors that always come.
@@ -213,21 +223,23 @@ mod tests {
     fn what_is_written_is_read() {
         let mut batch = Batch::default();
         batch
-            .open(24, NLM_F_CREATE, 7, &[1, 2, 3, 4])
+            .open(24, NLM_F_CREATE, &[1, 2, 3, 4])
             .attr(1, b"abcde");
         let nest = batch.nest(18);
         batch.attr_u32(2, 99);
         batch.end(nest);
         batch.close();
         batch
-            .open(25, 0, 8, &[])
+            .open(25, 0, &[])
             .attr_ip(3, &IpAddr::from([10, 0, 0, 1]));
         batch.close();
+        batch.number(7);
         batch.ack_last();
 
         let messages: Vec<_> = Messages(batch.bytes()).collect();
         assert_eq!((messages.len(), batch.count()), (2, 2));
         assert_eq!((messages[0].kind, messages[0].seq), (24, 7));
+        assert_eq!(messages[1].seq, 8);
         assert_eq!(messages[0].flags, NLM_F_CREATE | NLM_F_REQUEST);
         assert_eq!(messages[1].flags, NLM_F_ACK | NLM_F_REQUEST);
         let attrs: Vec<_> = messages[0].attrs(4).collect();

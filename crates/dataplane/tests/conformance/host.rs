@@ -1,1 +1,102 @@
-//! (being written)
+//! The snapshot of the host, against what `ip` shows.
+
+use dataplane::host::{self, Address, Path};
+use model::Family;
+use model::kernel::LinkKind;
+
+use crate::objects::*;
+use crate::worlds::{Real, in_namespace, sh};
+
+#[test]
+fn interfaces_as_they_are() {
+    in_namespace(|| async {
+        Real::new(true);
+        sh("ip address add 192.168.7.5/24 dev eth0");
+        sh("ip route add 172.31.0.0/16 dev eth0 scope link");
+        sh("ip link set eth1 mtu 1400");
+        sh("ip link set peer1 down");
+        let found = host::interfaces().unwrap();
+        let named = |name: &str| found.iter().find(|i| i.name == dev(name)).unwrap();
+        let json: Vec<serde_json::Value> = serde_json::from_str(&sh("ip -j link show")).unwrap();
+        assert_eq!(found.len(), json.len());
+        for one in &json {
+            let ours = named(one["ifname"].as_str().unwrap());
+            assert_eq!(
+                (one["ifindex"].clone(), one["mtu"].clone()),
+                (ours.index.into(), ours.mtu.into())
+            );
+        }
+        let eth0 = named("eth0");
+        assert!(eth0.up && eth0.running && !eth0.loopback);
+        let global = |net: &str| Address {
+            net: net.parse().unwrap(),
+            link_local: false,
+            temporary: false,
+            unusable: false,
+        };
+        assert_eq!(
+            eth0.addrs[..2],
+            [global("192.168.7.1/24"), global("192.168.7.5/24")]
+        );
+        assert!(eth0.addrs.contains(&global("fd07::1/64")));
+        assert!(eth0.addrs.iter().any(|a| a.link_local));
+        for net in ["192.168.7.0/24", "172.31.0.0/16", "fd07::/64"] {
+            assert!(
+                eth0.on_link.contains(&net.parse().unwrap()),
+                "{net}: {:?}",
+                eth0.on_link
+            );
+        }
+        assert!(named("lo").loopback);
+        assert_eq!(named("eth1").mtu, 1400);
+        assert!(named("eth1").up && !named("peer1").up);
+    });
+}
+
+#[test]
+fn paths_and_default_routes() {
+    in_namespace(|| async {
+        Real::new(true);
+        let ip = |text: &str| text.parse().unwrap();
+        assert_eq!(host::route_to(ip("8.8.8.8")).unwrap(), None);
+        assert_eq!(host::default_iface(Family::V4).unwrap(), None);
+        sh("ip route add default via 192.168.8.9 metric 200");
+        sh("ip route add default via 192.168.7.9 metric 100");
+        sh("ip route add default via fd07::9");
+        assert_eq!(host::default_iface(Family::V4).unwrap(), Some(dev("eth0")));
+        assert_eq!(host::default_iface(Family::V6).unwrap(), Some(dev("eth0")));
+        let direct = Path {
+            iface: dev("eth1"),
+            source: Some(ip("192.168.8.1")),
+            via: None,
+        };
+        assert_eq!(host::route_to(ip("192.168.8.77")).unwrap(), Some(direct));
+        let far = Path {
+            iface: dev("eth0"),
+            source: Some(ip("192.168.7.1")),
+            via: Some(ip("192.168.7.9")),
+        };
+        assert_eq!(host::route_to(ip("8.8.8.8")).unwrap(), Some(far));
+        let far = host::route_to(ip("2001:db8::1")).unwrap().unwrap();
+        assert_eq!((far.iface, far.via), (dev("eth0"), Some(ip("fd07::9"))));
+    });
+}
+
+#[test]
+fn what_stands_under_a_name() {
+    in_namespace(|| async {
+        Real::new(true);
+        assert_eq!(host::standing(&dev(OURS)).unwrap(), None);
+        let eth0 = host::standing(&dev("eth0")).unwrap().unwrap();
+        assert_eq!(eth0.kind, LinkKind::Foreign("veth".into()));
+        assert_eq!(
+            eth0.mac.unwrap().to_string(),
+            sh("ip link show eth0 | sed -n 's,.*link/ether \\([^ ]*\\).*,\\1,p'").trim()
+        );
+        sh(
+            "ip link add flannel.1 address 0e:00:00:00:00:01 type vxlan id 1 dev eth0 local 192.168.7.1 dstport 8472 nolearning",
+        );
+        let ours = host::standing(&dev(OURS)).unwrap().unwrap();
+        assert_eq!((ours.kind, ours.mac), (vxlan(1).kind, Some(mac(1))));
+    });
+}

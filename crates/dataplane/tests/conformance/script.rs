@@ -71,7 +71,7 @@ impl<'a, W: World> Player<'a, W> {
     async fn step(&mut self, step: &Step, i: usize) {
         match step {
             Step::Apply(ops) => {
-                self.to_sentinel(i).await;
+                self.catch_up(i).await;
                 for (op, outcome) in ops.iter().zip(self.plane.apply(ops).await) {
                     assert!(outcome.is_ok(), "step {i}: {}", outcome.unwrap_err());
                     self.believe(match op {
@@ -112,7 +112,7 @@ impl<'a, W: World> Player<'a, W> {
                 self.log.clear();
             }
             Step::Quiet => {
-                self.to_sentinel(i).await;
+                self.catch_up(i).await;
                 assert_eq!(self.log, [], "step {i}: woken by what does not concern it");
             }
             Step::HostChanged => {
@@ -163,7 +163,7 @@ impl<'a, W: World> Player<'a, W> {
     }
 
     /// Everything announced until now, known by an event that we cause after it.
-    async fn to_sentinel(&mut self, i: usize) {
+    async fn catch_up(&mut self, i: usize) {
         let sentinel = route("10.244.255.0/24", model::kernel::RouteTo::Blackhole);
         let (put, del) = (Op::Put(sentinel.clone()), Op::Del(sentinel.clone()));
         for (op, there) in [(put, true), (del, false)] {
