@@ -9,5 +9,7 @@
     reason = "tests"
 )]
 
+mod foreign;
 mod repair;
+mod restart;
 mod scene;

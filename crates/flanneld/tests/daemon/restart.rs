@@ -1,0 +1,399 @@
+//! The daemon is away and comes back: what changed meanwhile, what flows meanwhile, what stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use lab::{Lab, Node, Pinger, StoreKind, wait_for};
+use model::Family::{self, V4, V6};
+use serde_json::{Value, json};
+
+use crate::scene::{self, ETCD, Peer, SOON, device, measuring, mesh};
+
+/// What issue 3 allows for a difference that arose while the daemon was away.
+const A_SECOND: Duration = Duration::from_secs(1);
+
+/// The interval of the pings that must not be lost.
+const TRAFFIC: Duration = Duration::from_millis(10);
+
+/// How often a daemon is restarted, in each way.
+const ROUNDS: usize = 10;
+
+/// Every network that is restarted: a label, the backend, the store, flags.
+pub const NETWORKS: [(&str, &str, StoreKind, &[&str]); 4] = [
+    ("vxlan, etcd", "vxlan", ETCD, &[]),
+    (
+        "vxlan, directory, plain",
+        "vxlan",
+        StoreKind::Directory,
+        &["-plain-routes"],
+    ),
+    ("host-gw, etcd", "host-gw", ETCD, &[]),
+    ("host-gw, directory", "host-gw", StoreKind::Directory, &[]),
+];
+
+pub fn built(nodes: usize, backend: &str, store: StoreKind, args: &[&str]) -> Lab {
+    let lab = scene::lab()
+        .nodes(nodes)
+        .dual()
+        .store(store)
+        .backend(json!({ "Type": backend }))
+        .flanneld_args(args.iter().copied())
+        .build()
+        .unwrap();
+    lab.start().unwrap();
+    mesh(&lab);
+    lab
+}
+
+/// The key and value of a node's lease, found by its public address.
+pub fn lease_of(lab: &Lab, node: &Node) -> (String, Value) {
+    let leases = lab.leases().unwrap().into_iter();
+    let parsed = leases.map(|(key, text)| (key, serde_json::from_str::<Value>(&text).unwrap()));
+    let mut own = parsed.filter(|(_, value)| {
+        value["PublicIP"] == json!(node.ipv4()) || value["PublicIPv6"] == json!(node.ipv6())
+    });
+    let found = own.next().expect("the node has a lease");
+    assert!(own.next().is_none(), "two leases of {}", node.name());
+    found
+}
+
+/// Traffic both ways between the pods of two nodes, in every family.
+pub struct Traffic(Vec<(String, Pinger)>);
+
+impl Traffic {
+    pub fn between(a: &Node, b: &Node) -> Traffic {
+        let (a, b) = (a.pods()[0].clone(), b.pods()[0].clone());
+        let mut pingers = Vec::new();
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            for ip in to.ips() {
+                let name = format!("{} to {ip}", from.name());
+                pingers.push((name, Pinger::start(from, ip, TRAFFIC).unwrap()));
+            }
+        }
+        Traffic(pingers)
+    }
+
+    /// Ends it; none of it may have been lost.
+    pub fn all_arrived(self, label: &str) {
+        let mut sent = 0;
+        for (name, pinger) in self.0 {
+            let report = pinger.stop();
+            assert_eq!(report.lost, 0, "{label}, {name}: {report:?}");
+            sent += report.sent;
+        }
+        assert!(sent > 0);
+        eprintln!("{label}: {sent} pings, none lost");
+    }
+}
+
+/// Waits until the kernel of `node` holds none of the words `old`, and each of `new`.
+fn forgets(node: &Node, old: &[String], new: &[String]) {
+    let look = || -> Result<(), String> {
+        let picture = node.picture().map_err(|e| e.to_string())?;
+        let words: BTreeSet<&str> = picture.lines().flat_map(|l| l.split(' ')).collect();
+        if let Some(old) = old.iter().find(|old| words.contains(old.as_str())) {
+            return Err(format!("{old} is still in\n{picture}"));
+        }
+        match new.iter().find(|new| !words.contains(new.as_str())) {
+            Some(new) => Err(format!("{new} is not in\n{picture}")),
+            None => Ok(()),
+        }
+    };
+    wait_for("nothing old, everything new", SOON, look).unwrap();
+}
+
+#[test]
+fn what_changed_meanwhile_is_followed_within_a_second() {
+    let _turn = measuring();
+    for (label, backend, store, args) in NETWORKS {
+        let lab = built(4, backend, store, args);
+        let (node, leaver, moved, renewed) = (lab.node(1), lab.node(2), lab.node(3), lab.node(4));
+        let mut old: Vec<String> = Vec::new();
+        let mut new: Vec<String> = Vec::new();
+        for family in Family::ALL {
+            let left = Peer::of(leaver, family);
+            old.push(left.subnet.to_string());
+            old.push(left.underlay);
+            old.extend((backend == "vxlan").then_some(left.mac));
+            // As a destination only: the node that moved is a neighbour of ours as before.
+            old.push(moved.ip(family).to_string());
+            if backend == "vxlan" {
+                old.push(Peer::of(renewed, family).mac);
+            }
+        }
+        node.flanneld().stop().unwrap();
+        for other in [leaver, moved, renewed] {
+            other.flanneld().kill9().unwrap();
+        }
+        let (key, _) = lease_of(&lab, leaver);
+        lab.delete_lease(&key).unwrap();
+        let (key, mut value) = lease_of(&lab, moved);
+        value["PublicIP"] = json!("192.168.78.33");
+        value["PublicIPv6"] = json!("fd78:78::33");
+        new.extend(["192.168.78.33".into(), "fd78:78::33".into()]);
+        lab.put_lease(&key, &value.to_string()).unwrap();
+        if backend == "vxlan" {
+            let (key, mut value) = lease_of(&lab, renewed);
+            value["BackendData"]["VtepMAC"] = json!("02:00:00:00:00:41");
+            value["BackendV6Data"]["VtepMAC"] = json!("02:00:00:00:00:61");
+            new.extend(["02:00:00:00:00:41".into(), "02:00:00:00:00:61".into()]);
+            lab.put_lease(&key, &value.to_string()).unwrap();
+        }
+        let start = Instant::now();
+        node.flanneld().start().unwrap();
+        forgets(node, &old, &new);
+        let took = start.elapsed();
+        eprintln!("{label}: a changed world was followed {took:.0?} after exec");
+        assert!(took < A_SECOND, "{label}: {took:?}");
+    }
+}
+
+#[test]
+fn a_restart_loses_no_packet_and_keeps_subnet_and_mac() {
+    for (label, backend, store, args) in NETWORKS {
+        let lab = built(2, backend, store, args);
+        let node = lab.node(1);
+        let before = (node.subnet_env().unwrap(), node.picture().unwrap());
+        let traffic = Traffic::between(node, lab.node(2));
+        for _ in 0..ROUNDS {
+            node.flanneld().kill9().unwrap();
+            node.flanneld().start_ready(SOON).unwrap();
+            node.flanneld().restart(SOON).unwrap();
+        }
+        traffic.all_arrived(&format!("{label}, {ROUNDS} x kill -9 and SIGTERM"));
+        assert_eq!(node.subnet_env().unwrap(), before.0);
+        // The MAC, and all else.
+        let changed = before.1.difference(&node.picture().unwrap());
+        assert!(changed.is_empty(), "{label}: {changed:#?}");
+    }
+}
+
+#[test]
+fn a_reboot_keeps_subnet_and_mac() {
+    for (label, backend, store, args) in NETWORKS {
+        let lab = built(2, backend, store, args);
+        let node = lab.node(1);
+        let env = node.subnet_env().unwrap();
+        let flannel = || node.picture().unwrap().only("flannel");
+        let before = flannel();
+        node.flanneld().kill9().unwrap();
+        for family in Family::ALL.into_iter().filter(|_| backend == "vxlan") {
+            node.exec(["ip", "link", "del", device(family)]).unwrap();
+        }
+        node.exec(["rm", "-r", "/run/flannel"]).unwrap();
+        assert_eq!(node.flanneld().start_ready(SOON).unwrap(), env, "{label}");
+        mesh(&lab);
+        assert_eq!(flannel(), before, "{label}");
+    }
+}
+
+/// The kernel as an upstream flanneld leaves it: everything `proto boot`.
+struct Upstream {
+    label: &'static str,
+    vxlan: bool,
+    store: StoreKind,
+    args: &'static [&'static str],
+}
+
+const OWN: &str = "172.30.50.0";
+const OWN6: &str = "fd00:30:0:50::";
+const OWN_MAC: &str = "4e:00:00:00:00:01";
+const OWN_MAC6: &str = "4e:00:00:00:00:06";
+
+impl Upstream {
+    /// Lays it on node 1 of `lab`, where the other nodes run ours already.
+    fn lay(&self, lab: &Lab) {
+        let node = lab.node(1);
+        let mut lease = json!({
+            "PublicIP": node.ipv4(),
+            "PublicIPv6": node.ipv6(),
+            "BackendType": if self.vxlan { "vxlan" } else { "host-gw" },
+        });
+        let mut ip = Vec::new();
+        let mut bridge = Vec::new();
+        if self.vxlan {
+            lease["BackendData"] = json!({"VNI": 1, "VtepMAC": OWN_MAC});
+            lease["BackendV6Data"] = json!({"VNI": 1, "VtepMAC": OWN_MAC6});
+            for (family, mac, own, mtu) in [(V4, OWN_MAC, OWN, 1450), (V6, OWN_MAC6, OWN6, 1430)] {
+                let (dev, local, len) = (device(family), node.ip(family), length(family));
+                ip.push(format!(
+                    "link add {dev} address {mac} mtu {mtu} type vxlan id 1 local {local} dev eth0 \
+                     dstport 8472 nolearning"
+                ));
+                ip.push(format!("link set {dev} up"));
+                ip.push(format!("addr add {own}/{len} dev {dev}"));
+            }
+        }
+        let mut peers: Vec<(Family, Peer)> = Vec::new();
+        for family in Family::ALL {
+            peers.extend(
+                lab.nodes()[1..]
+                    .iter()
+                    .map(|n| (family, Peer::of(n, family))),
+            );
+            peers.push((family, departed(family)));
+        }
+        for (family, peer) in &peers {
+            let Peer {
+                subnet,
+                gateway,
+                underlay,
+                mac,
+            } = peer;
+            let dev = device(*family);
+            match self.vxlan {
+                true => {
+                    ip.push(format!(
+                        "neigh add {gateway} lladdr {mac} dev {dev} nud permanent"
+                    ));
+                    ip.push(format!("route add {subnet} via {gateway} dev {dev} onlink"));
+                    bridge.push(format!(
+                        "bridge fdb append {mac} dev {dev} dst {underlay} self permanent"
+                    ));
+                }
+                false => ip.push(format!("route add {subnet} via {underlay} dev eth0")),
+            }
+        }
+        node.ip_batch(&ip).unwrap();
+        scene::run(node, &bridge.join("\n")).unwrap();
+        let mtu = if self.vxlan { 1430 } else { 1500 };
+        let env = format!(
+            "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.50.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00:30::/48\nFLANNEL_IPV6_SUBNET=fd00:30:0:50::1/64\n\
+             FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"
+        );
+        node.write("/run/flannel/subnet.env", &env).unwrap();
+        node.add_pods(1).unwrap();
+        lab.put_lease(&format!("{OWN}-24&{OWN6}-64"), &lease.to_string())
+            .unwrap();
+    }
+}
+
+fn length(family: Family) -> u8 {
+    match family {
+        V4 => 32,
+        V6 => 128,
+    }
+}
+
+/// A node that left while no flanneld ran here.
+fn departed(family: Family) -> Peer {
+    let (subnet, underlay) = match family {
+        V4 => ("172.30.77.0/24", "192.168.78.77"),
+        V6 => ("fd00:30:0:77::/64", "fd78:78::77"),
+    };
+    let subnet: ipnet::IpNet = subnet.parse().unwrap();
+    Peer {
+        subnet,
+        gateway: subnet.addr().to_string(),
+        underlay: underlay.into(),
+        mac: "4e:00:00:00:00:77".into(),
+    }
+}
+
+#[test]
+fn an_upgrade_from_upstream_in_place_loses_no_packet() {
+    let scenes = [
+        Upstream {
+            label: "vxlan, etcd",
+            vxlan: true,
+            store: ETCD,
+            args: &[],
+        },
+        Upstream {
+            label: "vxlan, directory, plain",
+            vxlan: true,
+            store: StoreKind::Directory,
+            args: &["-plain-routes"],
+        },
+        Upstream {
+            label: "host-gw, etcd",
+            vxlan: false,
+            store: ETCD,
+            args: &[],
+        },
+        Upstream {
+            label: "host-gw, directory",
+            vxlan: false,
+            store: StoreKind::Directory,
+            args: &[],
+        },
+    ];
+    for upstream in scenes {
+        upgrade(&upstream);
+    }
+}
+
+fn upgrade(upstream: &Upstream) {
+    let label = format!("upgrade, {}", upstream.label);
+    let lab = scene::lab()
+        .nodes(3)
+        .dual()
+        .store(upstream.store)
+        .backend(json!({ "Type": if upstream.vxlan { "vxlan" } else { "host-gw" } }))
+        .flanneld_args(upstream.args.iter().copied())
+        .build()
+        .unwrap();
+    let node = lab.node(1);
+    for other in &lab.nodes()[1..] {
+        other.flanneld().start_ready(SOON).unwrap();
+        other.add_pods(1).unwrap();
+    }
+    upstream.lay(&lab);
+    mesh(&lab);
+    let env = node.subnet_env().unwrap();
+    let index = |family| {
+        node.exec(["ip", "-o", "link", "show", device(family)])
+            .ok()
+            .map(|text| text.split(':').next().unwrap_or_default().to_string())
+    };
+    let indexes = Family::ALL.map(index);
+    assert!(node.picture().unwrap().has(&["route 172.30.77.0/24"]));
+
+    let traffic = Traffic::between(node, lab.node(2));
+    node.flanneld().start_ready(SOON).unwrap();
+    let old: Vec<String> = Family::ALL
+        .into_iter()
+        .flat_map(|family| {
+            let Peer {
+                subnet,
+                underlay,
+                mac,
+                ..
+            } = departed(family);
+            [subnet.to_string(), underlay, mac]
+        })
+        .collect();
+    forgets(node, &old, &[]);
+    traffic.all_arrived(&label);
+
+    assert_eq!(node.subnet_env().unwrap(), env, "{label}");
+    assert_eq!(
+        Family::ALL.map(index),
+        indexes,
+        "{label}: the devices are the same"
+    );
+    assert_eq!(lease_of(&lab, node).0, format!("{OWN}-24&{OWN6}-64"));
+    let picture = node.picture().unwrap();
+    if upstream.vxlan {
+        for mac in [OWN_MAC, OWN_MAC6] {
+            assert!(picture.has(&["link flannel", mac]), "{label}:\n{picture}");
+        }
+    }
+    let mut routes: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in picture.lines().filter(|line| line.starts_with("route ")) {
+        let subnet = line.split(' ').nth(1).unwrap();
+        routes.entry(subnet.into()).or_default().push(line.into());
+    }
+    for other in &lab.nodes()[1..] {
+        for family in Family::ALL {
+            let subnet = Peer::of(other, family).subnet.to_string();
+            let found = &routes[&subnet];
+            assert!(
+                found.len() == 1 && found[0].ends_with("proto 241"),
+                "{label}: {found:?}"
+            );
+        }
+    }
+    mesh(&lab);
+}
