@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 
+use crate::parts::SIZES;
 use crate::target::Kind;
 
 /// What `flannel-bench --help` says.
 pub const HELP: &str = "\
 Measures flanneld against ip -batch and bridge -batch, in network namespaces on this machine.
 
-flannel-bench [--quick] [--only PART]... [--store STORE]... [--save] [--bin-dir DIR]
+flannel-bench [--quick] [--only PART]... [--store STORE]... [--peers N]... [--save] [--bin-dir DIR]
 
   --quick        fewer runs: a first impression in about a minute
   --only PART    cold, ready, follow or idle; repeatable
   --store STORE  etcd or directory; repeatable
+  --peers N      100, 1000, 5000, 10000 or 15000; repeatable
   --save         also write docs/benchmarks/ and the table in docs/benchmarks.md
   --bin-dir DIR  where flanneld is (default: beside this program)
 
@@ -43,6 +45,8 @@ pub struct Args {
     pub only: Vec<Part>,
     /// `--store`; empty is all.
     pub stores: Vec<Kind>,
+    /// `--peers`; empty is all.
+    pub peers: Vec<u32>,
     /// `--bin-dir`.
     pub bin_dir: Option<PathBuf>,
     /// `--help`.
@@ -84,6 +88,12 @@ impl Args {
                         ));
                     }
                 }),
+                "--peers" => match args.next().as_deref().map(str::parse) {
+                    Some(Ok(peers)) if SIZES.iter().any(|size| size.peers == peers) => {
+                        out.peers.push(peers)
+                    }
+                    _ => return Err("--peers: expected 100, 1000, 5000, 10000 or 15000".into()),
+                },
                 "--bin-dir" => match args.next() {
                     Some(dir) => out.bin_dir = Some(dir.into()),
                     None => return Err("--bin-dir: expected a directory".into()),
@@ -97,6 +107,11 @@ impl Args {
     /// Whether `part` is to be measured.
     pub fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
+    }
+
+    /// Whether to measure with so many peers.
+    pub fn wants_peers(&self, peers: u32) -> bool {
+        self.peers.is_empty() || self.peers.contains(&peers)
     }
 
     /// Whether to measure on `store`.
@@ -124,6 +139,8 @@ mod tests {
             parse("--only x").unwrap_err(),
             "--only x: expected cold, ready, follow or idle"
         );
+        assert!(!parse("--peers 5000").unwrap().wants_peers(100));
+        assert!(parse("--peers 7").is_err());
         assert!(parse("--no").unwrap_err().starts_with("--no:"));
     }
 }

@@ -17,7 +17,7 @@ use crate::fleet::Peer;
 /// What etcd takes in one transaction unless told otherwise.
 const MAX_OPS: usize = 128;
 
-/// What every peer's key lives for, in seconds: long enough for a benchmark.
+/// What a peer's key lives for, in seconds: long enough for a benchmark.
 const TTL: i64 = 24 * 3600;
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -77,8 +77,6 @@ pub struct Etcd {
     runtime: Runtime,
     grpc: Grpc<Channel>,
     prefix: String,
-    /// The etcd lease on which all peers' keys hang, as they would on their owners'.
-    lease: i64,
 }
 
 impl Etcd {
@@ -97,18 +95,11 @@ impl Etcd {
             Ok((runtime, channel))
         };
         let (runtime, channel) = place.run(connect)?.context("connect to etcd")?;
-        let mut etcd = Etcd {
+        Ok(Etcd {
             runtime,
             grpc: Grpc::new(channel),
             prefix: prefix.into(),
-            lease: 0,
-        };
-        let granted: LeaseGrantResponse = etcd.call(
-            "/etcdserverpb.Lease/LeaseGrant",
-            LeaseGrantRequest { ttl: TTL },
-        )?;
-        etcd.lease = granted.id;
-        Ok(etcd)
+        })
     }
 
     /// Puts the leases of `peers`.
@@ -116,10 +107,14 @@ impl Etcd {
     /// # Errors
     /// etcd refuses.
     pub fn put_all(&mut self, peers: impl Iterator<Item = Peer>) -> anyhow::Result<()> {
-        let puts = peers
-            .map(|peer| Request::Put(self.put_request(peer)))
-            .collect();
-        self.txns(puts)
+        let peers: Vec<Peer> = peers.collect();
+        for some in peers.chunks(MAX_OPS) {
+            // Not one lease for all: for each put etcd looks at every key that shares its lease.
+            let lease = self.grant()?;
+            let puts: Vec<PutRequest> = some.iter().map(|p| self.put_request(*p, lease)).collect();
+            self.txn(puts.into_iter().map(Request::Put))?;
+        }
+        Ok(())
     }
 
     /// Deletes keys below `subnets/`.
@@ -128,42 +123,52 @@ impl Etcd {
     /// etcd refuses.
     pub fn delete_all(&mut self, keys: impl Iterator<Item = String>) -> anyhow::Result<()> {
         let path = |key| format!("{}/subnets/{key}", self.prefix);
-        let deletes = keys
-            .map(|key| Request::Delete(DeleteRangeRequest { key: path(key) }))
-            .collect();
-        self.txns(deletes)
+        let paths: Vec<String> = keys.map(path).collect();
+        for some in paths.chunks(MAX_OPS) {
+            let deletes = some
+                .iter()
+                .map(|key| DeleteRangeRequest { key: key.clone() });
+            self.txn(deletes.map(Request::Delete))?;
+        }
+        Ok(())
     }
 
-    /// Puts one lease; returns when it was sent and how long the answer took.
+    /// Puts one lease, on an etcd lease of its own; returns when it was sent and how long the
+    /// answer took.
     ///
     /// # Errors
     /// etcd refuses.
     pub fn put(&mut self, peer: Peer) -> anyhow::Result<(Instant, Duration)> {
-        let request = self.put_request(peer);
+        let lease = self.grant()?;
+        let request = self.put_request(peer, lease);
         let sent = Instant::now();
         let _: Nothing = self.call("/etcdserverpb.KV/Put", request)?;
         Ok((sent, sent.elapsed()))
     }
 
-    fn put_request(&self, peer: Peer) -> PutRequest {
+    fn grant(&mut self) -> anyhow::Result<i64> {
+        let request = LeaseGrantRequest { ttl: TTL };
+        let granted: LeaseGrantResponse = self.call("/etcdserverpb.Lease/LeaseGrant", request)?;
+        Ok(granted.id)
+    }
+
+    fn put_request(&self, peer: Peer, lease: i64) -> PutRequest {
         let key = format!("{}/subnets/{}", self.prefix, peer.key());
         PutRequest {
             key,
             value: peer.value(),
-            lease: self.lease,
+            lease,
         }
     }
 
-    fn txns(&mut self, requests: Vec<Request>) -> anyhow::Result<()> {
-        for some in requests.chunks(MAX_OPS) {
-            let success = some
-                .iter()
-                .map(|r| RequestOp {
-                    request: Some(r.clone()),
-                })
-                .collect();
-            let _: Nothing = self.call("/etcdserverpb.KV/Txn", TxnRequest { success })?;
-        }
+    fn txn(&mut self, requests: impl Iterator<Item = Request>) -> anyhow::Result<()> {
+        let ops = requests.map(|request| RequestOp {
+            request: Some(request),
+        });
+        let request = TxnRequest {
+            success: ops.collect(),
+        };
+        let _: Nothing = self.call("/etcdserverpb.KV/Txn", request)?;
         Ok(())
     }
 

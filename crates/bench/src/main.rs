@@ -81,7 +81,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     report.write(&root.join("target/bench"))?;
     if args.save {
         report.write(&root.join("docs/benchmarks"))?;
-        report.into_page(&root.join("docs/benchmarks.md"))?;
+        report.write_into_page(&root.join("docs/benchmarks.md"))?;
     }
     Ok(report.good())
 }

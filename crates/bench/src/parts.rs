@@ -14,9 +14,10 @@ use crate::stage::Stage;
 use crate::stats::{median, ms, percentile};
 use crate::target::{Kind, Target};
 
-/// Numbers of peers, and what is measured with each.
-struct Size {
-    peers: u32,
+/// A number of peers, and what is measured with it.
+pub struct Size {
+    /// How many.
+    pub peers: u32,
     cold: bool,
     ready: bool,
     follow: bool,
@@ -36,7 +37,8 @@ const fn size(peers: u32) -> Size {
     }
 }
 
-const SIZES: [Size; 5] = [
+/// All there are, smallest first.
+pub const SIZES: [Size; 5] = [
     Size {
         cold: true,
         ready: true,
@@ -132,7 +134,7 @@ pub fn measure(stage: &Stage, args: &Args) -> anyhow::Result<(usize, Vec<Figure>
         .map(|store| Target::open(store, stage))
         .collect::<anyhow::Result<Vec<Target>>>()?;
     let mut figures = Vec::new();
-    for size in &SIZES {
+    for size in SIZES.iter().filter(|size| args.wants_peers(size.peers)) {
         let wanted = [
             (size.cold, Part::Cold),
             (size.ready, Part::Ready),
@@ -319,8 +321,8 @@ fn readiness(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Res
 }
 
 fn following(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Result<[Figure; 3]> {
-    say(target, "leases put one by one");
     cold::start(stage, target)?;
+    say(target, "leases put one by one");
     let follow = follow::run(stage, target, effort.puts)?;
     wipe(stage, target)?;
     let place = (target.kind().name(), target.peers());

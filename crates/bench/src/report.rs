@@ -132,7 +132,7 @@ impl Report {
     ///
     /// # Errors
     /// The page cannot be read or written, or has no marks.
-    pub fn into_page(&self, path: &Path) -> anyhow::Result<()> {
+    pub fn write_into_page(&self, path: &Path) -> anyhow::Result<()> {
         const BEGIN: &str = "<!-- figures: written by flannel-bench --save -->\n";
         const END: &str = "<!-- end of figures -->\n";
         let shown = || path.display().to_string();

@@ -39,7 +39,7 @@ pub struct Target {
 }
 
 enum Keeper {
-    Etcd(Etcd),
+    Etcd(Box<Etcd>),
     Directory(PathBuf),
 }
 
@@ -52,11 +52,11 @@ impl Target {
         let keeper = match kind {
             Kind::Etcd => {
                 let etcd = stage.etcd()?;
-                Keeper::Etcd(Etcd::connect(
+                Keeper::Etcd(Box::new(Etcd::connect(
                     stage.rival(),
                     &etcd.endpoint(),
                     etcd.prefix(),
-                )?)
+                )?))
             }
             Kind::Directory => {
                 let dir = stage.shared_dir().join("bench");
