@@ -203,22 +203,22 @@ impl Follower {
     /// Makes sure that there is a directory, asks to be told of changes in it, and begins to read
     /// it; in this order, so that no change falls between.
     pub(super) async fn join(&mut self) -> Result<(), Fault> {
-        let before = self.listed.is_some();
-        let missing = self
+        let before = self.listed;
+        let (made, now) = self
             .files(move |place| match place.stat() {
                 // Gone with all else: not mounted, rather than emptied.
-                (Err(e), false) if before => Err(e),
-                _ => place.prepare(),
+                (Err(e), false) if before.is_some() => Err(e),
+                _ => Ok((place.prepare()?, place.stat().0?)),
             })
             .await?;
         let subnets = self.place.subnets();
-        if missing && before {
-            self.lost = true;
+        self.lost |= before.is_some_and(|before| made || !now.same_inode(&before));
+        if self.lost {
             warn!(
-                "{} was removed with all leases in it; publishing ours again",
+                "{} is another directory than before; publishing our lease again",
                 subnets.display()
             );
-        } else if missing {
+        } else if made {
             info!("{}: made, as it was not there", subnets.display());
         }
         self.notify = match Notify::new(&subnets) {
@@ -242,6 +242,7 @@ impl Follower {
     async fn look_at(&mut self, changes: Changes) -> Result<(), Fault> {
         if changes.moved {
             self.notify = None;
+            self.lost = true;
             return self.join().await;
         }
         if changes.lost_some {
@@ -425,14 +426,19 @@ impl Follower {
     }
 }
 
-/// Looks at each file in turn.
+/// Looks at each file in turn. Files that are gone together with their directory are not gone.
 pub(super) fn look_at_each(
     place: &Place,
     keys: Vec<(SubnetKey, Option<FileId>)>,
 ) -> io::Result<Vec<(SubnetKey, Look)>> {
-    keys.into_iter()
-        .map(|(key, known)| Ok((key, place.look(&key, known)?)))
-        .collect()
+    let mut looks = Vec::with_capacity(keys.len());
+    for (key, known) in keys {
+        looks.push((key, place.look(&key, known)?));
+    }
+    if looks.iter().any(|(_, look)| matches!(look, Look::Gone)) {
+        place.stat().0?;
+    }
+    Ok(looks)
 }
 
 /// The next changes; for ever if nobody tells of any.

@@ -9,7 +9,7 @@ use tokio_rustls::rustls::client::danger::{
 };
 use tokio_rustls::rustls::client::verify_server_name;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
@@ -157,6 +157,10 @@ fn certificates(source: Source<'_>) -> Result<Vec<CertificateDer<'static>>, TlsE
             Err(source.problem("holds no certificate: expected -----BEGIN CERTIFICATE-----".into()))
         }
         Ok(all) => Ok(all),
+        Err(pem::Error::MissingSectionEnd { .. }) => {
+            Err(source
+                .problem("a certificate without its -----END CERTIFICATE-----: cut off?".into()))
+        }
         Err(e) => Err(source.problem(format!("not a PEM file of certificates: {e}"))),
     }
 }

@@ -7,4 +7,5 @@ mod etcd_server;
 mod gate;
 mod node;
 mod suite;
+mod tls;
 mod world;

@@ -139,3 +139,13 @@ pub fn local(test: impl Future<Output = ()>) {
         .unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
+
+/// The most memory that this process ever took, as the kernel says it.
+pub fn peak() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap_or_default()
+        .into()
+}

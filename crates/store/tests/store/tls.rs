@@ -1,0 +1,406 @@
+//! TLS to etcd, with certificates made on the spot.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use store::{EtcdSettings, EtcdStore, Store};
+use tempfile::TempDir;
+
+use crate::etcd_server::{Etcd, Tls};
+use crate::node::{CONFIG, Node, local, within};
+use crate::world::{PREFIX, settings};
+
+/// Certificates in a directory: `ca`, `server`, `client`, and what a stranger has.
+struct Pki {
+    dir: TempDir,
+}
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+fn authority(name: &str) -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    Authority {
+        issuer: Issuer::new(params, key),
+        pem,
+    }
+}
+
+fn server_params() -> CertificateParams {
+    let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
+    params
+        .subject_alt_names
+        .push(SanType::IpAddress("127.0.0.1".parse().unwrap()));
+    // etcd uses its own certificate as a client, too, for its gateway.
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    params
+}
+
+impl Pki {
+    fn new() -> Pki {
+        let pki = Pki {
+            dir: TempDir::new().unwrap(),
+        };
+        let (ours, theirs) = (authority("ours"), authority("theirs"));
+        pki.write("ca.pem", &ours.pem);
+        pki.write("stranger-ca.pem", &theirs.pem);
+        pki.issue("server", server_params(), &ours);
+        pki.issue("client", client_params(), &ours);
+        pki.issue("stranger", client_params(), &theirs);
+        pki
+    }
+
+    fn issue(&self, name: &str, params: CertificateParams, by: &Authority) {
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &by.issuer).unwrap();
+        self.write(&format!("{name}.pem"), &cert.pem());
+        self.write(&format!("{name}-key.pem"), &key.serialize_pem());
+        self.write(&format!("{name}-key.sec1"), &sec1(&key));
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.file(name), text).unwrap();
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.file(name).to_str().unwrap().into()
+    }
+
+    fn server(&self, cert: &str, ca: &str, mutual: bool) -> Etcd {
+        let etcd = Etcd::start_with(
+            &[],
+            Some(Tls {
+                cert: self.text(&format!("{cert}.pem")),
+                key: self.text(&format!("{cert}-key.pem")),
+                ca: self.text(ca),
+                mutual,
+            }),
+        );
+        etcd.put(&format!("{PREFIX}/config"), CONFIG);
+        etcd
+    }
+}
+
+fn client_params() -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "node");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    params
+}
+
+/// A P-256 key as `openssl ecparam -genkey` writes it: the inner part of its PKCS#8 form.
+fn sec1(key: &KeyPair) -> String {
+    let der = key.serialize_der();
+    // SEQUENCE { INTEGER 1, OCTET STRING (32 bytes) ... } in an OCTET STRING at the end.
+    let start = der
+        .windows(7)
+        .position(|w| w[0] == 0x30 && w[2..] == [2, 1, 1, 4, 32])
+        .unwrap();
+    let inner = &der[start..start + 2 + usize::from(der[start + 1])];
+    let base64 = base64(inner);
+    let lines: Vec<&str> = base64
+        .as_bytes()
+        .chunks(64)
+        .map(|c| std::str::from_utf8(c).unwrap())
+        .collect();
+    format!(
+        "-----BEGIN EC PRIVATE KEY-----\n{}\n-----END EC PRIVATE KEY-----\n",
+        lines.join("\n")
+    )
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in bytes.chunks(3) {
+        let n = three.iter().fold(0_u32, |n, b| n << 8 | u32::from(*b)) << (8 * (3 - three.len()));
+        for i in 0..4 {
+            let digit = DIGITS[(n >> (18 - 6 * i) & 63) as usize];
+            text.push(if i <= three.len() {
+                char::from(digit)
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+/// Whether the configuration can be read with these settings.
+async fn reads(settings: EtcdSettings) -> bool {
+    let mut store = EtcdStore::new(settings).unwrap();
+    tokio::time::timeout(Duration::from_millis(1500), store.config())
+        .await
+        .is_ok()
+}
+
+#[test]
+fn mutual_tls_lets_us_in_and_nobody_else() {
+    local(async {
+        let pki = Pki::new();
+        let etcd = pki.server("server", "ca.pem", true);
+        let with = |cert: &str, key: &str, ca: &str| EtcdSettings {
+            certfile: Some(pki.file(cert)),
+            keyfile: Some(pki.file(key)),
+            cafile: Some(pki.file(ca)),
+            ..settings(&etcd)
+        };
+        let store = EtcdStore::new(with("client.pem", "client-key.pem", "ca.pem")).unwrap();
+        let mut node = Node::start(store, 1).await;
+        node.until("own", |node| node.complete && node.own_key().is_some())
+            .await;
+        assert!(
+            reads(with("client.pem", "client-key.sec1", "ca.pem")).await,
+            "a SEC1 key"
+        );
+        assert!(
+            !reads(with("stranger.pem", "stranger-key.pem", "ca.pem")).await,
+            "let a stranger in"
+        );
+        assert!(
+            !reads(with("client.pem", "client-key.pem", "stranger-ca.pem")).await,
+            "believed a stranger"
+        );
+        let none = EtcdSettings {
+            cafile: Some(pki.file("ca.pem")),
+            ..settings(&etcd)
+        };
+        assert!(!reads(none).await, "let us in without a certificate");
+    });
+}
+
+#[test]
+fn a_ca_alone_verifies_the_server() {
+    local(async {
+        let pki = Pki::new();
+        let etcd = pki.server("server", "ca.pem", false);
+        let with = |ca: Option<&str>| EtcdSettings {
+            cafile: ca.map(|ca| pki.file(ca)),
+            ..settings(&etcd)
+        };
+        assert!(reads(with(Some("ca.pem"))).await);
+        assert!(!reads(with(Some("stranger-ca.pem"))).await);
+        assert!(
+            !reads(with(None)).await,
+            "the system's authorities know nothing of this server"
+        );
+        let by_name = |host: &str| EtcdSettings {
+            endpoints: etcd.url().replace("127.0.0.1", host),
+            ..with(Some("ca.pem"))
+        };
+        assert!(reads(by_name("localhost")).await);
+        let plain = EtcdSettings {
+            endpoints: etcd.url().replace("https", "http"),
+            ..settings(&etcd)
+        };
+        assert!(!reads(plain).await);
+    });
+}
+
+#[test]
+fn a_server_certificate_for_another_name_is_refused() {
+    local(async {
+        let pki = Pki::new();
+        let ours = authority("names");
+        pki.write("names-ca.pem", &ours.pem);
+        let mut params = server_params();
+        params.subject_alt_names = vec![SanType::DnsName("elsewhere.example".try_into().unwrap())];
+        pki.issue("elsewhere", params, &ours);
+        let etcd = Etcd::start_with(
+            &[],
+            Some(Tls {
+                cert: pki.text("elsewhere.pem"),
+                key: pki.text("elsewhere-key.pem"),
+                ca: pki.text("names-ca.pem"),
+                mutual: false,
+            }),
+        );
+        etcd.ctl(&[
+            "--insecure-skip-tls-verify",
+            "put",
+            &format!("{PREFIX}/config"),
+            CONFIG,
+        ]);
+        assert!(
+            !reads(EtcdSettings {
+                cafile: Some(pki.file("names-ca.pem")),
+                ..settings(&etcd)
+            })
+            .await
+        );
+    });
+}
+
+#[test]
+fn a_self_signed_authority_that_is_the_server_is_believed() {
+    local(async {
+        let pki = Pki::new();
+        let mut params = server_params();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        pki.write("self.pem", &params.self_signed(&key).unwrap().pem());
+        pki.write("self-key.pem", &key.serialize_pem());
+        let etcd = pki.server("self", "self.pem", false);
+        assert!(
+            reads(EtcdSettings {
+                cafile: Some(pki.file("self.pem")),
+                ..settings(&etcd)
+            })
+            .await
+        );
+        assert!(
+            !reads(EtcdSettings {
+                cafile: Some(pki.file("ca.pem")),
+                ..settings(&etcd)
+            })
+            .await
+        );
+        let other_name = etcd.url().replace("127.0.0.1", "127.0.0.2");
+        let elsewhere = EtcdSettings {
+            endpoints: other_name,
+            cafile: Some(pki.file("self.pem")),
+            ..settings(&etcd)
+        };
+        assert!(!reads(elsewhere).await);
+    });
+}
+
+#[test]
+fn renewed_certificates_are_used_without_a_restart() {
+    local(async {
+        let pki = Pki::new();
+        let etcd = pki.server("server", "ca.pem", true);
+        std::fs::copy(pki.file("stranger.pem"), pki.file("live.pem")).unwrap();
+        std::fs::copy(pki.file("stranger-key.pem"), pki.file("live-key.pem")).unwrap();
+        let mut store = EtcdStore::new(EtcdSettings {
+            certfile: Some(pki.file("live.pem")),
+            keyfile: Some(pki.file("live-key.pem")),
+            cafile: Some(pki.file("ca.pem")),
+            ..settings(&etcd)
+        })
+        .unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(700), store.config()).await;
+        assert!(early.is_err());
+        // One after the other, as a script would: in between they do not belong together.
+        std::fs::copy(pki.file("client.pem"), pki.file("live.pem")).unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        std::fs::copy(pki.file("client-key.pem"), pki.file("live-key.pem")).unwrap();
+        within(store.config()).await;
+    });
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    let pki = Pki::new();
+    pki.write("empty.pem", "");
+    pki.write(
+        "broken.pem",
+        "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n",
+    );
+    pki.write("cut.pem", &pki_text(&pki, "client.pem")[..200]);
+    let missing = pki.text("no-such-file.pem");
+    let cases: [(Option<&str>, Option<&str>, Option<&str>, &str, &str); 10] = [
+        (
+            Some("client.pem"),
+            None,
+            None,
+            "-etcd-certfile",
+            "-etcd-keyfile",
+        ),
+        (
+            None,
+            Some("client-key.pem"),
+            None,
+            "-etcd-keyfile",
+            "-etcd-certfile",
+        ),
+        (
+            Some("client.pem"),
+            Some("stranger-key.pem"),
+            None,
+            "-etcd-keyfile",
+            "client.pem",
+        ),
+        (
+            Some("client.pem"),
+            Some("no-such-file.pem"),
+            None,
+            "-etcd-keyfile",
+            &missing,
+        ),
+        (
+            Some("client.pem"),
+            Some("client.pem"),
+            None,
+            "-etcd-keyfile",
+            "PKCS#8",
+        ),
+        (
+            Some("empty.pem"),
+            Some("client-key.pem"),
+            None,
+            "-etcd-certfile",
+            "empty.pem",
+        ),
+        (
+            Some("cut.pem"),
+            Some("client-key.pem"),
+            None,
+            "-etcd-certfile",
+            "cut.pem",
+        ),
+        (
+            None,
+            None,
+            Some("empty.pem"),
+            "-etcd-cafile",
+            "BEGIN CERTIFICATE",
+        ),
+        (None, None, Some("broken.pem"), "-etcd-cafile", "broken.pem"),
+        (
+            None,
+            None,
+            Some("client-key.pem"),
+            "-etcd-cafile",
+            "client-key.pem",
+        ),
+    ];
+    for (cert, key, ca, flag, also) in cases {
+        let error = EtcdStore::new(EtcdSettings {
+            endpoints: "https://127.0.0.1:1".into(),
+            prefix: PREFIX.into(),
+            certfile: cert.map(|name| pki.file(name)),
+            keyfile: key.map(|name| pki.file(name)),
+            cafile: ca.map(|name| pki.file(name)),
+            ..EtcdSettings::default()
+        });
+        let error = error.err().expect("taken").to_string();
+        assert!(
+            error.starts_with(flag) && error.contains(also),
+            "{flag} {also}: {error}"
+        );
+        println!("{error}");
+    }
+}
+
+fn pki_text(pki: &Pki, name: &str) -> String {
+    std::fs::read_to_string(pki.file(name)).unwrap()
+}
