@@ -5,7 +5,7 @@ use std::future::Future;
 use std::net::IpAddr;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey, pool};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::complaints::Complaints;
 use crate::{AcquireError, Claim};
@@ -190,10 +190,11 @@ pub(crate) fn addresses(ips: &Dual<IpAddr>) -> String {
     all.join(" and ")
 }
 
-/// Says that a lease beside our own one carries our public addresses.
+/// Notes that a lease beside our own one carries our public addresses. The daemon's roster refuses
+/// such a lease and says why: one line is enough.
 pub(crate) fn twin(said: &mut Complaints, own: SubnetKey, other: &Lease) {
     if said.is_new(("twin", other.key), other.attrs.public_ip) {
-        warn!(
+        debug!(
             "lease {} is published with our own public address {}, ours is {own}: two nodes with one \
              address, or a left-over that will expire",
             other.key,
