@@ -69,7 +69,10 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32) -> Result<(), Failure> {
             }
         }
         Object::Fdb(key, dst) => {
-            let body = neigh(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF);
+            // "Learned externally" marks the entry as a control plane's, and its notice as ours: see
+            // `filter`. The kernel treats a permanent entry no differently for it.
+            let flags_of_it = NTF_SELF | NTF_EXT_LEARNED;
+            let body = neigh(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, flags_of_it);
             batch.open(pick(RTM_NEWNEIGH), flags, &body);
             batch.attr(NDA_LLADDR, &key.mac.0).attr_ip(NDA_DST, dst);
         }

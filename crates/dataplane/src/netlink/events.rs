@@ -45,7 +45,6 @@ pub struct Events {
     receive: Box<[u8]>,
     /// The request socket's port.
     port: u32,
-    strict: bool,
     queue: VecDeque<KernelEvent>,
     look_again: bool,
     host_changed: bool,
@@ -80,7 +79,6 @@ impl Events {
             socket,
             receive: vec![0; RECEIVE].into_boxed_slice(),
             port,
-            strict: false,
             queue: VecDeque::new(),
             look_again: false,
             host_changed: false,
@@ -93,21 +91,7 @@ impl Events {
     /// Lets through what concerns `view`, whose indexes changed.
     pub fn refilter(&mut self, view: Option<&View>) {
         // Refused: everything is seen, which is slower and not wrong.
-        let _ = filter::attach(
-            self.socket.get_ref().as_raw_fd(),
-            view,
-            self.port,
-            self.strict,
-        );
-    }
-
-    /// Between `true` and `false`, FDB notices are not seen; the caller is told to look again.
-    pub fn set_strict(&mut self, view: Option<&View>, strict: bool) {
-        if self.strict != strict {
-            self.strict = strict;
-            self.refilter(view);
-            self.look_again |= !strict;
-        }
+        let _ = filter::attach(self.socket.get_ref().as_raw_fd(), view, self.port);
     }
 
     /// Remembers something that we are doing, to know its notice.
@@ -120,6 +104,11 @@ impl Events {
             self.echoes.pop_front();
         }
         self.echoes.push_back(echo);
+    }
+
+    /// Whether notices of our own doings are to come.
+    pub fn expects(&self) -> bool {
+        !self.echoes.is_empty()
     }
 
     /// The next thing to report.

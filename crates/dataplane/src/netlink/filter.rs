@@ -21,15 +21,18 @@ const RET: u16 = 0x06;
 /// Offsets in a notice: the netlink header's, then those of the fixed part that follows it.
 const KIND: u32 = 4;
 const PID: u32 = 12;
-const FAMILY: u32 = 16;
 const TABLE: u32 = 20;
 /// Of addresses and neighbours alike.
 const INDEX: u32 = 20;
+const FAMILY: u32 = 16;
+/// Of neighbours.
+const FLAGS: u32 = 26;
 
 /// Where a jump leads.
 #[derive(Clone, Copy, PartialEq)]
 enum To {
     Neigh,
+    NeighIndex,
     Addr,
     Route,
     Pass,
@@ -40,18 +43,19 @@ enum Step {
     Do(u16, u32),
     /// Jump there if the accumulator is this.
     If(u32, To),
+    /// Jump there if it is not.
+    Unless(u32, To),
     Go(To),
     Here(To),
 }
 
 /// Has `fd` see only what may concern `view`. `port` is the request socket's: its own doings are
-/// dropped. `strict` drops FDB notices too: the kernel does not say who caused them, and there is
-/// one for each of our own.
+/// dropped.
 ///
 /// # Errors
 /// The kernel's refusal; then everything is seen, which is slower and not wrong.
-pub fn attach(fd: RawFd, view: Option<&View>, port: u32, strict: bool) -> io::Result<()> {
-    let mut program = assemble(&steps(view, port, strict));
+pub fn attach(fd: RawFd, view: Option<&View>, port: u32) -> io::Result<()> {
+    let mut program = assemble(&steps(view, port));
     let filter = libc::sock_fprog {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
@@ -68,8 +72,8 @@ pub fn attach(fd: RawFd, view: Option<&View>, port: u32, strict: bool) -> io::Re
     }
 }
 
-fn steps(view: Option<&View>, port: u32, strict: bool) -> Vec<Step> {
-    use Step::{Do, Go, Here, If};
+fn steps(view: Option<&View>, port: u32) -> Vec<Step> {
+    use Step::{Do, Go, Here, If, Unless};
     // Loads take the bytes as big-endian; netlink's are in host byte order.
     let swap32 = u32::to_be;
     let swap16 = |n: u16| u32::from(n.to_be());
@@ -90,11 +94,17 @@ fn steps(view: Option<&View>, port: u32, strict: bool) -> Vec<Step> {
         Do(LD_B, TABLE),
         If(u32::from(RT_TABLE_MAIN), To::Pass),
         Go(To::Drop),
+        // The kernel does not say who wrote an FDB entry; ours carry a mark.
         Here(To::Neigh),
+        Do(LD_B, FAMILY),
+        Unless(u32::from(AF_BRIDGE), To::NeighIndex),
+        Do(LD_H, KIND),
+        Unless(swap16(RTM_NEWNEIGH), To::NeighIndex),
+        Do(LD_B, FLAGS),
+        Do(AND, u32::from(NTF_EXT_LEARNED)),
+        Unless(0, To::Drop),
+        Here(To::NeighIndex),
     ];
-    if strict {
-        steps.extend([Do(LD_B, FAMILY), If(u32::from(AF_BRIDGE), To::Drop)]);
-    }
     let indexes = |ours_only: bool| {
         let devices = devices
             .iter()
@@ -127,13 +137,15 @@ fn assemble(steps: &[Step]) -> Vec<libc::sock_filter> {
     let mut program: Vec<libc::sock_filter> = Vec::with_capacity(steps.len());
     for step in steps {
         let after = program.len() + 1;
-        let (code, jt, k) = match step {
-            Step::Do(code, k) => (*code, 0, *k),
-            Step::If(value, to) => (JEQ, place(*to).saturating_sub(after) as u8, *value),
-            Step::Go(to) => (JA, 0, place(*to).saturating_sub(after) as u32),
+        let jump = |to: &To| place(*to).saturating_sub(after) as u8;
+        let (code, jt, jf, k) = match step {
+            Step::Do(code, k) => (*code, 0, 0, *k),
+            Step::If(value, to) => (JEQ, jump(to), 0, *value),
+            Step::Unless(value, to) => (JEQ, 0, jump(to), *value),
+            Step::Go(to) => (JA, 0, 0, u32::from(jump(to))),
             Step::Here(_) => continue,
         };
-        program.push(libc::sock_filter { code, jt, jf: 0, k });
+        program.push(libc::sock_filter { code, jt, jf, k });
     }
     program
 }

@@ -36,9 +36,6 @@ use socket::{Failure, Requests};
 use uapi::*;
 use wire::Batch;
 
-/// From this many operations on, the notices of our own FDB changes are kept away altogether.
-const BULK: usize = 256;
-
 /// The kernel of the network namespace in which it was opened.
 ///
 /// Requests block the thread for as long as the kernel takes to do them: it does so within the
@@ -113,6 +110,10 @@ impl Kernel {
             outcomes[at as usize] = outcome(op, Err(failure));
         });
         sent.clear();
+        if let Some(view) = self.view.as_mut().filter(|_| self.events.expects()) {
+            // The notices of what we did ourselves, before there are too many to be remembered.
+            while self.events.drain(view, &mut self.requests) {}
+        }
         for at in blocked {
             let op = &ops[at as usize];
             outcomes[at as usize] = outcome(op, self.put_past(op));
@@ -159,7 +160,8 @@ impl Kernel {
     /// Which of our own doings the kernel announces without saying whose they are.
     fn expect_echo(&mut self, op: &Op) {
         let unmarked = match op.object() {
-            Object::Fdb(..) => true,
+            // Of an entry that we write, the notice carries our mark.
+            Object::Fdb(..) => is_del(op),
             Object::Addr(key) => Family::of_net(&key.net) == Family::V6,
             _ => false,
         };
@@ -207,10 +209,6 @@ impl Dataplane for Kernel {
         let mut outcomes = vec![Ok(()); ops.len()];
         let mut sent = Vec::with_capacity(ops.len().min(1_000));
         let mut indexes = Indexes::default();
-        let bulk = ops.len() > BULK && ops.iter().any(|op| matches!(op.object(), Object::Fdb(..)));
-        if bulk {
-            self.events.set_strict(self.view.as_ref(), true);
-        }
         for (at, op) in ops.iter().enumerate() {
             let done = match op.object() {
                 // Others may need the device, or its absence.
@@ -231,9 +229,7 @@ impl Dataplane for Kernel {
                 }
                 _ => self.encode(op, &mut indexes).map(|()| {
                     sent.push(at as u32);
-                    if !bulk {
-                        self.expect_echo(op);
-                    }
+                    self.expect_echo(op);
                 }),
             };
             if done.is_err() {
@@ -245,15 +241,10 @@ impl Dataplane for Kernel {
             }
         }
         self.flush(ops, &mut sent, &mut outcomes);
-        if bulk {
-            self.events.set_strict(self.view.as_ref(), false);
-        }
         outcomes
     }
 
     async fn event(&mut self) -> KernelEvent {
-        // An apply that was cancelled half-way leaves it set.
-        self.events.set_strict(self.view.as_ref(), false);
         loop {
             if let Some(event) = self.events.pop() {
                 return event;

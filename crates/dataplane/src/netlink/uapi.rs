@@ -79,7 +79,8 @@ pub const NDA_LLADDR: u16 = 2;
 pub const NDA_IFINDEX: u16 = 8;
 pub const NUD_NOARP: u16 = 0x40;
 pub const NUD_PERMANENT: u16 = 0x80;
-pub const NTF_SELF: u8 = 2;
+pub const NTF_SELF: u8 = 0x02;
+pub const NTF_EXT_LEARNED: u8 = 0x10;
 
 // if_addr.h
 pub const IFA_ADDRESS: u16 = 1;
