@@ -13,6 +13,7 @@
 //! | [`table`] | [`Table`]: desired against observed, for any kind of kernel object |
 //! | [`state`] | [`KernelState`]: one table for each kind of object, and the order of the work |
 //! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
+//! | [`rules`] | [`TrafficRules`]: masquerading and forwarding as a list of values |
 //! | [`host`] | [`Host`]: what a backend must know of the machine |
 
 pub mod config;
@@ -24,6 +25,7 @@ pub mod op;
 pub mod pool;
 mod range;
 pub mod roster;
+pub mod rules;
 pub mod state;
 pub mod subnet;
 pub mod table;
@@ -34,6 +36,7 @@ pub use host::Host;
 pub use kernel::{IfName, Mac, Object};
 pub use lease::{BackendType, Lease, LeaseAttrs};
 pub use op::Op;
+pub use rules::TrafficRules;
 pub use state::KernelState;
 pub use subnet::SubnetKey;
 pub use table::Table;
