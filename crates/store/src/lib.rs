@@ -127,7 +127,4 @@ pub enum AcquireError {
     /// The pool is used up.
     #[error("{0}")]
     Full(String),
-    /// Another living node publishes our public address.
-    #[error("{0}")]
-    Conflict(String),
 }

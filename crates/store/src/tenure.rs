@@ -13,9 +13,14 @@
 //! How long "moments" are is random, so that two daemons which start again and again end with one
 //! that stays.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use model::{Dual, SubnetKey};
 use tokio::time::Instant;
+use tracing::warn;
+
+use crate::claim::addresses;
 
 const SHORTEST: Duration = Duration::from_millis(1000);
 const LONGEST: Duration = Duration::from_millis(5000);
@@ -72,6 +77,28 @@ impl Tenure {
         self.answered = Some(now);
         Reaction::Answer
     }
+}
+
+/// Why we give our lease up: a node with another address holds it.
+pub(crate) fn taken_by(key: &SubnetKey, theirs: &Dual<IpAddr>) -> String {
+    format!("{key} belongs to {} now", addresses(theirs))
+}
+
+/// Why we give our lease up: [`Reaction::Yield`].
+pub(crate) fn outranked(key: &SubnetKey, ours: &Dual<IpAddr>) -> String {
+    format!(
+        "another living node publishes our public address {} and holds {key}: give one of the two another address \
+         (--public-ip)",
+        addresses(ours)
+    )
+}
+
+/// Says that we answer: [`Reaction::Answer`].
+pub(crate) fn say_answer(key: &SubnetKey, ours: &Dual<IpAddr>) {
+    warn!(
+        "somebody else wrote our lease {key}: another node with our public address {}, or a person; writing it again",
+        addresses(ours)
+    );
 }
 
 #[cfg(test)]

@@ -2,35 +2,28 @@
 //! there were some that nobody told of.
 
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use model::{Dual, Lease, LeaseAttrs, SubnetKey};
+use model::{Dual, LeaseAttrs, SubnetKey};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::entry::{self, Entry};
-use super::files::{FileId, Look, Place, parse_name};
+use super::entry;
+use super::files::{FileId, Place};
 use super::holding::Holding;
 use super::listing::Listing;
 use super::notify::{Changes, Notify};
 use crate::Timing;
 use crate::backoff::Backoff;
 use crate::catalog::Catalog;
-use crate::claim::{Candidate, same_node, twin};
+use crate::claim::Candidate;
 use crate::complaints::Complaints;
 use crate::feed::Feed;
 use crate::presence::Presence;
 
-/// A file system that does not answer for so long is away.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A file that makes no sense may be half written: so long until it is looked at again.
-const HALF_WRITTEN: Duration = Duration::from_millis(500);
 /// Every so many polls all files are looked at, whether or not the directory changed.
 const THOROUGH: u32 = 30;
 
@@ -65,8 +58,8 @@ pub(super) struct Follower {
     pub presence: Presence,
     notify: Option<Notify>,
     /// Files that may be half written, and when to look at them again.
-    doubtful: BTreeSet<SubnetKey>,
-    doubts_end: Option<Instant>,
+    pub doubtful: BTreeSet<SubnetKey>,
+    pub doubts_end: Option<Instant>,
     /// The directory lost its files: what is missing was not given up by its owner.
     pub lost: bool,
     /// When missing files of a directory that lost some count as gone.
@@ -101,47 +94,6 @@ impl Follower {
             sweep_at: None,
             polls: 0,
         }
-    }
-
-    /// Does file work on a thread that may block. One that takes very long is waited for, but the
-    /// store is away meanwhile.
-    pub(super) async fn files<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&Place) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, Fault> {
-        let thread = self.begin(work);
-        self.finish(thread).await
-    }
-
-    /// Begins file work; its result is for [`Follower::finish`].
-    pub(super) fn begin<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Place) -> io::Result<T> + Send + 'static,
-    ) -> JoinHandle<io::Result<T>> {
-        let place = self.place.clone();
-        spawn_blocking(move || work(&place))
-    }
-
-    /// Waits for the end of file work.
-    pub(super) async fn finish<T>(
-        &mut self,
-        mut thread: JoinHandle<io::Result<T>>,
-    ) -> Result<T, Fault> {
-        loop {
-            match timeout(PATIENCE, &mut thread).await {
-                Ok(Ok(done)) => return done.map_err(|e| self.fault(&e)),
-                Ok(Err(e)) => return Err(Fault(e.to_string())),
-                Err(_) => {
-                    let root = self.place.root().display();
-                    self.presence
-                        .away(&self.feed, &format!("{root} does not answer"));
-                }
-            }
-        }
-    }
-
-    fn fault(&self, error: &io::Error) -> Fault {
-        Fault(format!("{}: {error}", self.place.root().display()))
     }
 
     /// Follows the directory for ever.
@@ -267,111 +219,6 @@ impl Follower {
         Ok(())
     }
 
-    /// The subnet that a file name says; one that says none is skipped with a line.
-    pub(super) fn key_of(&mut self, name: &OsString) -> Option<SubnetKey> {
-        let key = parse_name(name);
-        if key.is_none() && self.complaints.is_new(name, "name") {
-            let dir = self.place.subnets();
-            warn!(
-                "{}: {name:?} names no subnet such as 172.30.80.0-24: skipped",
-                dir.display()
-            );
-        }
-        key
-    }
-
-    pub(super) async fn read(&mut self, keys: Vec<SubnetKey>) -> Result<(), Fault> {
-        let known = self.with_ids(keys);
-        let looks = self.files(move |place| look_at_each(place, known)).await?;
-        for (key, look) in looks {
-            self.take_in(key, look).await?;
-        }
-        Ok(())
-    }
-
-    /// Each key with the state of its file that is known.
-    pub(super) fn with_ids(&self, keys: Vec<SubnetKey>) -> Vec<(SubnetKey, Option<FileId>)> {
-        let id = |key: &SubnetKey| self.catalog.version(key).and_then(|seen| seen.id);
-        keys.into_iter().map(|key| (key, id(&key))).collect()
-    }
-
-    /// Takes in one look at a file.
-    pub(super) async fn take_in(&mut self, key: SubnetKey, look: Look) -> Result<(), Fault> {
-        let own = self.holding.as_ref().is_some_and(|own| own.key == key);
-        match look {
-            Look::Same => {
-                self.catalog.has(&key, |_| true);
-            }
-            Look::Gone => {
-                self.complaints.settled(key);
-                self.catalog.gone(&key);
-                if own {
-                    self.own_deleted().await?;
-                }
-            }
-            Look::Lease(entry, id) => {
-                self.complaints.settled(key);
-                self.read_lease(key, &entry, id);
-                if own {
-                    self.own_changed(Some(entry), id).await?;
-                }
-            }
-            Look::Bad(_, Some(id)) if id.is_young() => {
-                self.doubtful.insert(key);
-                self.doubts_end.get_or_insert(Instant::now() + HALF_WRITTEN);
-                self.catalog.has(&key, |_| true);
-            }
-            Look::Bad(reason, id) => {
-                if self.complaints.is_new(key, &reason) {
-                    warn!(
-                        "{}/{key}: {reason}: skipped",
-                        self.place.subnets().display()
-                    );
-                }
-                self.catalog.saw(key, Seen { id, expires: None }, None);
-                if let Some(id) = id.filter(|_| own) {
-                    self.own_changed(None, id).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn read_lease(&mut self, key: SubnetKey, entry: &Entry, id: FileId) {
-        let lease = Lease {
-            key,
-            attrs: entry.attrs.clone(),
-            seniority: entry.created.unwrap_or(id.modified_ms()),
-        };
-        if same_node(&lease.attrs, &self.public_ip) {
-            match &self.holding {
-                None => {
-                    self.candidates.retain(|other| other.lease.key != key);
-                    let reserved = entry.expires.is_none();
-                    self.candidates.push(Candidate {
-                        lease: lease.clone(),
-                        reserved,
-                        mark: id,
-                    });
-                }
-                Some(own) if own.key != key => twin(&mut self.complaints, own.key, &lease),
-                Some(_) => {}
-            }
-        }
-        if entry.expires.is_some_and(|end| end <= entry::now()) {
-            self.catalog.gone(&key);
-        } else {
-            self.catalog.saw(
-                key,
-                Seen {
-                    id: Some(id),
-                    expires: entry.expires,
-                },
-                Some(lease),
-            );
-        }
-    }
-
     /// Has anything changed that nobody told of? And whose time is over?
     async fn poll(&mut self) -> Result<(), Fault> {
         let (dir, config) = self.files(|place| Ok(place.stat())).await?;
@@ -424,21 +271,6 @@ impl Follower {
             self.catalog.sweep();
         }
     }
-}
-
-/// Looks at each file in turn. Files that are gone together with their directory are not gone.
-pub(super) fn look_at_each(
-    place: &Place,
-    keys: Vec<(SubnetKey, Option<FileId>)>,
-) -> io::Result<Vec<(SubnetKey, Look)>> {
-    let mut looks = Vec::with_capacity(keys.len());
-    for (key, known) in keys {
-        looks.push((key, place.look(&key, known)?));
-    }
-    if looks.iter().any(|(_, look)| matches!(look, Look::Gone)) {
-        place.stat().0?;
-    }
-    Ok(looks)
 }
 
 /// The next changes; for ever if nobody tells of any.

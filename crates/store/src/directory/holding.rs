@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use model::{Lease, LeaseAttrs, SubnetKey};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::entry::{Entry, now, now_ms};
 use super::files::{Blocker, Changed, FileId};
 use super::follow::{Fault, Follower, Seen};
-use crate::claim::{Candidate, Ground, addresses, same_node};
-use crate::tenure::{Reaction, Tenure};
+use crate::claim::{Candidate, Ground, same_node};
+use crate::tenure::{self, Reaction, Tenure};
 
 /// The lease that this daemon holds.
 #[derive(Debug)]
@@ -158,41 +158,45 @@ impl Follower {
 
     /// Publishes what is to be published, and renews what is due.
     pub(super) async fn do_chores(&mut self) -> Result<(), Fault> {
-        let wish = self.wish.borrow_and_update().clone();
+        self.wish.mark_unchanged();
         let Some(own) = &self.holding else {
             return Ok(());
         };
-        let changed = wish.filter(|attrs| *attrs != own.entry.attrs);
+        let changed = self
+            .wish
+            .borrow()
+            .as_ref()
+            .is_some_and(|attrs| *attrs != own.entry.attrs);
         let due = self.renewal().is_some_and(|at| now() >= at);
-        if changed.is_none() && !due {
-            return Ok(());
+        match changed || due {
+            true => self.write().await,
+            false => Ok(()),
         }
-        let attrs = changed.unwrap_or_else(|| own.entry.attrs.clone());
-        self.write(attrs).await
     }
 
-    /// Writes our file anew, with a new end, if nobody else has written it since we did. If
-    /// somebody has, it is read.
-    async fn write(&mut self, attrs: LeaseAttrs) -> Result<(), Fault> {
-        let end = self.end_of_new_lease();
-        let Some(own) = &mut self.holding else {
+    /// Writes our file anew, with what we are to publish and a new end, if nobody else has written
+    /// it since we did. If somebody has, it is read.
+    async fn write(&mut self) -> Result<(), Fault> {
+        let Some(own) = &self.holding else {
             return Ok(());
         };
-        own.entry.attrs = attrs;
-        if own.entry.expires.is_some() {
-            own.entry.expires = Some(end);
-        }
-        let (key, entry, was) = (own.key, own.entry.clone(), own.id);
+        let wished = self.wish.borrow().clone();
+        let entry = Entry {
+            attrs: wished.unwrap_or_else(|| own.entry.attrs.clone()),
+            created: own.entry.created,
+            expires: own.entry.expires.map(|_| self.end_of_new_lease()),
+        };
+        let (key, new, was) = (own.key, entry.clone(), own.id);
         let changed = self
-            .files(move |place| place.replace(&key, &entry, was))
+            .files(move |place| place.replace(&key, &new, was))
             .await?;
-        let Some(mut own) = self.holding.take() else {
+        let Some(own) = self.holding.take() else {
             return Ok(());
         };
         match changed {
             Changed::Done(id) => {
-                own.id = id;
-                self.hold(own);
+                self.public_ip = entry.attrs.public_ip;
+                self.hold(Holding { entry, id, ..own });
                 Ok(())
             }
             Changed::Differs(_) => {
@@ -215,38 +219,25 @@ impl Follower {
             return Ok(());
         }
         own.id = id;
-        let (key, attrs) = (own.key, own.entry.attrs.clone());
+        let (key, ours) = (own.key, own.entry.attrs.public_ip);
         let theirs = entry.as_ref().map(|entry| &entry.attrs);
-        if let Some(theirs) = theirs.filter(|theirs| !same_node(theirs, &attrs.public_ip)) {
-            self.give_up(format!(
-                "{key} belongs to {} now",
-                addresses(&theirs.public_ip)
-            ));
+        if let Some(theirs) = theirs.filter(|theirs| !same_node(theirs, &ours)) {
+            self.give_up(tenure::taken_by(&key, &theirs.public_ip));
             return Ok(());
         }
         match own.tenure.foreign_write() {
-            Reaction::Yield => {
-                self.give_up(format!(
-                    "another living node publishes our public address {} and holds {key}: give one of \
-                     the two another address (--public-ip)",
-                    addresses(&attrs.public_ip)
-                ));
-                Ok(())
-            }
-            Reaction::Endure => Ok(()),
+            Reaction::Yield => self.give_up(tenure::outranked(&key, &ours)),
+            Reaction::Endure => {}
             Reaction::Answer => {
-                warn!(
-                    "somebody else wrote our lease {key}: another node with our public address {}, or a \
-                     person; writing it again",
-                    addresses(&attrs.public_ip)
-                );
+                tenure::say_answer(&key, &ours);
                 if entry.is_some_and(|entry| entry.expires.is_none()) {
                     // Made a reservation under our feet, which is for its maker to say.
                     own.entry.expires = None;
                 }
-                self.write(attrs).await
+                self.write().await?;
             }
         }
+        Ok(())
     }
 
     /// Our file is gone. Removed under us it is revoked. If its time had run out, or it went with

@@ -7,7 +7,8 @@ use model::SubnetKey;
 use tokio::task::JoinHandle;
 
 use super::files::{FileId, Look};
-use super::follow::{Fault, Follower, look_at_each};
+use super::follow::{Fault, Follower};
+use super::reading::look_at_each;
 
 /// Files in a batch: some milliseconds of work.
 const BATCH: usize = 1000;

@@ -15,7 +15,7 @@
 //! | [`entry`] | what a file holds |
 //! | [`files`] | looks and changes, complete or not at all |
 //! | [`notify`] | being told of changes |
-//! | [`listing`] | all files, batch by batch |
+//! | [`thread`], [`reading`], [`listing`] | a file, all files, batch by batch |
 //! | [`holding`] | our own lease: taken, kept, defended, lost |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 
@@ -25,6 +25,8 @@ mod follow;
 mod holding;
 mod listing;
 mod notify;
+mod reading;
+mod thread;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -131,6 +133,7 @@ impl Store for DirectoryStore {
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
         let mut patience = Patience::default();
+        self.wish.send_replace(None);
         let follower = self.follower(&claim.attrs.public_ip);
         loop {
             match claim::acquire(follower, config, claim).await {

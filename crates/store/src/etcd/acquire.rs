@@ -151,9 +151,9 @@ impl Follower {
                 // Our own write of a moment ago, whose answer was lost.
                 (kv.mod_revision, Vec::new())
             }
-            Outcome::Differs(now) => {
-                self.catalog
-                    .saw(key, now.map_or(0, |kv| kv.mod_revision), None);
+            Outcome::Differs(_) => {
+                // Taken; its lease is still to be read, so this is no revision that it has.
+                self.catalog.saw(key, 0, None);
                 return Ok(None);
             }
         };

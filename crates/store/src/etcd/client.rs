@@ -1,20 +1,16 @@
 //! Calls to etcd over one connection at a time: when an endpoint fails, the next one is used.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
-use tokio::time::timeout;
 use tokio_stream::StreamExt;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint as Transport, Uri};
-use tonic::{Code, Request, Status, Streaming};
-use tonic_prost::ProstCodec;
+use tonic::{Status, Streaming};
 use tracing::warn;
 
+use super::call::{Verdict, describe, innermost, streaming, unary, verdict, within};
 use super::connect::Connector;
 use super::proto::{self, path};
 use super::settings::{Endpoint, EtcdSettings, SettingsError};
@@ -27,7 +23,6 @@ const LISTING: Duration = Duration::from_secs(30);
 /// etcd drops clients that ping more often than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(7);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
-const LARGEST_ANSWER: usize = 256 << 20;
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +63,9 @@ struct Link {
 
 /// A connection ready for a call.
 #[derive(Clone)]
-struct Line {
-    channel: Channel,
-    token: Option<MetadataValue<Ascii>>,
+pub(super) struct Line {
+    pub channel: Channel,
+    pub token: Option<MetadataValue<Ascii>>,
     number: u64,
     endpoint: Arc<Endpoint>,
     fresh: bool,
@@ -369,120 +364,4 @@ impl Watch {
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
-}
-
-async fn unary<Q, A>(
-    line: &Line,
-    path: &'static str,
-    query: Q,
-    token: Option<MetadataValue<Ascii>>,
-) -> Result<A, Status>
-where
-    Q: prost::Message + 'static,
-    A: prost::Message + Default + 'static,
-{
-    let mut grpc = Grpc::new(line.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
-    ready(&mut grpc).await?;
-    let mut request = Request::new(query);
-    if let Some(token) = token {
-        request.metadata_mut().insert("token", token);
-    }
-    let codec = ProstCodec::<Q, A>::default();
-    Ok(grpc
-        .unary(request, PathAndQuery::from_static(path), codec)
-        .await?
-        .into_inner())
-}
-
-async fn streaming<Q, A>(
-    line: &Line,
-    path: &'static str,
-    query: impl tokio_stream::Stream<Item = Q> + Send + 'static,
-) -> Result<Streaming<A>, Status>
-where
-    Q: prost::Message + 'static,
-    A: prost::Message + Default + 'static,
-{
-    let mut grpc = Grpc::new(line.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
-    ready(&mut grpc).await?;
-    let mut request = Request::new(query);
-    if let Some(token) = line.token.clone() {
-        request.metadata_mut().insert("token", token);
-    }
-    // A member that lost touch with the others ends the stream rather than staying silent.
-    request
-        .metadata_mut()
-        .insert("hasleader", MetadataValue::from_static("true"));
-    let codec = ProstCodec::<Q, A>::default();
-    Ok(grpc
-        .streaming(request, PathAndQuery::from_static(path), codec)
-        .await?
-        .into_inner())
-}
-
-async fn within<T>(
-    limit: Duration,
-    call: impl Future<Output = Result<T, Status>>,
-) -> Result<T, Status> {
-    let late = |_| Err(Status::deadline_exceeded("no answer in time"));
-    timeout(limit, call).await.unwrap_or_else(late)
-}
-
-async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {
-    grpc.ready()
-        .await
-        .map_err(|e| Status::unavailable(innermost(&e)))
-}
-
-/// What follows from an error status.
-enum Verdict {
-    /// This endpoint cannot answer; another one may.
-    Elsewhere,
-    /// Our token is no longer good.
-    LogIn,
-    /// An answer, if not the one hoped for.
-    No(Failure),
-}
-
-/// etcd's error texts are part of its interface: its own clients compare them too.
-fn verdict(status: &Status) -> Verdict {
-    let text = status.message();
-    if text.contains("required revision has been compacted") {
-        return Verdict::No(Failure::Compacted);
-    }
-    if text.contains("requested lease not found") {
-        return Verdict::No(Failure::NoLease);
-    }
-    if text.contains("invalid auth token") || text.contains("revision of auth store is old") {
-        return Verdict::LogIn;
-    }
-    match status.code() {
-        Code::Unavailable
-        | Code::DeadlineExceeded
-        | Code::Cancelled
-        | Code::Unknown
-        | Code::Internal
-        | Code::Aborted => Verdict::Elsewhere,
-        _ => Verdict::No(Failure::Refused(text.into())),
-    }
-}
-
-fn describe(endpoint: &Endpoint, status: &Status) -> String {
-    let text = match status.source() {
-        Some(source) => innermost(source),
-        None => status.message().to_string(),
-    };
-    match text.is_empty() {
-        true => format!("{endpoint}: {}", status.code()),
-        false => format!("{endpoint}: {text}"),
-    }
-}
-
-/// The cause that the wrappers wrap: "Connection refused", not "transport error".
-fn innermost(error: &dyn Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -25,6 +25,8 @@ use crate::presence::Presence;
 
 /// etcd confirms a watch at once.
 const CONFIRM: std::time::Duration = std::time::Duration::from_secs(10);
+/// A connection that stood for so long was a good one.
+const LASTING: std::time::Duration = std::time::Duration::from_secs(5);
 const DELETE: i32 = 1;
 
 /// What is known of etcd, and the work on it. First the store's own calls drive it, one after the
@@ -114,12 +116,13 @@ impl Follower {
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
-            let mut joined = false;
+            let mut joined = None;
             let end = match self.session(&mut joined).await {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            if joined {
+            let lasted = joined.is_some_and(|at: Instant| at.elapsed() >= LASTING);
+            if lasted {
                 backoff.reset();
             }
             match end {
@@ -128,7 +131,7 @@ impl Follower {
                     self.list_anew();
                 }
                 // The end of a connection is no outage yet: the next one may follow at once.
-                End::Failed(failure) if joined => debug!("etcd: {failure}"),
+                End::Failed(failure) if lasted => debug!("etcd: {failure}"),
                 End::Failed(failure) => self.presence.away(&self.feed, &failure.to_string()),
             }
             backoff.wait().await;
@@ -136,7 +139,10 @@ impl Follower {
     }
 
     /// From one connection to its end.
-    async fn session(&mut self, joined: &mut bool) -> Result<std::convert::Infallible, End> {
+    async fn session(
+        &mut self,
+        joined: &mut Option<Instant>,
+    ) -> Result<std::convert::Infallible, End> {
         match self.position {
             None => {
                 if self.listing.is_none() {
@@ -152,7 +158,7 @@ impl Follower {
         }
         self.interrupted = true;
         let mut watch = self.open_watch().await?;
-        *joined = true;
+        *joined = Some(Instant::now());
         self.presence
             .back(&self.feed, &watch.endpoint().to_string());
         self.do_chores().await?;
@@ -305,8 +311,7 @@ impl Follower {
                 if let Some(term) = &mut own.term {
                     term.renew = Instant::now();
                 }
-                let attrs = own.attrs.clone();
-                self.publish(attrs).await?;
+                self.publish().await?;
             }
             Some(kv) => {
                 own.mod_revision = own.mod_revision.min(if regressed { 0 } else { i64::MAX });

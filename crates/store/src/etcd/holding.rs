@@ -1,19 +1,18 @@
-//! Our own lease: kept alive, published, defended, and given up when it is no longer ours.
+//! Our own lease, kept: alive, and saying what we want said.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use model::{Lease, LeaseAttrs, SubnetKey};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::client::Failure;
 use super::follow::Follower;
 use super::keyspace::Keyspace;
-use super::proto::{KeyValue, LeaseGrantRequest, LeaseId, LeaseResponse, Nothing, path};
+use super::proto::{LeaseGrantRequest, LeaseId, LeaseResponse, Nothing, path};
 use super::txn::{self, Outcome, Write};
-use crate::claim::{addresses, same_node};
-use crate::tenure::{Reaction, Tenure};
+use crate::tenure::Tenure;
 
 /// When etcd answers a renewal with an error, it is tried again after about so long.
 const RENEW_AGAIN: Duration = Duration::from_secs(20);
@@ -42,7 +41,7 @@ pub(super) struct Term {
 }
 
 impl Holding {
-    fn etcd_lease(&self) -> i64 {
+    pub(super) fn etcd_lease(&self) -> i64 {
         self.term.map_or(0, |term| term.etcd_lease)
     }
 
@@ -151,12 +150,12 @@ impl Follower {
 
     /// Publishes what is to be published, and renews what is due.
     pub(super) async fn do_chores(&mut self) -> Result<(), Failure> {
-        let wish = self.wish.borrow_and_update().clone();
+        self.wish.mark_unchanged();
         let Some(own) = &self.holding else {
             return Ok(());
         };
-        if let Some(attrs) = wish.filter(|attrs| *attrs != own.attrs) {
-            self.publish(attrs).await?;
+        if self.wished().is_some_and(|attrs| attrs != own.attrs) {
+            self.publish().await?;
         }
         let Some(term) = self.holding.as_ref().and_then(|own| own.term) else {
             return Ok(());
@@ -167,54 +166,60 @@ impl Follower {
         Ok(())
     }
 
+    /// What the daemon last asked to have published.
+    fn wished(&self) -> Option<LeaseAttrs> {
+        self.wish.borrow().clone()
+    }
+
     async fn renew(&mut self, term: Term) -> Result<(), Failure> {
         let asked = Instant::now();
         let renewed = match self.client.keep_alive(term.etcd_lease).await {
-            Ok(ttl) => Some(self.term(term.etcd_lease, asked, ttl)),
-            Err(Failure::NoLease) => None,
+            Ok(ttl) => self.term(term.etcd_lease, asked, ttl),
+            Err(Failure::NoLease) => {
+                // It ended without us. If the key is there still, it hangs on nothing we know.
+                let fresh = self.grant().await?;
+                self.set_term(fresh);
+                return self.publish().await;
+            }
             Err(Failure::Refused(reason)) => {
                 if self.waiting.is_due(&reason) {
                     warn!("etcd does not renew our lease: {reason}; trying again");
                 }
-                Some(Term {
+                Term {
                     renew: asked + RENEW_AGAIN.mul_f64(0.5 + fastrand::f64()),
                     ..term
-                })
+                }
             }
             Err(failure) => return Err(failure),
         };
-        if renewed.is_some() {
-            if let Some(own) = &mut self.holding {
-                own.term = renewed;
-            }
-            return Ok(());
-        }
-        // The etcd lease ended without us. If the key is there still, it hangs on nothing we know.
-        let Some(attrs) = self.holding.as_ref().map(|own| own.attrs.clone()) else {
-            return Ok(());
-        };
-        let fresh = self.grant().await?;
-        if let Some(own) = &mut self.holding {
-            own.term = Some(fresh);
-        }
-        self.publish(attrs).await
+        self.set_term(renewed);
+        Ok(())
     }
 
-    /// Writes our value under our key, if nobody else has written there since we did. If somebody
-    /// has, the watch is about to tell what.
-    pub(super) async fn publish(&mut self, attrs: LeaseAttrs) -> Result<(), Failure> {
+    fn set_term(&mut self, term: Term) {
+        if let Some(own) = &mut self.holding {
+            own.term = Some(term);
+        }
+    }
+
+    /// Writes what we are to publish under our key, if nobody else has written there since we
+    /// did. If somebody has, the watch is about to tell what.
+    pub(super) async fn publish(&mut self) -> Result<(), Failure> {
         loop {
+            let wished = self.wished();
             let Some(own) = &mut self.holding else {
                 return Ok(());
             };
-            let (key, revision, etcd_lease) = (own.key, own.mod_revision, own.etcd_lease());
-            own.attrs = attrs.clone();
-            let write = write(&self.keys, &key, &attrs, etcd_lease);
+            let attrs = wished.unwrap_or_else(|| own.attrs.clone());
+            let (key, revision) = (own.key, own.mod_revision);
+            let write = write(&self.keys, &key, &attrs, own.etcd_lease());
             own.unanswered = Some(write.value.clone());
             match txn::update(&self.client, &write, revision).await {
                 Ok(Outcome::Done(revision, _)) => {
                     own.mod_revision = revision;
                     own.unanswered = None;
+                    own.attrs = attrs;
+                    self.public_ip = own.attrs.public_ip;
                     self.catalog.saw(key, revision, Some(own.lease()));
                     self.feed.flush();
                     return Ok(());
@@ -225,118 +230,10 @@ impl Follower {
                 }
                 Err(Failure::NoLease) => {
                     let fresh = self.grant().await?;
-                    if let Some(own) = &mut self.holding {
-                        own.term = Some(fresh);
-                    }
+                    self.set_term(fresh);
                 }
                 Err(failure) => return Err(failure),
             }
         }
-    }
-
-    /// Our key was written: by us, or by somebody else?
-    pub(super) async fn own_changed(&mut self, kv: &KeyValue) -> Result<(), Failure> {
-        let Some(own) = &mut self.holding else {
-            return Ok(());
-        };
-        if kv.mod_revision <= own.mod_revision {
-            return Ok(());
-        }
-        let late = own.unanswered.as_ref() == Some(&kv.value) && kv.lease == own.etcd_lease();
-        own.mod_revision = kv.mod_revision;
-        own.create_revision = kv.create_revision;
-        if late {
-            own.unanswered = None;
-            return Ok(());
-        }
-        let (key, attrs) = (own.key, own.attrs.clone());
-        let theirs = LeaseAttrs::from_json(&kv.value).ok();
-        if let Some(theirs) = theirs.filter(|theirs| !same_node(theirs, &attrs.public_ip)) {
-            self.give_up(format!(
-                "{key} belongs to {} now",
-                addresses(&theirs.public_ip)
-            ));
-            return Ok(());
-        }
-        match own.tenure.foreign_write() {
-            Reaction::Yield => {
-                self.give_up(format!(
-                    "another living node publishes our public address {} and holds {key}: \
-                     give one of the two another address (--public-ip)",
-                    addresses(&attrs.public_ip)
-                ));
-                Ok(())
-            }
-            Reaction::Endure => Ok(()),
-            Reaction::Answer => {
-                warn!(
-                    "somebody else wrote our lease {key}: another node with our public address {}, \
-                     or a person; writing it again",
-                    addresses(&attrs.public_ip)
-                );
-                if kv.lease == 0 {
-                    // Made a reservation under our feet, which is for its maker to say.
-                    own.term = None;
-                }
-                self.publish(attrs).await
-            }
-        }
-    }
-
-    /// Our key is gone. Deleted under us it is revoked. If its time had run out, or etcd lost it
-    /// together with other things, it is taken again.
-    pub(super) async fn own_deleted(&mut self) -> Result<(), Failure> {
-        let Some(own) = &mut self.holding else {
-            return Ok(());
-        };
-        let ran_out = own.term.is_some_and(|term| Instant::now() >= term.ends);
-        if !ran_out && !self.regressed {
-            let key = own.key;
-            self.give_up(format!("{key} was deleted from etcd"));
-            return Ok(());
-        }
-        let (key, attrs, reserved) = (own.key, own.attrs.clone(), own.term.is_none());
-        let term = if reserved {
-            None
-        } else {
-            Some(self.grant().await?)
-        };
-        let write = write(
-            &self.keys,
-            &key,
-            &attrs,
-            term.map_or(0, |term| term.etcd_lease),
-        );
-        match txn::create(&self.client, &write, Bytes::new(), None).await? {
-            Outcome::Done(revision, _) => {
-                info!("lease {key} had been lost in etcd and is published again");
-                let tenure = Tenure::created();
-                self.hold(Holding {
-                    key,
-                    attrs,
-                    create_revision: revision,
-                    mod_revision: revision,
-                    term,
-                    tenure,
-                    unanswered: None,
-                });
-            }
-            Outcome::Differs(now) => {
-                self.revoke(term).await;
-                let owner = now.and_then(|kv| LeaseAttrs::from_json(&kv.value).ok());
-                let owner =
-                    owner.map_or("somebody else".into(), |attrs| addresses(&attrs.public_ip));
-                self.give_up(format!(
-                    "{key} ran out while etcd was away, and belongs to {owner} now"
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    fn give_up(&mut self, reason: String) {
-        self.holding = None;
-        self.feed.revoke(reason);
-        self.feed.flush();
     }
 }

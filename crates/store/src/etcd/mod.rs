@@ -3,18 +3,20 @@
 //! | module | does |
 //! |---|---|
 //! | [`settings`] | endpoints, prefix, log-in: what flags say |
-//! | [`tls`], [`connect`], [`client`] | a verified connection, failover, one call |
+//! | [`tls`], [`connect`], [`client`], [`call`] | a verified connection, failover, one call |
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
 //! | [`listing`] | all leases, page by page |
-//! | [`acquire`], [`holding`] | our own lease: taken, kept, defended, lost |
+//! | [`acquire`], [`holding`], [`defence`] | our own lease: taken, kept, defended, lost |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 //!
 //! A start needs one request for the configuration, one per page of leases, one or two for the
 //! lease and one for the watch; nothing is ever asked per peer.
 
 mod acquire;
+mod call;
 mod client;
 mod connect;
+mod defence;
 mod follow;
 mod holding;
 mod keyspace;
@@ -143,6 +145,7 @@ impl Store for EtcdStore {
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
         let mut patience = Patience::default();
+        self.wish.send_replace(None);
         let follower = self.follower(&claim.attrs.public_ip);
         loop {
             match claim::acquire(follower, config, claim).await {

@@ -208,7 +208,8 @@ fn leases_removed_all_at_once_are_published_again() {
             two.follow(Duration::from_millis(700))
         );
         let mut after = dir.subnets();
-        (before.sort(), after.sort());
+        before.sort();
+        after.sort();
         assert_eq!(before, after);
         assert_eq!((&one.revoked, &two.revoked), (&None, &None));
         assert_eq!(
@@ -234,7 +235,7 @@ fn fifteen_thousand_files_are_read_quickly() {
         let taken = began.elapsed();
         node.until("all", |node| node.complete && node.known.len() == 15_001)
             .await;
-        println!(
+        eprintln!(
             "15,000 files: own after {taken:?}, all after {:?}; {}",
             began.elapsed(),
             crate::node::peak()

@@ -68,13 +68,12 @@ fn fifteen_thousand_leases_take_eight_requests() {
         fill(&etcd, 15_000);
         let before = etcd.calls();
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
-        println!("before {}", crate::node::peak());
         let began = Instant::now();
         let mut node = Node::start(etcd.store(), 1).await;
         let taken = began.elapsed();
         node.until("all", |node| node.complete && node.known.len() == 15_001)
             .await;
-        println!(
+        eprintln!(
             "15,000 leases: own after {taken:?}, all after {:?}; {}",
             began.elapsed(),
             crate::node::peak()
@@ -300,7 +299,8 @@ fn an_etcd_that_lost_everything_gets_it_back() {
             );
         }
         let mut after = etcd.subnets();
-        (before.sort(), after.sort());
+        before.sort();
+        after.sort();
         assert_eq!(before, after);
         assert_eq!((&one.revoked, &two.revoked), (&None, &None));
         assert!(!etcd.is_reservation(&after[0]));

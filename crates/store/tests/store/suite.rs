@@ -158,8 +158,11 @@ pub async fn fifty_daemons_share_sixty_subnets<W: World>() {
         assert!(keys.insert(key), "{key} was given twice");
         nodes.push(node);
     }
-    let last = nodes.last_mut().unwrap();
-    last.until("all fifty", |node| node.known.len() == 50).await;
+    // Also those that lost races for a subnet must learn who won it.
+    for node in &mut nodes {
+        node.until("all fifty", |node| node.complete && node.known.len() == 50)
+            .await;
+    }
     assert!(nodes.iter().all(|node| node.revoked.is_none()));
     assert_eq!(world.subnets().len(), 50);
 }

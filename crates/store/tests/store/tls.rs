@@ -317,73 +317,59 @@ fn files_that_cannot_be_used_are_named() {
     );
     pki.write("cut.pem", &pki_text(&pki, "client.pem")[..200]);
     let missing = pki.text("no-such-file.pem");
-    let cases: [(Option<&str>, Option<&str>, Option<&str>, &str, &str); 10] = [
+    let cases: [([Option<&str>; 3], &str, &str); 10] = [
         (
-            Some("client.pem"),
-            None,
-            None,
+            [Some("client.pem"), None, None],
             "-etcd-certfile",
             "-etcd-keyfile",
         ),
         (
-            None,
-            Some("client-key.pem"),
-            None,
+            [None, Some("client-key.pem"), None],
             "-etcd-keyfile",
             "-etcd-certfile",
         ),
         (
-            Some("client.pem"),
-            Some("stranger-key.pem"),
-            None,
+            [Some("client.pem"), Some("stranger-key.pem"), None],
             "-etcd-keyfile",
             "client.pem",
         ),
         (
-            Some("client.pem"),
-            Some("no-such-file.pem"),
-            None,
+            [Some("client.pem"), Some("no-such-file.pem"), None],
             "-etcd-keyfile",
             &missing,
         ),
         (
-            Some("client.pem"),
-            Some("client.pem"),
-            None,
+            [Some("client.pem"), Some("client.pem"), None],
             "-etcd-keyfile",
             "PKCS#8",
         ),
         (
-            Some("empty.pem"),
-            Some("client-key.pem"),
-            None,
+            [Some("empty.pem"), Some("client-key.pem"), None],
             "-etcd-certfile",
             "empty.pem",
         ),
         (
-            Some("cut.pem"),
-            Some("client-key.pem"),
-            None,
+            [Some("cut.pem"), Some("client-key.pem"), None],
             "-etcd-certfile",
             "cut.pem",
         ),
         (
-            None,
-            None,
-            Some("empty.pem"),
+            [None, None, Some("empty.pem")],
             "-etcd-cafile",
             "BEGIN CERTIFICATE",
         ),
-        (None, None, Some("broken.pem"), "-etcd-cafile", "broken.pem"),
         (
-            None,
-            None,
-            Some("client-key.pem"),
+            [None, None, Some("broken.pem")],
+            "-etcd-cafile",
+            "broken.pem",
+        ),
+        (
+            [None, None, Some("client-key.pem")],
             "-etcd-cafile",
             "client-key.pem",
         ),
     ];
-    for (cert, key, ca, flag, also) in cases {
+    for ([cert, key, ca], flag, also) in cases {
         let error = EtcdStore::new(EtcdSettings {
             endpoints: "https://127.0.0.1:1".into(),
             prefix: PREFIX.into(),
@@ -397,7 +383,6 @@ fn files_that_cannot_be_used_are_named() {
             error.starts_with(flag) && error.contains(also),
             "{flag} {also}: {error}"
         );
-        println!("{error}");
     }
 }
 
