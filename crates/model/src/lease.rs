@@ -160,7 +160,7 @@ impl LeaseAttrs {
     ///
     /// # Errors
     /// JSON that is none, or none of a lease; no address at all, or one that no node can have
-    /// (multicast, loopback, unspecified, broadcast).
+    /// (multicast, loopback, unspecified, broadcast, IPv6 link-local).
     pub fn from_json(json: &[u8]) -> Result<LeaseAttrs, BadAttrs> {
         let wire: Wire<'_> = serde_json::from_slice(json)?;
         let present = |data: Option<Box<RawValue>>| data.filter(|d| d.get() != "null");
@@ -222,8 +222,12 @@ impl LeaseAttrs {
 }
 
 fn impossible(ip: &IpAddr) -> bool {
-    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-    broadcast || ip.is_multicast() || ip.is_loopback() || ip.is_unspecified()
+    let by_family = match ip {
+        IpAddr::V4(ip) => ip.is_broadcast(),
+        // Link-local ones mean nothing without an interface, mapped ones are IPv4's.
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
+    };
+    by_family || ip.is_multicast() || ip.is_loopback() || ip.is_unspecified()
 }
 
 #[cfg(test)]

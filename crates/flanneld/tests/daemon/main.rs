@@ -10,6 +10,7 @@
 )]
 
 mod foreign;
+mod hostile;
 mod repair;
 mod restart;
 mod scene;
