@@ -1,0 +1,246 @@
+//! The network configuration on stdin, and what becomes of it for the delegate.
+
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::failure::{Code, Failure};
+use crate::object::Object;
+use crate::request::{is_identifier, short};
+use crate::subnet_env::SubnetEnv;
+use crate::version::Version;
+
+const DEFAULT_SUBNET_FILE: &str = "/run/flannel/subnet.env";
+const DEFAULT_DATA_DIR: &str = "/var/lib/cni/flannel";
+
+/// Our network configuration. Only what every command needs is decoded at once; `delegate` and `ipam`
+/// are looked at when a delegate's configuration is made of them.
+#[derive(Clone, Debug)]
+pub struct Network {
+    /// `None` where the configuration does not say: it is then of 0.1.0.
+    pub version: Option<Version>,
+    /// The network's name.
+    pub name: String,
+    /// Where flanneld's subnet file is.
+    pub subnet_file: PathBuf,
+    /// Where the delegates' configurations are kept between ADD and DEL.
+    pub data_dir: PathBuf,
+    /// Whether a bridge with an address of an older lease is to be mended.
+    pub repair_bridge: bool,
+    object: Object,
+}
+
+/// An attachment that a GC is to keep.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Attachment {
+    /// The container.
+    #[serde(rename = "containerID")]
+    pub container: String,
+}
+
+impl Network {
+    /// Decodes the configuration.
+    ///
+    /// # Errors
+    /// [`Code::Decode`] for what is no JSON object, [`Code::IncompatibleVersion`],
+    /// [`Code::InvalidConfig`] with the key by name.
+    pub fn parse(bytes: &[u8]) -> Result<Network, Failure> {
+        let object = decode_object(bytes, "the network configuration on stdin")?;
+        let version = match text(&object, "cniVersion")?.filter(|text| !text.is_empty()) {
+            None => None,
+            Some(version) => Some(Version::parse(&version).ok_or_else(|| {
+                Failure::new(
+                    Code::IncompatibleVersion,
+                    format!("cniVersion {:?} is not supported", short(&version)),
+                )
+                .advise(format!("supported are {}", Version::ALL.join(", ")))
+            })?),
+        };
+        let name = text(&object, "name")?.unwrap_or_default();
+        if !is_identifier(&name) {
+            return Err(match name.is_empty() {
+                true => invalid("\"name\" is missing"),
+                false => invalid(format!(
+                    "\"name\": {:?} is not a network's name",
+                    short(&name)
+                )),
+            }
+            .advise("a letter or digit, then letters, digits, '_', '.' and '-'"));
+        }
+        let path = |key, default: &str| {
+            let given = text(&object, key)?.filter(|path| !path.is_empty());
+            Ok::<_, Failure>(PathBuf::from(given.unwrap_or_else(|| default.into())))
+        };
+        Ok(Network {
+            version,
+            name,
+            subnet_file: path("subnetFile", DEFAULT_SUBNET_FILE)?,
+            data_dir: path("dataDir", DEFAULT_DATA_DIR)?,
+            repair_bridge: object
+                .decode("repairBridge")
+                .map_err(|_| invalid("\"repairBridge\" must be true or false"))?
+                .unwrap_or(false),
+            object,
+        })
+    }
+
+    /// What the runtime says that ADD returned; `None` where it says nothing.
+    pub fn previous_result(&self) -> Option<&RawValue> {
+        self.object
+            .get("prevResult")
+            .filter(|value| value.get() != "null")
+    }
+
+    /// The attachments that a GC is to keep, decoded and as they were given. A runtime may use the
+    /// key of the specification's text or that of its first edition.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] without such a list: an empty one is a list, and removes everything.
+    pub fn valid_attachments(&self) -> Result<(Vec<Attachment>, &RawValue), Failure> {
+        let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+        let key = keys
+            .into_iter()
+            .find(|key| self.object.has(key))
+            .unwrap_or(keys[0]);
+        match (self.object.decode(key), self.object.get(key)) {
+            (Ok(Some(list)), Some(raw)) => Ok((list, raw)),
+            (Ok(_), _) => Err(invalid(format!("{key:?} is missing: nothing was removed"))),
+            (Err(error), _) => Err(invalid(format!(
+                "{key:?} must be a list of {{\"containerID\", \"ifname\"}}: {error}"
+            ))),
+        }
+    }
+
+    /// The configuration of the delegate: what was given under `delegate` and `ipam`, completed with
+    /// what `env` says of this node.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] with the key by name.
+    pub fn delegate_config(&self, env: &SubnetEnv) -> Result<Object, Failure> {
+        let mut delegate: Object = self
+            .object
+            .decode("delegate")
+            .map_err(|_| invalid("\"delegate\" must be an object"))?
+            .unwrap_or_default();
+        for key in ["name", "ipam"] {
+            if delegate.has(key) {
+                return Err(invalid(format!("\"delegate\" must not hold {key:?}"))
+                    .advise(format!("write {key:?} beside \"delegate\", not in it")));
+            }
+        }
+        if delegate.has("type") && !matches!(delegate.decode::<String>("type"), Ok(Some(_))) {
+            return Err(invalid("\"delegate\": \"type\" must be a string"));
+        }
+
+        let made = (|| {
+            delegate.set("name", &self.name)?;
+            delegate.set_default("type", "bridge")?;
+            // If flanneld does not masquerade, the delegate has to.
+            delegate.set_default("ipMasq", &!env.ip_masq)?;
+            delegate.set_default("mtu", &env.mtu)?;
+            if delegate.decode::<String>("type")?.as_deref() == Some("bridge") {
+                delegate.set_default("isGateway", &true)?;
+            }
+            if let Some(version) = self.version {
+                delegate.set("cniVersion", version.as_str())?;
+            }
+            Ok::<_, serde_json::Error>(())
+        })();
+        let ipam = self.ipam(env)?;
+        made.and_then(|()| delegate.set("ipam", &ipam))
+            .map_err(|error| invalid(format!("\"delegate\": {error}")))?;
+
+        let given = |key: &str| {
+            self.object
+                .get(key)
+                .filter(|value| value.get() != "null")
+                .map(ToOwned::to_owned)
+        };
+        if let Some(runtime_config) = given("runtimeConfig") {
+            delegate.put("runtimeConfig", runtime_config);
+        }
+        if let (Some(args), false) = (given("args"), delegate.has("args")) {
+            delegate.put("args", args);
+        }
+        Ok(delegate)
+    }
+
+    /// `ipam` as given, with this node's subnets as ranges and a route to every network.
+    fn ipam(&self, env: &SubnetEnv) -> Result<Object, Failure> {
+        #[derive(Serialize)]
+        struct Range {
+            subnet: String,
+        }
+        #[derive(Serialize, Deserialize)]
+        struct Route {
+            dst: String,
+        }
+
+        let mut ipam: Object = self
+            .object
+            .decode("ipam")
+            .map_err(|_| invalid("\"ipam\" must be an object"))?
+            .unwrap_or_default();
+        let mut routes: Vec<Box<RawValue>> = ipam
+            .decode("routes")
+            .map_err(|_| invalid("\"ipam\": \"routes\" must be a list"))?
+            .unwrap_or_default();
+        // What is given wins: the same destination twice would have the delegate fail.
+        let mut known: Vec<IpNet> = routes
+            .iter()
+            .filter_map(|route| serde_json::from_str::<Route>(route.get()).ok())
+            .filter_map(|route| route.dst.parse::<IpNet>().ok())
+            .map(|dst| dst.trunc())
+            .collect();
+        let ranges: Vec<[Range; 1]> = env
+            .subnets
+            .iter()
+            .map(|subnet| {
+                [Range {
+                    subnet: subnet.to_string(),
+                }]
+            })
+            .collect();
+        (|| {
+            for &dst in &env.networks {
+                if !known.contains(&dst) {
+                    known.push(dst);
+                    routes.push(serde_json::value::to_raw_value(&Route {
+                        dst: dst.to_string(),
+                    })?);
+                }
+            }
+            ipam.set_default("type", "host-local")?;
+            ipam.set("ranges", &ranges)?;
+            ipam.set("routes", &routes)
+        })()
+        .map_err(|error: serde_json::Error| invalid(format!("\"ipam\": {error}")))?;
+        Ok(ipam)
+    }
+}
+
+/// Decodes a JSON object; `what` is its name in messages.
+///
+/// # Errors
+/// [`Code::Decode`] with the place of the fault.
+pub fn decode_object(bytes: &[u8], what: &str) -> Result<Object, Failure> {
+    let bad = |why: String| Failure::new(Code::Decode, format!("{what} {why}"));
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(bad("is empty".into()));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| bad(format!("is not UTF-8 from byte {}", error.valid_up_to())))?;
+    serde_json::from_str(text).map_err(|error| bad(format!("is not a JSON object: {error}")))
+}
+
+fn text(object: &Object, key: &str) -> Result<Option<String>, Failure> {
+    object
+        .decode(key)
+        .map_err(|_| invalid(format!("{key:?} must be a string")))
+}
+
+fn invalid(msg: impl Into<String>) -> Failure {
+    Failure::new(Code::InvalidConfig, msg)
+}
