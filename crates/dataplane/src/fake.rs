@@ -4,6 +4,8 @@
 //! A [`FakeKernel`] is a handle: clone it, give one to the daemon's loop and damage the kernel
 //! through the other.
 
+mod cascade;
+mod client;
 pub mod fault;
 mod tables;
 
@@ -11,19 +13,16 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use model::kernel::{
-    AddrKey, Link, LinkKind, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, default_metric,
-};
-use model::state::FIRST_ID;
-use model::{Family, IfName, Object, Op};
+use model::kernel::{AddrKey, Link, LinkKind};
+use model::{IfName, Object, Op};
 use tokio::sync::Notify;
 
 use crate::netlink::refused;
 use crate::netlink::socket::Failure;
-use crate::netlink::uapi::{RTPROT_BOOT, RTPROT_KERNEL, RTPROT_RA};
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
+use client::Client;
 use fault::{Fault, Faults};
-use tables::{Notice, Tables};
+use tables::Tables;
 
 /// A kernel in memory.
 #[derive(Clone)]
@@ -48,17 +47,6 @@ pub struct Counts {
 struct State {
     tables: Tables,
     clients: Vec<Client>,
-}
-
-/// A program that uses the kernel.
-struct Client {
-    scope: Option<Scope>,
-    queue: VecDeque<KernelEvent>,
-    look_again: bool,
-    host_changed: bool,
-    faults: Faults,
-    counts: Counts,
-    news: Arc<Notify>,
 }
 
 impl FakeKernel {
@@ -281,120 +269,4 @@ impl State {
             client.news.notify_one();
         }
     }
-}
-
-impl Client {
-    fn in_scope(&self, tables: &Tables) -> Vec<Object> {
-        let Some(scope) = &self.scope else {
-            return Vec::new();
-        };
-        let all = tables.objects().into_iter();
-        all.filter(|object| concerns(scope, tables, object))
-            .collect()
-    }
-
-    fn pop(&mut self) -> Option<KernelEvent> {
-        if let Some(event) = self.queue.pop_front() {
-            return Some(event);
-        }
-        if std::mem::take(&mut self.host_changed) {
-            return Some(KernelEvent::HostChanged);
-        }
-        std::mem::take(&mut self.look_again).then_some(KernelEvent::LookAgain)
-    }
-
-    /// Turns what the kernel announces into events.
-    fn hear(&mut self, notice: &Notice, tables: &Tables) {
-        let Some(scope) = &self.scope else { return };
-        match notice {
-            Notice::Flapped(name) if *name == scope.iface => {
-                self.look_again = true;
-                self.host_changed = true;
-            }
-            Notice::Flapped(name) => self.look_again |= scope.devices.contains(name),
-            Notice::Replaced(key, route) => {
-                let object = Object::Route(*key, *route);
-                if concerns(scope, tables, &object) {
-                    self.queue.push_back(KernelEvent::Saw(object));
-                } else if inside(scope, &key.dst) {
-                    // What it replaced may have been ours.
-                    self.queue.push_back(KernelEvent::Gone(object));
-                }
-            }
-            Notice::Of(event) => self.hear_of(event, tables),
-        }
-    }
-
-    fn hear_of(&mut self, event: &KernelEvent, tables: &Tables) {
-        let Some(scope) = &self.scope else { return };
-        let (object, gone) = match event {
-            KernelEvent::Gone(object) => (object, true),
-            KernelEvent::Saw(object) => (object, false),
-            KernelEvent::LookAgain | KernelEvent::HostChanged => return,
-        };
-        let on_host = dev_of(tables, object) == Some(scope.iface);
-        self.host_changed |= on_host && shapes_host(object);
-        self.look_again |= gone && on_host && matches!(object, Object::Addr(_));
-        if concerns(scope, tables, object) {
-            self.look_again |= gone && matches!(object, Object::Addr(_) | Object::NextHop(..));
-            self.queue.push_back(event.clone());
-        } else if matches!(object, Object::NextHop(id, _) if !gone && *id >= FIRST_ID) {
-            // Another's took the place of what may have been ours.
-            self.queue.push_back(KernelEvent::Gone(object.clone()));
-        }
-    }
-}
-
-/// A change of this, on the host's interface, changes [`model::Host`].
-fn shapes_host(object: &Object) -> bool {
-    match object {
-        Object::Link(..) | Object::Addr(_) => true,
-        Object::Route(_, route) => matches!(route.to, RouteTo::Dev(_)),
-        Object::Neigh(..) | Object::Fdb(..) | Object::NextHop(..) => false,
-    }
-}
-
-fn dev_of(tables: &Tables, object: &Object) -> Option<IfName> {
-    match object {
-        Object::Link(name, _) => Some(*name),
-        Object::Addr(key) => Some(key.dev),
-        Object::Neigh(key, _) => Some(key.dev),
-        Object::Fdb(key, _) => Some(key.dev),
-        Object::NextHop(_, hop) => Some(hop.dev),
-        Object::Route(_, route) => tables.route_dev(route),
-    }
-}
-
-fn inside(scope: &Scope, dst: &IpNet) -> bool {
-    scope
-        .network
-        .get(Family::of_net(dst))
-        .is_some_and(|network| network.contains(dst))
-}
-
-/// The rules of [`Scope`].
-fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
-    let dev = dev_of(tables, object);
-    let ours = dev.is_some_and(|dev| scope.devices.contains(&dev));
-    match object {
-        Object::Link(..) | Object::Addr(_) | Object::Neigh(..) | Object::Fdb(..) => ours,
-        Object::NextHop(..) => ours,
-        Object::Route(key, route) => match dev {
-            _ if ours => !matches!(route.protocol, RTPROT_KERNEL | RTPROT_RA),
-            None => route.protocol == ROUTE_PROTOCOL && inside(scope, &key.dst),
-            Some(dev) if dev == scope.iface => {
-                inside(scope, &key.dst)
-                    && (route.protocol == ROUTE_PROTOCOL || upstreams(scope, key, route))
-            }
-            Some(_) => false,
-        },
-    }
-}
-
-fn upstreams(scope: &Scope, key: &RouteKey, route: &Route) -> bool {
-    scope.take_over
-        && route.protocol == RTPROT_BOOT
-        && scope.subnet_len.get(Family::of_net(&key.dst)) == Some(&key.dst.prefix_len())
-        && key.metric == default_metric(&key.dst)
-        && matches!(route.to, RouteTo::Gateway(NextHop { .. }))
 }

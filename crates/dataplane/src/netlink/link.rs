@@ -159,5 +159,12 @@ fn change(requests: &mut Requests, name: &IfName, old: &Found, link: &Link) -> R
     }
     let body = encode::link_body(*index, up);
     let attrs = |batch: &mut Batch| encode::link_settings(batch, mac, mtu);
-    requests.call(RTM_NEWLINK, 0, &body, attrs, |_| {})
+    let done = requests.call(RTM_NEWLINK, 0, &body, attrs, |_| {});
+    done.map_err(|failure| match mtu {
+        Some(mtu) if failure.errno == libc::EINVAL => {
+            let text = format!("{} (does MTU {mtu} fit the device beneath?)", failure.text);
+            Failure::because(libc::EINVAL, text)
+        }
+        _ => failure,
+    })
 }

@@ -134,33 +134,38 @@ impl Requests {
             let failure = Failure::from(err);
             return (0..count).for_each(|i| failed(i, failure.clone()));
         }
-        // Errors come in the order of the messages, and the last message is always answered.
-        let mut known = 0;
+        let mut answered = vec![false; count];
         let lost = loop {
             match self.receive() {
                 Ok(bytes) => {
                     for message in Messages(bytes).filter(|m| m.kind == NLMSG_ERROR) {
                         let at = message.seq.wrapping_sub(first) as usize;
-                        if at >= count {
+                        let Some(answered) = answered.get_mut(at) else {
                             continue;
-                        }
-                        known = at + 1;
+                        };
+                        *answered = true;
                         if let Some(failure) = refusal(&message) {
                             failed(at, failure);
                         }
                     }
-                    if known == count {
+                    // The last message is always answered, and after all others.
+                    if answered.last() == Some(&true) {
                         return;
                     }
                 }
                 Err(err) if err.raw_os_error() == Some(libc::EINTR) => {}
-                Err(err) if err.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(err) => break Failure::from(err),
             }
         };
-        // An answer was lost: what has none may have failed. To do it again harms nothing.
+        // Answers were lost (`ENOBUFS`, or none where one must be): what has none may have failed. To do
+        // it again harms nothing. What else there is would only confuse the next request.
+        while self.receive().is_ok() {}
         let text = format!("the kernel's answer was lost ({})", lost.text);
-        (known..count).for_each(|i| failed(i, Failure::because(libc::ENOBUFS, text.clone())));
+        let unknown = answered
+            .iter()
+            .enumerate()
+            .filter(|(_, answered)| !**answered);
+        unknown.for_each(|(i, _)| failed(i, Failure::because(libc::ENOBUFS, text.clone())));
     }
 
     /// Reads a whole table: `body` is the request's fixed part, `attrs` adds its filters, `each`
@@ -333,5 +338,67 @@ fn set_int(fd: RawFd, option: i32, value: i32) -> io::Result<()> {
     match done {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs in a network namespace of its own.
+    fn isolated(test: impl FnOnce() + Send + 'static) {
+        let thread = std::thread::spawn(|| {
+            // SAFETY: takes no pointers; moves this thread alone to a new network namespace.
+            assert_eq!(
+                unsafe { libc::unshare(libc::CLONE_NEWNET) },
+                0,
+                "needs root"
+            );
+            test();
+        });
+        if let Err(panic) = thread.join() {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    /// As many deletions of next hops that are not there.
+    fn refused(count: u32) -> Batch {
+        let mut batch = Batch::default();
+        for id in 1..=count {
+            batch.open(RTM_DELNEXTHOP, 0, &[0; 8]).attr_u32(NHA_ID, id);
+            batch.close();
+        }
+        batch
+    }
+
+    fn outcomes(requests: &mut Requests, mut batch: Batch) -> Vec<(usize, i32)> {
+        let mut seen = Vec::new();
+        requests.send(&mut batch, |at, failure| seen.push((at, failure.errno)));
+        seen.sort_unstable();
+        seen
+    }
+
+    #[test]
+    fn lost_answers_count_as_failures() {
+        isolated(|| {
+            let mut requests = Requests::open().unwrap();
+            set_int(requests.socket.as_raw_fd(), libc::SO_RCVBUF, 0).unwrap();
+            let seen = outcomes(&mut requests, refused(500));
+            assert!(seen.iter().map(|(at, _)| *at).eq(0..500), "each once");
+            assert!(seen.iter().any(|(_, errno)| *errno == libc::ENOBUFS));
+            // What was lost does not disturb what follows.
+            assert_eq!(outcomes(&mut requests, refused(1)), [(0, libc::ENOENT)]);
+        });
+    }
+
+    #[test]
+    fn every_answer_of_a_full_batch_arrives() {
+        isolated(|| {
+            let mut requests = Requests::open().unwrap();
+            let count = requests.most as u32;
+            let seen = outcomes(&mut requests, refused(count));
+            assert!(seen.iter().map(|(at, _)| *at as u32).eq(0..count));
+            assert!(seen.iter().all(|(_, errno)| *errno == libc::ENOENT));
+        });
     }
 }

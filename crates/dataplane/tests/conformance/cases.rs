@@ -156,7 +156,11 @@ mod script {
             // With its address go a device's neighbours.
             holds(&rest),
             Step::Refused(Op::Put(link(OURS, other)), libc::EEXIST, "deleted first"),
-            Step::Refused(Op::Put(link(OURS, too_large)), libc::EINVAL, ""),
+            Step::Refused(
+                Op::Put(link(OURS, too_large)),
+                libc::EINVAL,
+                "fit the device beneath",
+            ),
             Step::Quiet,
         ];
         (ours(), steps)
