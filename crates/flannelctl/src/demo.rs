@@ -11,6 +11,9 @@ use model::Family;
 
 use crate::output::{self, Ink, line};
 
+/// How many pings are sent around a fault, at least.
+const PINGS: usize = 30;
+
 /// How soon a repair must be done.
 const REPAIR: Duration = Duration::from_secs(5);
 
@@ -22,7 +25,7 @@ pub(crate) fn run() -> Result<ExitCode> {
 
     title(
         ink,
-        "A cluster on this machine: 3 nodes with a flanneld each, 2 pods on each, vxlan, leases in a directory",
+        "A cluster on this machine: 3 nodes, 6 pods, vxlan, leases in a directory",
     );
     let steps = Arc::new(Steps::new(ink));
     let tell = steps.clone();
@@ -99,10 +102,34 @@ pub(crate) fn run() -> Result<ExitCode> {
         ))
     ));
     line(&format!(
-        "{} in {all:.1} s. Try it yourself: `flannelctl lab up`, then `flannelctl lab exec n1`",
+        "{} in {all:.1} s. Now yours:",
         ink.bold("All of it worked,")
     ));
+    let ctl = this_program();
+    for (command, about) in [
+        ("lab up", "such a cluster, in the background"),
+        ("lab exec n1", "a shell on its first node: ip, bridge, ping"),
+        ("lab down", "and away with it"),
+    ] {
+        let width = ctl.len() + " lab exec n1".len();
+        line(&format!(
+            "  {:<width$}  {}",
+            format!("{ctl} {command}"),
+            ink.dim(about)
+        ));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// This program as one would call it from here.
+fn this_program() -> String {
+    let here = std::env::current_dir().unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_else(|_| "flannelctl".into());
+    program
+        .strip_prefix(here)
+        .unwrap_or(&program)
+        .display()
+        .to_string()
 }
 
 /// What is being done, and when it is done how long it took.
@@ -187,13 +214,21 @@ fn cell(ink: Ink, ping: Option<&Ping>) -> String {
     }
 }
 
-/// Breaks something, and tells how long it stayed broken.
+/// Breaks something, and tells how long it stayed broken and what that cost.
 fn broken(ink: Ink, lab: &Lab, node: &Node, command: &[&str]) -> Result<()> {
     let (from, to) = (&node.pods()[0], &lab.node(2).pods()[0]);
     let ip = to.ip(Family::V4).context("the pod has no IPv4 address")?;
     let pinger = Pinger::start(from, ip, Duration::from_millis(10))?;
     let repair = node.measure_repair(|| node.exec(command).map(drop), REPAIR);
     let again = lab.wait_mesh(REPAIR);
+    let enough = || {
+        if pinger.sent() >= PINGS {
+            Ok(())
+        } else {
+            Err(pinger.sent())
+        }
+    };
+    lab::wait_for("pings enough to judge", REPAIR, enough)?;
     let pings = pinger.stop();
     let log = || {
         format!(
@@ -204,19 +239,12 @@ fn broken(ink: Ink, lab: &Lab, node: &Node, command: &[&str]) -> Result<()> {
     let repair = repair.with_context(log)?;
     again.with_context(log)?;
     let took = format!("{:.1} ms", repair.took.as_secs_f64() * 1000.0);
-    let gone = repair
-        .seen
-        .iter()
-        .filter(|line| line.starts_with('-'))
-        .count();
     line(&format!(
-        "  {:<30} {} {}",
+        "  {:<28} {}, {} of {} pings lost",
         command.join(" "),
         ink.good(&format!("whole again after {took:>8}")),
-        ink.dim(&format!(
-            "({gone} gone in between; {} of {} pings lost)",
-            pings.lost, pings.sent
-        ))
+        pings.lost,
+        pings.sent
     ));
     Ok(())
 }

@@ -88,7 +88,7 @@ pub(crate) fn hold(shape: &Shape, file: &Path) -> Result<ExitCode> {
                 .unlink_at_end(file)
                 .progress(move |text| say("progress", text))
                 .build()?;
-            lab.start()?;
+            start(shape, &lab)?;
             let name = shape.name.name.clone();
             Running {
                 name,

@@ -94,12 +94,11 @@ impl Running {
 
     /// Waits until nothing of it is left.
     pub(crate) fn wait_gone(&self) -> Result<()> {
-        let gone = || {
-            if self.alive() {
-                Err("its processes are still there")
-            } else {
-                Ok(())
-            }
+        // The guard ends last, and removes the file just before.
+        let guard = format!("/proc/{}/comm", self.handles.guard);
+        let gone = || match fs::read_to_string(&guard) {
+            Ok(name) if name.trim() == "lab-guard" => Err("its processes are still there"),
+            _ => Ok(()),
         };
         Ok(lab::wait_for(
             &format!("lab {} is gone", self.name),

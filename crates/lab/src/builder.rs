@@ -225,9 +225,9 @@ impl LabBuilder {
         )?;
 
         args.extend(self.flanneld_args);
+        tell(&format!("{} nodes on a bridge", self.nodes));
         let mut nodes = Vec::new();
         for index in 1..=self.nodes as u8 {
-            tell(&format!("node {index} of {}", self.nodes));
             let place = ground.node(&format!("n{index}"))?;
             fabric::connect(&fabric, &place, index, underlay)?;
             nodes.push(Node::new(index, place, &ground, args.clone()));

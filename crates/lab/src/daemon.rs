@@ -1,8 +1,6 @@
 //! A flanneld of a node: started, stopped, killed, started again, asked whether it is ready.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +10,9 @@ use nix::sys::signal::Signal;
 
 use crate::error::Doing;
 use crate::ground::Ground;
+use crate::http::http_get;
 use crate::process::{Process, tail};
+use crate::usage::{Usage, usage};
 use crate::{BIN_DIR, Error, Namespace, SubnetEnv, wait_for};
 
 /// How one flanneld differs from the others of its node.
@@ -53,17 +53,6 @@ pub struct Daemon {
     common_args: Vec<String>,
     instance: Mutex<Instance>,
     process: Mutex<Option<Arc<Process>>>,
-}
-
-/// What a process has used so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// Processor time of its living threads.
-    pub cpu: Duration,
-    /// Memory now, in KiB.
-    pub rss_kib: u64,
-    /// Memory at its peak, in KiB.
-    pub peak_rss_kib: u64,
 }
 
 impl Daemon {
@@ -294,66 +283,4 @@ impl Daemon {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What process `pid` has used since its start.
-///
-/// # Errors
-/// It is not there.
-pub fn usage(pid: u32) -> Result<Usage, Error> {
-    let read = |path: String| fs::read_to_string(&path).doing(|| path);
-    let status = read(format!("/proc/{pid}/status"))?;
-    let kib = |name: &str| {
-        let line = status
-            .lines()
-            .find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|l| l.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0)
-    };
-    let mut cpu = Duration::ZERO;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))
-        .doing(|| format!("threads of {pid}"))?
-        .flatten()
-    {
-        // First field: nanoseconds on a processor.
-        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
-        let nanos = text
-            .split_whitespace()
-            .next()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0);
-        cpu += Duration::from_nanos(nanos);
-    }
-    Ok(Usage {
-        cpu,
-        rss_kib: kib("VmRSS"),
-        peak_rss_kib: kib("VmHWM"),
-    })
-}
-
-/// A plain HTTP GET to a port of 127.0.0.1 in `place`: status and body.
-pub(crate) fn http_get(place: &Namespace, port: u16, path: &str) -> Result<(u16, String), Error> {
-    let timeout = Duration::from_secs(5);
-    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let what = || format!("{}: http://{to}{path}", place.name());
-    let mut stream = place
-        .run(|| TcpStream::connect_timeout(&to, timeout))?
-        .doing(what)?;
-    let mut answer = Vec::new();
-    stream
-        .set_read_timeout(Some(timeout))
-        .and_then(|()| {
-            write!(
-                stream,
-                "GET {path} HTTP/1.0\r\nHost: {to}\r\nConnection: close\r\n\r\n"
-            )
-        })
-        .and_then(|()| stream.read_to_end(&mut answer))
-        .doing(what)?;
-    let text = String::from_utf8_lossy(&answer);
-    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let status = head.split_whitespace().nth(1).and_then(|s| s.parse().ok());
-    let status =
-        status.ok_or_else(|| Error::Bad(format!("{}: no HTTP answer: {head:?}", what())))?;
-    Ok((status, body.to_string()))
 }

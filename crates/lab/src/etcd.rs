@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,8 +13,9 @@ use nix::sys::signal::Signal;
 use crate::error::Doing;
 use crate::fabric::{GATEWAY4, GATEWAY6};
 use crate::ground::Ground;
+use crate::http::http_get;
 use crate::process::Process;
-use crate::{Error, Namespace, SHARED_DIR, certs, daemon, wait_for};
+use crate::{Error, Namespace, SHARED_DIR, certs, wait_for};
 
 /// Where etcd tells its health and its figures, without TLS, on the fabric's 127.0.0.1.
 const METRICS_PORT: u16 = 2381;
@@ -28,6 +30,8 @@ pub struct Etcd {
     dir: PathBuf,
     tls: bool,
     prefix: String,
+    /// Whether clients must show a certificate.
+    client_certificates: AtomicBool,
     /// User and password for our own questions, once they are needed.
     login: Mutex<Option<String>>,
     process: Mutex<Option<Process>>,
@@ -51,11 +55,17 @@ impl Etcd {
             dir,
             tls,
             prefix: prefix.into(),
+            client_certificates: AtomicBool::new(true),
             login: Mutex::default(),
             process: Mutex::default(),
         };
         etcd.start()?;
         Ok(etcd)
+    }
+
+    /// Whether clients must show a certificate, from the next start on. With TLS they must, at first.
+    pub fn ask_for_client_certificates(&self, ask: bool) {
+        self.client_certificates.store(ask, Ordering::Relaxed);
     }
 
     /// Its address for clients, as `-etcd-endpoints` wants it.
@@ -118,8 +128,10 @@ impl Etcd {
             let tls = format!("{SHARED_DIR}/tls");
             command.arg(format!("--cert-file={tls}/etcd.pem"));
             command.arg(format!("--key-file={tls}/etcd-key.pem"));
-            command.arg(format!("--trusted-ca-file={tls}/ca.pem"));
-            command.arg("--client-cert-auth=true");
+            if self.client_certificates.load(Ordering::Relaxed) {
+                command.arg(format!("--trusted-ca-file={tls}/ca.pem"));
+                command.arg("--client-cert-auth=true");
+            }
         }
         let process = Process::start(
             "etcd",
@@ -131,7 +143,7 @@ impl Etcd {
             if let Err(e) = process.must_run() {
                 return Ok(Err(e));
             }
-            match daemon::http_get(&self.place, METRICS_PORT, "/health") {
+            match http_get(&self.place, METRICS_PORT, "/health") {
                 Ok((200, body)) if body.contains("true") => Ok(Ok(())),
                 Ok((status, body)) => Err(format!(
                     "{status} {body}; its log ends with:\n{}",
@@ -270,7 +282,7 @@ impl Etcd {
     /// # Errors
     /// etcd does not answer.
     pub fn requests(&self) -> Result<BTreeMap<String, u64>, Error> {
-        let (_, body) = daemon::http_get(&self.place, METRICS_PORT, "/metrics")?;
+        let (_, body) = http_get(&self.place, METRICS_PORT, "/metrics")?;
         let mut requests = BTreeMap::new();
         for line in body
             .lines()

@@ -68,13 +68,16 @@ impl Lab {
         self.nodes
             .iter()
             .try_for_each(|node| node.flanneld().start())?;
-        for node in &self.nodes {
-            let env = node.flanneld().wait_ready(READY)?;
-            (self.progress)(&format!("{} is ready", node.name()));
-            node.add_pods_from(&env, self.pods_per_node)?;
-        }
+        let ready = self
+            .nodes
+            .iter()
+            .map(|node| node.flanneld().wait_ready(READY));
+        let subnets = ready.collect::<Result<Vec<_>, _>>()?;
         if self.pods_per_node > 0 {
-            (self.progress)("the pods");
+            (self.progress)("pods behind every node");
+        }
+        for (node, subnet) in self.nodes.iter().zip(&subnets) {
+            node.add_pods_from(subnet, self.pods_per_node)?;
         }
         Ok(())
     }

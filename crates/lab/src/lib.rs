@@ -33,6 +33,7 @@ mod fabric;
 mod flow;
 mod ground;
 mod guard;
+mod http;
 #[allow(clippy::module_inception)]
 mod lab;
 mod namespace;
@@ -49,10 +50,11 @@ mod repair;
 mod settle;
 mod store;
 mod subnet_env;
+mod usage;
 mod wait;
 
 pub use builder::{LabBuilder, Progress};
-pub use daemon::{Daemon, Instance, Usage, usage};
+pub use daemon::{Daemon, Instance};
 pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};
@@ -69,6 +71,7 @@ pub use programs::flannel_bin_dir;
 pub use repair::Repair;
 pub use store::StoreKind;
 pub use subnet_env::SubnetEnv;
+pub use usage::{Usage, usage};
 pub use wait::{holds_for, wait_for};
 
 /// The directory that every place of a lab shares, as they see it.

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ const LINGER: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Pinger {
     stop: Arc<AtomicBool>,
+    sent: Arc<AtomicUsize>,
     thread: Option<JoinHandle<PingReport>>,
 }
 
@@ -39,13 +40,20 @@ impl Pinger {
     pub fn start(from: &Namespace, to: IpAddr, interval: Duration) -> Result<Pinger, Error> {
         let echo = Echo::open(from, to)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let told = stop.clone();
-        let run = move || ping_until(&echo, to, interval, &told);
+        let sent = Arc::new(AtomicUsize::new(0));
+        let (told, count) = (stop.clone(), sent.clone());
+        let run = move || ping_until(&echo, to, interval, &told, &count);
         let thread = std::thread::Builder::new().name("pinger".into()).spawn(run);
         Ok(Pinger {
             stop,
+            sent,
             thread: Some(thread.doing(|| "start a thread".into())?),
         })
+    }
+
+    /// Requests made so far.
+    pub fn sent(&self) -> usize {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Stops, waits for replies that are under way, and tells what was seen.
@@ -69,7 +77,13 @@ impl Drop for Pinger {
     }
 }
 
-fn ping_until(echo: &Echo, to: IpAddr, interval: Duration, stop: &AtomicBool) -> PingReport {
+fn ping_until(
+    echo: &Echo,
+    to: IpAddr,
+    interval: Duration,
+    stop: &AtomicBool,
+    sent: &AtomicUsize,
+) -> PingReport {
     let mut answered: Vec<bool> = Vec::new();
     let mut last_reply = Instant::now();
     let mut longest_gap = Duration::ZERO;
@@ -90,6 +104,7 @@ fn ping_until(echo: &Echo, to: IpAddr, interval: Duration, stop: &AtomicBool) ->
     while !stop.load(Ordering::Relaxed) {
         let _ = echo.send(to, answered.len() as u64);
         answered.push(false);
+        sent.store(answered.len(), Ordering::Relaxed);
         next += interval;
         receive(&mut answered, next);
     }
