@@ -43,6 +43,8 @@ const GROUPS: [u32; 6] = [
 pub struct Events {
     socket: AsyncFd<Socket>,
     receive: Box<[u8]>,
+    /// Readiness was consumed, and not yet everything read.
+    unread: bool,
     /// The request socket's port.
     port: u32,
     queue: VecDeque<KernelEvent>,
@@ -78,6 +80,7 @@ impl Events {
         Ok(Events {
             socket,
             receive: vec![0; RECEIVE].into_boxed_slice(),
+            unread: false,
             port,
             queue: VecDeque::new(),
             look_again: false,
@@ -143,9 +146,12 @@ impl Events {
     ///
     /// # Errors
     /// The runtime is shutting down.
-    pub async fn readable(&self) -> io::Result<()> {
-        // Cleared before reading to the end: what comes afterwards raises it again.
-        self.socket.readable().await?.clear_ready();
+    pub async fn readable(&mut self) -> io::Result<()> {
+        if !self.unread {
+            // Cleared before reading to the end: what comes afterwards raises it again.
+            self.socket.readable().await?.clear_ready();
+            self.unread = true;
+        }
         Ok(())
     }
 
@@ -194,6 +200,7 @@ impl Events {
                     // except that the kernel speaks of a new IPv6 address again later.
                     self.echoes
                         .retain(|echo| matches!(echo, KernelEvent::Saw(Object::Addr(_))));
+                    self.unread = false;
                     more = false;
                     break;
                 }

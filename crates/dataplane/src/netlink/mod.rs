@@ -136,7 +136,10 @@ impl Kernel {
         let after = aside.map(Op::Del);
         let mut indexes = Indexes::default();
         for step in before.iter().chain([op]).chain(&after) {
-            self.encode(step, &mut indexes)?;
+            if let Err(failure) = self.encode(step, &mut indexes) {
+                self.batch.clear();
+                return Err(failure);
+            }
         }
         let at_op = usize::from(before.is_some());
         let mut done = Ok(());

@@ -87,7 +87,15 @@ impl Requests {
     /// # Errors
     /// No socket to be had.
     pub fn open() -> io::Result<Requests> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Requests::open_for(NETLINK_ROUTE)
+    }
+
+    /// Opens one for another netlink protocol, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// No socket to be had.
+    pub fn open_for(protocol: isize) -> io::Result<Requests> {
+        let mut socket = Socket::new(protocol)?;
         let port = socket.bind_auto()?.port_number();
         // Each of these is younger than rtnetlink itself, and each can be done without: dumps are
         // filtered here too, errors then come without text or with the whole request.

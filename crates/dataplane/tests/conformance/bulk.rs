@@ -1,6 +1,9 @@
 //! Many operations at once on the real kernel: each has its own outcome, none is told back, and a
 //! flood of others' notices is survived.
 
+use std::future::Future;
+use std::task::Poll;
+
 use dataplane::{Dataplane, Kernel, KernelEvent};
 use model::kernel::*;
 use model::{Object, Op};
@@ -235,5 +238,42 @@ fn an_event_that_is_waited_for_and_given_up_is_not_lost() {
             let event = KernelEvent::Saw(addr(OURS, &format!("10.244.200.{n}/32")));
             assert_eq!(heard.iter().filter(|e| **e == event).count(), 1, "{n}");
         }
+    });
+}
+
+#[test]
+fn many_events_of_which_the_first_is_given_up_all_arrive() {
+    in_namespace(|| async {
+        let world = Real::new(true);
+        let mut kernel = world.plane();
+        kernel.set_scope(scope(&[OURS]));
+        const COUNT: u32 = 3_500;
+        let blackhole = |n: u32| {
+            let dst = ipnet::Ipv4Net::new(std::net::Ipv4Addr::from_bits(0x0af4_0000 + n), 32);
+            Object::Route(
+                RouteKey::to(dst.unwrap().into()),
+                Route::ours(RouteTo::Blackhole),
+            )
+        };
+        let routes: Vec<Object> = (0..COUNT).map(blackhole).collect();
+        let outcomes = world.plane().apply(&puts(&routes)).await;
+        assert!(outcomes.iter().all(Result::is_ok));
+        let mut heard = Vec::new();
+        // Polled once, so that it has begun to read and lets others have their turn; then given up.
+        tokio::task::yield_now().await;
+        {
+            let mut first = std::pin::pin!(kernel.event());
+            let polled = std::future::poll_fn(|cx| Poll::Ready(first.as_mut().poll(cx))).await;
+            assert!(polled.is_pending(), "it read more than it does at once");
+        }
+        while heard.len() < COUNT as usize {
+            let next = tokio::time::timeout(std::time::Duration::from_secs(5), kernel.event());
+            heard.push(
+                next.await
+                    .unwrap_or_else(|_| panic!("stuck after {}", heard.len())),
+            );
+        }
+        let expected: Vec<KernelEvent> = routes.into_iter().map(KernelEvent::Saw).collect();
+        assert!(heard == expected);
     });
 }
