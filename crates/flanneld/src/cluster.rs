@@ -8,7 +8,7 @@ use model::roster::{Roster, RosterChange};
 use model::{Host, Lease, Object, SubnetKey};
 use tracing::{debug, info, warn};
 
-use crate::reconcile::{Reconciler, tell_each};
+use crate::reconcile::Reconciler;
 
 /// The other nodes' leases, and the backend that says what they mean for this kernel.
 pub struct Cluster {
@@ -30,13 +30,14 @@ impl Cluster {
         }
     }
 
-    /// Takes in what the store told, and changes what the kernel should hold accordingly.
+    /// Takes in what the store told, and changes what the kernel should hold accordingly. Tells of
+    /// each subnet if `each`; returns how many were added or changed, and removed.
     pub fn take<D: Dataplane>(
         &mut self,
-        leases: BTreeMap<SubnetKey, Option<Lease>>,
+        leases: impl Iterator<Item = (SubnetKey, Option<Lease>)>,
+        each: bool,
         reconciler: &mut Reconciler<D>,
-    ) {
-        let each = tell_each(leases.len());
+    ) -> (usize, usize) {
         let (mut added, mut removed) = (0, 0);
         for (key, lease) in leases {
             let old = self.roster.accepted(&key).cloned();
@@ -65,9 +66,7 @@ impl Cluster {
                 }
             }
         }
-        if !each {
-            info!(added, removed, "subnets of other nodes changed");
-        }
+        (added, removed)
     }
 
     /// Another backend or host: every peer anew.

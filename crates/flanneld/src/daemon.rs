@@ -9,19 +9,25 @@ use dataplane::{Dataplane, Kernel, KernelError, KernelEvent, Scope};
 use model::kernel::ROUTE_PROTOCOL;
 use model::roster::Roster;
 use model::{Dual, Host, IfName, Lease, NetConfig, Object};
-use store::{AnyStore, Claim, DirectoryStore, EtcdSettings, EtcdStore, News, SettingsError, Store, Timing};
+use store::{
+    AnyStore, Claim, DirectoryStore, EtcdSettings, EtcdStore, News, SettingsError, Store, Timing,
+};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::cluster::Cluster;
 use crate::iface::{NoIface, View};
 use crate::options::{Options, StoreChoice};
-use crate::reconcile::{Reconciler, log_repair};
+use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::status::Status;
 use crate::{forwarding, identity, iface, subnet_file, systemd};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
+
+/// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
+/// large cluster's first listing does not stand in memory as work to do.
+const LEASES_A_PASS: usize = 1024;
 
 /// A daemon that has its subnet.
 pub struct Daemon {
@@ -102,7 +108,7 @@ impl Daemon {
             let repairing = tokio::select! {
                 event = self.reconciler.event() => self.kernel_news(event).await?,
                 news = self.store.news() => {
-                    if let Some(reason) = self.store_news(news) {
+                    if let Some(reason) = self.store_news(news).await {
                         error!("lease {} is lost: {reason}; stopping, so that the supervisor starts a new daemon", self.lease.key);
                         systemd::stopping("the lease is lost");
                         return Ok(ExitCode::FAILURE);
@@ -140,10 +146,26 @@ impl Daemon {
     }
 
     /// Takes in what the store told. Returns why the lease is lost, if it is.
-    fn store_news(&mut self, news: News) -> Option<String> {
-        self.reconciler.set_may_delete(news.complete);
+    async fn store_news(&mut self, news: News) -> Option<String> {
         self.status.set_store_away(!news.complete);
-        self.cluster.take(news.leases, &mut self.reconciler);
+        if !news.complete {
+            self.reconciler.set_may_delete(false);
+        }
+        let each = tell_each(news.leases.len());
+        let mut leases = news.leases.into_iter().peekable();
+        let (mut added, mut removed) = (0, 0);
+        while leases.peek().is_some() {
+            let some = leases.by_ref().take(LEASES_A_PASS);
+            let changes = self.cluster.take(some, each, &mut self.reconciler);
+            (added, removed) = (added + changes.0, removed + changes.1);
+            if leases.peek().is_some() {
+                self.pass(false).await;
+            }
+        }
+        if !each {
+            info!(added, removed, "subnets of other nodes changed");
+        }
+        self.reconciler.set_may_delete(news.complete);
         news.revoked
     }
 

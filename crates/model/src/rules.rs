@@ -122,14 +122,6 @@ impl Rule {
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
-
-    /// The same rule where source ports cannot be picked at random.
-    pub fn without_random_ports(mut self) -> Rule {
-        if let Verdict::Masquerade { fully_random } = &mut self.verdict {
-            *fully_random = false;
-        }
-        self
-    }
 }
 
 /// All rules that a host should hold, per family that is in use. Neither family's rules know of the
@@ -179,6 +171,23 @@ impl TrafficRules {
             (None, _) => &[],
             (Some(rules), Chain::Postrouting) => &rules.postrouting,
             (Some(rules), Chain::Forward) => &rules.forward,
+        }
+    }
+
+    /// The same rules for a program that cannot have source ports picked at random.
+    pub fn without_random_ports(&self) -> TrafficRules {
+        let plain = |rule: &Rule| {
+            let mut rule = rule.clone();
+            if let Verdict::Masquerade { fully_random } = &mut rule.verdict {
+                *fully_random = false;
+            }
+            rule
+        };
+        TrafficRules {
+            families: self.families.map(|_, rules| FamilyRules {
+                postrouting: rules.postrouting.iter().map(plain).collect(),
+                forward: rules.forward.clone(),
+            }),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Desired against observed, for any kind of kernel object.
 //!
-//! One entry a key. An object that is as it should be costs its value once: what the kernel
-//! holds is stored only where it differs. The table knows which keys need work, so that a change
+//! An object that is as it should be costs its value once: what the kernel holds is stored only
+//! where it differs. The table knows which keys need work, so that a change
 //! costs the change, whatever the table's size.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,43 +36,50 @@ pub enum Change<V> {
     },
 }
 
-struct Entry<V> {
-    desired: Option<V>,
-    observed: Seen<V>,
+/// An object that should be there.
+struct Desired<V> {
+    value: V,
+    /// The kernel holds it so.
+    held: bool,
+    /// The last full look that showed it.
     audit: u8,
 }
 
-enum Seen<V> {
-    /// Holds what is desired.
-    Same,
-    Absent,
-    /// Boxed: it is rare, and tens of thousands of entries would carry the room for it.
-    Other(Box<V>),
+/// What the kernel holds and should not, or holds in the place of what it should.
+struct Other<V> {
+    value: V,
+    /// The last full look that showed it.
+    audit: u8,
 }
 
 /// Desired and observed objects of one kind.
 pub struct Table<K: Kind> {
-    entries: BTreeMap<K::Key, Entry<K::Value>>,
-    /// Desired, and not observed so.
+    desired: BTreeMap<K::Key, Desired<K::Value>>,
+    others: BTreeMap<K::Key, Other<K::Value>>,
+    /// Desired, and not held.
     puts: BTreeSet<K::Key>,
-    /// Observed, and not desired.
+    /// Held, and not desired.
     dels: BTreeSet<K::Key>,
     /// Need work that the kernel refused; not offered until [`Table::unpark`].
     parked: BTreeSet<K::Key>,
-    /// How many entries are desired.
-    desired: usize,
     audit: u8,
+    /// The size at which `desired` is packed next.
+    pack_at: usize,
 }
+
+/// Tables smaller than this are not worth packing.
+const PACK_FROM: usize = 1024;
 
 impl<K: Kind> Default for Table<K> {
     fn default() -> Self {
         Table {
-            entries: BTreeMap::new(),
+            desired: BTreeMap::new(),
+            others: BTreeMap::new(),
             puts: BTreeSet::new(),
             dels: BTreeSet::new(),
             parked: BTreeSet::new(),
-            desired: 0,
             audit: 0,
+            pack_at: PACK_FROM,
         }
     }
 }
@@ -81,78 +88,88 @@ impl<K: Kind> Table<K> {
     /// The kernel should hold `value` under `key`.
     pub fn want(&mut self, key: K::Key, value: K::Value) {
         let audit = self.audit;
-        let entry = self.entries.entry(key).or_insert(Entry {
-            desired: None,
-            observed: Seen::Absent,
-            audit,
-        });
-        let differs = match (&entry.observed, &entry.desired) {
-            (Seen::Same, Some(old)) if *old != value => Some(Seen::Other(Box::new(old.clone()))),
-            (Seen::Other(old), _) if **old == value => Some(Seen::Same),
-            _ => None,
+        let held = match self.desired.get_mut(&key) {
+            Some(old) if old.value == value => return,
+            Some(old) if old.held => {
+                let value = std::mem::replace(&mut old.value, value);
+                old.held = false;
+                self.others.insert(
+                    key,
+                    Other {
+                        value,
+                        audit: old.audit,
+                    },
+                );
+                return self.refile(key);
+            }
+            _ => self
+                .others
+                .get(&key)
+                .is_some_and(|other| other.value == value),
         };
-        entry.observed = differs.unwrap_or(std::mem::replace(&mut entry.observed, Seen::Absent));
-        self.desired += usize::from(entry.desired.replace(value).is_none());
+        let audit = match held {
+            true => self.others.remove(&key).map_or(audit, |other| other.audit),
+            false => audit,
+        };
+        self.desired.insert(key, Desired { value, held, audit });
         self.refile(key);
+        if self.desired.len() >= self.pack_at {
+            self.pack();
+        }
     }
 
     /// The kernel should hold nothing under `key`.
     pub fn unwant(&mut self, key: K::Key) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            let desired = entry.desired.take();
-            self.desired -= usize::from(desired.is_some());
-            if let (Seen::Same, Some(value)) = (&entry.observed, desired) {
-                entry.observed = Seen::Other(Box::new(value));
+        if let Some(old) = self.desired.remove(&key) {
+            if old.held {
+                let (value, audit) = (old.value, old.audit);
+                self.others.insert(key, Other { value, audit });
             }
             self.refile(key);
         }
     }
 
-    /// The kernel was seen to hold `value` under `key`. Returns whether that is news that needs
-    /// work.
-    pub fn saw(&mut self, key: K::Key, value: K::Value) -> bool {
+    /// The kernel was seen to hold `value` under `key`.
+    pub fn saw(&mut self, key: K::Key, value: K::Value) {
         let audit = self.audit;
-        let entry = self.entries.entry(key).or_insert(Entry {
-            desired: None,
-            observed: Seen::Absent,
-            audit,
-        });
-        entry.audit = audit;
-        entry.observed = match &entry.desired {
-            Some(desired) if *desired == value => Seen::Same,
-            _ => Seen::Other(Box::new(value)),
-        };
-        self.refile(key)
+        match self.desired.get_mut(&key) {
+            Some(desired) if desired.value == value => {
+                (desired.held, desired.audit) = (true, audit);
+                self.others.remove(&key);
+            }
+            desired => {
+                desired.into_iter().for_each(|desired| desired.held = false);
+                self.others.insert(key, Other { value, audit });
+            }
+        }
+        self.refile(key);
     }
 
-    /// The kernel was seen to hold nothing under `key`. Returns whether that is news that needs
-    /// work.
-    pub fn gone(&mut self, key: K::Key) -> bool {
-        match self.entries.get_mut(&key) {
-            Some(entry) => {
-                entry.observed = Seen::Absent;
-                self.refile(key)
-            }
-            None => false,
+    /// The kernel was seen to hold nothing under `key`.
+    pub fn gone(&mut self, key: K::Key) {
+        if let Some(desired) = self.desired.get_mut(&key) {
+            desired.held = false;
         }
+        self.others.remove(&key);
+        self.refile(key);
     }
 
     /// A notice says that the kernel holds `value` under `key`, or nothing. It may be older than
     /// what we wrote since: so it can make work, but never cancels any. To do too much harms
     /// nothing. Returns whether there is work.
     pub fn heard(&mut self, key: K::Key, value: Option<K::Value>) -> bool {
-        let work = self.change(&key).is_some();
-        let desired = self.desired(&key);
-        let is_desired = match (&value, desired) {
+        let is_desired = match (&value, self.desired(&key)) {
             (Some(value), Some(desired)) => value == desired,
             (None, None) => true,
             _ => false,
         };
-        match value {
-            _ if work && is_desired => true,
-            Some(value) => self.saw(key, value),
-            None => self.gone(key),
+        if self.change(&key).is_none() || !is_desired {
+            match value {
+                Some(value) => self.saw(key, value),
+                None => self.gone(key),
+            }
         }
+        self.change(&key).is_some()
     }
 
     /// Begins a full look at the kernel: what [`Table::saw`] does not mention until
@@ -164,13 +181,13 @@ impl<K: Kind> Table<K> {
     /// Ends a full look; returns how many objects turned out to be missing or changed.
     pub fn end_audit(&mut self) -> usize {
         let audit = self.audit;
-        let unseen = |e: &Entry<K::Value>| e.audit != audit && !matches!(e.observed, Seen::Absent);
-        let unseen = self
-            .entries
+        let missing = self
+            .desired
             .iter()
-            .filter(|(_, e)| unseen(e))
-            .map(|(k, _)| *k);
-        let unseen: Vec<K::Key> = unseen.collect();
+            .filter(|(_, d)| d.held && d.audit != audit);
+        let vanished = self.others.iter().filter(|(_, o)| o.audit != audit);
+        let missing = missing.map(|(key, _)| *key);
+        let unseen: Vec<K::Key> = missing.chain(vanished.map(|(key, _)| *key)).collect();
         for key in &unseen {
             self.gone(*key);
         }
@@ -179,18 +196,18 @@ impl<K: Kind> Table<K> {
 
     /// What `key` needs now, if anything.
     pub fn change(&self, key: &K::Key) -> Option<Change<K::Value>> {
-        let entry = self.entries.get(key)?;
-        match (&entry.desired, &entry.observed) {
-            (Some(_), Seen::Same) | (None, Seen::Absent | Seen::Same) => None,
-            (Some(new), Seen::Absent) => Some(Change::Put(new.clone())),
-            (Some(new), Seen::Other(old)) if K::in_place(old, new) => {
-                Some(Change::Put(new.clone()))
+        match (self.desired.get(key), self.others.get(key)) {
+            (Some(desired), _) if desired.held => None,
+            (Some(new), None) => Some(Change::Put(new.value.clone())),
+            (Some(new), Some(old)) => {
+                let (old, new) = (old.value.clone(), new.value.clone());
+                match K::in_place(&old, &new) {
+                    true => Some(Change::Put(new)),
+                    false => Some(Change::Anew { old, new }),
+                }
             }
-            (Some(new), Seen::Other(old)) => Some(Change::Anew {
-                old: (**old).clone(),
-                new: new.clone(),
-            }),
-            (None, Seen::Other(old)) => Some(Change::Del((**old).clone())),
+            (None, Some(old)) => Some(Change::Del(old.value.clone())),
+            (None, None) => None,
         }
     }
 
@@ -241,45 +258,20 @@ impl<K: Kind> Table<K> {
 
     /// What is desired under `key`.
     pub fn desired(&self, key: &K::Key) -> Option<&K::Value> {
-        self.entries.get(key)?.desired.as_ref()
-    }
-
-    /// What the kernel was last seen to hold under `key`.
-    pub fn observed(&self, key: &K::Key) -> Option<&K::Value> {
-        let entry = self.entries.get(key)?;
-        match &entry.observed {
-            Seen::Same => entry.desired.as_ref(),
-            Seen::Other(value) => Some(value),
-            Seen::Absent => None,
-        }
+        self.desired.get(key).map(|desired| &desired.value)
     }
 
     /// How many objects are desired.
     pub fn desired_len(&self) -> usize {
-        self.desired
+        self.desired.len()
     }
 
-    /// Every key with its desired value.
-    pub fn desired_iter(&self) -> impl Iterator<Item = (&K::Key, &K::Value)> {
-        self.entries
-            .iter()
-            .filter_map(|(k, e)| e.desired.as_ref().map(|v| (k, v)))
-    }
-
-    /// Files `key` under what it needs; forgets it when it needs nothing and is nothing.
-    fn refile(&mut self, key: K::Key) -> bool {
+    /// Files `key` under what it needs.
+    fn refile(&mut self, key: K::Key) {
         self.parked.remove(&key);
-        let Some(entry) = self.entries.get(&key) else {
-            return false;
-        };
-        let (put, del) = match (&entry.desired, &entry.observed) {
-            (Some(_), Seen::Same) => (false, false),
-            (Some(_), _) => (true, false),
-            (None, Seen::Other(_)) => (false, true),
-            (None, _) => {
-                self.entries.remove(&key);
-                (false, false)
-            }
+        let (put, del) = match self.desired.get(&key) {
+            Some(desired) => (!desired.held, false),
+            None => (false, self.others.contains_key(&key)),
         };
         match put {
             true => self.puts.insert(key),
@@ -289,7 +281,14 @@ impl<K: Kind> Table<K> {
             true => self.dels.insert(key),
             false => self.dels.remove(&key),
         };
-        put || del
+    }
+
+    /// A tree that grows at its end keeps its nodes half empty; merging it with its own last entry
+    /// writes them anew, and full. At each doubling, so that it costs no more than the growing.
+    fn pack(&mut self) {
+        let last = self.desired.pop_last();
+        self.desired.append(&mut last.into_iter().collect());
+        self.pack_at = self.desired.len() * 2;
     }
 }
 
