@@ -1,0 +1,201 @@
+//! Our rules as `iptables-save` shows them and as `iptables-restore --noflush` takes them, for the
+//! legacy and the nft variant of iptables alike.
+//!
+//! What stands is compared as values: versions differ in how they spell the same rule. What is
+//! written is the least that is needed, in one commit per table: a chain of ours that is listed
+//! again is emptied and refilled within it, so that no packet ever meets half a chain.
+
+use std::fmt::Write;
+
+use model::rules::{Chain, Match, Rule, Verdict};
+use model::{Family, TrafficRules};
+
+use super::save::{self, Words};
+
+/// The table that holds a chain of ours.
+pub fn table(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Postrouting => "nat",
+        Chain::Forward => "filter",
+    }
+}
+
+/// Our own chain.
+pub fn own(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Postrouting => "FLANNEL-POSTRTG",
+        Chain::Forward => "FLANNEL-FWD",
+    }
+}
+
+/// The kernel's chain from which ours is entered. Everybody has rules there.
+pub fn shared(chain: Chain) -> &'static str {
+    match chain {
+        Chain::Postrouting => "POSTROUTING",
+        Chain::Forward => "FORWARD",
+    }
+}
+
+/// What stands for one family, as far as it is ours.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    postrouting: ChainStanding,
+    forward: ChainStanding,
+}
+
+/// What stands of one chain of ours.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ChainStanding {
+    exists: bool,
+    /// Its rules; `None` is one that we would never write.
+    rules: Vec<Option<Rule>>,
+    /// Rules of ours in the shared chain, each as it is spelled after `-A POSTROUTING`.
+    entries: Vec<Entry>,
+    /// Somebody's chain leads into ours, which therefore cannot be deleted.
+    used_elsewhere: bool,
+}
+
+/// A rule of ours in a shared chain.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    spelled: String,
+    /// It leads every packet into our chain; others are what older versions wrote.
+    jump: bool,
+}
+
+impl Standing {
+    /// Whether nothing of ours stands.
+    pub fn is_empty(&self) -> bool {
+        let none = |s: &ChainStanding| !s.exists && s.entries.is_empty();
+        none(&self.postrouting) && none(&self.forward)
+    }
+
+    fn of(&self, chain: Chain) -> &ChainStanding {
+        match chain {
+            Chain::Postrouting => &self.postrouting,
+            Chain::Forward => &self.forward,
+        }
+    }
+
+    fn of_mut(&mut self, chain: Chain) -> &mut ChainStanding {
+        match chain {
+            Chain::Postrouting => &mut self.postrouting,
+            Chain::Forward => &mut self.forward,
+        }
+    }
+}
+
+/// Reads what `iptables-save` or `ip6tables-save` printed.
+pub fn read(saved: &str) -> Standing {
+    let mut standing = Standing::default();
+    save::each(saved, |table_name, line| {
+        let Some(chain) = Chain::ALL.into_iter().find(|c| table(*c) == table_name) else {
+            return;
+        };
+        let here = standing.of_mut(chain);
+        match line {
+            save::Line::Chain(name) => here.exists |= name == own(chain),
+            save::Line::Rule { in_chain, spelled } if in_chain == own(chain) => {
+                here.rules.push(save::rule(spelled, chain));
+            }
+            save::Line::Rule { in_chain, spelled } => {
+                let words = Words::of(spelled);
+                let leads = words.target() == Some(own(chain));
+                let ours = leads || words.comment() == Some(chain.comment());
+                match ours && in_chain == shared(chain) {
+                    true => here.entries.push(Entry {
+                        spelled: spelled.to_owned(),
+                        jump: leads && words.is_bare_jump(),
+                    }),
+                    false => here.used_elsewhere |= leads,
+                }
+            }
+        }
+    });
+    standing
+}
+
+/// What `iptables-restore --noflush` must be given so that `standing` becomes `desired`; `None`
+/// when it is so already.
+pub fn patch(desired: &TrafficRules, family: Family, standing: &Standing) -> Option<String> {
+    let mut text = String::new();
+    for chain in Chain::ALL {
+        let commands = changes(chain, desired.chain(family, chain), standing.of(chain));
+        if !commands.is_empty() {
+            // Writing to a string cannot fail, here and below.
+            let _ = write!(text, "*{}\n{commands}COMMIT\n", table(chain));
+        }
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+fn changes(chain: Chain, desired: &[Rule], standing: &ChainStanding) -> String {
+    let (own, shared) = (own(chain), shared(chain));
+    let wanted = !desired.is_empty();
+    let right = wanted
+        && standing.exists
+        && standing
+            .rules
+            .iter()
+            .map(Option::as_ref)
+            .eq(desired.iter().map(Some));
+    let keep = standing.entries.iter().position(|e| e.jump && wanted);
+
+    let mut text = String::new();
+    if !right && (wanted || standing.exists) {
+        // Made if it is missing, emptied if it is there.
+        let _ = writeln!(text, ":{own} - [0:0]");
+    }
+    for (at, entry) in standing.entries.iter().enumerate() {
+        // Of several that are spelled alike, deleting takes the first; one stays either way.
+        if Some(at) != keep {
+            let _ = writeln!(text, "-D {shared} {}", entry.spelled);
+        }
+    }
+    if wanted && keep.is_none() {
+        let comment = chain.comment();
+        let _ = writeln!(
+            text,
+            "-A {shared} -m comment --comment \"{comment}\" -j {own}"
+        );
+    }
+    if !right {
+        desired.iter().for_each(|rule| {
+            let _ = writeln!(text, "{}", spell(chain, rule));
+        });
+    }
+    if !wanted && standing.exists && !standing.used_elsewhere {
+        let _ = writeln!(text, "-X {own}");
+    }
+    text
+}
+
+/// A rule of ours as a command of `iptables-restore`.
+fn spell(chain: Chain, rule: &Rule) -> String {
+    let mut text = format!("-A {}", own(chain));
+    for condition in rule.matches() {
+        let bang = |not: &bool| if *not { "! " } else { "" };
+        let _ = match condition {
+            Match::Mark { value, mask } => write!(text, " -m mark --mark {value:#x}/{mask:#x}"),
+            Match::Source { net, not } => write!(text, " {}-s {net}", bang(not)),
+            Match::Destination { net, not } => write!(text, " {}-d {net}", bang(not)),
+        };
+    }
+    let target = match rule.verdict() {
+        Verdict::Return => "RETURN",
+        Verdict::Accept => "ACCEPT",
+        Verdict::Masquerade {
+            fully_random: false,
+        } => "MASQUERADE",
+        Verdict::Masquerade { fully_random: true } => "MASQUERADE --random-fully",
+    };
+    let _ = write!(
+        text,
+        " -m comment --comment \"{}\" -j {target}",
+        chain.comment()
+    );
+    text
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The legacy variant's tables without a process. The kernel tells nobody when they change, but hands
+//! out a table whole; a fingerprint of it, counters left out, says whether anything did.
+
+use std::fs;
+use std::hash::{DefaultHasher, Hasher};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use model::Family;
+
+use crate::netlink::wire::{text, u16_at, u32_at};
+
+/// A table as it stands.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Equal for equal rules, whatever their counters say.
+    pub fingerprint: u64,
+    /// The chains that somebody made.
+    pub chains: Vec<String>,
+    /// Whether there is any rule in the kernel's own chains.
+    pub has_rules: bool,
+    /// Whether anything in it mentions us.
+    pub ours: bool,
+}
+
+/// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`; those of IPv6 have the same numbers.
+const GET_INFO: i32 = 64;
+const GET_ENTRIES: i32 = 65;
+/// Length of a table's name in both.
+const NAME: usize = 32;
+const INFO: usize = 84;
+/// In the answer to `GET_INFO`.
+const INFO_HOOKS: usize = 32;
+const INFO_ENTRIES: usize = 76;
+const INFO_SIZE: usize = 80;
+/// Where the first entry begins in the answer to `GET_ENTRIES`.
+const FIRST_ENTRY: usize = 40;
+/// A table that changes under every try is looked at no longer.
+const TRIES: usize = 4;
+
+/// How an entry begins, in bytes: the addresses and devices, then where its target and the next entry
+/// are, then counters.
+struct Layout {
+    target_at: usize,
+    counters_at: usize,
+    counters_end: usize,
+}
+
+fn layout(family: Family) -> Layout {
+    let addresses = match family {
+        Family::V4 => 84,
+        Family::V6 => 136,
+    };
+    let counters_at = (addresses + 12usize).next_multiple_of(8);
+    Layout {
+        target_at: addresses + 4,
+        counters_at,
+        counters_end: counters_at + 16,
+    }
+}
+
+/// The tables that are in use; asking the kernel about another would bring it into being.
+pub fn tables(family: Family) -> Vec<String> {
+    let file = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    let names = fs::read_to_string(file).unwrap_or_default();
+    names.lines().map(str::to_owned).collect()
+}
+
+/// Looks at a table; `None` where it is not in use.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn look(family: Family, table: &str, mentions: &[&str]) -> io::Result<Option<Look>> {
+    if !tables(family).iter().any(|t| t == table) {
+        return Ok(None);
+    }
+    let socket = socket(family)?;
+    for _ in 0..TRIES {
+        let mut info = [0; INFO];
+        name(&mut info, table);
+        ask(&socket, family, GET_INFO, &mut info)?;
+        let number = |at| u32_at(&info, at).unwrap_or_default() as usize;
+        let mut entries = vec![0; FIRST_ENTRY + number(INFO_SIZE)];
+        name(&mut entries, table);
+        entries[NAME..NAME + 4].copy_from_slice(&info[INFO_SIZE..INFO]);
+        match ask(&socket, family, GET_ENTRIES, &mut entries) {
+            Ok(()) => {
+                let built_in = number(INFO_HOOKS).count_ones() as usize;
+                let bytes = &mut entries[FIRST_ENTRY..];
+                return Ok(Some(read(
+                    family,
+                    bytes,
+                    built_in,
+                    number(INFO_ENTRIES),
+                    mentions,
+                )));
+            }
+            // It changed its size between the two questions.
+            Err(err) if err.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(err) => return Err(err),
+        }
+    }
+    Err(io::Error::other(format!("table {table} keeps changing")))
+}
+
+fn read(family: Family, bytes: &mut [u8], built_in: usize, count: usize, ours: &[&str]) -> Look {
+    let Layout {
+        target_at,
+        counters_at,
+        counters_end,
+    } = layout(family);
+    let (mut at, mut chains) = (0, Vec::new());
+    while let Some(entry) = bytes.get_mut(at..) {
+        let Some(target) = u16_at(entry, target_at).map(usize::from) else {
+            break;
+        };
+        let next = u16_at(entry, target_at + 2)
+            .map(usize::from)
+            .unwrap_or_default();
+        if let Some(counters) = entry.get_mut(counters_at..counters_end) {
+            counters.fill(0);
+        }
+        // A chain begins with a target called ERROR that holds the chain's name.
+        let named = |from: usize| entry.get(from..next).and_then(text);
+        if named(target + 2) == Some("ERROR") {
+            chains.extend(
+                named(target + 32)
+                    .filter(|n| *n != "ERROR")
+                    .map(str::to_owned),
+            );
+        }
+        if next < counters_end {
+            break;
+        }
+        at += next;
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    let mentions = |needle: &&str| bytes.windows(needle.len()).any(|w| w == needle.as_bytes());
+    Look {
+        fingerprint: hasher.finish(),
+        // Each chain has a head and a last rule; the kernel's have a last rule, the table an end.
+        has_rules: count > built_in + 1 + 2 * chains.len(),
+        ours: ours.iter().any(mentions),
+        chains,
+    }
+}
+
+fn name(buffer: &mut [u8], table: &str) {
+    let len = table.len().min(NAME - 1);
+    buffer[..len].copy_from_slice(&table.as_bytes()[..len]);
+}
+
+fn socket(family: Family) -> io::Result<OwnedFd> {
+    let domain = match family {
+        Family::V4 => libc::AF_INET,
+        Family::V6 => libc::AF_INET6,
+    };
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    match fd {
+        0.. => {
+            // SAFETY: the descriptor is new and nobody else's.
+            Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn ask(socket: &OwnedFd, family: Family, what: i32, buffer: &mut [u8]) -> io::Result<()> {
+    let level = match family {
+        Family::V4 => libc::IPPROTO_IP,
+        Family::V6 => libc::IPPROTO_IPV6,
+    };
+    let mut len = buffer.len() as libc::socklen_t;
+    // SAFETY: `buffer` is `len` bytes that the kernel may read and write.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            what,
+            buffer.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,187 @@
+//! nf_tables without a process: whether a table or chain is there, which rules mention something,
+//! the generation of the whole. Both `nft` and the nft variant of iptables end up here.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use model::Family;
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::netlink::socket::{Failure, Requests};
+use crate::netlink::wire::{Attrs, Batch, Message, af, text};
+
+const SUBSYSTEM: u16 = 10 << 8;
+const GETTABLE: u16 = SUBSYSTEM | 1;
+pub const DELTABLE: u16 = SUBSYSTEM | 2;
+pub const NEWCHAIN: u16 = SUBSYSTEM | 3;
+const GETCHAIN: u16 = SUBSYSTEM | 4;
+pub const DELCHAIN: u16 = SUBSYSTEM | 5;
+pub const NEWRULE: u16 = SUBSYSTEM | 6;
+const GETRULE: u16 = SUBSYSTEM | 7;
+pub const DELRULE: u16 = SUBSYSTEM | 8;
+pub const NEWGEN: u16 = SUBSYSTEM | 15;
+const GETGEN: u16 = SUBSYSTEM | 16;
+
+/// The attribute that holds a table's name, in messages about tables, chains and rules.
+pub const TABLE: u16 = 1;
+/// The chain's name in a message about a rule.
+pub const RULE_CHAIN: u16 = 2;
+/// The chain's name in a message about a chain.
+pub const CHAIN_NAME: u16 = 3;
+const RULE_HANDLE: u16 = 3;
+const GENERATION: u16 = 1;
+/// The program that made a generation, in big-endian.
+pub const GEN_PID: u16 = 2;
+pub const GEN_PROGRAM: u16 = 3;
+
+/// Bytes before the attributes: family, version, resource.
+pub const FIXED: usize = 4;
+
+/// A door to nf_tables in the network namespace in which it was opened.
+pub struct NfTables {
+    requests: Requests,
+}
+
+impl NfTables {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// No socket to be had.
+    pub fn open() -> io::Result<NfTables> {
+        Ok(NfTables {
+            requests: Requests::open_for(NETLINK_NETFILTER)?,
+        })
+    }
+
+    /// The number that changes with every change; `None` where the kernel has no nf_tables.
+    pub fn generation(&mut self) -> Option<u32> {
+        let mut found = None;
+        let asked = self.requests.call(
+            GETGEN,
+            0,
+            &[0; FIXED],
+            |_| {},
+            |message| {
+                found = attr(message, GENERATION).and_then(be32);
+            },
+        );
+        asked.ok().and(found)
+    }
+
+    /// Whether a table is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn has_table(&mut self, family: Family, table: &str) -> Result<bool, Failure> {
+        let names = |batch: &mut Batch| put(batch, TABLE, table);
+        there(
+            self.requests
+                .call(GETTABLE, 0, &body(family), names, |_| {}),
+        )
+    }
+
+    /// Whether a chain is there.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn has_chain(&mut self, family: Family, table: &str, chain: &str) -> Result<bool, Failure> {
+        let names = |batch: &mut Batch| {
+            put(batch, TABLE, table);
+            put(batch, CHAIN_NAME, chain);
+        };
+        there(
+            self.requests
+                .call(GETCHAIN, 0, &body(family), names, |_| {}),
+        )
+    }
+
+    /// Every chain of a family: its table and its name.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn chains(&mut self, family: Family) -> Result<BTreeSet<(String, String)>, Failure> {
+        let mut found = BTreeSet::new();
+        self.requests.dump(
+            GETCHAIN,
+            &body(family),
+            |_| {},
+            |message| {
+                let name = |kind| attr(message, kind).and_then(text).map(str::to_owned);
+                found.extend(name(TABLE).zip(name(CHAIN_NAME)));
+            },
+        )?;
+        Ok(found)
+    }
+
+    /// How many rules of a chain mention `needle` anywhere: a target, a comment.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn mentions(
+        &mut self,
+        family: Family,
+        table: &str,
+        chain: &str,
+        needle: &str,
+    ) -> Result<usize, Failure> {
+        // By handle: a dump that was disturbed begins again.
+        let mut found = BTreeSet::new();
+        let names = |batch: &mut Batch| {
+            put(batch, TABLE, table);
+            put(batch, RULE_CHAIN, chain);
+        };
+        let dumped = self
+            .requests
+            .dump(GETRULE, &body(family), names, |message| {
+                let there = attr(message, RULE_CHAIN).and_then(text) == Some(chain)
+                    && attr(message, TABLE).and_then(text) == Some(table);
+                if there && mentions(message, needle) {
+                    found.extend(attr(message, RULE_HANDLE).map(<[u8]>::to_vec));
+                }
+            });
+        match there(dumped)? {
+            true => Ok(found.len()),
+            false => Ok(0),
+        }
+    }
+}
+
+/// Whether a message's bytes hold `needle`.
+pub fn mentions(message: &Message, needle: &str) -> bool {
+    message
+        .body
+        .windows(needle.len())
+        .any(|w| w == needle.as_bytes())
+}
+
+/// An attribute's value.
+pub fn attr<'a>(message: &Message<'a>, kind: u16) -> Option<&'a [u8]> {
+    let mut attrs: Attrs<'a> = message.attrs(FIXED);
+    attrs.find(|(k, _)| *k == kind).map(|(_, value)| value)
+}
+
+/// A big-endian number.
+pub fn be32(bytes: &[u8]) -> Option<u32> {
+    Some(u32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+fn body(family: Family) -> [u8; FIXED] {
+    [af(family), 0, 0, 0]
+}
+
+fn put(batch: &mut Batch, kind: u16, name: &str) {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.push(0);
+    batch.attr(kind, &bytes);
+}
+
+/// "No such thing" is an answer. So is "no such subsystem": then there is nothing.
+fn there(asked: Result<(), Failure>) -> Result<bool, Failure> {
+    match asked {
+        Ok(()) => Ok(true),
+        Err(failure) => match failure.errno {
+            libc::ENOENT | libc::EOPNOTSUPP | libc::EINVAL | libc::EAFNOSUPPORT => Ok(false),
+            _ => Err(failure),
+        },
+    }
+}

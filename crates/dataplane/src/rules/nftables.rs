@@ -1,0 +1,242 @@
+//! Our rules as nftables has them: a table per family that is ours alone, replaced as a whole in one
+//! transaction and read back as JSON.
+
+use std::fmt::Write;
+
+use ipnet::IpNet;
+use model::rules::{Chain, Match, Rule, Verdict};
+use model::{Family, TrafficRules};
+use serde_json::Value;
+
+/// nftables' name of a family.
+pub fn family_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+/// Our table.
+pub fn table(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "flannel-ipv4",
+        Family::V6 => "flannel-ipv6",
+    }
+}
+
+/// How a chain of ours hangs in the kernel.
+struct Hook {
+    name: &'static str,
+    kind: &'static str,
+    hook: &'static str,
+    /// As `nft` spells it, and as a number.
+    priority: (&'static str, i64),
+}
+
+fn hook(chain: Chain) -> Hook {
+    match chain {
+        Chain::Postrouting => Hook {
+            name: "postrtg",
+            kind: "nat",
+            hook: "postrouting",
+            priority: ("srcnat", 100),
+        },
+        Chain::Forward => Hook {
+            name: "forward",
+            kind: "filter",
+            hook: "forward",
+            priority: ("filter", 0),
+        },
+    }
+}
+
+/// The commands that make or replace the family's table, or delete it where it has no rules. `nft -f`
+/// carries out all of them at once or none.
+pub fn script(desired: &TrafficRules, family: Family) -> String {
+    let (of, name) = (family_name(family), table(family));
+    // Adding what is there is no error, deleting what is not there would be one.
+    let mut text = format!("add table {of} {name}\ndelete table {of} {name}\n");
+    if !desired.has(family) {
+        return text;
+    }
+    // Writing to a string cannot fail, here and below.
+    let _ = writeln!(text, "table {of} {name} {{");
+    for chain in Chain::ALL {
+        let rules = desired.chain(family, chain);
+        if rules.is_empty() {
+            continue;
+        }
+        let Hook {
+            name,
+            kind,
+            hook,
+            priority,
+        } = hook(chain);
+        let _ = writeln!(text, "\tchain {name} {{");
+        let priority = priority.0;
+        let _ = writeln!(
+            text,
+            "\t\ttype {kind} hook {hook} priority {priority}; policy accept;"
+        );
+        for rule in rules {
+            let _ = writeln!(text, "\t\t{}", spell(family, chain, rule));
+        }
+        text.push_str("\t}\n");
+    }
+    text.push_str("}\n");
+    text
+}
+
+fn spell(family: Family, chain: Chain, rule: &Rule) -> String {
+    let of = family_name(family);
+    let mut text = String::new();
+    for condition in rule.matches() {
+        let unlike = |not: &bool| if *not { "!= " } else { "" };
+        let _ = match condition {
+            Match::Mark { value, mask } => write!(text, "meta mark & {mask:#x} == {value:#x} "),
+            Match::Source { net, not } => write!(text, "{of} saddr {}{net} ", unlike(not)),
+            Match::Destination { net, not } => write!(text, "{of} daddr {}{net} ", unlike(not)),
+        };
+    }
+    text.push_str(match rule.verdict() {
+        Verdict::Return => "return",
+        Verdict::Accept => "accept",
+        Verdict::Masquerade {
+            fully_random: false,
+        } => "masquerade",
+        Verdict::Masquerade { fully_random: true } => "masquerade fully-random",
+    });
+    let _ = write!(text, " comment \"{}\"", chain.comment());
+    text
+}
+
+/// Whether the table that `nft -j list table` showed is exactly what it should be.
+///
+/// # Errors
+/// The text is not JSON.
+pub fn is_right(
+    desired: &TrafficRules,
+    family: Family,
+    listed: &str,
+) -> Result<bool, serde_json::Error> {
+    let listed: Value = serde_json::from_str(listed)?;
+    let mut found = [const { None::<Vec<Rule>> }; 2];
+    let objects = listed["nftables"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let right = objects.iter().all(|object| {
+        let Some((kind, object)) = object.as_object().and_then(|o| o.iter().next()) else {
+            return false;
+        };
+        match kind.as_str() {
+            "metainfo" => true,
+            // Flags would switch it off or tie it to a process.
+            "table" => object.get("flags").is_none(),
+            "chain" => match chain_of(&object["name"]) {
+                Some(chain) if hangs_right(chain, object) => {
+                    found[chain as usize] = Some(Vec::new());
+                    true
+                }
+                _ => false,
+            },
+            "rule" => {
+                let rules = chain_of(&object["chain"]).and_then(|c| found[c as usize].as_mut());
+                match (rules, rule(family, object)) {
+                    (Some(rules), Some(rule)) => {
+                        rules.push(rule);
+                        true
+                    }
+                    _ => false,
+                }
+            }
+            // A set or a map: none of ours.
+            _ => false,
+        }
+    });
+    let same = |chain: Chain| {
+        let wanted = desired.chain(family, chain);
+        found[chain as usize].as_deref().unwrap_or_default() == wanted
+    };
+    Ok(right && Chain::ALL.into_iter().all(same))
+}
+
+fn chain_of(name: &Value) -> Option<Chain> {
+    let name = name.as_str()?;
+    Chain::ALL.into_iter().find(|c| hook(*c).name == name)
+}
+
+fn hangs_right(chain: Chain, object: &Value) -> bool {
+    let wanted = hook(chain);
+    object["type"] == wanted.kind
+        && object["hook"] == wanted.hook
+        && object["prio"] == wanted.priority.1
+        && object["policy"] == "accept"
+}
+
+/// What a rule means; `None` if it is not one that we could have written.
+fn rule(family: Family, object: &Value) -> Option<Rule> {
+    let (last, conditions) = object["expr"].as_array()?.split_last()?;
+    let matches: Option<Vec<Match>> = conditions.iter().map(|e| condition(family, e)).collect();
+    let (verdict, value) = last.as_object()?.iter().next()?;
+    let verdict = match verdict.as_str() {
+        "return" => Verdict::Return,
+        "accept" => Verdict::Accept,
+        // The flags are one word, a list, or not there.
+        "masquerade" => Verdict::Masquerade {
+            fully_random: match &value["flags"] {
+                Value::Null => value.is_null().then_some(false)?,
+                Value::Array(flags) => (flags.as_slice() == ["fully-random"]).then_some(true)?,
+                flag => (flag == "fully-random").then_some(true)?,
+            },
+        },
+        _ => return None,
+    };
+    Some(Rule::new(matches?, verdict))
+}
+
+fn condition(family: Family, expression: &Value) -> Option<Match> {
+    let condition = &expression["match"];
+    let not = match condition["op"].as_str()? {
+        "==" => false,
+        "!=" => true,
+        _ => return None,
+    };
+    let (left, right) = (&condition["left"], &condition["right"]);
+    if let [what, mask] = left["&"].as_array().map(Vec::as_slice).unwrap_or_default() {
+        if what["meta"]["key"] != "mark" || not {
+            return None;
+        }
+        return Some(Match::Mark {
+            value: number(right)?,
+            mask: number(mask)?,
+        });
+    }
+    let payload = &left["payload"];
+    if payload["protocol"] != family_name(family) {
+        return None;
+    }
+    let net = net(right)?;
+    match payload["field"].as_str()? {
+        "saddr" => Some(Match::Source { net, not }),
+        "daddr" => Some(Match::Destination { net, not }),
+        _ => None,
+    }
+}
+
+fn number(value: &Value) -> Option<u32> {
+    u32::try_from(value.as_u64()?).ok()
+}
+
+/// `{"prefix": {"addr": "10.1.0.0", "len": 16}}`, or one address as a string.
+fn net(value: &Value) -> Option<IpNet> {
+    if let Some(ip) = value.as_str() {
+        return Some(IpNet::from(ip.parse::<std::net::IpAddr>().ok()?));
+    }
+    let prefix = &value["prefix"];
+    let ip = prefix["addr"].as_str()?.parse().ok()?;
+    IpNet::new(ip, u8::try_from(prefix["len"].as_u64()?).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! The three places where rules of ours may stand. None of them sees the rules of another.
+
+use model::rules::Chain;
+use model::{Family, TrafficRules};
+
+use super::nfnetlink::NfTables;
+use super::tools::{LOCK_SECONDS, Tools};
+use super::variant::{self, Variant};
+use super::{RulesError, iptables, legacy, nftables, save};
+use crate::netlink::socket::Failure;
+
+/// A place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// nftables tables of our own.
+    Tables,
+    /// iptables' tables in nf_tables.
+    IptablesNft,
+    /// iptables' tables in x_tables.
+    IptablesLegacy,
+}
+
+impl Place {
+    /// All of them.
+    pub const ALL: [Place; 3] = [Place::Tables, Place::IptablesNft, Place::IptablesLegacy];
+
+    /// Where a variant of iptables puts rules.
+    pub fn of(variant: Variant) -> Place {
+        match variant {
+            Variant::Legacy => Place::IptablesLegacy,
+            Variant::Nft => Place::IptablesNft,
+        }
+    }
+
+    /// Whether anything of ours stands here. Starts no program.
+    fn traces(self, family: Family, nft: Option<&mut NfTables>) -> Result<bool, RulesError> {
+        match (self, nft) {
+            (Place::IptablesLegacy, _) => legacy_traces(family),
+            (_, None) => Ok(false),
+            (Place::Tables, Some(nft)) => {
+                let table = nftables::table(family);
+                let found = nft.has_table(family, table);
+                found.map_err(|f| refused(format!("nftables table {table}"), f))
+            }
+            (Place::IptablesNft, Some(nft)) => {
+                let found = Chain::ALL.into_iter().try_fold(false, |found, chain| {
+                    let (table, shared) = (iptables::table(chain), iptables::shared(chain));
+                    Ok(found
+                        || nft.has_chain(family, table, iptables::own(chain))?
+                        || nft.mentions(family, table, shared, chain.comment())? > 0)
+                });
+                found.map_err(|f| refused(format!("{family} rules of iptables"), f))
+            }
+        }
+    }
+
+    /// The families for which there is something to read here, each with whether there are traces of
+    /// ours: those with traces, and those that are `wanted`.
+    ///
+    /// # Errors
+    /// The kernel's refusal to tell.
+    pub fn families(
+        self,
+        mut nft: Option<&mut NfTables>,
+        wanted: impl Fn(Family) -> bool,
+    ) -> Result<Vec<(Family, bool)>, RulesError> {
+        let mut families = Vec::new();
+        for family in Family::ALL {
+            let traces = self.traces(family, nft.as_deref_mut())?;
+            if traces || wanted(family) {
+                families.push((family, traces));
+            }
+        }
+        Ok(families)
+    }
+
+    /// Reads the rules of `families` (each with whether there are traces of ours) and writes what
+    /// differs from `desired`; adds a line to `written` for each family that was written.
+    ///
+    /// # Errors
+    /// The first failure; the other family was seen to nevertheless.
+    pub async fn settle(
+        self,
+        tools: &Tools,
+        families: &[(Family, bool)],
+        desired: &TrafficRules,
+        written: &mut Vec<String>,
+    ) -> Result<(), RulesError> {
+        let read = |family| async move {
+            match families.iter().find(|(f, _)| *f == family) {
+                Some((_, traces)) => self.difference(tools, family, *traces, desired).await,
+                None => Ok(None),
+            }
+        };
+        // Reading takes no lock, so both at once; writing does.
+        let (v4, v6) = tokio::join!(read(Family::V4), read(Family::V6));
+        let mut failed = None;
+        for (family, difference) in [(Family::V4, v4), (Family::V6, v6)] {
+            let done = match difference {
+                Ok(None) => continue,
+                Ok(Some(text)) => self.write(tools, family, &text).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Ok(by) => {
+                    let what = if desired.has(family) {
+                        "written"
+                    } else {
+                        "removed"
+                    };
+                    written.push(format!("{family} rules {what} ({by})"));
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// The commands that turn what stands into what should; `None` if nothing differs.
+    async fn difference(
+        self,
+        tools: &Tools,
+        family: Family,
+        traces: bool,
+        desired: &TrafficRules,
+    ) -> Result<Option<String>, RulesError> {
+        let variant = match self {
+            Place::Tables => return table_difference(tools, family, traces, desired).await,
+            Place::IptablesNft => Variant::Nft,
+            Place::IptablesLegacy => Variant::Legacy,
+        };
+        let program = variant::program(tools, variant, family, "-save");
+        let saved = tools.run(&program, &[], None).await?;
+        let needed = Chain::ALL.map(iptables::table);
+        if let Some(table) = save::unreadable(&saved, &needed) {
+            return Err(RulesError::Unreadable {
+                command: program,
+                why: format!(
+                    "cannot read table {table}, because another program changed it with nft: remove what that program put there, or set EnableNFTables to true in the network configuration"
+                ),
+            });
+        }
+        let standing = iptables::read(&saved);
+        if !desired.has(family) && standing.is_empty() {
+            return Ok(None);
+        }
+        Ok(iptables::patch(desired, family, &standing))
+    }
+
+    /// Writes; returns the program that did.
+    async fn write(self, tools: &Tools, family: Family, text: &str) -> Result<String, RulesError> {
+        let variant = match self {
+            Place::Tables => {
+                tools.run("nft", &["-f", "-"], Some(text)).await?;
+                return Ok("nft".into());
+            }
+            Place::IptablesNft => Variant::Nft,
+            Place::IptablesLegacy => Variant::Legacy,
+        };
+        let program = variant::program(tools, variant, family, "-restore");
+        tools
+            .run(&program, &["--noflush", "-w", LOCK_SECONDS], Some(text))
+            .await?;
+        Ok(program)
+    }
+}
+
+async fn table_difference(
+    tools: &Tools,
+    family: Family,
+    exists: bool,
+    desired: &TrafficRules,
+) -> Result<Option<String>, RulesError> {
+    if exists && desired.has(family) {
+        let (of, table) = (nftables::family_name(family), nftables::table(family));
+        let args = ["-j", "list", "table", of, table];
+        match tools.run("nft", &args, None).await {
+            Ok(listed) => {
+                let right = nftables::is_right(desired, family, &listed).map_err(|error| {
+                    RulesError::Unreadable {
+                        command: format!("nft {}", args.join(" ")),
+                        why: format!("expected JSON: {error}"),
+                    }
+                })?;
+                if right {
+                    return Ok(None);
+                }
+            }
+            // It went away since it was seen.
+            Err(RulesError::Failed { said, .. }) if said.contains("No such file") => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((exists || desired.has(family)).then(|| nftables::script(desired, family)))
+}
+
+/// What the legacy tables that we write to look like, counters apart. Starts no program.
+pub fn fingerprints() -> Vec<Option<u64>> {
+    let look = |family, chain| {
+        // What cannot be looked at is a change as long as it could before.
+        let look = legacy::look(family, iptables::table(chain), &[]).ok()?;
+        look.map(|look| look.fingerprint)
+    };
+    let chains = |family| Chain::ALL.into_iter().map(move |chain| (family, chain));
+    let all = Family::ALL.into_iter().flat_map(chains);
+    all.map(|(family, chain)| look(family, chain)).collect()
+}
+
+/// Whether each of our chains is entered from the kernel's exactly once. Starts no program.
+pub fn led_into(desired: &TrafficRules, nft: &mut NfTables) -> bool {
+    Family::ALL.into_iter().all(|family| {
+        let mut wanted = Chain::ALL
+            .into_iter()
+            .filter(|c| !desired.chain(family, *c).is_empty());
+        wanted.all(|chain| {
+            let (table, shared) = (iptables::table(chain), iptables::shared(chain));
+            let found = nft.mentions(family, table, shared, iptables::own(chain));
+            found.is_ok_and(|found| found == 1)
+        })
+    })
+}
+
+fn legacy_traces(family: Family) -> Result<bool, RulesError> {
+    for chain in Chain::ALL {
+        let mentions = [iptables::own(chain), chain.comment()];
+        let table = iptables::table(chain);
+        match legacy::look(family, table, &mentions) {
+            Ok(look) if look.as_ref().is_some_and(|look| look.ours) => return Ok(true),
+            Ok(_) => {}
+            Err(error) => {
+                return Err(RulesError::Kernel {
+                    what: format!("{family} table {table} of legacy iptables"),
+                    reason: error.to_string(),
+                });
+            }
+        }
+    }
+    Ok(false)
+}
+
+fn refused(what: String, failure: Failure) -> RulesError {
+    RulesError::Kernel {
+        what,
+        reason: failure.text,
+    }
+}
