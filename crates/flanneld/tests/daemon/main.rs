@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod etcd_faults;
 mod foreign;
 mod hostile;
 mod repair;

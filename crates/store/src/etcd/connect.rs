@@ -19,7 +19,9 @@ use tonic::transport::Uri;
 use super::settings::Endpoint;
 use super::tls::{TlsError, TlsFiles};
 
-const TCP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Long enough for a second SYN. Short, because while one is under way that was lost, etcd may be
+/// back already; and what changed during an outage should be seen within 2 s of its end.
+const TCP_TIMEOUT: Duration = Duration::from_millis(1200);
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why an endpoint could not be reached.
@@ -27,10 +29,14 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) enum ConnectError {
     #[error("{0}")]
     Tcp(io::Error),
-    #[error("no answer within {} s", TCP_TIMEOUT.as_secs())]
+    #[error("no answer within {TCP_TIMEOUT:?}")]
     TcpTimeout,
-    #[error("TLS: {0}")]
-    Tls(io::Error),
+    #[error("TLS: {error}{hint}")]
+    Tls {
+        error: io::Error,
+        /// Which flag and file it is about.
+        hint: String,
+    },
     #[error("TLS: no answer within {} s", TLS_TIMEOUT.as_secs())]
     TlsTimeout,
     #[error(transparent)]
@@ -64,7 +70,10 @@ impl Connector {
         let tls = timeout(TLS_TIMEOUT, handshake).await;
         let tls = tls
             .map_err(|_| ConnectError::TlsTimeout)?
-            .map_err(ConnectError::Tls)?;
+            .map_err(|error| ConnectError::Tls {
+                hint: self.files.hint(&error),
+                error,
+            })?;
         Ok(TokioIo::new(Wire::Tls(Box::new(tls))))
     }
 }

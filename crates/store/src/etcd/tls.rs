@@ -100,6 +100,27 @@ impl TlsFiles {
         Ok(config)
     }
 
+    /// Which flag a failed handshake is about, and its file: the rest of a message.
+    pub(super) fn hint(&self, error: &std::io::Error) -> String {
+        let error = error
+            .get_ref()
+            .and_then(|e| e.downcast_ref::<rustls::Error>());
+        let named = |flag: &str, path: &PathBuf| format!("{flag} {}", path.display());
+        match error {
+            Some(rustls::Error::InvalidCertificate(_)) => match &self.cafile {
+                Some(path) => format!("; it is checked against {}", named(CA, path)),
+                None => format!(
+                    "; it is checked against the system's authorities, for there is no {CA}"
+                ),
+            },
+            Some(rustls::Error::AlertReceived(_)) => match &self.certfile {
+                Some(path) => format!("; it was shown {}", named(CERT, path)),
+                None => format!("; it was shown no certificate, for there is no {CERT}"),
+            },
+            _ => String::new(),
+        }
+    }
+
     /// The trusted roots; those that the user named also as they are; and where they came from.
     fn roots(&self) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, Source<'_>), TlsError> {
         let mut roots = RootCertStore::empty();
