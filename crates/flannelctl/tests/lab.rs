@@ -9,6 +9,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -255,37 +256,41 @@ fn somebody_who_is_not_root_runs_a_lab() {
     for program in ["flannelctl", "flanneld"] {
         fs::copy(built.join(program), bin.join(program)).expect("cargo build --workspace --bins");
     }
-    let ctl = bin.join("flannelctl");
-    let ctl = ctl.to_str().unwrap();
-    let script = format!("id -u && {ctl} lab status && {ctl} lab exec n1 ip route");
-    let mut command = Command::new(ctl);
-    command
-        .args([
-            "lab",
-            "run",
-            "--nodes=2",
-            "--name=mine",
-            "--",
-            "sh",
-            "-c",
-            &script,
-        ])
-        .current_dir("/");
-    command
-        .env_remove("XDG_RUNTIME_DIR")
-        .env("TMPDIR", &dir.0)
-        .env("FLANNEL_BIN_DIR", &bin);
-    if fs::metadata("/proc/self").is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0)
-        && !lab::user_namespace()
-    {
-        std::os::unix::fs::chown(&dir.0, Some(65534), Some(65534)).unwrap();
-        command.uid(65534).gid(65534);
+    let root = fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0) && !lab::user_namespace();
+    if root {
+        chown(&dir.0, Some(65534), Some(65534)).unwrap();
     }
-    let output = command.output().unwrap();
-    let told = both(&output);
-    assert!(output.status.success(), "{told}");
+    let as_nobody = |script: &str| {
+        let mut command = Command::new("sh");
+        command
+            .args(["-euc", script])
+            .env("CTL", bin.join("flannelctl"))
+            .current_dir("/");
+        command
+            .env_remove("XDG_RUNTIME_DIR")
+            .env("TMPDIR", &dir.0)
+            .env("FLANNEL_BIN_DIR", &bin);
+        if root {
+            command.uid(65534).gid(65534);
+        }
+        let output = command.output().unwrap();
+        let told = both(&output);
+        assert!(output.status.success(), "{told}");
+        told
+    };
+    let beside = "$CTL lab status; $CTL lab exec n1 ip route";
+    let told = as_nobody(&format!(
+        "$CTL lab run --nodes=2 --name=mine -- sh -euc '{beside}'"
+    ));
     assert!(told.contains("dev flannel.1 proto 241"), "{told}");
     assert!(told.contains("n2-p1    172.30."), "{told}");
+
+    let told = as_nobody(&format!(
+        "$CTL lab up --nodes=2; {beside}; $CTL lab down; $CTL lab status"
+    ));
+    assert!(told.contains("dev flannel.1 proto 241"), "{told}");
+    assert!(told.contains("n2-p1    172.30."), "{told}");
+    assert!(told.contains("no lab;"), "{told}");
 }
 
 #[test]

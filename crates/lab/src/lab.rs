@@ -1,31 +1,20 @@
 //! The lab itself.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::builder::{LabBuilder, Progress};
-use crate::echo;
 use crate::ground::Ground;
 use crate::node::Node;
 use crate::outside::Handles;
 use crate::pod::Pod;
 use crate::store::Keys;
-use crate::{Error, Etcd, Namespace, wait_for};
+use crate::{Error, Etcd, Namespace};
 
 /// How long a flanneld may take to be ready.
 const READY: Duration = Duration::from_secs(20);
-
-/// How long a ping may take.
-const PING: Duration = Duration::from_secs(1);
-
-/// How long a ping may take that is tried again when it is lost.
-const SHORT_PING: Duration = Duration::from_millis(200);
-
-/// How many pings of a matrix are under way at once.
-const AT_ONCE: usize = 32;
 
 /// Nodes on a bridge, a store, and a flanneld on each node. Dropping it ends all of it; so does
 /// the end of this process, whatever its cause.
@@ -37,19 +26,6 @@ pub struct Lab {
     pub(crate) pods_per_node: usize,
     pub(crate) progress: Progress,
     pub(crate) ground: Arc<Ground>,
-}
-
-/// One ping of a [`Lab::ping_matrix`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ping {
-    /// The pod that asked.
-    pub from: String,
-    /// The pod that was asked.
-    pub to: String,
-    /// Its address.
-    pub ip: IpAddr,
-    /// The round trip; `None` when no reply came within a second.
-    pub rtt: Option<Duration>,
 }
 
 impl Lab {
@@ -103,68 +79,6 @@ impl Lab {
     /// Every pod.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.nodes.iter().flat_map(Node::pods).collect()
-    }
-
-    /// Pings from every pod to every address of every other.
-    ///
-    /// # Errors
-    /// A namespace could not be entered. A lost ping is no error here.
-    pub fn ping_matrix(&self) -> Result<Vec<Ping>, Error> {
-        self.ping_all(PING)
-    }
-
-    /// Waits until every pod answers every other.
-    ///
-    /// # Errors
-    /// [`Error::Timeout`] lists the pings that were lost last.
-    pub fn wait_mesh(&self, deadline: Duration) -> Result<(), Error> {
-        wait_for("every pod answers every other", deadline, || {
-            all_answered(&self.ping_all(SHORT_PING)?)
-        })
-    }
-
-    fn ping_all(&self, timeout: Duration) -> Result<Vec<Ping>, Error> {
-        let pods = self.pods();
-        let mut pairs = Vec::new();
-        for from in &pods {
-            for to in pods.iter().filter(|to| to.name() != from.name()) {
-                pairs.extend(to.ips().into_iter().map(|ip| (from, to, ip)));
-            }
-        }
-        let ask = |(from, to, ip): &(&Arc<Pod>, &Arc<Pod>, IpAddr)| {
-            let rtt = echo::ping(from, *ip, timeout)?;
-            Ok(Ping {
-                from: from.name().into(),
-                to: to.name().into(),
-                ip: *ip,
-                rtt,
-            })
-        };
-        // Some at a time: a lost ping takes a second, and hundreds at once would wait for a processor.
-        let batches = pairs.chunks(AT_ONCE).map(|batch| {
-            std::thread::scope(|s| {
-                let threads: Vec<_> = batch
-                    .iter()
-                    .map(|pair| s.spawn(move || ask(pair)))
-                    .collect();
-                let join = |t: std::thread::ScopedJoinHandle<'_, _>| {
-                    t.join().unwrap_or_else(|p| std::panic::resume_unwind(p))
-                };
-                threads
-                    .into_iter()
-                    .map(join)
-                    .collect::<Result<Vec<Ping>, Error>>()
-            })
-        });
-        Ok(batches.collect::<Result<Vec<_>, _>>()?.concat())
-    }
-
-    /// Pings from every pod to every other, and all must answer.
-    ///
-    /// # Errors
-    /// [`Error::Bad`] lists the pings that were lost.
-    pub fn must_ping(&self) -> Result<(), Error> {
-        all_answered(&self.ping_matrix()?)
     }
 
     /// The etcd, where that is the store.
@@ -232,21 +146,5 @@ impl Lab {
     /// How another process gets into this lab while this one holds it.
     pub fn handles(&self) -> Handles {
         Handles::of(self)
-    }
-}
-
-fn all_answered(pings: &[Ping]) -> Result<(), Error> {
-    let lost = pings.iter().filter(|p| p.rtt.is_none());
-    let lost: Vec<String> = lost
-        .map(|p| format!("{} -> {} ({})", p.from, p.to, p.ip))
-        .collect();
-    match lost.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Bad(format!(
-            "{} of {} pings lost: {}",
-            lost.len(),
-            pings.len(),
-            lost.join(", ")
-        ))),
     }
 }

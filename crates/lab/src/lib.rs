@@ -36,6 +36,7 @@ mod guard;
 mod http;
 #[allow(clippy::module_inception)]
 mod lab;
+mod mesh;
 mod namespace;
 mod netlink;
 mod node;
@@ -58,7 +59,8 @@ pub use daemon::{Daemon, Instance};
 pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};
-pub use lab::{Lab, Ping};
+pub use lab::Lab;
+pub use mesh::Ping;
 pub use namespace::Namespace;
 pub use node::Node;
 pub use outside::{Handles, PlaceHandles};
