@@ -93,24 +93,26 @@ impl Network {
             .filter(|value| value.get() != "null")
     }
 
-    /// The attachments that a GC is to keep, decoded and as they were given. A runtime may use the
-    /// key of the specification's text or that of its first edition.
+    /// The attachments that a GC is to keep, decoded and as they were given; `None` where the runtime says
+    /// nothing of them. It may use the key of the specification's text or that of its first edition, and a
+    /// runtime in Go that has no container left says `null`.
     ///
     /// # Errors
-    /// [`Code::InvalidConfig`] without such a list: an empty one is a list, and removes everything.
-    pub fn valid_attachments(&self) -> Result<(Vec<Attachment>, &RawValue), Failure> {
+    /// [`Code::InvalidConfig`] for what is no such list.
+    pub fn valid_attachments(&self) -> Result<Option<(Vec<Attachment>, &RawValue)>, Failure> {
         let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
-        let key = keys
+        let Some((key, raw)) = keys
             .into_iter()
-            .find(|key| self.object.has(key))
-            .unwrap_or(keys[0]);
-        match (self.object.decode(key), self.object.get(key)) {
-            (Ok(Some(list)), Some(raw)) => Ok((list, raw)),
-            (Ok(_), _) => Err(invalid(format!("{key:?} is missing: nothing was removed"))),
-            (Err(error), _) => Err(invalid(format!(
+            .find_map(|key| Some((key, self.object.get(key)?)))
+        else {
+            return Ok(None);
+        };
+        let list: Option<Vec<Attachment>> = self.object.decode(key).map_err(|error| {
+            invalid(format!(
                 "{key:?} must be a list of {{\"containerID\", \"ifname\"}}: {error}"
-            ))),
-        }
+            ))
+        })?;
+        Ok(Some((list.unwrap_or_default(), raw)))
     }
 
     /// The configuration of the delegate: what was given under `delegate` and `ipam`, completed with

@@ -52,7 +52,13 @@ pub fn status(network: &Network, path: &[PathBuf]) -> Result<Vec<u8>, Refusal> {
 /// The first failure; the others are told on stderr.
 pub fn gc(network: &Network, path: &[PathBuf]) -> Result<Vec<u8>, Refusal> {
     let version = since_1_1(network, Command::Gc)?;
-    let (valid, given) = network.valid_attachments()?;
+    let Some((valid, given)) = network.valid_attachments()? else {
+        // To take "nothing said" for "nothing valid" would detach every container of the node.
+        note(format_args!(
+            "GC without \"cni.dev/valid-attachments\": nothing is removed"
+        ));
+        return Ok(Vec::new());
+    };
     let valid: HashSet<&str> = valid.iter().map(|one| one.container.as_str()).collect();
     let saved = Saved(&network.data_dir);
     let config =

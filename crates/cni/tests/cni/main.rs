@@ -1,0 +1,11 @@
+//! The plugin `flannel`: against recorders that take a delegate's place, against Debian's real plugins in
+//! network namespaces, and by way of the CNI project's own cnitool.
+
+mod attach;
+mod cnitool;
+mod delegate_config;
+mod hostile;
+mod real;
+mod scene;
+mod stale_bridge;
+mod upkeep;
