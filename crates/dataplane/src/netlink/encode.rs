@@ -29,11 +29,12 @@ pub fn device(op: &Op) -> Option<IfName> {
     }
 }
 
-/// Adds the message that does `op` to `batch`. `index` is that of [`device`], or 0.
+/// Adds the message that does `op` to `batch`. `index` is that of [`device`], or 0; `marked` FDB
+/// entries show their notices to be ours.
 ///
 /// # Errors
 /// It is no single message (devices), or a form that we never write.
-pub fn op(batch: &mut Batch, op: &Op, index: u32) -> Result<(), Failure> {
+pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool) -> Result<(), Failure> {
     let put = matches!(op, Op::Put(_));
     let flags = if put { NLM_F_CREATE | NLM_F_REPLACE } else { 0 };
     let pick = |new: u16| if put { new } else { new + 1 };
@@ -71,8 +72,8 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32) -> Result<(), Failure> {
         Object::Fdb(key, dst) => {
             // "Learned externally" marks the entry as a control plane's, and its notice as ours: see
             // `filter`. The kernel treats a permanent entry no differently for it.
-            let flags_of_it = NTF_SELF | NTF_EXT_LEARNED;
-            let body = neigh(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, flags_of_it);
+            let mark = if marked { NTF_EXT_LEARNED } else { 0 };
+            let body = neigh(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF | mark);
             batch.open(pick(RTM_NEWNEIGH), flags, &body);
             batch.attr(NDA_LLADDR, &key.mac.0).attr_ip(NDA_DST, dst);
         }

@@ -36,6 +36,10 @@ use socket::{Failure, Requests};
 use uapi::*;
 use wire::Batch;
 
+/// From this many operations on, FDB entries are written with a mark (`extern_learn`) that shows
+/// their notices to be ours. Fewer are written plainly, as upstream's are.
+const BULK: usize = 256;
+
 /// The kernel of the network namespace in which it was opened.
 ///
 /// Requests block the thread for as long as the kernel takes to do them: it does so within the
@@ -47,6 +51,8 @@ pub struct Kernel {
     view: Option<View>,
     features: Features,
     batch: Batch,
+    /// So much is written that our FDB entries are marked, rather than each notice of one read.
+    bulk: bool,
 }
 
 impl Kernel {
@@ -70,6 +76,7 @@ impl Kernel {
             view: None,
             features,
             batch: Batch::default(),
+            bulk: false,
         })
     }
 
@@ -157,14 +164,14 @@ impl Kernel {
             Some(dev) => indexes.of(&mut self.requests, dev)?,
             None => 0,
         };
-        encode::op(&mut self.batch, op, index)
+        encode::op(&mut self.batch, op, index, self.bulk)
     }
 
     /// Which of our own doings the kernel announces without saying whose they are.
     fn expect_echo(&mut self, op: &Op) {
         let unmarked = match op.object() {
-            // Of an entry that we write, the notice carries our mark.
-            Object::Fdb(..) => is_del(op),
+            // The notice of an entry that is written in bulk carries our mark.
+            Object::Fdb(..) => is_del(op) || !self.bulk,
             Object::Addr(key) => Family::of_net(&key.net) == Family::V6,
             _ => false,
         };
@@ -209,6 +216,7 @@ impl Dataplane for Kernel {
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
+        self.bulk = ops.len() > BULK;
         let mut outcomes = vec![Ok(()); ops.len()];
         let mut sent = Vec::with_capacity(ops.len().min(1_000));
         let mut indexes = Indexes::default();
