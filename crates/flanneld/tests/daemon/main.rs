@@ -9,9 +9,14 @@
     reason = "tests"
 )]
 
+mod crowd;
 mod etcd_faults;
+mod families;
 mod foreign;
 mod hostile;
 mod repair;
 mod restart;
+mod revoked;
 mod scene;
+mod two_networks;
+mod usage;

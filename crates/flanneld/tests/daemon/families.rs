@@ -1,0 +1,363 @@
+//! Address families, MTUs, routers in between, and an underlay that changes under the daemon.
+
+use lab::{Lab, Node, StoreKind, wait_for};
+use model::Family::{V4, V6};
+use serde_json::{Value, json};
+
+use crate::etcd_faults::says;
+use crate::restart::lease_of;
+use crate::scene::{self, ETCD, Peer, SOON, mesh, meshed, run};
+
+#[test]
+fn ipv6_alone_on_an_ipv6_underlay() {
+    for (backend, mtu) in [("vxlan", 1430), ("host-gw", 1500)] {
+        let lab = scene::lab()
+            .nodes(3)
+            .ipv4(false)
+            .ipv6(true)
+            .underlay(false, true)
+            .backend(json!({ "Type": backend }))
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let text = lab.node(1).read("/run/flannel/subnet.env").unwrap();
+        let names: Vec<&str> = text.lines().map(|l| l.split('=').next().unwrap()).collect();
+        let expected = [
+            "FLANNEL_IPV6_NETWORK",
+            "FLANNEL_IPV6_SUBNET",
+            "FLANNEL_MTU",
+            "FLANNEL_IPMASQ",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(lab.node(1).subnet_env().unwrap().mtu, mtu, "{backend}");
+        let (key, value) = lease_of(&lab, lab.node(1));
+        assert!(key.starts_with("0.0.0.0-0&fd00:30:"), "{key}");
+        assert_eq!(value["PublicIPv6"], json!("fd78:78::1"));
+        assert!(!lab.node(1).picture().unwrap().has(&["link flannel.1 "]));
+    }
+}
+
+#[test]
+fn both_families_beside_each_other() {
+    for (backend, store, mtu) in [
+        ("vxlan", ETCD, 1430),
+        ("host-gw", StoreKind::Directory, 1500),
+    ] {
+        let lab = scene::lab()
+            .nodes(3)
+            .dual()
+            .store(store)
+            .backend(json!({ "Type": backend }))
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let env = lab.node(1).subnet_env().unwrap();
+        assert_eq!(env.mtu, mtu, "{backend}");
+        assert!(env.subnet.v4.is_some() && env.subnet.v6.is_some());
+        // The independent witness, with packets as large as subnet.env promises.
+        let (from, to) = (lab.node(1).pods()[0].clone(), lab.node(2).pods()[0].clone());
+        for (family, headers) in [(V4, 28), (V6, 48)] {
+            let (size, ip) = (
+                (mtu - headers).to_string(),
+                to.ip(family).unwrap().to_string(),
+            );
+            from.exec(["ping", "-c1", "-W2", "-Mdo", "-s", &size, &ip])
+                .unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_mtu_follows_underlay_and_configuration() {
+    for (underlay, backend, expected) in [
+        (9000, json!({"Type": "vxlan"}), 8950),
+        (1500, json!({"Type": "vxlan", "MTU": 1400}), 1350),
+        (1400, json!({"Type": "host-gw"}), 1400),
+        (1500, json!({"Type": "alloc"}), 1500),
+    ] {
+        let lab = scene::lab()
+            .nodes(1)
+            .mtu(underlay)
+            .backend(backend.clone())
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        assert_eq!(lab.node(1).subnet_env().unwrap().mtu, expected, "{backend}");
+        if backend["Type"] == "vxlan" {
+            let line = format!("link flannel.1 up mtu {expected}");
+            assert!(lab.node(1).picture().unwrap().has(&[&line]));
+        }
+    }
+}
+
+#[test]
+fn alloc_leases_and_does_nothing_else() {
+    let lab = scene::lab()
+        .nodes(2)
+        .store(ETCD)
+        .backend(json!({"Type": "alloc"}))
+        .build()
+        .unwrap();
+    let before = lab.node(1).picture().unwrap();
+    for node in lab.nodes() {
+        node.flanneld().start_ready(SOON).unwrap();
+    }
+    let (_, value) = lease_of(&lab, lab.node(1));
+    assert_eq!(value["BackendType"], Value::Null);
+    let daemon = lab.node(1).flanneld();
+    wait_for("the other node is known", SOON, || {
+        match daemon.http_get("/metrics").unwrap().1 {
+            metrics if metrics.contains("flannel_peers 1") => Ok(()),
+            metrics => Err(metrics),
+        }
+    })
+    .unwrap();
+    assert_eq!(lab.node(1).picture().unwrap(), before);
+}
+
+/// Puts node 3 behind the fabric, which routes.
+fn behind_a_router(lab: &Lab) {
+    run(
+        lab.fabric(),
+        "ip link add br1 up type bridge forward_delay 0 mcast_snooping 0
+         ip addr add 192.168.79.254/24 dev br1
+         ip addr add fd79:79::fe/64 dev br1 nodad
+         ip link set n3 master br1",
+    )
+    .unwrap();
+    run(
+        lab.node(3),
+        "ip -4 addr flush dev eth0
+         ip -6 addr flush dev eth0 scope global
+         ip addr add 192.168.79.3/24 dev eth0
+         ip addr add fd79:79::3/64 dev eth0 nodad
+         ip route add 0.0.0.0/0 via 192.168.79.254 dev eth0
+         ip route replace ::/0 via fd79:79::fe dev eth0",
+    )
+    .unwrap();
+    for (from, to) in [
+        (1, "192.168.79.3"),
+        (3, "192.168.78.254"),
+        (3, "192.168.78.1"),
+    ] {
+        let look = || lab.node(from).exec(["ping", "-c1", "-W1", to]).map(drop);
+        wait_for("the router routes", SOON, look).unwrap();
+    }
+}
+
+#[test]
+fn direct_routing_across_a_router() {
+    for store in [ETCD, StoreKind::Directory] {
+        let lab = scene::lab()
+            .nodes(3)
+            .dual()
+            .store(store)
+            .backend(json!({"Type": "vxlan", "DirectRouting": true}))
+            .build()
+            .unwrap();
+        behind_a_router(&lab);
+        lab.start().unwrap();
+        mesh(&lab);
+        let picture = lab.node(1).picture().unwrap();
+        for (family, near, far) in [
+            (V4, "192.168.78.2", "flannel.1"),
+            (V6, "fd78:78::2", "flannel-v6.1"),
+        ] {
+            let (two, three) = (Peer::of(lab.node(2), family), Peer::of(lab.node(3), family));
+            let direct = format!("route {} via {near} dev eth0", two.subnet);
+            let tunnel = format!(
+                "route {} via {} dev {far} onlink",
+                three.subnet, three.gateway
+            );
+            assert!(picture.has(&[&direct]), "{direct}\n{picture}");
+            assert!(picture.has(&[&tunnel]), "{tunnel}\n{picture}");
+            assert!(
+                !picture.has(&[&two.mac]),
+                "nothing else for the direct one:\n{picture}"
+            );
+        }
+        // The direct routes are lost with the link, and come back.
+        let node = lab.node(1);
+        let flap = "ip link set eth0 down
+             ip link set eth0 up
+             ip addr add fd78:78::1/64 dev eth0 nodad
+             ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0
+             ip route add ::/0 via fd78:78::fe dev eth0";
+        let repair = node.measure_repair(|| run(node, flap), SOON).unwrap();
+        eprintln!(
+            "DirectRouting, {store:?}: whole {:.1?} after a flap of the underlay",
+            repair.took
+        );
+        assert!(
+            repair.took < std::time::Duration::from_millis(100),
+            "{repair:?}"
+        );
+        mesh(&lab);
+    }
+}
+
+#[test]
+fn host_gw_does_not_reach_across_a_router() {
+    let lab = scene::lab()
+        .nodes(3)
+        .store(ETCD)
+        .backend(json!({"Type": "host-gw"}))
+        .build()
+        .unwrap();
+    behind_a_router(&lab);
+    for node in lab.nodes() {
+        node.flanneld().start_ready(SOON).unwrap();
+    }
+    meshed(&[lab.node(1), lab.node(2)]);
+    let daemon = lab.node(1).flanneld();
+    says(daemon, &["WARN", "192.168.79.3", "host-gw"]);
+    let subnet = lab.node(3).subnet_env().unwrap().cidr(V4).unwrap();
+    assert!(
+        !lab.node(1)
+            .picture()
+            .unwrap()
+            .has(&[&format!("route {subnet} ")])
+    );
+    assert_eq!(
+        daemon.log().matches("192.168.79.3").count(),
+        1,
+        "{}",
+        daemon.log()
+    );
+}
+
+#[test]
+fn host_gw_refuses_a_translated_address() {
+    for (family, flag) in [
+        (V4, "-public-ip=203.0.113.7"),
+        (V6, "-public-ipv6=2001:db8::7"),
+    ] {
+        let lab = scene::lab()
+            .nodes(1)
+            .dual()
+            .backend(json!({"Type": "host-gw"}))
+            .build()
+            .unwrap();
+        let daemon = lab.node(1).flanneld();
+        daemon.set_args([flag]);
+        daemon.start().unwrap();
+        assert_eq!(daemon.wait_ended(SOON).unwrap().code(), Some(1));
+        let ip = flag.split('=').nth(1).unwrap();
+        let line = says(daemon, &["ERROR", ip, "host-gw"]);
+        assert!(line.contains(&lab.node(1).ip(family).to_string()), "{line}");
+        assert!(lab.leases().unwrap().is_empty());
+        assert!(lab.node(1).subnet_env().is_err());
+    }
+}
+
+#[test]
+fn a_translated_address_is_published_and_the_tunnel_is_local() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    let node = lab.node(1);
+    node.flanneld().set_args(["-public-ip=203.0.113.7"]);
+    node.flanneld().start_ready(SOON).unwrap();
+    let (_, text) = lab.leases().unwrap().pop_first().unwrap();
+    let lease: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(lease["PublicIP"], json!("203.0.113.7"));
+    assert!(
+        node.picture()
+            .unwrap()
+            .has(&["link flannel.1", "local 192.168.78.1 "])
+    );
+}
+
+/// Waits until `node` holds a line with all of `texts`.
+fn shows(node: &Node, texts: &[&str]) {
+    let look = || {
+        let picture = node.picture().unwrap();
+        match picture.has(texts) {
+            true => Ok(()),
+            false => Err(format!("{}\n{picture}", node.flanneld().log_tail(5))),
+        }
+    };
+    wait_for(&format!("{} shows {texts:?}", node.name()), SOON, look).unwrap();
+}
+
+#[test]
+fn the_mtu_of_the_underlay_is_followed() {
+    for (backend, less) in [("vxlan", 50), ("host-gw", 0)] {
+        let lab = scene::lab()
+            .nodes(2)
+            .backend(json!({ "Type": backend }))
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let node = lab.node(1);
+        for mtu in [1400, 1500] {
+            run(node, &format!("ip link set eth0 mtu {mtu}")).unwrap();
+            let look = || match node.subnet_env().unwrap().mtu {
+                seen if seen == mtu - less => Ok(()),
+                seen => Err(format!("MTU {seen}")),
+            };
+            wait_for("subnet.env follows", SOON, look).unwrap();
+            if backend == "vxlan" {
+                shows(node, &[&format!("link flannel.1 up mtu {}", mtu - less)]);
+            }
+        }
+        mesh(&lab);
+    }
+}
+
+#[test]
+fn a_new_address_of_the_underlay_is_followed() {
+    for (backend, store) in [
+        ("vxlan", ETCD),
+        ("vxlan", StoreKind::Directory),
+        ("host-gw", ETCD),
+    ] {
+        let lab = scene::lab()
+            .nodes(2)
+            .dual()
+            .store(store)
+            .backend(json!({ "Type": backend }))
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let (node, peer) = (lab.node(1), lab.node(2));
+        let before = (node.subnet_env().unwrap(), lease_of(&lab, node).0);
+        run(
+            node,
+            "ip addr del 192.168.78.1/24 dev eth0
+             ip addr add 192.168.78.111/24 dev eth0
+             ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0
+             ip addr add fd78:78::111/64 dev eth0 nodad
+             ip addr del fd78:78::1/64 dev eth0
+             ip route replace ::/0 via fd78:78::fe dev eth0",
+        )
+        .unwrap();
+        match backend {
+            "vxlan" => {
+                shows(node, &["link flannel.1 ", "local 192.168.78.111 "]);
+                shows(node, &["link flannel-v6.1 ", "local fd78:78::111 "]);
+                shows(peer, &["fdb ", "dev flannel.1 dst 192.168.78.111"]);
+                shows(peer, &["fdb ", "dev flannel-v6.1 dst fd78:78::111"]);
+            }
+            _ => {
+                shows(peer, &["route ", "via 192.168.78.111 dev eth0"]);
+                shows(peer, &["route ", "via fd78:78::111 dev eth0"]);
+            }
+        }
+        let leases = lab.leases().unwrap();
+        let lease: Value = serde_json::from_str(&leases[&before.1]).unwrap();
+        assert_eq!(lease["PublicIP"], json!("192.168.78.111"));
+        assert_eq!(lease["PublicIPv6"], json!("fd78:78::111"));
+        assert_eq!(node.subnet_env().unwrap(), before.0);
+        mesh(&lab);
+        node.flanneld().restart(SOON).unwrap();
+        assert_eq!(
+            node.subnet_env().unwrap(),
+            before.0,
+            "found again by its new address"
+        );
+        mesh(&lab);
+    }
+}

@@ -1,0 +1,221 @@
+//! A lease that is lost, a reservation that stays one, and two nodes that claim one address.
+
+use std::time::Duration;
+
+use lab::{Lab, Node, StoreKind, wait_for};
+use model::Family::V4;
+use serde_json::{Value, json};
+
+use crate::etcd_faults::says;
+use crate::restart::{Traffic, lease_of};
+use crate::scene::{self, ETCD, SOON, mesh};
+
+const STORES: [StoreKind; 2] = [ETCD, StoreKind::Directory];
+
+fn built(nodes: usize, store: StoreKind) -> Lab {
+    let lab = scene::lab().nodes(nodes).store(store).build().unwrap();
+    lab.start().unwrap();
+    mesh(&lab);
+    lab
+}
+
+/// The daemon ends with status 1 and says why, naming its lease.
+fn gives_up(node: &Node, key: &str) {
+    let status = node.flanneld().wait_ended(SOON).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", node.flanneld().log_tail(5));
+    let log = node.flanneld().log();
+    let errors: Vec<&str> = log.lines().filter(|l| l.contains("ERROR")).collect();
+    assert!(errors.len() == 1 && errors[0].contains(key), "{errors:?}");
+}
+
+#[test]
+fn a_deleted_lease_is_given_up() {
+    for store in STORES {
+        let lab = built(2, store);
+        let node = lab.node(1);
+        let (key, _) = lease_of(&lab, node);
+        let traffic = Traffic::between(node, lab.node(2));
+        // Only while the other node does not hear of it: it would rightly drop its route.
+        lab.node(2).flanneld().freeze().unwrap();
+        lab.delete_lease(&key).unwrap();
+        gives_up(node, &key);
+        assert!(
+            !lab.leases().unwrap().contains_key(&key),
+            "{store:?}: it was claimed again"
+        );
+        traffic.all_arrived(&format!("{store:?}: a lost lease"));
+        // What its supervisor does.
+        lab.node(2).flanneld().thaw().unwrap();
+        node.flanneld().start_ready(SOON).unwrap();
+        mesh(&lab);
+    }
+}
+
+#[test]
+fn a_lease_deleted_behind_a_sleeping_daemon_is_given_up() {
+    for store in STORES {
+        let lab = built(1, store);
+        let node = lab.node(1);
+        let (key, _) = lease_of(&lab, node);
+        node.flanneld().freeze().unwrap();
+        lab.delete_lease(&key).unwrap();
+        node.flanneld().thaw().unwrap();
+        gives_up(node, &key);
+        assert!(lab.leases().unwrap().is_empty(), "{store:?}");
+    }
+}
+
+#[test]
+fn a_lease_that_another_node_took_is_given_up() {
+    for store in STORES {
+        let lab = built(1, store);
+        let node = lab.node(1);
+        let (key, mut value) = lease_of(&lab, node);
+        value["PublicIP"] = json!("192.168.78.99");
+        value["BackendData"]["VtepMAC"] = json!("02:00:00:00:00:99");
+        lab.put_lease(&key, &value.to_string()).unwrap();
+        gives_up(node, &key);
+        let (after, text) = lab.leases().unwrap().pop_first().unwrap();
+        assert_eq!(after, key);
+        let after: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(
+            after["PublicIP"],
+            json!("192.168.78.99"),
+            "the other's is left alone"
+        );
+        assert!(node.flanneld().log().contains("192.168.78.99"));
+    }
+}
+
+#[test]
+fn an_etcd_lease_that_ran_out_is_given_up() {
+    let lab = built(1, ETCD);
+    let node = lab.node(1);
+    let (key, _) = lease_of(&lab, node);
+    let id = format!("{:x}", etcd_lease(&lab, &key).unwrap());
+    lab.etcd().unwrap().ctl(&["lease", "revoke", &id]).unwrap();
+    gives_up(node, &key);
+}
+
+/// The etcd lease that a key hangs on; `None` for a reservation.
+fn etcd_lease(lab: &Lab, key: &str) -> Option<i64> {
+    let etcd = lab.etcd().unwrap();
+    let name = format!("{}/subnets/{key}", etcd.prefix());
+    let answer = etcd.ctl(&["get", "--write-out=json", &name]).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    answer["kvs"][0]["lease"].as_i64()
+}
+
+#[test]
+fn a_lease_lives_a_day_and_stays_one_over_restarts() {
+    let lab = built(1, ETCD);
+    let node = lab.node(1);
+    let (key, _) = lease_of(&lab, node);
+    for _ in 0..3 {
+        node.flanneld().restart(SOON).unwrap();
+        node.flanneld().kill9().unwrap();
+        node.flanneld().start_ready(SOON).unwrap();
+    }
+    assert_eq!(lease_of(&lab, node).0, key);
+    let etcd = lab.etcd().unwrap();
+    let id = format!("{:x}", etcd_lease(&lab, &key).unwrap());
+    let list = etcd.ctl(&["lease", "list"]).unwrap();
+    let ids: Vec<&str> = list.lines().skip(1).collect();
+    assert_eq!(ids, [id.as_str()], "one etcd lease, whatever happened");
+    let left = etcd
+        .ctl(&["lease", "timetolive", "--write-out=json", &id])
+        .unwrap();
+    let left: Value = serde_json::from_str(&left).unwrap();
+    let (granted, ttl) = (
+        left["granted-ttl"].as_i64().unwrap(),
+        left["ttl"].as_i64().unwrap(),
+    );
+    assert_eq!(granted, 24 * 3600);
+    assert!(ttl > 23 * 3600, "{ttl}");
+}
+
+#[test]
+fn a_reservation_stays_one() {
+    for store in STORES {
+        let lab = scene::lab().nodes(2).store(store).build().unwrap();
+        let node = lab.node(1);
+        let key = "172.30.99.0-24";
+        let upstream = json!({
+            "PublicIP": node.ipv4(),
+            "BackendType": "vxlan",
+            "BackendData": {"VtepMAC": "4e:00:00:00:00:01"},
+        });
+        lab.put_lease(key, &upstream.to_string()).unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let subnet = |node: &Node| node.subnet_env().unwrap().cidr(V4).unwrap().to_string();
+        assert_eq!(subnet(node), "172.30.99.0/24");
+        let stays = || {
+            let (own, value) = lease_of(&lab, node);
+            assert_eq!(own, key);
+            assert_eq!(value["BackendData"]["VtepMAC"], json!("4e:00:00:00:00:01"));
+            match store {
+                StoreKind::Directory => assert_eq!(value["Expires"], Value::Null, "{value}"),
+                StoreKind::Etcd { .. } => assert_eq!(etcd_lease(&lab, key), None),
+            }
+        };
+        stays();
+        node.flanneld().restart(SOON).unwrap();
+        stays();
+        // And when what it publishes changes: another address.
+        scene::run(
+            node,
+            "ip addr del 192.168.78.1/24 dev eth0\nip addr add 192.168.78.111/24 dev eth0\n\
+             ip route replace 0.0.0.0/0 via 192.168.78.254 dev eth0",
+        )
+        .unwrap();
+        let look = || {
+            let value: Value = serde_json::from_str(&lab.leases().unwrap()[key]).unwrap();
+            match value["PublicIP"] == json!("192.168.78.111") {
+                true => Ok(value),
+                false => Err(format!("{value}; {}", node.flanneld().log_tail(5))),
+            }
+        };
+        let value = wait_for("the new address is published", SOON, look).unwrap();
+        match store {
+            StoreKind::Directory => assert_eq!(value["Expires"], Value::Null, "{value}"),
+            StoreKind::Etcd { .. } => assert_eq!(etcd_lease(&lab, key), None),
+        }
+    }
+}
+
+/// The one that was there keeps its subnet; the newcomer names the address and gives way.
+#[test]
+fn two_nodes_with_one_public_ip_are_reported() {
+    for store in STORES {
+        let lab = scene::lab().nodes(3).store(store).build().unwrap();
+        let (one, two) = (lab.node(1), lab.node(2));
+        one.flanneld().start_ready(SOON).unwrap();
+        let lease = || {
+            let (key, mut value) = lease_of(&lab, one);
+            // A directory says when it ends; that it was renewed is no harm.
+            value["Expires"].take();
+            (key, value)
+        };
+        let before = lease();
+        let picture = one.picture().unwrap();
+        two.flanneld()
+            .set_args([format!("-public-ip={}", one.ipv4())]);
+        two.flanneld().start().unwrap();
+        let status = two.flanneld().wait_ended(SOON).unwrap();
+        assert_eq!(status.code(), Some(1));
+        let ip = one.ipv4().to_string();
+        let line = says(two.flanneld(), &["ERROR", &ip]);
+        eprintln!("{store:?}: {line}");
+        says(one.flanneld(), &["WARN", &ip]);
+        let mine = || match lease() == before {
+            true => Ok(()),
+            false => Err(format!("{:?}", lab.leases())),
+        };
+        wait_for("the lease is as before", SOON, mine).unwrap();
+        lab::holds_for("it stays", Duration::from_millis(500), mine).unwrap();
+        assert_eq!(one.flanneld().ended().unwrap(), None);
+        let changed = picture.difference(&one.picture().unwrap());
+        assert!(changed.is_empty(), "{store:?}: {changed:#?}");
+    }
+}

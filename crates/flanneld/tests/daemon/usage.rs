@@ -1,0 +1,445 @@
+//! What people give the daemon that it cannot use: one message that names it, and a status.
+
+use std::os::unix::net::UnixDatagram;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use lab::{Instance, Lab, Node, StoreKind, wait_for};
+use serde_json::{Value, json};
+
+use crate::scene::{self, SOON};
+
+/// A node on which nothing runs, with files to be named by flags.
+fn bench() -> Lab {
+    let lab = scene::lab()
+        .nodes(1)
+        .store(StoreKind::Etcd { tls: true })
+        .build()
+        .unwrap();
+    let node = lab.node(1);
+    node.write("/run/file", "no PEM\n").unwrap();
+    node.write("/run/empty", "").unwrap();
+    lab
+}
+
+const ENDPOINT: &str = "-etcd-endpoints=https://192.168.78.254:2379";
+const CA: &str = "-etcd-cafile=/run/lab/tls/ca.pem";
+
+/// Runs flanneld to its end; one that goes on is killed, and has status 124.
+fn flanneld(node: &Node, env: &[&str], args: &[&str]) -> Output {
+    let mut argv = vec!["env"];
+    argv.extend(env);
+    argv.extend(["timeout", "-s", "KILL", "5", "flanneld"]);
+    argv.extend(args);
+    node.output(argv).unwrap()
+}
+
+/// It ends with `code`, and one message that holds all of `texts`.
+fn refuses(node: &Node, code: i32, env: &[&str], args: &[&str], texts: &[&str]) {
+    let what = format!("{env:?} {args:?}");
+    let output = flanneld(node, env, args);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{what}: {said}");
+    assert!(!said.contains("panicked"), "{what}: {said}");
+    assert!(output.stdout.is_empty(), "{what}: {:?}", output.stdout);
+    let is_message = |line: &&str| {
+        line.starts_with("flanneld: ") || line.starts_with("error: ") || line.contains(" ERROR ")
+    };
+    let messages: Vec<&str> = said.lines().filter(is_message).collect();
+    assert_eq!(messages.len(), 1, "{what}: {said}");
+    for text in texts {
+        assert!(messages[0].contains(text), "{what}: no {text:?} in: {said}");
+    }
+    // Ends before it has done anything.
+    assert!(node.read("/run/flannel/subnet.env").is_err(), "{what}");
+}
+
+#[test]
+fn flags_that_cannot_be() {
+    let lab = bench();
+    let node = lab.node(1);
+    for (args, texts) in [
+        (&["-no-such-flag"][..], &["no-such-flag"][..]),
+        (&["--no-such-flag=7"], &["no-such-flag"]),
+        (&["stray"], &["stray"]),
+        (&["-iface"], &["iface"]),
+        (&["-etcd-endpoints"], &["etcd-endpoints"]),
+        (
+            &["-subnet-lease-renew-margin=0"],
+            &["-subnet-lease-renew-margin 0", "1 to 1439"],
+        ),
+        (
+            &["-subnet-lease-renew-margin=1440"],
+            &["-subnet-lease-renew-margin 1440", "1 to 1439"],
+        ),
+        (
+            &["-subnet-lease-renew-margin", "1h"],
+            &["-subnet-lease-renew-margin 1h", "minutes"],
+        ),
+        (
+            &["-public-ip=fd00::1"],
+            &["-public-ip fd00::1", "IPv4 address"],
+        ),
+        (&["-public-ip=node7"], &["-public-ip node7", "IPv4 address"]),
+        (
+            &["-public-ipv6=10.0.0.1"],
+            &["-public-ipv6 10.0.0.1", "IPv6 address"],
+        ),
+        (&["-healthz-ip=here"], &["-healthz-ip here", "IP address"]),
+        (&["-healthz-port=65536"], &["-healthz-port 65536", "65535"]),
+        (&["-healthz-port=-1"], &["-healthz-port -1", "65535"]),
+        (
+            &["-iface-can-reach=example.org"],
+            &["-iface-can-reach example.org", "IP address"],
+        ),
+        (
+            &["-iface-regex=("],
+            &["-iface-regex (", "regular expression"],
+        ),
+        (&["-log-format=xml"], &["-log-format xml", "text or json"]),
+        (&["-ip-masq=maybe"], &["-ip-masq maybe", "true or false"]),
+        (
+            &["-iptables-forward-rules=2"],
+            &["-iptables-forward-rules 2", "true or false"],
+        ),
+        (
+            &["-iptables-resync=often"],
+            &["-iptables-resync often", "seconds"],
+        ),
+        (
+            &["-iptables-resync=0"],
+            &["-iptables-resync 0", "at least 1"],
+        ),
+        (&["-v=loud"], &["-v loud", "number"]),
+        (&["-subnet-file="], &["-subnet-file", "path"]),
+        (
+            &["-kube-subnet-mgr"],
+            &["-kube-subnet-mgr", "not in this version"],
+        ),
+        (
+            &["-etcd-endpoints=ftp://10.0.0.1:2379"],
+            &["-etcd-endpoints", "ftp://10.0.0.1:2379"],
+        ),
+        (
+            &["-etcd-endpoints=http://"],
+            &["-etcd-endpoints", "http://"],
+        ),
+        (
+            &["-etcd-endpoints=http://10.0.0.1:99999"],
+            &["-etcd-endpoints", "99999"],
+        ),
+        (&["-etcd-endpoints=,"], &["-etcd-endpoints"]),
+        (
+            &["-etcd-username=flannel"],
+            &["-etcd-username", "-etcd-password"],
+        ),
+        (
+            &["-etcd-password=secret"],
+            &["-etcd-password", "-etcd-username"],
+        ),
+        (
+            &[
+                "-etcd-username=u",
+                "-etcd-password=p",
+                "-etcd-password-file=/run/file",
+            ],
+            &["-etcd-password", "-etcd-password-file"],
+        ),
+    ] {
+        refuses(node, 2, &[], args, texts);
+    }
+    for (variable, texts) in [
+        (
+            "FLANNELD_PUBLIC_IP=node7",
+            &["FLANNELD_PUBLIC_IP=node7", "IPv4 address"][..],
+        ),
+        (
+            "FLANNELD_SUBNET_LEASE_RENEW_MARGIN=0",
+            &["FLANNELD_SUBNET_LEASE_RENEW_MARGIN=0"],
+        ),
+        (
+            "FLANNELD_IPTABLES_FORWARD_RULES=x",
+            &["FLANNELD_IPTABLES_FORWARD_RULES=x"],
+        ),
+        (
+            "FLANNELD_KUBE_SUBNET_MGR=true",
+            &["FLANNELD_KUBE_SUBNET_MGR=true", "not in this version"],
+        ),
+    ] {
+        refuses(node, 2, &[variable], &[], texts);
+    }
+    // No password in a refusal.
+    let output = flanneld(node, &[], &["-etcd-password=geheim"]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("geheim"));
+}
+
+#[test]
+fn files_and_certificates_that_cannot_be() {
+    let lab = bench();
+    let node = lab.node(1);
+    let cert = "-etcd-certfile=/run/lab/tls/flanneld.pem";
+    let key = "-etcd-keyfile=/run/lab/tls/flanneld-key.pem";
+    let etcd = |args: &[&'static str]| [&[ENDPOINT][..], args].concat();
+    for (args, texts) in [
+        (
+            etcd(&["-etcd-cafile=/run/none"]),
+            &["-etcd-cafile /run/none", "No such file"][..],
+        ),
+        (
+            etcd(&["-etcd-cafile=/run/file"]),
+            &["-etcd-cafile /run/file", "PEM"],
+        ),
+        (
+            etcd(&["-etcd-cafile=/run/empty"]),
+            &["-etcd-cafile /run/empty", "PEM"],
+        ),
+        (etcd(&["-etcd-cafile=/run"]), &["-etcd-cafile /run"]),
+        (etcd(&[CA, cert]), &["-etcd-certfile", "-etcd-keyfile"]),
+        (etcd(&[CA, key]), &["-etcd-keyfile", "-etcd-certfile"]),
+        (
+            etcd(&[CA, cert, "-etcd-keyfile=/run/none"]),
+            &["-etcd-keyfile /run/none", "No such file"],
+        ),
+        (
+            etcd(&[CA, cert, "-etcd-keyfile=/run/file"]),
+            &["-etcd-keyfile /run/file"],
+        ),
+        (
+            etcd(&[CA, "-etcd-certfile=/run/file", key]),
+            &["-etcd-certfile /run/file"],
+        ),
+        (
+            etcd(&[CA, cert, "-etcd-keyfile=/run/lab/tls/etcd-key.pem"]),
+            &["-etcd-keyfile /run/lab/tls/etcd-key.pem", "flanneld.pem"],
+        ),
+        (
+            etcd(&["-etcd-username=u", "-etcd-password-file=/run/none"]),
+            &["-etcd-password-file /run/none", "No such file"],
+        ),
+        (vec!["-store-dir=/run/file"], &["-store-dir", "/run/file"]),
+        (
+            vec!["-store-dir=/run/file/below"],
+            &["-store-dir", "/run/file/below"],
+        ),
+        (
+            vec!["-healthz-ip=203.0.113.1", "-healthz-port=80"],
+            &["-healthz-ip 203.0.113.1", "-healthz-port 80"],
+        ),
+    ] {
+        refuses(node, 1, &[], &args, texts);
+    }
+    node.write("/run/dir/config", r#"{"Network": "10.1.0.0/16"}"#)
+        .unwrap();
+    for (args, texts) in [
+        (&["-iface=eth7"][..], &["-iface eth7"][..]),
+        (&["-iface=10.3.3.3"], &["-iface 10.3.3.3"]),
+        (&["-iface-regex=^wlan"], &["-iface-regex ^wlan"]),
+        (
+            &["-subnet-file=/run/file/subnet.env"],
+            &["-subnet-file /run/file/subnet.env"],
+        ),
+        (&["-subnet-file=/run/dir"], &["-subnet-file /run/dir"]),
+    ] {
+        let args = [&["-store-dir=/run/dir"][..], args].concat();
+        refuses(node, 1, &[], &args, texts);
+    }
+}
+
+#[test]
+fn version_and_help() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    let node = lab.node(1);
+    for flag in ["-version", "--version", "-version=true"] {
+        let output = flanneld(node, &[], &[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            said.contains(env!("CARGO_PKG_VERSION")) && said.lines().count() == 1,
+            "{said}"
+        );
+    }
+    for flag in ["-h", "-help", "--help"] {
+        let output = flanneld(node, &[], &[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        let said = String::from_utf8(output.stdout).unwrap();
+        for flag in [
+            "etcd-endpoints",
+            "iface-regex",
+            "subnet-lease-renew-margin",
+            "store-dir",
+            "FLANNELD_",
+        ] {
+            assert!(said.contains(flag), "{said}");
+        }
+        assert!(!said.contains("plain-routes"), "hidden: {said}");
+    }
+}
+
+#[test]
+fn the_environment_is_heard_and_the_command_line_wins() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    let node = lab.node(1);
+    let daemon = node.another(Instance {
+        name: "env".into(),
+        args: vec!["--v".into(), "1".into(), "-public-ip=192.168.78.90".into()],
+        env: [
+            ("FLANNELD_PUBLIC_IP", "192.168.78.91"),
+            ("FLANNELD_IFACE", "eth0"),
+            ("FLANNELD_LOG_FORMAT", "json"),
+        ]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into(),
+        ..Instance::default()
+    });
+    daemon.start_ready(SOON).unwrap();
+    let lease: Value =
+        serde_json::from_str(lab.leases().unwrap().values().next().unwrap()).unwrap();
+    assert_eq!(lease["PublicIP"], json!("192.168.78.90"));
+    let log = daemon.log();
+    assert!(log.lines().count() > 3);
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        for key in ["timestamp", "level", "message"] {
+            assert!(line[key].is_string(), "{line}");
+        }
+    }
+}
+
+/// At whatever moment it dies, the file is the old one or the new one, and whole.
+#[test]
+fn the_subnet_file_is_never_half_written() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    let node = lab.node(1);
+    let whole = node.flanneld().start_ready(SOON).unwrap();
+    node.flanneld().kill9().unwrap();
+    let (mut absent, mut present) = (0, 0);
+    for round in 0..40 {
+        node.exec(["rm", "-rf", "/run/flannel"]).unwrap();
+        node.flanneld().start().unwrap();
+        // From the start of the process to some time after the file is there.
+        let moment = Instant::now() + Duration::from_micros(500 * round);
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        node.flanneld().kill9().unwrap();
+        match node.read("/run/flannel/subnet.env") {
+            Ok(text) => {
+                assert_eq!(lab::SubnetEnv::parse(&text).unwrap(), whole);
+                present += 1;
+            }
+            Err(_) => absent += 1,
+        }
+    }
+    eprintln!("killed at 40 moments: {absent} times before the file, {present} times after");
+    assert!(
+        absent > 0 && present > 0,
+        "{absent}, {present}: the moments are not around it"
+    );
+}
+
+/// A service manager, as far as the daemon sees one.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn new(lab: &Lab) -> Manager {
+        let socket = UnixDatagram::bind(lab.shared_dir().join("notify")).unwrap();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        Manager(socket)
+    }
+
+    fn hears(&self) -> String {
+        let mut buffer = [0; 4096];
+        let n = self.0.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..n].to_vec()).unwrap()
+    }
+
+    /// Nothing has been said.
+    fn silence(&self) {
+        self.0.set_nonblocking(true).unwrap();
+        let error = self.0.recv(&mut [0; 4096]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        self.0.set_nonblocking(false).unwrap();
+    }
+}
+
+#[test]
+fn a_service_manager_is_told_when_it_is_ready_and_that_it_lives() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    lab.delete_config().unwrap();
+    let manager = Manager::new(&lab);
+    let node = lab.node(1);
+    let daemon = node.another(Instance {
+        name: "notify".into(),
+        env: vec![
+            ("NOTIFY_SOCKET".into(), "/run/lab/notify".into()),
+            ("WATCHDOG_USEC".into(), "1000000".into()),
+        ],
+        ..Instance::default()
+    });
+    daemon.start().unwrap();
+    wait_for("it waits for its configuration", SOON, || {
+        match daemon.log().contains("WARN") {
+            true => Ok(()),
+            false => Err("it says nothing"),
+        }
+    })
+    .unwrap();
+    assert_eq!(daemon.http_get("/readyz").unwrap().0, 503);
+    assert_eq!(daemon.http_get("/healthz").unwrap().0, 200);
+    manager.silence();
+
+    lab.put_config(r#"{"Network": "172.30.0.0/16"}"#).unwrap();
+    let mut said = manager.hears();
+    while !said.contains("READY=1") {
+        said = manager.hears();
+    }
+    let env = node.subnet_env().expect("READY=1 comes after subnet.env");
+    assert!(said.contains("STATUS="), "{said}");
+    assert_eq!(daemon.wait_ready(SOON).unwrap(), env);
+
+    let mut last = None::<Instant>;
+    for _ in 0..6 {
+        let said = manager.hears();
+        assert!(said.contains("WATCHDOG=1"), "{said}");
+        let now = Instant::now();
+        if let Some(gap) = last.map(|last| now - last) {
+            assert!(
+                (0.3..0.8).contains(&gap.as_secs_f64()),
+                "half of a second: {gap:?}"
+            );
+        }
+        last = Some(now);
+    }
+    assert!(daemon.stop().unwrap().success());
+    let mut said = manager.hears();
+    while said.contains("WATCHDOG=1") {
+        said = manager.hears();
+    }
+    assert!(said.contains("STOPPING=1"), "{said}");
+    assert!(
+        node.picture().unwrap().has(&["link flannel.1 up"]),
+        "the data path stays"
+    );
+}
+
+#[test]
+fn the_health_server_answers() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    lab.start().unwrap();
+    let daemon = lab.node(1).flanneld();
+    assert_eq!(
+        daemon.http_get("/healthz").unwrap(),
+        (200, "flanneld is running".into())
+    );
+    assert_eq!(daemon.http_get("/readyz").unwrap().0, 200);
+    assert_eq!(daemon.http_get("/nothing").unwrap().0, 404);
+    let (status, metrics) = daemon.http_get("/metrics").unwrap();
+    assert_eq!(status, 200);
+    for name in [
+        "flannel_ready 1",
+        "flannel_peers 0",
+        "# TYPE flannel_kernel_repairs_total counter",
+    ] {
+        assert!(metrics.contains(name), "{metrics}");
+    }
+}
