@@ -6,21 +6,16 @@ use tokio::task::JoinHandle;
 
 /// A running task; dropping this ends it.
 #[derive(Debug)]
-pub(crate) struct AbortOnDrop<T = ()>(JoinHandle<T>);
+pub(crate) struct AbortOnDrop(JoinHandle<()>);
 
-impl<T: Send + 'static> AbortOnDrop<T> {
+impl AbortOnDrop {
     /// Starts `task`.
-    pub(crate) fn spawn(task: impl Future<Output = T> + Send + 'static) -> AbortOnDrop<T> {
+    pub(crate) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDrop {
         AbortOnDrop(tokio::spawn(task))
-    }
-
-    /// Waits for its result; `None` if it did not come to an end. Cancel-safe.
-    pub(crate) async fn result(&mut self) -> Option<T> {
-        (&mut self.0).await.ok()
     }
 }
 
-impl<T> Drop for AbortOnDrop<T> {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }

@@ -44,7 +44,7 @@ impl Ground for Follower {
         if self.listing.is_none() {
             self.list_anew();
         }
-        self.read_page().await
+        self.read_some().await
     }
 
     async fn adopt(
@@ -123,7 +123,10 @@ impl Follower {
     async fn granted(&mut self) -> Result<Term, Failure> {
         match self.granted {
             Some(term) => Ok(term),
-            None => Ok(*self.granted.insert(self.grant().await?)),
+            None => {
+                let fresh = self.grant().await?;
+                Ok(*self.granted.insert(fresh))
+            }
         }
     }
 

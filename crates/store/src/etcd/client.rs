@@ -12,6 +12,7 @@ use tracing::warn;
 
 use super::call::{Verdict, describe, innermost, streaming, unary, verdict, within};
 use super::connect::Connector;
+use super::page::Page;
 use super::proto::{self, path};
 use super::settings::{Endpoint, EtcdSettings, SettingsError};
 use super::tls::TlsFiles;
@@ -62,7 +63,7 @@ struct Link {
 }
 
 /// A connection ready for a call.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Line {
     pub channel: Channel,
     pub token: Option<MetadataValue<Ascii>>,
@@ -127,6 +128,34 @@ impl Client {
         }
     }
 
+    /// Begins to read a page of keys.
+    pub(super) async fn page(&self, query: proto::RangeRequest) -> Result<Incoming, Failure> {
+        let mut tries = self.tries();
+        loop {
+            let line = self.line(&mut tries).await?;
+            match within(LISTING, Page::open(&line, &query)).await {
+                Ok(page) => return Ok(Incoming { page, line }),
+                Err(status) => self.failed(&mut tries, &line, &status).await?,
+            }
+        }
+    }
+
+    /// The next key of a page; `None` at its end. A page that failed is not to be used again.
+    pub(super) async fn next_key(
+        &self,
+        incoming: &mut Incoming,
+    ) -> Result<Option<proto::KeyValue>, Failure> {
+        // Most have arrived together with the one before: no clock is needed for those.
+        let next = match incoming.page.arrived() {
+            Ok(None) => within(CALL, incoming.page.next()).await,
+            next => next,
+        };
+        match next {
+            Ok(kv) => Ok(kv),
+            Err(status) => Err(self.ended(&incoming.line, &status).await),
+        }
+    }
+
     /// Renews one etcd lease; returns the TTL that it was granted, in seconds.
     pub(super) async fn keep_alive(&self, id: i64) -> Result<i64, Failure> {
         let mut tries = self.tries();
@@ -160,13 +189,7 @@ impl Client {
             // The request's side stays open: its end would tell etcd that we are done.
             let query = tokio_stream::once(query).chain(tokio_stream::pending());
             match within(CALL, streaming(&line, path::WATCH, query)).await {
-                Ok(stream) => {
-                    return Ok(Watch {
-                        stream,
-                        number: line.number,
-                        endpoint: line.endpoint,
-                    });
-                }
+                Ok(stream) => return Ok(Watch { stream, line }),
                 Err(status) => self.failed(&mut tries, &line, &status).await?,
             }
         }
@@ -179,17 +202,17 @@ impl Client {
             Ok(None) => Status::unavailable("etcd ended the watch"),
             Err(status) => status,
         };
-        match verdict(&status) {
-            Verdict::No(failure) => Err(failure),
-            Verdict::LogIn => {
-                self.forget_token(watch.number).await;
-                Err(Failure::Away(describe(&watch.endpoint, &status)))
-            }
-            Verdict::Elsewhere => {
-                self.leave(watch.number).await;
-                Err(Failure::Away(describe(&watch.endpoint, &status)))
-            }
+        Err(self.ended(&watch.line, &status).await)
+    }
+
+    /// What the end of an answer means that had begun well.
+    async fn ended(&self, line: &Line, status: &Status) -> Failure {
+        match verdict(status) {
+            Verdict::No(failure) => return failure,
+            Verdict::LogIn => self.forget_token(line.number).await,
+            Verdict::Elsewhere => self.leave(line.number).await,
         }
+        Failure::Away(describe(&line.endpoint, status))
     }
 
     fn tries(&self) -> Tries {
@@ -350,18 +373,36 @@ impl Client {
 /// A running watch.
 pub(super) struct Watch {
     stream: Streaming<proto::WatchResponse>,
-    number: u64,
-    endpoint: Arc<Endpoint>,
+    line: Line,
 }
 
 impl Watch {
     /// The connection that it runs on.
     pub(super) fn connection(&self) -> u64 {
-        self.number
+        self.line.number
     }
 
     /// Who answers it.
     pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+        &self.line.endpoint
+    }
+}
+
+/// A page of keys on its way.
+#[derive(Debug)]
+pub(super) struct Incoming {
+    page: Page,
+    line: Line,
+}
+
+impl Incoming {
+    /// See [`Page::header`].
+    pub(super) fn header(&self) -> Option<&proto::Header> {
+        self.page.header()
+    }
+
+    /// See [`Page::more`].
+    pub(super) fn more(&self) -> bool {
+        self.page.more()
     }
 }

@@ -149,7 +149,7 @@ impl Follower {
                     self.list_anew();
                 }
                 while self.listing.is_some() {
-                    self.read_page().await?;
+                    self.read_some().await?;
                 }
                 self.check_own_in_listing().await?;
             }

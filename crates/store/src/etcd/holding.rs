@@ -70,7 +70,7 @@ pub(super) fn write(
 
 impl Follower {
     /// A new etcd lease.
-    pub(super) async fn grant(&self) -> Result<Term, Failure> {
+    pub(super) async fn grant(&mut self) -> Result<Term, Failure> {
         let asked = Instant::now();
         let ttl = i64::try_from(self.timing.ttl.as_secs())
             .unwrap_or(i64::MAX)
@@ -84,7 +84,7 @@ impl Follower {
 
     /// Takes over the etcd lease of an existing key, so that a restart leaves none behind. One that is gone,
     /// or was granted for another time than ours, is not taken over.
-    pub(super) async fn take_over(&self, etcd_lease: i64) -> Result<Option<Term>, Failure> {
+    pub(super) async fn take_over(&mut self, etcd_lease: i64) -> Result<Option<Term>, Failure> {
         let asked = Instant::now();
         let ttl = match self.client.keep_alive(etcd_lease).await {
             Ok(ttl) => ttl,
@@ -115,7 +115,7 @@ impl Follower {
     }
 
     /// Gives an etcd lease back that nothing hangs on. If that fails it ends by itself.
-    pub(super) async fn revoke(&self, term: Option<Term>) {
+    pub(super) async fn revoke(&mut self, term: Option<Term>) {
         let Some(term) = term else { return };
         let _: Result<Nothing, _> = self
             .client

@@ -1,20 +1,19 @@
-//! Reading all leases: in pages of one revision, each handed on before the next one has arrived.
-
-use std::sync::Arc;
+//! Reading all leases: in pages of one revision, handed on bit by bit as they arrive.
 
 use bytes::Bytes;
 use model::{Lease, LeaseAttrs, SubnetKey};
 use tracing::warn;
 
 use super::acquire::Mark;
-use super::client::{Client, Failure};
+use super::client::{Client, Failure, Incoming};
 use super::follow::Follower;
-use super::proto::{KeyValue, RangeRequest, RangeResponse, path};
+use super::proto::{KeyValue, RangeRequest};
 use crate::claim::{Candidate, same_node, twin};
-use crate::task::AbortOnDrop;
 
-/// Keys in a page: 15,000 leases are three requests, and a page takes about a megabyte.
-const PAGE: i64 = 5200;
+/// Keys in a page: what etcd gathers for one answer, about two megabytes. 15,000 leases are two.
+const PAGE: i64 = 8000;
+/// Keys after which the daemon is told, so that its work overlaps with the rest of the listing.
+const BATCH: usize = 1000;
 
 /// A place in the store's history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,10 +27,10 @@ pub(super) struct Position {
 /// A listing that is under way.
 #[derive(Debug)]
 pub(super) struct Listing {
-    /// Where the next page begins.
+    /// Where to go on: at first the first key, then the last one that was read.
     next: Bytes,
-    /// The page that was already asked for.
-    coming: Option<AbortOnDrop<Result<RangeResponse, Failure>>>,
+    /// The page that is arriving.
+    page: Option<Incoming>,
     /// The first page's place; the others are of the same revision.
     position: Option<Position>,
 }
@@ -40,52 +39,53 @@ impl Listing {
     pub(super) fn new(start: Bytes) -> Listing {
         Listing {
             next: start,
-            coming: None,
+            page: None,
             position: None,
         }
     }
 
-    fn request(&self, end: Bytes) -> RangeRequest {
-        RangeRequest {
-            key: self.next.clone(),
-            range_end: end,
-            limit: PAGE,
-            revision: self.position.map_or(0, |at| at.revision),
-            ..RangeRequest::default()
+    /// The next key; `None` at the end. When it fails it may be called again, and goes on behind
+    /// the last key.
+    async fn next(&mut self, client: &Client, end: &Bytes) -> Result<Option<KeyValue>, Failure> {
+        loop {
+            let mut page = match self.page.take() {
+                Some(page) => page,
+                None => client.page(self.request(end.clone())).await?,
+            };
+            let kv = client.next_key(&mut page).await?;
+            if let Some(header) = page.header() {
+                let position = Position {
+                    cluster: header.cluster_id,
+                    revision: header.revision,
+                };
+                self.position.get_or_insert(position);
+            }
+            match kv {
+                Some(kv) => {
+                    self.page = Some(page);
+                    self.next = kv.key.clone();
+                    return Ok(Some(kv));
+                }
+                None if page.more() => {}
+                None => return Ok(None),
+            }
         }
     }
 
-    /// The next page, and whether it is the last. The one after it is asked for at once, so that
-    /// it travels while this one is worked on. When it fails, it may be called again.
-    async fn page(
-        &mut self,
-        client: &Arc<Client>,
-        end: &Bytes,
-    ) -> Result<(Vec<KeyValue>, bool), Failure> {
-        let page = match &mut self.coming {
-            Some(coming) => {
-                let page = coming.result().await;
-                self.coming = None;
-                page.unwrap_or_else(|| Err(Failure::Away("called off".into())))?
-            }
-            None => client.call(path::RANGE, self.request(end.clone())).await?,
+    fn request(&self, end: Bytes) -> RangeRequest {
+        let key = match self.position {
+            None => self.next.clone(),
+            // The first key that there can be behind the last one.
+            Some(_) => [self.next.as_ref(), &[0]].concat().into(),
         };
-        let header = page.header.unwrap_or_default();
-        self.position.get_or_insert(Position {
-            cluster: header.cluster_id,
-            revision: header.revision,
-        });
-        let last = page.kvs.last().map(|kv| kv.key.clone());
-        let (true, Some(last)) = (page.more, last) else {
-            return Ok((page.kvs, true));
-        };
-        // The first key after `last`. A copy: the page's buffer must not live on.
-        self.next = [last.as_ref(), &[0]].concat().into();
-        let (client, request) = (client.clone(), self.request(end.clone()));
-        self.coming = Some(AbortOnDrop::spawn(async move {
-            client.call(path::RANGE, request).await
-        }));
-        Ok((page.kvs, false))
+        let revision = self.position.map_or(0, |at| at.revision);
+        RangeRequest {
+            key,
+            range_end: end,
+            limit: PAGE,
+            revision,
+            ..RangeRequest::default()
+        }
     }
 }
 
@@ -99,28 +99,25 @@ impl Follower {
         self.catalog.begin();
     }
 
-    /// Reads one page, if there is one left. At the end of the last one the position is set.
-    pub(super) async fn read_page(&mut self) -> Result<(), Failure> {
-        let Some(listing) = &mut self.listing else {
-            return Ok(());
-        };
-        let page = listing.page(&self.client, &self.keys.subnets().1).await;
-        let (kvs, last) = match page {
-            Err(Failure::Compacted) => {
+    /// Reads some keys, if there are any left. At the end of all of them the position is set.
+    pub(super) async fn read_some(&mut self) -> Result<(), Failure> {
+        for _ in 0..BATCH {
+            let Some(listing) = &mut self.listing else {
+                break;
+            };
+            match listing.next(&self.client, &self.keys.subnets().1).await {
+                Ok(Some(kv)) => {
+                    self.read_key(&kv);
+                }
+                Ok(None) => {
+                    self.position = listing.position;
+                    self.listing = None;
+                    self.end_of_listing();
+                }
                 // The first page's revision is gone: the pages would not fit together.
-                self.list_anew();
-                return Ok(());
+                Err(Failure::Compacted) => self.list_anew(),
+                Err(failure) => return Err(failure),
             }
-            page => page?,
-        };
-        let position = listing.position;
-        for kv in &kvs {
-            self.read_key(kv);
-        }
-        if last {
-            self.listing = None;
-            self.position = position;
-            self.end_of_listing();
         }
         self.feed.flush();
         Ok(())

@@ -5,7 +5,7 @@
 //! | [`settings`] | endpoints, prefix, log-in: what flags say |
 //! | [`tls`], [`connect`], [`client`], [`call`] | a verified connection, failover, one call |
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
-//! | [`listing`] | all leases, page by page |
+//! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`acquire`], [`holding`], [`defence`] | our own lease: taken, kept, defended, lost |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 //!
@@ -21,6 +21,7 @@ mod follow;
 mod holding;
 mod keyspace;
 mod listing;
+mod page;
 mod proto;
 mod settings;
 mod tls;
