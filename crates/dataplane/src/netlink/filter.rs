@@ -7,8 +7,8 @@ use std::os::fd::RawFd;
 use super::scope::View;
 use super::uapi::*;
 
-/// More devices than this, and their indexes are not looked at: a jump reaches 255 instructions.
-const MOST_DEVICES: usize = 64;
+/// More devices than this, and notices are not chosen by device: a jump reaches 255 instructions.
+const MOST_DEVICES: usize = 8;
 
 const LD_W: u16 = 0x20;
 const LD_H: u16 = 0x28;
@@ -22,8 +22,11 @@ const RET: u16 = 0x06;
 const KIND: u32 = 4;
 const PID: u32 = 12;
 const TABLE: u32 = 20;
-/// Of addresses and neighbours alike.
+/// Of addresses, neighbours and links alike.
 const INDEX: u32 = 20;
+/// Of links: the type of the first attribute, which is the name, and its text.
+const ATTR: u32 = 34;
+const NAME: u32 = 36;
 const FAMILY: u32 = 16;
 /// Of neighbours.
 const FLAGS: u32 = 26;
@@ -31,6 +34,9 @@ const FLAGS: u32 = 26;
 /// Where a jump leads.
 #[derive(Clone, Copy, PartialEq)]
 enum To {
+    Link,
+    /// Where the name of the device of this position is compared.
+    Name(usize),
     Neigh,
     NeighIndex,
     Addr,
@@ -78,7 +84,15 @@ fn steps(view: Option<&View>, port: u32) -> Vec<Step> {
     let swap32 = u32::to_be;
     let swap16 = |n: u16| u32::from(n.to_be());
     let devices = view.map(|v| v.devices.as_slice()).unwrap_or_default();
-    let few = devices.len() <= MOST_DEVICES;
+    let devices = Some(devices).filter(|d| (1..=MOST_DEVICES).contains(&d.len()));
+    let otherwise = devices.map_or(To::Pass, |_| To::Drop);
+    let devices = devices.unwrap_or_default();
+    let indexes = |ours_only: bool| {
+        let there = devices
+            .iter()
+            .filter(move |d| d.index != 0 && (d.ours || !ours_only));
+        there.map(|d| If(swap32(d.index), To::Pass))
+    };
 
     let mut steps = vec![
         Do(LD_W, PID),
@@ -89,6 +103,7 @@ fn steps(view: Option<&View>, port: u32) -> Vec<Step> {
         If(swap16(RTM_NEWNEIGH), To::Neigh),
         If(swap16(RTM_NEWADDR), To::Addr),
         If(swap16(RTM_NEWROUTE), To::Route),
+        If(swap16(RTM_NEWLINK), To::Link),
         Go(To::Pass),
         Here(To::Route),
         Do(LD_B, TABLE),
@@ -105,19 +120,29 @@ fn steps(view: Option<&View>, port: u32) -> Vec<Step> {
         Unless(0, To::Drop),
         Here(To::NeighIndex),
     ];
-    let indexes = |ours_only: bool| {
-        let devices = devices
-            .iter()
-            .filter(move |d| few && d.index != 0 && (d.ours || !ours_only));
-        devices.map(|d| If(swap32(d.index), To::Pass))
-    };
-    let otherwise = if few { To::Drop } else { To::Pass };
     steps.push(Do(LD_W, INDEX));
     steps.extend(indexes(true));
     steps.extend([Go(otherwise), Here(To::Addr), Do(LD_W, INDEX)]);
     steps.extend(indexes(false));
+    // A link concerns us by its index, or by its name if it is new. Those told of as a bridge's
+    // port do not.
+    steps.extend([Go(otherwise), Here(To::Link), Do(LD_B, FAMILY)]);
+    steps.extend([Unless(u32::from(AF_UNSPEC), To::Drop), Do(LD_W, INDEX)]);
+    steps.extend(indexes(false));
+    steps.extend([Do(LD_H, ATTR), Unless(swap16(IFLA_IFNAME), To::Pass)]);
+    for (i, device) in devices.iter().enumerate() {
+        steps.push(Here(To::Name(i)));
+        let name = device.name.as_str().as_bytes();
+        // Words, the last one filled up with zeros: there is at least one.
+        for at in (0..=name.len()).step_by(4) {
+            let byte = |i: usize| name.get(at + i).copied().unwrap_or_default();
+            let word = u32::from_be_bytes([byte(0), byte(1), byte(2), byte(3)]);
+            steps.extend([Do(LD_W, NAME + at as u32), Unless(word, To::Name(i + 1))]);
+        }
+        steps.push(Go(To::Pass));
+    }
+    steps.extend([Here(To::Name(devices.len())), Go(otherwise)]);
     steps.extend([
-        Go(otherwise),
         Here(To::Drop),
         Do(RET, 0),
         Here(To::Pass),
