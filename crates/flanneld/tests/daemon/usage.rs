@@ -35,27 +35,54 @@ fn flanneld(node: &Node, env: &[&str], args: &[&str]) -> Output {
 }
 
 /// It ends with `code`, and one message that holds all of `texts`.
-fn refuses(node: &Node, code: i32, env: &[&str], args: &[&str], texts: &[&str]) {
-    let what = format!("{env:?} {args:?}");
+fn refuses(
+    node: &Node,
+    code: i32,
+    env: &[&str],
+    args: &[&str],
+    texts: &[&str],
+) -> Result<(), String> {
     let output = flanneld(node, env, args);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{what}: {said}");
-    assert!(!said.contains("panicked"), "{what}: {said}");
-    assert!(output.stdout.is_empty(), "{what}: {:?}", output.stdout);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let wrong = |what: &str| {
+        Err(format!(
+            "{env:?} {args:?}: {what}; status {}: {said}",
+            output.status
+        ))
+    };
     let is_message = |line: &&str| {
         line.starts_with("flanneld: ") || line.starts_with("error: ") || line.contains(" ERROR ")
     };
     let messages: Vec<&str> = said.lines().filter(is_message).collect();
-    assert_eq!(messages.len(), 1, "{what}: {said}");
-    for text in texts {
-        assert!(messages[0].contains(text), "{what}: no {text:?} in: {said}");
+    if output.status.code() != Some(code) {
+        return wrong(&format!("status {code} expected"));
+    }
+    if messages.len() != 1 || said.contains("panicked") || !output.stdout.is_empty() {
+        return wrong("one message expected");
+    }
+    if let Some(text) = texts.iter().find(|text| !messages[0].contains(**text)) {
+        return wrong(&format!("no {text:?}"));
     }
     // Ends before it has done anything.
-    assert!(node.read("/run/flannel/subnet.env").is_err(), "{what}");
+    match node.read("/run/flannel/subnet.env") {
+        Ok(_) => wrong("it wrote subnet.env"),
+        Err(_) => Ok(()),
+    }
+}
+
+/// All that went wrong, at once.
+fn none(wrong: Vec<String>) {
+    assert!(
+        wrong.is_empty(),
+        "{} refusals are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]
 fn flags_that_cannot_be() {
+    let mut wrong = Vec::new();
     let lab = bench();
     let node = lab.node(1);
     for (args, texts) in [
@@ -146,7 +173,7 @@ fn flags_that_cannot_be() {
             &["-etcd-password", "-etcd-password-file"],
         ),
     ] {
-        refuses(node, 2, &[], args, texts);
+        wrong.extend(refuses(node, 2, &[], args, texts).err());
     }
     for (variable, texts) in [
         (
@@ -166,8 +193,9 @@ fn flags_that_cannot_be() {
             &["FLANNELD_KUBE_SUBNET_MGR=true", "not in this version"],
         ),
     ] {
-        refuses(node, 2, &[variable], &[], texts);
+        wrong.extend(refuses(node, 2, &[variable], &[], texts).err());
     }
+    none(wrong);
     // No password in a refusal.
     let output = flanneld(node, &[], &["-etcd-password=geheim"]);
     assert!(!String::from_utf8_lossy(&output.stderr).contains("geheim"));
@@ -175,6 +203,7 @@ fn flags_that_cannot_be() {
 
 #[test]
 fn files_and_certificates_that_cannot_be() {
+    let mut wrong = Vec::new();
     let lab = bench();
     let node = lab.node(1);
     let cert = "-etcd-certfile=/run/lab/tls/flanneld.pem";
@@ -187,11 +216,11 @@ fn files_and_certificates_that_cannot_be() {
         ),
         (
             etcd(&["-etcd-cafile=/run/file"]),
-            &["-etcd-cafile /run/file", "PEM"],
+            &["-etcd-cafile /run/file", "BEGIN CERTIFICATE"],
         ),
         (
             etcd(&["-etcd-cafile=/run/empty"]),
-            &["-etcd-cafile /run/empty", "PEM"],
+            &["-etcd-cafile /run/empty", "BEGIN CERTIFICATE"],
         ),
         (etcd(&["-etcd-cafile=/run"]), &["-etcd-cafile /run"]),
         (etcd(&[CA, cert]), &["-etcd-certfile", "-etcd-keyfile"]),
@@ -216,17 +245,12 @@ fn files_and_certificates_that_cannot_be() {
             etcd(&["-etcd-username=u", "-etcd-password-file=/run/none"]),
             &["-etcd-password-file /run/none", "No such file"],
         ),
-        (vec!["-store-dir=/run/file"], &["-store-dir", "/run/file"]),
-        (
-            vec!["-store-dir=/run/file/below"],
-            &["-store-dir", "/run/file/below"],
-        ),
         (
             vec!["-healthz-ip=203.0.113.1", "-healthz-port=80"],
             &["-healthz-ip 203.0.113.1", "-healthz-port 80"],
         ),
     ] {
-        refuses(node, 1, &[], &args, texts);
+        wrong.extend(refuses(node, 1, &[], &args, texts).err());
     }
     node.write("/run/dir/config", r#"{"Network": "10.1.0.0/16"}"#)
         .unwrap();
@@ -241,8 +265,9 @@ fn files_and_certificates_that_cannot_be() {
         (&["-subnet-file=/run/dir"], &["-subnet-file /run/dir"]),
     ] {
         let args = [&["-store-dir=/run/dir"][..], args].concat();
-        refuses(node, 1, &[], &args, texts);
+        wrong.extend(refuses(node, 1, &[], &args, texts).err());
     }
+    none(wrong);
 }
 
 #[test]
@@ -317,10 +342,7 @@ fn the_subnet_file_is_never_half_written() {
         node.exec(["rm", "-rf", "/run/flannel"]).unwrap();
         node.flanneld().start().unwrap();
         // From the start of the process to some time after the file is there.
-        let moment = Instant::now() + Duration::from_micros(500 * round);
-        while Instant::now() < moment {
-            std::hint::spin_loop();
-        }
+        std::thread::park_timeout(Duration::from_micros(1500 * round));
         node.flanneld().kill9().unwrap();
         match node.read("/run/flannel/subnet.env") {
             Ok(text) => {

@@ -186,6 +186,11 @@ impl EtcdSettings {
     pub(super) fn login(&self) -> Result<Option<(String, Secret)>, SettingsError> {
         let user = self.username.as_deref().filter(|user| !user.is_empty());
         let password = match (&self.password_file, &self.password) {
+            (Some(_), Some(secret)) if !secret.0.is_empty() => {
+                return Err(SettingsError::Login(
+                    "-etcd-password and -etcd-password-file are both given: leave one of them out",
+                ));
+            }
             (Some(path), _) => {
                 let text =
                     std::fs::read_to_string(path).map_err(|error| SettingsError::PasswordFile {
@@ -203,7 +208,7 @@ impl EtcdSettings {
                 "-etcd-username is given without a password: add -etcd-password-file or -etcd-password",
             )),
             (None, Some(_)) => Err(SettingsError::Login(
-                "a password for etcd is given without -etcd-username",
+                "-etcd-password or -etcd-password-file is given without -etcd-username",
             )),
         }
     }
