@@ -33,3 +33,25 @@ pub(super) async fn with(switch: &Path, tools: &Tools) -> BridgeFilter {
         Err(error) => BridgeFilter::Missing(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_missing_switch_is_told_with_its_cure() {
+        let nowhere = Path::new("/nowhere/bridge-nf-call-iptables");
+        let none = Tools::within(Vec::new());
+        assert_eq!(
+            with(Path::new("/proc/self"), &none).await,
+            BridgeFilter::There
+        );
+        let BridgeFilter::Missing(why) = with(nowhere, &none).await else {
+            panic!("found nowhere");
+        };
+        assert_eq!(
+            why,
+            "modprobe is not installed on this host: install the package kmod"
+        );
+    }
+}

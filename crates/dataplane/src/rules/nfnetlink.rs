@@ -146,12 +146,10 @@ impl NfTables {
     }
 }
 
-/// Whether a message's bytes hold `needle`.
+/// Whether a message's bytes hold `needle`; all hold the empty one.
 pub fn mentions(message: &Message, needle: &str) -> bool {
-    message
-        .body
-        .windows(needle.len())
-        .any(|w| w == needle.as_bytes())
+    let mut windows = message.body.windows(needle.len().max(1));
+    needle.is_empty() || windows.any(|w| w == needle.as_bytes())
 }
 
 /// An attribute's value.

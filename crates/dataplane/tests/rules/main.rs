@@ -1,0 +1,10 @@
+//! Traffic rules on the real kernel, by the real programs, in network namespaces.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod coexist;
+mod modes;
+mod packets;
+mod repair;
+mod streams;
+mod world;
