@@ -7,7 +7,7 @@
 use ipnet::IpNet;
 
 use crate::failure::note;
-use crate::netlink::Netlink;
+use crate::netlink::{self, Netlink};
 use crate::object::Object;
 
 const DEFAULT_BRIDGE: &str = "cni0";
@@ -36,12 +36,14 @@ impl Stale {
             Ok(Some(name)) if !name.is_empty() => name,
             _ => DEFAULT_BRIDGE.to_owned(),
         };
-        let looked = Netlink::open().and_then(|netlink| match netlink.index(&bridge)? {
+        let look = || match netlink::index(&bridge)? {
             None => Ok(None),
-            Some(index) => Ok(Some((index, netlink.addresses(index)?))),
-        });
-        let (index, mut addresses) = looked
-            .inspect_err(|error| note(format_args!("cannot look at {bridge}: {error}")))
+            Some(index) => Ok(Some((index, Netlink::open()?.addresses(index)?))),
+        };
+        let (index, mut addresses) = look()
+            .inspect_err(|error: &std::io::Error| {
+                note(format_args!("cannot look at {bridge}: {error}"));
+            })
             .ok()
             .flatten()?;
         addresses.retain(|net| is_stale(net, subnets));

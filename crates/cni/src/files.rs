@@ -47,7 +47,7 @@ fn open_and_read(path: &Path, flags: OFlags) -> io::Result<Vec<u8>> {
 /// # Errors
 /// The reader's; `InvalidData` where the end does not come within [`LIMIT`].
 pub fn read_limited(reader: impl Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(4096);
     reader.take(LIMIT + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LIMIT {
         return Err(io::Error::new(

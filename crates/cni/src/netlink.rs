@@ -1,4 +1,4 @@
-//! The four questions about a bridge that the kernel is asked, over rtnetlink. Not `/sys`, which shows the
+//! The few things about a bridge that the kernel is asked and told. Not by way of `/sys`, which shows the
 //! network namespace of whoever mounted it.
 
 use std::io;
@@ -6,6 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use rustix::io::Errno;
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -15,7 +18,6 @@ const RTM_GETADDR: u16 = 22;
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 const DUMP: u16 = 0x300;
-const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -28,32 +30,33 @@ const HEADER: usize = 16;
 const LINK: usize = 16;
 const ADDRESS: usize = 8;
 
+/// The index of the interface `name`; `None` where there is none. Not asked over netlink, where the answer waits
+/// for the lock under which all interfaces of the host are changed: half a second has been seen.
+///
+/// # Errors
+/// The system's.
+pub fn index(name: &str) -> io::Result<Option<u32>> {
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
+    match name_to_index(&socket, name) {
+        Err(Errno::NODEV) => Ok(None),
+        // Longer than any interface's name.
+        Err(Errno::INVAL) => Ok(None),
+        other => Ok(Some(other?)),
+    }
+}
+
 /// A socket in the calling process's network namespace.
-pub(crate) struct Netlink(Socket);
+pub struct Netlink(Socket);
 
 impl Netlink {
-    pub(crate) fn open() -> io::Result<Netlink> {
+    pub fn open() -> io::Result<Netlink> {
         let socket = Socket::new(NETLINK_ROUTE)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         Ok(Netlink(socket))
     }
 
-    /// The index of the interface `name`; `None` where there is none.
-    pub(crate) fn index(&self, name: &str) -> io::Result<Option<u32>> {
-        let mut body = vec![0; LINK];
-        push_attribute(&mut body, IFLA_IFNAME, &[name.as_bytes(), &[0]].concat());
-        let mut index = None;
-        let asked = self.ask(RTM_GETLINK, 0, &body, |link| index = number(link, 4));
-        match asked {
-            Err(error) if error.kind() == io::ErrorKind::NotFound || is_no_device(&error) => {
-                Ok(None)
-            }
-            other => other.map(|()| index),
-        }
-    }
-
     /// The addresses of the interface `index`, with their prefix lengths.
-    pub(crate) fn addresses(&self, index: u32) -> io::Result<Vec<IpNet>> {
+    pub fn addresses(&self, index: u32) -> io::Result<Vec<IpNet>> {
         let mut found = Vec::new();
         let mut body = [0; ADDRESS];
         body[0] = AF_UNSPEC;
@@ -66,7 +69,7 @@ impl Netlink {
     }
 
     /// How many interfaces are ports of the bridge `index`.
-    pub(crate) fn ports(&self, index: u32) -> io::Result<usize> {
+    pub fn ports(&self, index: u32) -> io::Result<usize> {
         let mut ports = 0;
         self.ask(RTM_GETLINK, DUMP, &[0; LINK], |link| {
             let master = attribute(link, LINK, IFLA_MASTER).and_then(|value| number(value, 0));
@@ -76,7 +79,7 @@ impl Netlink {
     }
 
     /// Takes an address off the interface `index`. One that is gone already is no error.
-    pub(crate) fn remove_address(&self, index: u32, net: &IpNet) -> io::Result<()> {
+    pub fn remove_address(&self, index: u32, net: &IpNet) -> io::Result<()> {
         let (family, bytes) = match net.addr() {
             IpAddr::V4(ip) => (AF_INET, ip.octets().to_vec()),
             IpAddr::V6(ip) => (AF_INET6, ip.octets().to_vec()),
@@ -90,7 +93,7 @@ impl Netlink {
         }
     }
 
-    /// Sends one request and hands the body of every answer to `each`.
+    /// Sends one request, a dump or one that wants an ack, and hands the body of every answer to `each`.
     fn ask(
         &self,
         kind: u16,
@@ -120,17 +123,8 @@ impl Netlink {
                     _ => each(body),
                 }
             }
-            // A request that is neither a dump nor wants an ack has one answer.
-            if flags & (DUMP | ACK) == 0 {
-                return Ok(());
-            }
         }
     }
-}
-
-fn is_no_device(error: &io::Error) -> bool {
-    const ENODEV: i32 = 19;
-    error.raw_os_error() == Some(ENODEV)
 }
 
 /// The messages of a datagram: type and body. Ends at the first that is cut off.
@@ -197,7 +191,7 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_seen_as_the_kernel_has_it() {
         let netlink = Netlink::open().unwrap();
-        let lo = netlink.index("lo").unwrap().unwrap();
+        let lo = index("lo").unwrap().unwrap();
         assert_eq!(lo, 1);
         let addresses = netlink.addresses(lo).unwrap();
         assert!(
@@ -205,7 +199,8 @@ mod tests {
             "{addresses:?}"
         );
         assert_eq!(netlink.ports(lo).unwrap(), 0);
-        assert_eq!(netlink.index("no-such-device").unwrap(), None);
+        assert_eq!(index("no-such-device").unwrap(), None);
+        assert_eq!(index("much-longer-than-any-name").unwrap(), None);
     }
 
     #[test]

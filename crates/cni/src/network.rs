@@ -34,7 +34,7 @@ pub struct Network {
 
 /// An attachment that a GC is to keep.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Attachment {
+pub struct ValidAttachment {
     /// The container.
     #[serde(rename = "containerID")]
     pub container: String,
@@ -99,7 +99,7 @@ impl Network {
     ///
     /// # Errors
     /// [`Code::InvalidConfig`] for what is no such list.
-    pub fn valid_attachments(&self) -> Result<Option<(Vec<Attachment>, &RawValue)>, Failure> {
+    pub fn valid_attachments(&self) -> Result<Option<(Vec<ValidAttachment>, &RawValue)>, Failure> {
         let keys = ["cni.dev/valid-attachments", "cni.dev/attachments"];
         let Some((key, raw)) = keys
             .into_iter()
@@ -107,7 +107,7 @@ impl Network {
         else {
             return Ok(None);
         };
-        let list: Option<Vec<Attachment>> = self.object.decode(key).map_err(|error| {
+        let list: Option<Vec<ValidAttachment>> = self.object.decode(key).map_err(|error| {
             invalid(format!(
                 "{key:?} must be a list of {{\"containerID\", \"ifname\"}}: {error}"
             ))
@@ -245,4 +245,58 @@ fn text(object: &Object, key: &str) -> Result<Option<String>, Failure> {
 
 fn invalid(msg: impl Into<String>) -> Failure {
     Failure::new(Code::InvalidConfig, msg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that are the same in every run.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, limit: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % limit as u64) as usize
+        }
+    }
+
+    #[test]
+    fn no_damage_to_the_input_is_worse_than_an_error() {
+        let good = br#"{"cniVersion":"1.1.0","name":"net","subnetFile":"/s","dataDir":"/d","repairBridge":true,"ipam":{"routes":[{"dst":"10.0.0.0/8"}],"ranges":null},"delegate":{"type":"bridge","mtu":1400,"ipMasq":false},"runtimeConfig":{"a":[1,2.5e3]},"prevResult":{"ips":[]},"cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}"#;
+        let pieces: [&[u8]; 12] = [
+            b"{", b"}", b"[", b"]", b"\"", b",", b":", b"null", b"\\u0000", b"\\ud800", b"\xff",
+            b"1e999",
+        ];
+        let env = SubnetEnv {
+            networks: vec!["10.0.0.0/8".parse().unwrap()],
+            subnets: vec!["10.1.2.0/24".parse().unwrap()],
+            mtu: 1450,
+            ip_masq: true,
+        };
+        let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
+        let (mut parsed, mut made) = (0, 0);
+        for _ in 0..20_000 {
+            let mut bytes = good.to_vec();
+            for _ in 0..=numbers.below(3) {
+                let at = numbers.below(bytes.len());
+                let piece = pieces[numbers.below(pieces.len())];
+                let end = bytes.len().min(at + numbers.below(8));
+                bytes.splice(at..end, piece.iter().copied());
+            }
+            if let Ok(network) = Network::parse(&bytes) {
+                parsed += 1;
+                let _ = (network.valid_attachments(), network.previous_result());
+                if let Ok(config) = network.delegate_config(&env) {
+                    made += 1;
+                    // Whatever was accepted is JSON when it is handed on.
+                    let text = serde_json::to_vec(&config).unwrap();
+                    serde_json::from_slice::<Object>(&text).unwrap();
+                }
+            }
+        }
+        assert!(parsed > made && made > 100, "{parsed} {made}");
+    }
 }

@@ -19,7 +19,11 @@ use crate::version::Version;
 /// [`Code::NotAvailable`] with the reason; the delegate's own error object.
 pub fn status(network: &Network, path: &[PathBuf]) -> Result<Vec<u8>, Refusal> {
     let version = since_1_1(network, Command::Status)?;
-    let unavailable = |failure: Failure| failure.recode(Code::NotAvailable);
+    // A configuration that is wrong stays wrong: waiting does not help.
+    let unavailable = |failure: Failure| match failure.code {
+        Code::InvalidConfig => failure,
+        _ => failure.recode(Code::NotAvailable),
+    };
     let env = SubnetEnv::read(&network.subnet_file).map_err(unavailable)?;
     let config = network.delegate_config(&env)?;
     let delegate = Delegate::find(&config, path).map_err(unavailable)?;

@@ -1,4 +1,5 @@
 //! `dist/mk-docker-opts.sh`: what comes out for what goes in, under each shell that may be `/bin/sh`.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -59,6 +59,9 @@ fn status_says_why_an_add_would_fail() {
     );
 
     // A wrong configuration is wrong, not unavailable.
+    scene.write("subnet.env", crate::scene::ENV_V4);
+    let wrong = json!({"cniVersion": "1.1.0", "delegate": {"type": "a/b"}});
+    scene.run("STATUS", &scene.config(wrong)).failed(7);
     scene
         .run(
             "STATUS",
