@@ -1,6 +1,11 @@
 //! Traffic rules on the real kernel, by the real programs, in network namespaces.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
 
 mod coexist;
 mod modes;

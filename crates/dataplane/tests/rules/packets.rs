@@ -78,7 +78,7 @@ fn seen_from(site: &Site, from: At, by: Pair, to: At, v6: bool, port: u16) -> Ip
     };
     let listener = socket(place(site, to), (any, port).into());
     listener
-        .set_read_timeout(Some(Duration::from_secs(5)))
+        .set_read_timeout(Some(Duration::from_millis(250)))
         .unwrap();
     let sender = socket(place(site, from), (ip(by, v6), 0).into());
     let mut target = SocketAddr::from((ip(target, v6), port));
@@ -105,14 +105,17 @@ fn seen_from(site: &Site, from: At, by: Pair, to: At, v6: bool, port: u16) -> Ip
             SocketAddr::V4(_) => leave_by(&sender, up),
         }
     }
-    sender
-        .send_to(b"?", target)
-        .unwrap_or_else(|e| panic!("{from:?} to {target}: {e}"));
     let mut buffer = [0; 8];
-    let (_, source) = listener
-        .recv_from(&mut buffer)
-        .unwrap_or_else(|e| panic!("{from:?} to {target}: {e}"));
-    source.ip()
+    // The first packet may be lost while the neighbours get to know each other.
+    for _ in 0..20 {
+        sender
+            .send_to(b"?", target)
+            .unwrap_or_else(|e| panic!("{from:?} to {target}: {e}"));
+        if let Ok((_, source)) = listener.recv_from(&mut buffer) {
+            return source.ip();
+        }
+    }
+    panic!("{from:?} to {target}: nothing arrives");
 }
 
 /// `IP_MULTICAST_IF` by index: the address that the socket is bound to is another device's.

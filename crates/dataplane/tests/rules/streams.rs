@@ -68,6 +68,8 @@ fn an_established_connection_survives_restarts_repairs_and_switches() {
 
 /// Sends packets from the pod, each from a new port and so a new flow, until told to stop; returns
 /// how many.
+// The pace of the sender, no wait for anything.
+#[allow(clippy::disallowed_methods)]
 fn send_on(site: &Site, stop: &AtomicBool) -> usize {
     site.pod.run(|| {
         let mut sent = 0;
