@@ -8,7 +8,9 @@
 //! none, the loser of a race finds the other's file in its place and gives the subnet up.
 
 use std::fs::{File, Metadata, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, ErrorKind, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -31,7 +33,7 @@ pub(super) struct Place {
 }
 
 /// Tells one state of a file from another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
     ino: u64,
     mtime: (i64, i64),
@@ -45,6 +47,13 @@ impl FileId {
             mtime: (meta.mtime(), meta.mtime_nsec()),
             size: meta.size(),
         }
+    }
+
+    /// The same in eight bytes.
+    pub(super) fn digest(&self) -> NonZeroU64 {
+        let mut hasher = DefaultHasher::new();
+        self.hash(&mut hasher);
+        NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MAX)
     }
 
     /// It is the same file, or the same directory, whatever happened in it.
@@ -85,6 +94,8 @@ pub(super) enum Look {
     Same,
     /// A lease.
     Lease(Entry, FileId),
+    /// There is an empty file: one that is about to be written, or that never was.
+    Empty(FileId),
     /// There is something, but no lease: the reason, and its state if that could be seen.
     Bad(String, Option<FileId>),
     /// There is no file.
@@ -189,11 +200,11 @@ impl Place {
         Ok(names)
     }
 
-    /// Looks at a lease's file. `known` is the state that was read before.
+    /// Looks at a lease's file. `known` is the digest of the state that was read before.
     ///
     /// # Errors
     /// The file system failed: nothing can be said about the file.
-    pub(super) fn look(&self, key: &SubnetKey, known: Option<FileId>) -> io::Result<Look> {
+    pub(super) fn look(&self, key: &SubnetKey, known: Option<NonZeroU64>) -> io::Result<Look> {
         // Not to hang on a pipe that somebody put there.
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
         let file = OpenOptions::new()
@@ -216,7 +227,7 @@ impl Place {
         };
         let meta = file.metadata()?;
         let id = FileId::of(&meta);
-        if known == Some(id) {
+        if known == Some(id.digest()) {
             return Ok(Look::Same);
         }
         if !meta.is_file() {
@@ -232,7 +243,7 @@ impl Place {
         file.take(LARGEST).read_to_end(&mut json)?;
         Ok(match Entry::parse(&json) {
             Ok(entry) => Look::Lease(entry, id),
-            Err(_) if json.is_empty() => Look::Bad("empty".into(), Some(id)),
+            Err(_) if json.is_empty() => Look::Empty(id),
             Err(e) => Look::Bad(e.to_string(), Some(id)),
         })
     }
@@ -267,6 +278,7 @@ impl Place {
     fn is_free(&self, key: &SubnetKey) -> io::Result<bool> {
         Ok(match self.look(key, None)? {
             Look::Gone => true,
+            Look::Empty(id) => !id.is_young(),
             Look::Lease(
                 Entry {
                     expires: Some(end), ..
@@ -275,6 +287,12 @@ impl Place {
             ) => end <= entry::now(),
             _ => false,
         })
+    }
+
+    /// Has the file of `key` written to the disk, which may take long. Until then a power cut can
+    /// leave it empty; that is why an empty file is nobody's.
+    pub(super) fn sync(&self, key: &SubnetKey) -> io::Result<()> {
+        File::open(self.subnet(key))?.sync_data()
     }
 
     /// Replaces the file of `key`, if it is still in the state `was`.
@@ -324,8 +342,6 @@ impl Place {
             .mode(0o644)
             .open(&temporary.0)?;
         file.write_all(entry.render().as_bytes())?;
-        // So that a power cut leaves the old file or the new one, not an empty one.
-        file.sync_data()?;
         Ok((temporary, FileId::of(&file.metadata()?)))
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use model::{Dual, LeaseAttrs, SubnetKey};
@@ -32,12 +33,32 @@ const THOROUGH: u32 = 30;
 #[error("{0}")]
 pub(super) struct Fault(pub String);
 
-/// The state of a key's file when it was read.
+/// What is remembered of a key's file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
-    pub id: Option<FileId>,
+    /// [`FileId::digest`] of its state when it was read.
+    pub state: Option<NonZeroU64>,
     /// Seconds of the epoch; `None`: never.
-    pub expires: Option<u64>,
+    pub expires: Option<NonZeroU64>,
+}
+
+impl Seen {
+    /// A lease that was read.
+    pub(super) fn lease(id: FileId, expires: Option<u64>) -> Seen {
+        // A lease that ended when the epoch began might as well have ended a second later.
+        Seen {
+            state: Some(id.digest()),
+            expires: expires.map(|end| NonZeroU64::MIN.saturating_add(end.saturating_sub(1))),
+        }
+    }
+
+    /// Something that is no lease, or was not read.
+    pub(super) fn taken(id: Option<FileId>) -> Seen {
+        Seen {
+            state: id.map(|id| id.digest()),
+            expires: None,
+        }
+    }
 }
 
 /// What is known of the directory, and the work on it.
@@ -252,8 +273,8 @@ impl Follower {
         let over = self
             .catalog
             .iter()
-            .filter(|(_, seen)| seen.expires.is_some_and(|end| end <= now));
-        let over: Vec<SubnetKey> = over.map(|(key, _)| *key).collect();
+            .filter(|(_, seen)| seen.expires.is_some_and(|end| end.get() <= now));
+        let over: Vec<SubnetKey> = over.map(|(key, _)| key).collect();
         for key in over {
             if self.holding.as_ref().is_none_or(|own| own.key != key) {
                 info!("lease {key}: not renewed by its owner, its time is over");

@@ -31,7 +31,7 @@ impl Ground for Follower {
     }
 
     fn taken(&self) -> Vec<SubnetKey> {
-        self.catalog.taken().copied().collect()
+        self.catalog.taken().collect()
     }
 
     fn all_read(&self) -> bool {
@@ -101,14 +101,7 @@ impl Ground for Follower {
                     Blocker::File => key,
                     Blocker::Overlap(other) => other,
                 };
-                self.catalog.saw(
-                    taken,
-                    Seen {
-                        id: None,
-                        expires: None,
-                    },
-                    None,
-                );
+                self.catalog.saw(taken, Seen::taken(None), None);
                 Ok(None)
             }
         }
@@ -129,13 +122,13 @@ impl Follower {
             attrs: holding.entry.attrs.clone(),
             seniority: holding.entry.created.unwrap_or(0),
         };
-        let seen = Seen {
-            id: Some(holding.id),
-            expires: holding.entry.expires,
-        };
+        let seen = Seen::lease(holding.id, holding.entry.expires);
         self.catalog.saw(holding.key, seen, Some(lease.clone()));
         self.feed.flush();
         self.candidates.clear();
+        // Nobody waits for the disk.
+        let key = holding.key;
+        drop(self.begin(move |place| place.sync(&key)));
         self.holding = Some(holding);
         lease
     }

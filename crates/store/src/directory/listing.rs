@@ -78,7 +78,7 @@ impl Follower {
         let batch = match listing.coming.take() {
             Some(coming) => coming,
             None => {
-                let keys = self.with_ids(names.keys.by_ref().take(BATCH).collect());
+                let keys = self.with_states(names.keys.by_ref().take(BATCH).collect());
                 self.begin(move |place| look_at_each(place, keys))
             }
         };
@@ -86,7 +86,7 @@ impl Follower {
         let next: Vec<SubnetKey> = names.keys.by_ref().take(BATCH).collect();
         let last = next.is_empty();
         if !last {
-            let keys = self.with_ids(next);
+            let keys = self.with_states(next);
             listing.coming = Some(self.begin(move |place| look_at_each(place, keys)));
         }
         for (key, look) in looks {

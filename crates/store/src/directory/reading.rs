@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use model::{Lease, SubnetKey};
@@ -31,7 +32,7 @@ impl Follower {
     }
 
     pub(super) async fn read(&mut self, keys: Vec<SubnetKey>) -> Result<(), Fault> {
-        let known = self.with_ids(keys);
+        let known = self.with_states(keys);
         let looks = self.files(move |place| look_at_each(place, known)).await?;
         for (key, look) in looks {
             self.take_in(key, look).await?;
@@ -40,8 +41,8 @@ impl Follower {
     }
 
     /// Each key with the state of its file that is known.
-    pub(super) fn with_ids(&self, keys: Vec<SubnetKey>) -> Vec<(SubnetKey, Option<FileId>)> {
-        let id = |key: &SubnetKey| self.catalog.version(key).and_then(|seen| seen.id);
+    pub(super) fn with_states(&self, keys: Vec<SubnetKey>) -> Vec<(SubnetKey, Option<NonZeroU64>)> {
+        let id = |key: &SubnetKey| self.catalog.version(key).and_then(|seen| seen.state);
         keys.into_iter().map(|key| (key, id(&key))).collect()
     }
 
@@ -66,10 +67,19 @@ impl Follower {
                     self.own_changed(Some(entry), id).await?;
                 }
             }
-            Look::Bad(_, Some(id)) if id.is_young() => {
+            Look::Bad(_, Some(id)) | Look::Empty(id) if id.is_young() => {
                 self.doubtful.insert(key);
                 self.doubts_end.get_or_insert(Instant::now() + HALF_WRITTEN);
                 self.catalog.has(&key, |_| true);
+            }
+            Look::Empty(id) => {
+                if self.complaints.is_new(key, "empty") {
+                    warn!("{}/{key} is empty: skipped", self.place.subnets().display());
+                }
+                self.catalog.gone(&key);
+                if own {
+                    self.own_changed(None, id).await?;
+                }
             }
             Look::Bad(reason, id) => {
                 if self.complaints.is_new(key, &reason) {
@@ -78,7 +88,7 @@ impl Follower {
                         self.place.subnets().display()
                     );
                 }
-                self.catalog.saw(key, Seen { id, expires: None }, None);
+                self.catalog.saw(key, Seen::taken(id), None);
                 if let Some(id) = id.filter(|_| own) {
                     self.own_changed(None, id).await?;
                 }
@@ -111,14 +121,8 @@ impl Follower {
         if entry.expires.is_some_and(|end| end <= entry::now()) {
             self.catalog.gone(&key);
         } else {
-            self.catalog.saw(
-                key,
-                Seen {
-                    id: Some(id),
-                    expires: entry.expires,
-                },
-                Some(lease),
-            );
+            self.catalog
+                .saw(key, Seen::lease(id, entry.expires), Some(lease));
         }
     }
 }
@@ -126,7 +130,7 @@ impl Follower {
 /// Looks at each file in turn. Files that are gone together with their directory are not gone.
 pub(super) fn look_at_each(
     place: &Place,
-    keys: Vec<(SubnetKey, Option<FileId>)>,
+    keys: Vec<(SubnetKey, Option<NonZeroU64>)>,
 ) -> io::Result<Vec<(SubnetKey, Look)>> {
     let mut looks = Vec::with_capacity(keys.len());
     for (key, known) in keys {

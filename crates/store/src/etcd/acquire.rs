@@ -29,7 +29,7 @@ impl Ground for Follower {
     }
 
     fn taken(&self) -> Vec<SubnetKey> {
-        self.catalog.taken().copied().collect()
+        self.catalog.taken().collect()
     }
 
     fn all_read(&self) -> bool {

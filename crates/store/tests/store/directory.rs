@@ -106,6 +106,25 @@ fn a_half_written_file_is_waited_for() {
 }
 
 #[test]
+fn what_a_power_cut_left_empty_is_free() {
+    local(async {
+        let dir = Directory::new();
+        let config =
+            r#"{"Network":"10.20.0.0/16","SubnetMin":"10.20.1.0","SubnetMax":"10.20.1.0"}"#;
+        dir.put("config", config);
+        dir.put("subnets/10.20.1.0-24", "");
+        let long_ago = SystemTime::now() - Duration::from_secs(60);
+        let file = std::fs::File::options()
+            .write(true)
+            .open(dir.path("subnets/10.20.1.0-24"));
+        file.unwrap().set_modified(long_ago).unwrap();
+        let mut node = Node::start(dir.store(), 1).await;
+        node.until("own", |node| node.own_key() == Some(key("10.20.1.0-24")))
+            .await;
+    });
+}
+
+#[test]
 fn what_is_no_lease_is_skipped() {
     local(async {
         let dir = Directory::new();
