@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use lab::{Node, Usage};
+use lab::Node;
 
 use crate::fleet::sample;
 use crate::stage::{PATIENCE, Stage, pause};
 use crate::target::{Kind, Target};
+use crate::usage::Usage;
 use crate::witness::Witness;
 
 /// One cold start.
@@ -44,7 +45,7 @@ pub fn start(stage: &Stage, target: &Target) -> anyhow::Result<Cold> {
     let cpu = at_rest(node)?.cpu;
     let requests = requests(stage, target)? - before;
     look_again(node)?;
-    let peak_kib = at_rest(node)?.peak_rss_kib;
+    let peak_kib = at_rest(node)?.peak_kib;
     Ok(Cold {
         took: seen - began,
         cpu,
@@ -118,7 +119,7 @@ pub fn compare(stage: &Stage) -> anyhow::Result<()> {
 pub fn at_rest(node: &Node) -> anyhow::Result<Usage> {
     const QUIET: u32 = 5;
     let deadline = Instant::now() + PATIENCE;
-    let (mut last, mut quiet) = (node.flanneld().usage()?, 0);
+    let (mut last, mut quiet) = (Usage::of(node)?, 0);
     while quiet < QUIET {
         if Instant::now() >= deadline {
             bail!(
@@ -127,7 +128,7 @@ pub fn at_rest(node: &Node) -> anyhow::Result<Usage> {
             );
         }
         pause(Duration::from_millis(20));
-        let now = node.flanneld().usage()?;
+        let now = Usage::of(node)?;
         quiet = if now.cpu == last.cpu { quiet + 1 } else { 0 };
         last = now;
     }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::cold::{at_rest, look_again};
 use crate::stage::{Stage, pause};
+use crate::usage::Usage;
 
 /// How often a daemon looks at the whole kernel by itself, on average.
 const AUDIT_EVERY: Duration = Duration::from_secs(120);
@@ -26,7 +27,7 @@ pub fn run(stage: &Stage, span: Duration) -> anyhow::Result<Idle> {
     let before = at_rest(node)?;
     let began = Instant::now();
     pause(span);
-    let after = node.flanneld().usage()?;
+    let after = Usage::of(node)?;
     let at_work = (after.cpu - before.cpu).as_secs_f64() / began.elapsed().as_secs_f64();
 
     // The span is shorter than the time between two full looks: one is asked for, twice, since

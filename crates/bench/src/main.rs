@@ -17,6 +17,7 @@ mod report;
 mod stage;
 mod stats;
 mod target;
+mod usage;
 mod witness;
 
 use std::path::{Path, PathBuf};
