@@ -22,6 +22,10 @@ const RET: u16 = 0x06;
 const KIND: u32 = 4;
 const PID: u32 = 12;
 const TABLE: u32 = 20;
+const PROTOCOL: u32 = 21;
+/// Of routes: the type of the attribute after the table's number, and the destination that it holds.
+const SECOND_ATTR: u32 = 38;
+const DST: u32 = 40;
 /// Of addresses, neighbours and links alike.
 const INDEX: u32 = 20;
 /// Of links: the type of the first attribute, which is the name, and its text.
@@ -107,8 +111,15 @@ fn steps(view: Option<&View>, port: u32) -> Vec<Step> {
         Go(To::Pass),
         Here(To::Route),
         Do(LD_B, TABLE),
-        If(u32::from(RT_TABLE_MAIN), To::Pass),
-        Go(To::Drop),
+        Unless(u32::from(RT_TABLE_MAIN), To::Drop),
+        // The kernel's own fe80::/64, once for each device.
+        Do(LD_B, PROTOCOL),
+        Unless(u32::from(RTPROT_KERNEL), To::Pass),
+        Do(LD_H, SECOND_ATTR),
+        Unless(swap16(RTA_DST), To::Pass),
+        Do(LD_W, DST),
+        If(0xfe80_0000, To::Drop),
+        Go(To::Pass),
         // The kernel does not say who wrote an FDB entry; ours carry a mark.
         Here(To::Neigh),
         Do(LD_B, FAMILY),
