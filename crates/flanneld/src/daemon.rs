@@ -96,6 +96,9 @@ impl Daemon {
     pub async fn run(mut self) -> anyhow::Result<ExitCode> {
         let watchdog = systemd::watchdog_period();
         let mut bark = Instant::now();
+        // It may have changed while a subnet was waited for.
+        self.host_changed().await?;
+        self.pass(false).await;
         loop {
             let mut due = self.reconciler.due();
             if let Some(period) = watchdog {
@@ -189,8 +192,16 @@ impl Daemon {
         Ok(repairing)
     }
 
-    /// The host's interface is not what it was: new tunnels, a new public address, another MTU.
+    /// Follows the host's interface until it is as we know it: what changes before the kernel is
+    /// told that it still concerns us is announced to nobody.
     async fn host_changed(&mut self) -> anyhow::Result<()> {
+        while self.follow_host().await? {}
+        Ok(())
+    }
+
+    /// If the host's interface is not what it was: new tunnels, a new public address, another MTU.
+    /// Returns whether so.
+    async fn follow_host(&mut self) -> anyhow::Result<bool> {
         let host = match self.same_host() {
             Ok(host) => host,
             Err(problem) => {
@@ -198,14 +209,14 @@ impl Daemon {
                 if self.status.set_host_problem(Some(text.clone())) {
                     warn!("{text}; keeping what is there");
                 }
-                return Ok(());
+                return Ok(false);
             }
         };
         if self.status.set_host_problem(None) {
             info!("interface {} is usable again", host.iface);
         }
         if host == *self.cluster.host() {
-            return Ok(());
+            return Ok(false);
         }
         let backend = match build(&self.config, &host, Some(&self.lease)) {
             Ok(backend) => backend,
@@ -214,7 +225,7 @@ impl Daemon {
                     "after a change of interface {}: {error}; keeping what is there",
                     host.iface
                 );
-                return Ok(());
+                return Ok(false);
             }
         };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
@@ -233,7 +244,8 @@ impl Daemon {
             self.lease.attrs = attrs.clone();
             self.store.publish(attrs).await;
         }
-        self.write_subnet_file()
+        self.write_subnet_file()?;
+        Ok(true)
     }
 
     fn same_host(&self) -> Result<Host, NoIface> {

@@ -361,3 +361,48 @@ fn a_new_address_of_the_underlay_is_followed() {
         mesh(&lab);
     }
 }
+
+/// What changes while it waits for etcd, before it has a subnet, is followed too.
+#[test]
+fn an_address_that_changes_during_the_start_is_followed() {
+    let lab = scene::lab().nodes(1).store(ETCD).build().unwrap();
+    let node = lab.node(1);
+    // An etcd that may be read and not written: the daemon knows its interface, and waits.
+    let etcd = lab.etcd().unwrap();
+    etcd.enable_auth("flannel", "horse").unwrap();
+    let below = format!("{}/", etcd.prefix());
+    let may = |what: &str| {
+        let words = [
+            "role",
+            "grant-permission",
+            "--prefix=true",
+            "flannel",
+            what,
+            &below,
+        ];
+        etcd.ctl(&words).unwrap();
+    };
+    may("read");
+    let login = ["-etcd-username=flannel", "-etcd-password=horse"];
+    node.flanneld().set_args(login);
+    node.flanneld().start().unwrap();
+    says(node.flanneld(), &["WARN", "permission denied"]);
+    run(
+        node,
+        "ip addr del 192.168.78.1/24 dev eth0
+         ip addr add 192.168.78.111/24 dev eth0
+         ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0",
+    )
+    .unwrap();
+    may("readwrite");
+    node.flanneld().wait_ready(SOON).unwrap();
+    shows(node, &["link flannel.1 ", "local 192.168.78.111 "]);
+    let published = || {
+        let leases = lab.leases().unwrap();
+        match leases.values().any(|text| text.contains("192.168.78.111")) {
+            true => Ok(()),
+            false => Err(format!("{leases:?}")),
+        }
+    };
+    wait_for("the new address is published", SOON, published).unwrap();
+}
