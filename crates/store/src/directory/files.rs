@@ -205,12 +205,15 @@ impl Place {
     /// # Errors
     /// The file system failed: nothing can be said about the file.
     pub(super) fn look(&self, key: &SubnetKey, known: Option<NonZeroU64>) -> io::Result<Look> {
+        let path = self.subnet(key);
+        if known.is_some()
+            && std::fs::metadata(&path).is_ok_and(|meta| Some(FileId::of(&meta).digest()) == known)
+        {
+            return Ok(Look::Same);
+        }
         // Not to hang on a pipe that somebody put there.
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(self.subnet(key));
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
         let file = match file {
             Ok(file) => file,
             Err(e) => match e.kind() {
@@ -227,9 +230,6 @@ impl Place {
         };
         let meta = file.metadata()?;
         let id = FileId::of(&meta);
-        if known == Some(id.digest()) {
-            return Ok(Look::Same);
-        }
         if !meta.is_file() {
             return Ok(Look::Bad("not a regular file".into(), Some(id)));
         }
@@ -239,8 +239,13 @@ impl Place {
                 Some(id),
             ));
         }
-        let mut json = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or(0) + 1);
-        file.take(LARGEST).read_to_end(&mut json)?;
+        let mut json = vec![0; usize::try_from(meta.len()).unwrap_or(0)];
+        let mut file = file.take(LARGEST);
+        let read = file.read(&mut json)?;
+        if read < json.len() {
+            json.truncate(read);
+            file.read_to_end(&mut json)?;
+        }
         Ok(match Entry::parse(&json) {
             Ok(entry) => Look::Lease(entry, id),
             Err(_) if json.is_empty() => Look::Empty(id),

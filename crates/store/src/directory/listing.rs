@@ -1,5 +1,6 @@
 //! Reading all files: in batches, each handed on while the next one is being read.
 
+use std::collections::VecDeque;
 use std::io;
 use std::vec::IntoIter;
 
@@ -11,7 +12,9 @@ use super::follow::{Fault, Follower};
 use super::reading::look_at_each;
 
 /// Files in a batch: some milliseconds of work.
-const BATCH: usize = 1000;
+const BATCH: usize = 500;
+/// Batches that are read at the same time: opening a file is mostly waiting.
+const AT_ONCE: usize = 2;
 
 /// Files as they were found.
 type Batch = io::Result<Vec<(SubnetKey, Look)>>;
@@ -20,7 +23,8 @@ type Batch = io::Result<Vec<(SubnetKey, Look)>>;
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     names: Option<Remaining>,
-    coming: Option<JoinHandle<Batch>>,
+    /// Batches that are being read, in order.
+    coming: VecDeque<JoinHandle<Batch>>,
 }
 
 /// What of the directory is still to be read.
@@ -75,24 +79,19 @@ impl Follower {
                 })
             }
         };
-        let batch = match listing.coming.take() {
-            Some(coming) => coming,
-            None => {
-                let keys = self.with_states(names.keys.by_ref().take(BATCH).collect());
-                self.begin(move |place| look_at_each(place, keys))
-            }
-        };
-        let looks = self.finish(batch).await?;
-        let next: Vec<SubnetKey> = names.keys.by_ref().take(BATCH).collect();
-        let last = next.is_empty();
-        if !last {
-            let keys = self.with_states(next);
-            listing.coming = Some(self.begin(move |place| look_at_each(place, keys)));
+        while listing.coming.len() < AT_ONCE && names.keys.len() > 0 {
+            let keys = self.with_states(names.keys.by_ref().take(BATCH).collect());
+            listing
+                .coming
+                .push_back(self.begin(move |place| look_at_each(place, keys)));
         }
-        for (key, look) in looks {
+        let Some(batch) = listing.coming.pop_front() else {
+            return Ok(true);
+        };
+        for (key, look) in self.finish(batch).await? {
             self.take_in(key, look).await?;
         }
-        Ok(last)
+        Ok(false)
     }
 
     async fn finish_listing(&mut self, listing: Listing) -> Result<(), Fault> {
