@@ -1,7 +1,8 @@
 //! The plugin's own share of ADD: with a delegate that only answers, less that delegate alone.
 //!
 //! The two are run in turn, so that what else happens on the machine meets both alike, and the medians of
-//! their times are compared. `cargo bench -p cni`; `CNI_ROUNDS` sets how many (200).
+//! their times are compared. `cargo bench -p cni --target x86_64-unknown-linux-musl`, which is how it is shipped;
+//! `CNI_ROUNDS` sets how many (200). On a busy machine: `chrt -f 50` before the program that cargo names.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;

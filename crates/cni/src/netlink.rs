@@ -49,6 +49,7 @@ pub fn index(name: &str) -> io::Result<Option<u32>> {
 pub struct Netlink(Socket);
 
 impl Netlink {
+    /// Opens one.
     pub fn open() -> io::Result<Netlink> {
         let socket = Socket::new(NETLINK_ROUTE)?;
         socket.connect(&SocketAddr::new(0, 0))?;
