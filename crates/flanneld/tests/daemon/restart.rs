@@ -1,6 +1,7 @@
 //! The daemon is away and comes back: what changed meanwhile, what flows meanwhile, what stays.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::RwLockReadGuard;
 use std::time::{Duration, Instant};
 
 use lab::{Lab, Node, Pinger, StoreKind, wait_for};
@@ -58,10 +59,15 @@ pub fn lease_of(lab: &Lab, node: &Node) -> (String, Value) {
 }
 
 /// Traffic both ways between the pods of two nodes, in every family.
-pub struct Traffic(Vec<(String, Pinger)>);
+pub struct Traffic {
+    pingers: Vec<(String, Pinger)>,
+    /// A crowd would use up the kernel's neighbour table, which all namespaces share.
+    _turn: RwLockReadGuard<'static, ()>,
+}
 
 impl Traffic {
     pub fn between(a: &Node, b: &Node) -> Traffic {
+        let _turn = measuring();
         let (a, b) = (a.pods()[0].clone(), b.pods()[0].clone());
         let mut pingers = Vec::new();
         for (from, to) in [(&a, &b), (&b, &a)] {
@@ -70,13 +76,13 @@ impl Traffic {
                 pingers.push((name, Pinger::start(from, ip, TRAFFIC).unwrap()));
             }
         }
-        Traffic(pingers)
+        Traffic { pingers, _turn }
     }
 
     /// Ends it; none of it may have been lost.
     pub fn all_arrived(self, label: &str) {
         let mut sent = 0;
-        for (name, pinger) in self.0 {
+        for (name, pinger) in self.pingers {
             let report = pinger.stop();
             assert_eq!(report.lost, 0, "{label}, {name}: {report:?}");
             sent += report.sent;

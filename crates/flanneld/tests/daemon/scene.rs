@@ -69,11 +69,12 @@ pub fn ip_json(place: &Namespace, args: &str) -> Value {
     }
 }
 
-/// Waits until every node has a route to every other one's subnets; then all pods must reach all.
+/// Waits until every node has a route to every other one's subnets, and all pods reach all. (A pod
+/// that was plugged in just now may need a second until its bridge speaks IPv6.)
 pub fn mesh(lab: &Lab) {
     let nodes: Vec<&Node> = lab.nodes().iter().collect();
     meshed(&nodes);
-    lab.must_ping().unwrap();
+    lab.wait_mesh(SOON).unwrap();
 }
 
 /// Waits until each of `nodes` has a route to the subnets of the others.

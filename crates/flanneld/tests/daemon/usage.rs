@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lab::{Instance, Lab, Node, StoreKind, wait_for};
 use serde_json::{Value, json};
@@ -335,14 +335,19 @@ fn the_environment_is_heard_and_the_command_line_wins() {
 fn the_subnet_file_is_never_half_written() {
     let lab = scene::lab().nodes(1).build().unwrap();
     let node = lab.node(1);
+    let start = Instant::now();
     let whole = node.flanneld().start_ready(SOON).unwrap();
+    let ready = start.elapsed();
     node.flanneld().kill9().unwrap();
     let (mut absent, mut present) = (0, 0);
     for round in 0..40 {
         node.exec(["rm", "-rf", "/run/flannel"]).unwrap();
         node.flanneld().start().unwrap();
-        // From the start of the process to some time after the file is there.
-        std::thread::park_timeout(Duration::from_micros(1500 * round));
+        // From the start of the process to some time after it was ready.
+        let moment = Instant::now() + ready.mul_f64(f64::from(round) / 20.0);
+        while Instant::now() < moment {
+            std::thread::park_timeout(moment.saturating_duration_since(Instant::now()));
+        }
         node.flanneld().kill9().unwrap();
         match node.read("/run/flannel/subnet.env") {
             Ok(text) => {
