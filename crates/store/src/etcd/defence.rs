@@ -1,4 +1,18 @@
 //! Our own lease, defended: what follows when somebody else writes or deletes our key.
+//!
+//! | our key | and | what follows |
+//! |---|---|---|
+//! | was deleted | nothing else is odd | revoked: it was deleted on purpose |
+//! | is gone | its time had run out while etcd was away | taken again, if it is free |
+//! | is gone, or older | etcd's revision went back, or it is another cluster: data was lost or restored | written again |
+//! | names another address | | revoked: it belongs to that node now |
+//! | names our address | and we did not write it | see [`crate::tenure`] |
+//!
+//! The third line is for whoever restores a backup under thousands of nodes. If each of them took
+//! its missing lease for a revoked one, all would stop at once, and in the meantime their peers
+//! would drop the routes to them. So the leases are written again under the same keys, and what
+//! is still missing is kept for [`crate::Timing::grace`] before it counts as gone. A lease deleted on
+//! purpose in the same moment comes back; deleting it again is cheap.
 
 use bytes::Bytes;
 use model::LeaseAttrs;

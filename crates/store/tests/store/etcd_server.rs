@@ -3,9 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// A running etcd server, or a stopped one.
@@ -99,7 +101,14 @@ impl Etcd {
             .args(&self.extra)
             .stdout(Stdio::null())
             .stderr(Stdio::null());
-        let child = command.spawn();
+        // Should the tests be killed, it goes with them.
+        let with_us = || {
+            Ok(rustix::process::set_parent_process_death_signal(Some(
+                Signal::KILL,
+            ))?)
+        };
+        // SAFETY: between fork and exec there is one system call, and no memory is allocated.
+        let child = unsafe { command.pre_exec(with_us) }.spawn();
         let mut child = child.expect("etcd cannot be run: install etcd-server");
         let deadline = Instant::now() + Duration::from_secs(20);
         while Instant::now() < deadline {

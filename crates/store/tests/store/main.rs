@@ -6,6 +6,7 @@ mod etcd;
 mod etcd_server;
 mod gate;
 mod node;
+mod outage;
 mod suite;
 mod tls;
 mod world;

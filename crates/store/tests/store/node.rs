@@ -98,9 +98,11 @@ impl<S: Store> Node<S> {
             match timeout_at(deadline, self.store.news()).await {
                 Ok(news) => self.learn(news),
                 Err(_) => panic!(
-                    "never: {what}; known {:?}, complete {}",
-                    self.known.keys(),
-                    self.complete
+                    "never: {what}; {} leases {:?}, complete {}, revoked {:?}",
+                    self.known.len(),
+                    self.known.keys().take(10).collect::<Vec<_>>(),
+                    self.complete,
+                    self.revoked
                 ),
             }
         }
