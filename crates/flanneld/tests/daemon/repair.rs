@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use lab::{Error, Lab, Node, StoreKind};
+use lab::{Error, Lab, Node, StoreKind, wait_for};
 use model::Family::{self, V4, V6};
 use serde_json::json;
 
@@ -19,7 +19,7 @@ const TIMES: usize = 3;
 
 /// A machine that has other things to do may take its processors away: that is measured again, as
 /// often as this for each fault, and told.
-const HICCUPS: usize = 2;
+const HICCUPS: usize = 5;
 const A_HICCUP: Duration = Duration::from_secs(1);
 
 /// After this the repair has failed, and not only been slow.
@@ -37,7 +37,8 @@ struct Fault {
 
 fn fault(name: impl Into<String>, script: impl Into<String>) -> Fault {
     let (name, script) = (name.into(), script.into());
-    let asleep = script.lines().count() > 1;
+    // `flush` looks whether all is gone, and again: it would not end.
+    let asleep = script.lines().count() > 1 || script.contains(" flush ");
     Fault {
         name,
         script,
@@ -257,8 +258,8 @@ fn host_gw_faults(peer: &Node, family: Family) -> Vec<Fault> {
 /// ours owns (IPv6 addresses, default routes) is put back by the one who flaps it.
 fn flaps(node: &Node) -> Vec<Fault> {
     let (v4, v6) = (node.ipv4(), node.ipv6());
-    vec![
-        fault(
+    let flaps = [
+        (
             "underlay interface down and up",
             format!(
                 "ip link set eth0 down\nip link set eth0 up\n\
@@ -267,14 +268,23 @@ fn flaps(node: &Node) -> Vec<Fault> {
                  ip route add ::/0 via fd78:78::fe dev eth0"
             ),
         ),
-        fault(
+        (
             "underlay address gone and back",
             format!(
                 "ip addr del {v4}/24 dev eth0\nip addr add {v4}/24 dev eth0\n\
                  ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0"
             ),
         ),
-    ]
+    ];
+    // Once under the daemon's eyes, step by step, and once behind its back.
+    let seen = flaps.iter().map(|(name, script)| Fault {
+        asleep: false,
+        ..fault(*name, script)
+    });
+    let unseen = flaps
+        .iter()
+        .map(|(name, script)| fault(format!("{name}, unseen"), script));
+    seen.chain(unseen).collect()
 }
 
 fn built(kind: &str, store: StoreKind, args: &[&str]) -> Lab {
@@ -301,6 +311,7 @@ fn vxlan(label: &str, store: StoreKind, args: &[&str], objects: bool) {
         survives(&lab, node, label, &vxlan_faults(node, peer, family));
     }
     survives(&lab, node, label, &flaps(node));
+    unplugged(&lab, label);
 }
 
 #[test]
@@ -332,7 +343,37 @@ fn host_gw() {
             survives(&lab, node, label, &host_gw_faults(peer, family));
         }
         survives(&lab, node, label, &flaps(node));
+        unplugged(&lab, label);
     }
+}
+
+/// The cable is pulled at the other end and put back: the node sees its carrier go and come.
+fn unplugged(lab: &Lab, label: &str) {
+    let (node, fabric) = (lab.node(1), lab.fabric());
+    let mut took = Vec::new();
+    for _ in 0..TIMES {
+        let mut back = Instant::now();
+        let fault = || {
+            run(fabric, "ip link set n1 down")?;
+            let gone = || match node.picture()?.has(&["linkdown"]) {
+                true => Ok(()),
+                false => Err(Error::Bad("the carrier is there".into())),
+            };
+            wait_for("the carrier is gone", GIVE_UP, gone)?;
+            run(fabric, "ip link set n1 up")?;
+            back = Instant::now();
+            Ok(())
+        };
+        let repair = node.measure_repair(fault, GIVE_UP).unwrap();
+        took.push(repair.took.min(back.elapsed().saturating_sub(SETTLED)));
+    }
+    let (_, worst, text) = figure(took);
+    eprintln!(
+        "repair, {label:<28} {:<42} {text}",
+        "underlay unplugged and plugged in"
+    );
+    assert!(worst < EACH, "{label}: {text}");
+    mesh(lab);
 }
 
 /// `ip`'s option for a family.

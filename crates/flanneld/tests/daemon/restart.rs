@@ -356,6 +356,15 @@ fn upgrade(upstream: &Upstream) {
     let indexes = Family::ALL.map(index);
     assert!(node.picture().unwrap().has(&["route 172.30.77.0/24"]));
 
+    // An administrator's: as long as a subnet, and no upstream flanneld writes these.
+    let foreign = [
+        "ip route add 172.30.0.0/24 via 192.168.78.200 proto static",
+        "ip route add 172.30.240.0/20 via 192.168.78.200",
+        "ip route add fd00:30:0:fe::/64 via fd78:78::200 dev eth0 proto static",
+    ];
+    scene::run(node, &foreign.join("\n")).unwrap();
+    let administrators = node.picture().unwrap().only(".200 ");
+
     let traffic = Traffic::between(node, lab.node(2));
     node.flanneld().start_ready(SOON).unwrap();
     let old: Vec<String> = Family::ALL
@@ -381,6 +390,11 @@ fn upgrade(upstream: &Upstream) {
     );
     assert_eq!(lease_of(&lab, node).0, format!("{OWN}-24&{OWN6}-64"));
     let picture = node.picture().unwrap();
+    assert_eq!(picture.only(".200 "), administrators, "{label}");
+    assert!(
+        picture.has(&["route fd00:30:0:fe::/64 via fd78:78::200"]),
+        "{label}:\n{picture}"
+    );
     if upstream.vxlan {
         for mac in [OWN_MAC, OWN_MAC6] {
             assert!(picture.has(&["link flannel", mac]), "{label}:\n{picture}");
