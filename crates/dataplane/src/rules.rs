@@ -195,7 +195,7 @@ impl RulesKeeper {
             place.settle(tools, &families, desired, written).await?;
         }
         // Only once the right ones are there.
-        let nothing = TrafficRules::default();
+        let nothing = self.desired.none();
         for other in Place::ALL.into_iter().filter(|p| Some(*p) != right) {
             let families = other.families(self.nft.as_mut(), |_| false)?;
             other.settle(tools, &families, &nothing, written).await?;

@@ -118,6 +118,15 @@ impl Rule {
         &self.matches
     }
 
+    /// The networks that it names, multicast apart.
+    fn networks(&self) -> impl Iterator<Item = IpNet> {
+        let named = self.matches.iter().filter_map(|condition| match condition {
+            Match::Mark { .. } => None,
+            Match::Source { net, .. } | Match::Destination { net, .. } => Some(*net),
+        });
+        named.filter(|net| *net != multicast(Family::of_net(net)))
+    }
+
     /// What happens then.
     pub fn verdict(&self) -> Verdict {
         self.verdict
@@ -129,6 +138,9 @@ impl Rule {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrafficRules {
     families: Dual<FamilyRules>,
+    /// The networks whose rules are ours to write and to remove; `None` for all. Rules of others
+    /// belong to another flannel on this host.
+    own: Option<Vec<IpNet>>,
 }
 
 /// The rules of one family, by chain; a chain that is not asked for is empty.
@@ -162,7 +174,58 @@ impl TrafficRules {
                 },
             })
         });
-        TrafficRules { families }
+        let own = networks.iter().map(|(_, net)| *net).collect();
+        TrafficRules {
+            families,
+            own: Some(own),
+        }
+    }
+
+    /// Rules of these networks are ours too, to be removed: the ones that this node was part of
+    /// before.
+    pub fn and_formerly(mut self, networks: impl IntoIterator<Item = IpNet>) -> TrafficRules {
+        if let Some(own) = &mut self.own {
+            own.extend(networks);
+        }
+        self
+    }
+
+    /// No rules for the same networks: what should stand where these rules should not.
+    pub fn none(&self) -> TrafficRules {
+        TrafficRules {
+            families: Dual::default(),
+            own: self.own.clone(),
+        }
+    }
+
+    /// What a chain should hold in which `standing` stands, where `None` is a rule that no flannel
+    /// writes: the rules of [`TrafficRules::chain`], and those of another flannel's networks as they
+    /// are. It is `standing` itself if nothing needs to change.
+    pub fn merged(&self, family: Family, chain: Chain, standing: &[Option<Rule>]) -> Vec<Rule> {
+        let desired = self.chain(family, chain);
+        let others = |rule: &Option<Rule>| rule.as_ref().is_some_and(|r| self.is_anothers(r));
+        let ours = standing.iter().filter(|rule| !others(rule));
+        if ours.map(Option::as_ref).eq(desired.iter().map(Some)) {
+            return standing.iter().flatten().cloned().collect();
+        }
+        let theirs = standing.iter().filter(|rule| others(rule)).flatten();
+        // What is said of marks is said for all networks.
+        let marks = theirs.clone().next().and_then(|_| {
+            let marks = |rule: &&Rule| rule.networks().next().is_none();
+            standing.iter().flatten().find(marks)
+        });
+        let kept = marks.filter(|_| desired.is_empty());
+        let rules = desired.iter().chain(kept).chain(theirs);
+        rules.cloned().collect()
+    }
+
+    fn is_anothers(&self, rule: &Rule) -> bool {
+        let Some(own) = &self.own else {
+            return false;
+        };
+        let overlaps = |a: &IpNet| own.iter().any(|b| a.contains(b) || b.contains(a));
+        let mut networks = rule.networks().peekable();
+        networks.peek().is_some() && !networks.any(|net| overlaps(&net))
     }
 
     /// The rules of one chain, in order; none where the chain is not asked for.
@@ -184,6 +247,7 @@ impl TrafficRules {
             rule
         };
         TrafficRules {
+            own: self.own.clone(),
             families: self.families.map(|_, rules| FamilyRules {
                 postrouting: rules.postrouting.iter().map(plain).collect(),
                 forward: rules.forward.clone(),
@@ -385,6 +449,41 @@ mod tests {
             ..ALL
         };
         assert!(TrafficRules::of(&c, &p, none).is_empty());
+    }
+
+    #[test]
+    fn another_flannel_s_rules_stay_and_the_former_network_s_go() {
+        let of = |c: &str, p: &str| TrafficRules::of(&dual(c, ""), &dual(p, ""), ALL);
+        let (a, b) = (
+            of("10.1.0.0/16", "10.1.5.0/24"),
+            of("10.60.0.0/16", "10.60.3.0/24"),
+        );
+        let chain = |rules: &TrafficRules| rules.chain(Family::V4, Chain::Postrouting).to_vec();
+        let merge = |rules: &TrafficRules, standing: &[Rule]| {
+            let standing: Vec<_> = standing.iter().cloned().map(Some).collect();
+            rules.merged(Family::V4, Chain::Postrouting, &standing)
+        };
+        // Each adds its own to what it finds, and then finds nothing to do.
+        let both = merge(&b, &merge(&a, &[]));
+        assert_eq!(both.len(), 6 + 5);
+        assert_eq!(merge(&a, &both), both);
+        assert_eq!(merge(&b, &both), both);
+        // Each takes its own away alone; the last one takes the rule about marks too.
+        let only_b = merge(&a.none(), &both);
+        assert_eq!(only_b, chain(&b));
+        assert_eq!(merge(&a.none(), &only_b), only_b);
+        assert_eq!(merge(&b.none(), &only_b), []);
+        // A rule of ours that is wrong is replaced, wherever it stands.
+        let mut wrong = both.clone();
+        wrong.remove(8);
+        wrong.push(Rule::new([], Verdict::Accept));
+        assert_eq!(merge(&a, &wrong).len(), 6 + 5);
+
+        // A node that moved to another network leaves nothing of the first; one that only cleans
+        // up takes all.
+        let moved = b.clone().and_formerly([net("10.1.0.0/16")]);
+        assert_eq!(merge(&moved, &chain(&a)), chain(&b));
+        assert_eq!(merge(&TrafficRules::default(), &both), []);
     }
 
     #[test]

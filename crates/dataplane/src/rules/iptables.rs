@@ -120,7 +120,9 @@ pub fn read(saved: &str) -> Standing {
 pub fn patch(desired: &TrafficRules, family: Family, standing: &Standing) -> Option<String> {
     let mut text = String::new();
     for chain in Chain::ALL {
-        let commands = changes(chain, desired.chain(family, chain), standing.of(chain));
+        let standing = standing.of(chain);
+        let merged = desired.merged(family, chain, &standing.rules);
+        let commands = changes(chain, &merged, standing);
         if !commands.is_empty() {
             // Writing to a string cannot fail, here and below.
             let _ = write!(text, "*{}\n{commands}COMMIT\n", table(chain));

@@ -50,28 +50,62 @@ fn hook(chain: Chain) -> Hook {
     }
 }
 
-/// The commands that make or replace the family's table, or delete it where it has no rules. `nft -f`
-/// carries out all of them at once or none.
-pub fn script(desired: &TrafficRules, family: Family) -> String {
+/// What stands in the family's table.
+#[derive(Debug, Default, PartialEq)]
+pub struct Standing {
+    /// Nothing but our chains, hung as they should be.
+    sane: bool,
+    /// Their rules, by chain; `None` for a rule that we would never write.
+    chains: [Option<Vec<Option<Rule>>>; 2],
+}
+
+/// The commands that turn the family's table into what it should be, or delete it where it has no
+/// rules; `None` when it is right. `standing` is `None` where there is no table. `nft -f` carries out
+/// all of them at once or none.
+pub fn script(
+    desired: &TrafficRules,
+    family: Family,
+    standing: Option<&Standing>,
+) -> Option<String> {
+    let rules = |chain: Chain| {
+        let there = standing.and_then(|s| s.chains[chain as usize].as_deref());
+        desired.merged(family, chain, there.unwrap_or_default())
+    };
+    let wanted = Chain::ALL.map(|chain| (chain, rules(chain)));
+    let some = wanted.iter().any(|(_, rules)| !rules.is_empty());
+    let right = match standing {
+        None => !some,
+        Some(standing) => {
+            some && standing.sane
+                && wanted.iter().all(|(chain, rules)| {
+                    let there = standing.chains[*chain as usize].as_deref();
+                    let rules = (!rules.is_empty()).then_some(rules.iter().map(Some));
+                    match (there, rules) {
+                        (Some(there), Some(rules)) => there.iter().map(Option::as_ref).eq(rules),
+                        (there, rules) => there.is_none() && rules.is_none(),
+                    }
+                })
+        }
+    };
+    (!right).then(|| replace(family, &wanted))
+}
+
+fn replace(family: Family, chains: &[(Chain, Vec<Rule>)]) -> String {
     let (of, name) = (family_name(family), table(family));
     // Adding what is there is no error, deleting what is not there would be one.
     let mut text = format!("add table {of} {name}\ndelete table {of} {name}\n");
-    if !desired.has(family) {
+    if chains.iter().all(|(_, rules)| rules.is_empty()) {
         return text;
     }
     // Writing to a string cannot fail, here and below.
     let _ = writeln!(text, "table {of} {name} {{");
-    for chain in Chain::ALL {
-        let rules = desired.chain(family, chain);
-        if rules.is_empty() {
-            continue;
-        }
+    for (chain, rules) in chains.iter().filter(|(_, rules)| !rules.is_empty()) {
         let Hook {
             name,
             kind,
             hook,
             priority,
-        } = hook(chain);
+        } = hook(*chain);
         let _ = writeln!(text, "\tchain {name} {{");
         let priority = priority.0;
         let _ = writeln!(
@@ -79,7 +113,7 @@ pub fn script(desired: &TrafficRules, family: Family) -> String {
             "\t\ttype {kind} hook {hook} priority {priority}; policy accept;"
         );
         for rule in rules {
-            let _ = writeln!(text, "\t\t{}", spell(family, chain, rule));
+            let _ = writeln!(text, "\t\t{}", spell(family, *chain, rule));
         }
         text.push_str("\t}\n");
     }
@@ -110,55 +144,50 @@ fn spell(family: Family, chain: Chain, rule: &Rule) -> String {
     text
 }
 
-/// Whether the table that `nft -j list table` showed is exactly what it should be.
+/// Reads what `nft -j list table` printed.
 ///
 /// # Errors
 /// The text is not JSON.
-pub fn is_right(
-    desired: &TrafficRules,
-    family: Family,
-    listed: &str,
-) -> Result<bool, serde_json::Error> {
+pub fn read(family: Family, listed: &str) -> Result<Standing, serde_json::Error> {
     let listed: Value = serde_json::from_str(listed)?;
-    let mut found = [const { None::<Vec<Rule>> }; 2];
-    let objects = listed["nftables"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let right = objects.iter().all(|object| {
-        let Some((kind, object)) = object.as_object().and_then(|o| o.iter().next()) else {
-            return false;
-        };
-        match kind.as_str() {
+    let objects = listed["nftables"].as_array();
+    let mut standing = Standing {
+        sane: objects.is_some(),
+        ..Standing::default()
+    };
+    for object in objects.into_iter().flatten() {
+        let known = object.as_object().and_then(|o| o.iter().next());
+        standing.sane &= known.is_some_and(|(kind, object)| standing.take(family, kind, object));
+    }
+    Ok(standing)
+}
+
+impl Standing {
+    /// Takes in an object of the table. Returns whether it is one that we could have made.
+    fn take(&mut self, family: Family, kind: &str, object: &Value) -> bool {
+        match kind {
             "metainfo" => true,
             // Flags would switch it off or tie it to a process.
             "table" => object.get("flags").is_none(),
             "chain" => match chain_of(&object["name"]) {
-                Some(chain) if hangs_right(chain, object) => {
-                    found[chain as usize] = Some(Vec::new());
+                Some(chain) => {
+                    self.chains[chain as usize].get_or_insert_default();
+                    hangs_right(chain, object)
+                }
+                None => false,
+            },
+            "rule" => match chain_of(&object["chain"]) {
+                Some(chain) => {
+                    let rules = self.chains[chain as usize].get_or_insert_default();
+                    rules.push(rule(family, object));
                     true
                 }
-                _ => false,
+                None => false,
             },
-            "rule" => {
-                let rules = chain_of(&object["chain"]).and_then(|c| found[c as usize].as_mut());
-                match (rules, rule(family, object)) {
-                    (Some(rules), Some(rule)) => {
-                        rules.push(rule);
-                        true
-                    }
-                    _ => false,
-                }
-            }
             // A set or a map: none of ours.
             _ => false,
         }
-    });
-    let same = |chain: Chain| {
-        let wanted = desired.chain(family, chain);
-        found[chain as usize].as_deref().unwrap_or_default() == wanted
-    };
-    Ok(right && Chain::ALL.into_iter().all(same))
+    }
 }
 
 fn chain_of(name: &Value) -> Option<Chain> {

@@ -171,27 +171,24 @@ async fn table_difference(
     exists: bool,
     desired: &TrafficRules,
 ) -> Result<Option<String>, RulesError> {
-    if exists && desired.has(family) {
-        let (of, table) = (nftables::family_name(family), nftables::table(family));
-        let args = ["-j", "list", "table", of, table];
-        match tools.run("nft", &args, None).await {
-            Ok(listed) => {
-                let right = nftables::is_right(desired, family, &listed).map_err(|error| {
-                    RulesError::Unreadable {
-                        command: format!("nft {}", args.join(" ")),
-                        why: format!("expected JSON: {error}"),
-                    }
-                })?;
-                if right {
-                    return Ok(None);
-                }
-            }
-            // It went away since it was seen.
-            Err(RulesError::Failed { said, .. }) if said.contains("No such file") => {}
-            Err(error) => return Err(error),
-        }
+    if !exists {
+        return Ok(nftables::script(desired, family, None));
     }
-    Ok((exists || desired.has(family)).then(|| nftables::script(desired, family)))
+    let (of, table) = (nftables::family_name(family), nftables::table(family));
+    let args = ["-j", "list", "table", of, table];
+    let standing = match tools.run("nft", &args, None).await {
+        Ok(listed) => {
+            let read = nftables::read(family, &listed);
+            Some(read.map_err(|error| RulesError::Unreadable {
+                command: format!("nft {}", args.join(" ")),
+                why: format!("expected JSON: {error}"),
+            })?)
+        }
+        // It went away since it was seen.
+        Err(RulesError::Failed { said, .. }) if said.contains("No such file") => None,
+        Err(error) => return Err(error),
+    };
+    Ok(nftables::script(desired, family, standing.as_ref()))
 }
 
 /// What the legacy tables that we write to look like, counters apart. Starts no program.
