@@ -1,5 +1,7 @@
 //! Address families, MTUs, routers in between, and an underlay that changes under the daemon.
 
+use std::time::{Duration, Instant};
+
 use lab::{Lab, Node, StoreKind, wait_for};
 use model::Family::{V4, V6};
 use serde_json::{Value, json};
@@ -7,6 +9,10 @@ use serde_json::{Value, json};
 use crate::etcd_faults::says;
 use crate::restart::lease_of;
 use crate::scene::{self, ETCD, Peer, SOON, mesh, meshed, run};
+
+/// A node's new address is known to the others by then, although the connection to etcd went with
+/// the old one.
+const FOLLOWED: Duration = Duration::from_secs(3);
 
 #[test]
 fn ipv6_alone_on_an_ipv6_underlay() {
@@ -190,10 +196,7 @@ fn direct_routing_across_a_router() {
             "DirectRouting, {store:?}: whole {:.1?} after a flap of the underlay",
             repair.took
         );
-        assert!(
-            repair.took < std::time::Duration::from_millis(100),
-            "{repair:?}"
-        );
+        assert!(repair.took < Duration::from_millis(100), "{repair:?}");
         mesh(&lab);
     }
 }
@@ -334,6 +337,7 @@ fn a_new_address_of_the_underlay_is_followed() {
              ip route replace ::/0 via fd78:78::fe dev eth0",
         )
         .unwrap();
+        let moved = Instant::now();
         match backend {
             "vxlan" => {
                 shows(node, &["link flannel.1 ", "local 192.168.78.111 "]);
@@ -346,6 +350,9 @@ fn a_new_address_of_the_underlay_is_followed() {
                 shows(peer, &["route ", "via fd78:78::111 dev eth0"]);
             }
         }
+        let took = moved.elapsed();
+        eprintln!("{backend}, {store:?}: a new address was followed everywhere after {took:.0?}");
+        assert!(took < FOLLOWED, "{backend}, {store:?}: {took:?}");
         let leases = lab.leases().unwrap();
         let lease: Value = serde_json::from_str(&leases[&before.1]).unwrap();
         assert_eq!(lease["PublicIP"], json!("192.168.78.111"));

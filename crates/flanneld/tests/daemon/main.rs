@@ -18,5 +18,6 @@ mod repair;
 mod restart;
 mod revoked;
 mod scene;
+mod traffic;
 mod two_networks;
 mod usage;

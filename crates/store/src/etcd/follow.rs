@@ -68,6 +68,9 @@ pub(super) struct Follower {
 enum End {
     /// What is known no longer joins up with what etcd tells.
     ListAgain(&'static str),
+    /// The connection comes from an address that this node has given up: nothing would come back
+    /// over it, and only silence would tell.
+    Moved,
     Failed(Failure),
 }
 
@@ -132,6 +135,7 @@ impl Follower {
                 }
                 // The end of a connection is no outage yet: the next one may follow at once.
                 End::Failed(failure) if lasted => debug!("etcd: {failure}"),
+                End::Moved => debug!("etcd: this node has another address: connecting anew"),
                 End::Failed(failure) => self.presence.away(&self.feed, &failure.to_string()),
             }
             backoff.wait().await;
@@ -176,7 +180,13 @@ impl Follower {
                     self.do_chores().await?;
                     self.sweep_if_due();
                 }
-                Ok(()) = self.wish.changed() => self.do_chores().await?,
+                Ok(()) = self.wish.changed() => {
+                    if self.has_moved() {
+                        self.client.leave(watch.connection()).await;
+                        return Err(End::Moved);
+                    }
+                    self.do_chores().await?;
+                }
             }
             self.feed.flush();
         }

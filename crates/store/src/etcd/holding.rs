@@ -166,6 +166,13 @@ impl Follower {
         Ok(())
     }
 
+    /// Whether the daemon asked to have another address published.
+    pub(super) fn has_moved(&self) -> bool {
+        let held = self.holding.as_ref().map(|own| own.attrs.public_ip);
+        let wished = self.wished().map(|attrs| attrs.public_ip);
+        held.is_some() && wished.is_some() && wished != held
+    }
+
     /// What the daemon last asked to have published.
     fn wished(&self) -> Option<LeaseAttrs> {
         self.wish.borrow().clone()
