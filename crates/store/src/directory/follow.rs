@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::entry;
-use super::files::{FileId, Place};
+use super::file_id::FileId;
+use super::files::Place;
 use super::holding::Holding;
 use super::listing::Listing;
 use super::notify::{Changes, Notify};

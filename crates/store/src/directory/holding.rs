@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::entry::{Entry, now, now_ms};
-use super::files::{Blocker, Changed, FileId};
+use super::file_id::FileId;
+use super::files::{Blocker, Changed};
 use super::follow::{Fault, Follower, Seen};
 use crate::claim::{Candidate, Ground, same_node};
 use crate::tenure::{self, Reaction, Tenure};

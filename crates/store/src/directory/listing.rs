@@ -7,7 +7,8 @@ use std::vec::IntoIter;
 use model::SubnetKey;
 use tokio::task::JoinHandle;
 
-use super::files::{FileId, Look};
+use super::file_id::FileId;
+use super::files::Look;
 use super::follow::{Fault, Follower};
 use super::reading::look_at_each;
 

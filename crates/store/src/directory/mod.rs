@@ -13,13 +13,14 @@
 //! | module | does |
 //! |---|---|
 //! | [`entry`] | what a file holds |
-//! | [`files`] | looks and changes, complete or not at all |
+//! | [`files`], [`file_id`] | looks and changes, complete or not at all |
 //! | [`notify`] | being told of changes |
 //! | [`thread`], [`reading`], [`listing`] | a file, all files, batch by batch |
 //! | [`holding`] | our own lease: taken, kept, defended, lost |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 
 mod entry;
+mod file_id;
 mod files;
 mod follow;
 mod holding;

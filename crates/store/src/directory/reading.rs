@@ -10,7 +10,8 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::entry::{self, Entry};
-use super::files::{FileId, Look, Place, parse_name};
+use super::file_id::FileId;
+use super::files::{Look, Place, parse_name};
 use super::follow::{Fault, Follower, Seen};
 use crate::claim::{Candidate, same_node, twin};
 

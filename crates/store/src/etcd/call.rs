@@ -11,7 +11,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::client::{Failure, Line};
+use super::client::Failure;
+use super::link::Line;
 use super::settings::Endpoint;
 
 const LARGEST_ANSWER: usize = 256 << 20;

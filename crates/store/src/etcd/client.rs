@@ -1,29 +1,24 @@
-//! Calls to etcd over one connection at a time: when an endpoint fails, the next one is used.
+//! Calls to etcd: each tries every endpoint once before it fails.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio_stream::StreamExt;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint as Transport, Uri};
 use tonic::{Status, Streaming};
 use tracing::warn;
 
-use super::call::{Verdict, describe, innermost, streaming, unary, verdict, within};
-use super::connect::Connector;
+use super::call::{Verdict, describe, streaming, unary, verdict, within};
+use super::link::{Line, Link};
 use super::page::Page;
 use super::proto::{self, path};
 use super::settings::{Endpoint, EtcdSettings, SettingsError};
 use super::tls::TlsFiles;
 
 /// etcd gives up on a request after about 7 s; a server that is dead is noticed sooner, by pings.
-const CALL: Duration = Duration::from_secs(10);
+pub(super) const CALL: Duration = Duration::from_secs(10);
 /// A page of the listing may have to wait while thousands of nodes list at once.
 const LISTING: Duration = Duration::from_secs(30);
-/// etcd drops clients that ping more often than every 5 s.
-const PING_EVERY: Duration = Duration::from_secs(7);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -44,39 +39,10 @@ pub(super) enum Failure {
 
 /// The one connection to etcd, made when it is first needed.
 pub(super) struct Client {
-    settings: EtcdSettings,
-    endpoints: Vec<Arc<Endpoint>>,
-    files: Arc<TlsFiles>,
-    link: Mutex<Link>,
-}
-
-/// What the connection is at present.
-#[derive(Default)]
-struct Link {
-    /// Index of the endpoint in use.
-    active: usize,
-    /// Counts connections, so that a late failure of an old one does not end the new one.
-    number: u64,
-    channel: Option<Channel>,
-    token: Option<MetadataValue<Ascii>>,
-    logged_in: bool,
-}
-
-/// A connection ready for a call.
-#[derive(Clone, Debug)]
-pub(super) struct Line {
-    pub channel: Channel,
-    pub token: Option<MetadataValue<Ascii>>,
-    number: u64,
-    endpoint: Arc<Endpoint>,
-    fresh: bool,
-}
-
-/// What is left to be tried for one call.
-struct Tries {
-    /// Endpoints.
-    left: usize,
-    log_in_again: bool,
+    pub settings: EtcdSettings,
+    pub endpoints: Vec<Arc<Endpoint>>,
+    pub files: Arc<TlsFiles>,
+    pub link: Mutex<Link>,
 }
 
 impl Client {
@@ -213,160 +179,6 @@ impl Client {
             Verdict::Elsewhere => self.leave(line.number).await,
         }
         Failure::Away(describe(&line.endpoint, status))
-    }
-
-    fn tries(&self) -> Tries {
-        Tries {
-            left: self.endpoints.len(),
-            log_in_again: true,
-        }
-    }
-
-    /// A call over `line` failed: returns if it is to be tried again.
-    async fn failed(&self, tries: &mut Tries, line: &Line, status: &Status) -> Result<(), Failure> {
-        match verdict(status) {
-            Verdict::No(failure) => Err(failure),
-            Verdict::LogIn if tries.log_in_again => {
-                tries.log_in_again = false;
-                self.forget_token(line.number).await;
-                Ok(())
-            }
-            Verdict::LogIn => Err(Failure::Refused(status.message().into())),
-            Verdict::Elsewhere => {
-                self.leave(line.number).await;
-                // A connection that had stood for a while may have ended without anything being
-                // wrong with its endpoint: that is no try.
-                tries.left -= usize::from(line.fresh);
-                match tries.left {
-                    0 => Err(Failure::Away(describe(&line.endpoint, status))),
-                    _ => Ok(()),
-                }
-            }
-        }
-    }
-
-    /// The connection in use, or a new one to the endpoint whose turn it is.
-    async fn line(&self, tries: &mut Tries) -> Result<Line, Failure> {
-        loop {
-            match self.try_line().await {
-                Err(Failure::Away(reason)) => {
-                    tries.left -= 1;
-                    if tries.left == 0 {
-                        return Err(Failure::Away(reason));
-                    }
-                }
-                line => return line,
-            }
-        }
-    }
-
-    async fn try_line(&self) -> Result<Line, Failure> {
-        let mut link = self.link.lock().await;
-        let endpoint = self.endpoints[link.active % self.endpoints.len()].clone();
-        let (channel, fresh) = match &link.channel {
-            Some(channel) => (channel.clone(), false),
-            None => match self.connect(&endpoint).await {
-                Ok(channel) => {
-                    link.number += 1;
-                    link.logged_in = false;
-                    link.channel = Some(channel.clone());
-                    (channel, true)
-                }
-                Err(reason) => {
-                    link.active += 1;
-                    return Err(Failure::Away(format!("{endpoint}: {reason}")));
-                }
-            },
-        };
-        let mut line = Line {
-            channel,
-            token: None,
-            number: link.number,
-            endpoint,
-            fresh,
-        };
-        if !link.logged_in {
-            match self.log_in(&line).await {
-                Ok(token) => (link.token, link.logged_in) = (token, true),
-                Err(failure) => {
-                    link.channel = None;
-                    if matches!(failure, Failure::Away(_)) {
-                        link.active += 1;
-                    }
-                    return Err(failure);
-                }
-            }
-        }
-        line.token = link.token.clone();
-        Ok(line)
-    }
-
-    async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Channel, String> {
-        let scheme = if endpoint.tls { "https" } else { "http" };
-        let uri = format!("{scheme}://{}", endpoint.authority());
-        // The transport must not see "https": TLS is the connector's business.
-        let transport = format!("http://{}", endpoint.authority());
-        let transport = Transport::from_shared(transport).map_err(|e| innermost(&e))?;
-        let origin: Uri = uri.parse().map_err(|_| "no usable address".to_string())?;
-        let connector = Connector {
-            endpoint: endpoint.clone(),
-            files: self.files.clone(),
-        };
-        transport
-            .origin(origin)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .initial_stream_window_size(512 << 10)
-            .initial_connection_window_size(1 << 20)
-            .connect_with_connector(connector)
-            .await
-            .map_err(|e| innermost(&e))
-    }
-
-    /// Gets a token, where the settings name a user. An etcd that knows no users needs none.
-    async fn log_in(&self, line: &Line) -> Result<Option<MetadataValue<Ascii>>, Failure> {
-        let login = self
-            .settings
-            .login()
-            .map_err(|e| Failure::Refused(e.to_string()))?;
-        let Some((name, password)) = login else {
-            return Ok(None);
-        };
-        let query = proto::AuthenticateRequest {
-            name: name.clone(),
-            password: password.reveal().into(),
-        };
-        let answer = unary(line, path::AUTHENTICATE, query, None);
-        let answer: Result<proto::AuthenticateResponse, Status> = within(CALL, answer).await;
-        match answer {
-            Ok(answer) => match answer.token.parse() {
-                Ok(token) => Ok(Some(token)),
-                Err(_) => Err(Failure::Refused("its token cannot be sent back".into())),
-            },
-            Err(status) if status.message().contains("authentication is not enabled") => Ok(None),
-            Err(status) => match verdict(&status) {
-                Verdict::Elsewhere => Err(Failure::Away(describe(&line.endpoint, &status))),
-                _ => Err(Failure::Refused(format!(
-                    "user {name:?}: {}",
-                    status.message()
-                ))),
-            },
-        }
-    }
-
-    /// Ends connection `number`, if it is still the one in use; the next endpoint is tried next.
-    pub(super) async fn leave(&self, number: u64) {
-        let mut link = self.link.lock().await;
-        if link.number == number && link.channel.take().is_some() {
-            link.active += 1;
-        }
-    }
-
-    async fn forget_token(&self, number: u64) {
-        let mut link = self.link.lock().await;
-        if link.number == number {
-            link.logged_in = false;
-        }
     }
 }
 

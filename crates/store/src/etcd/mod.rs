@@ -3,7 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`settings`] | endpoints, prefix, log-in: what flags say |
-//! | [`tls`], [`connect`], [`client`], [`call`] | a verified connection, failover, one call |
+//! | [`tls`], [`connect`], [`link`], [`client`], [`call`] | a verified connection, failover, one call |
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`acquire`], [`holding`], [`defence`] | our own lease: taken, kept, defended, lost |
@@ -20,6 +20,7 @@ mod defence;
 mod follow;
 mod holding;
 mod keyspace;
+mod link;
 mod listing;
 mod page;
 mod proto;

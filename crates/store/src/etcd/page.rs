@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::call::innermost;
-use super::client::Line;
+use super::link::Line;
 use super::proto::{Header, KeyValue, RangeRequest, path};
 
 /// Flag and length before each gRPC message.
