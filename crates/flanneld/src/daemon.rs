@@ -20,7 +20,7 @@ use crate::iface::{NoIface, View};
 use crate::options::{Options, StoreChoice};
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::status::Status;
-use crate::{forwarding, identity, iface, subnet_file, systemd};
+use crate::{forwarding, identity, iface, subnet_file, systemd, traffic};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
@@ -53,6 +53,7 @@ impl Daemon {
         status: Status,
     ) -> anyhow::Result<Daemon> {
         let previous = subnet_file::previous(&options.subnet_file);
+        let former = subnet_file::former_networks(&options.subnet_file);
         let (config, host, backend) = settle(&options, &mut store).await?;
         let claim = Claim {
             attrs: backend.lease_attrs(),
@@ -61,6 +62,8 @@ impl Daemon {
         let lease = store.acquire(&config, &claim).await?;
         info!("lease {} acquired, backend {}", lease.key, backend.kind());
 
+        // Their programs run while the kernel's objects are made here.
+        let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
         forwarding::check(&config, &host.iface);
         let mut scope = scope(&config, &host, &*backend);
         scope.take_over = previous.is_some() && !ran_here(&mut kernel, &scope).await?;
@@ -68,7 +71,9 @@ impl Daemon {
         roster.set_own(lease.key, host.public_ip);
         let mut reconciler = Reconciler::new(kernel, scope);
         reconciler.want(backend.node(&lease, &host));
+        reconciler.want(options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
+        rules.settled().await;
 
         let daemon = Daemon {
             cluster: Cluster::new(roster, backend, host),
@@ -260,7 +265,12 @@ impl Daemon {
 
     fn write_subnet_file(&self) -> anyhow::Result<()> {
         let mtu = self.cluster.backend().mtu();
-        let text = subnet_file::render(&self.config, &self.lease.key, mtu, self.options.ip_masq);
+        let text = subnet_file::render(
+            &self.config,
+            &self.lease.key,
+            mtu,
+            self.options.traffic.rules.masquerade,
+        );
         if subnet_file::write(&self.options.subnet_file, &text)? {
             info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
         }

@@ -6,6 +6,7 @@
 //! | [`iface`], [`identity`], [`forwarding`] | where this node is, who, and whether it forwards |
 //! | [`cluster`] | the other nodes, and what the kernel must hold for them |
 //! | [`reconcile`] | desired against observed, written to the kernel |
+//! | [`traffic`] | the traffic rules, kept in a task of their own |
 //! | [`subnet_file`] | `subnet.env` |
 //! | [`daemon`] | the order of it all |
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
@@ -23,3 +24,4 @@ pub mod reconcile;
 pub mod status;
 pub mod subnet_file;
 pub mod systemd;
+pub mod traffic;

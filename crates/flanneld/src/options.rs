@@ -6,9 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use model::Dual;
+use model::rules::RuleFlags;
 use regex_lite::Regex;
 
 use crate::flags::Given;
+use crate::traffic::TrafficOptions;
 
 /// A flag that cannot be used as given. Exit status 2.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -27,8 +29,8 @@ pub struct Options {
     pub subnet_file: PathBuf,
     /// `-subnet-lease-renew-margin`.
     pub renew_margin: Duration,
-    /// `-ip-masq`.
-    pub ip_masq: bool,
+    /// `-ip-masq` and what else concerns packets on their way through this host.
+    pub traffic: TrafficOptions,
     /// `-healthz-ip` and `-healthz-port`, unless off.
     pub healthz: Option<SocketAddr>,
     /// `-v`.
@@ -78,19 +80,7 @@ impl Options {
             "minutes from 1 to 1439",
             1..=1439,
         )?;
-        number(
-            given,
-            "iptables-resync",
-            "seconds, at least 1",
-            1..=u64::from(u32::MAX),
-        )?;
-        for flag in [
-            "iptables-forward-rules",
-            "ip-masq-fully-random-disable",
-            "set-node-network-unavailable",
-        ] {
-            boolean(given, flag)?;
-        }
+        boolean(given, "set-node-network-unavailable")?;
         Ok(Options {
             store: store_choice(given)?,
             iface: iface_choice(given)?,
@@ -101,7 +91,7 @@ impl Options {
             },
             subnet_file: path(given, "subnet-file")?,
             renew_margin: Duration::from_secs(margin * 60),
-            ip_masq: boolean(given, "ip-masq")?,
+            traffic: traffic(given)?,
             healthz: healthz(given)?,
             verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
             json_logs: match given.value("log-format") {
@@ -116,15 +106,31 @@ impl Options {
 
 /// Flags that are known and would change what the daemon does, were they in this version.
 fn refuse_what_is_to_come(given: &Given) -> Result<(), UsageError> {
-    for flag in ["kube-subnet-mgr", "ip-masq", "ip-blackhole-route"] {
-        if boolean(given, flag)? {
-            return Err(UsageError(format!(
-                "{}: not in this version of flannel-rs",
-                given.spelled(flag)
-            )));
-        }
+    if boolean(given, "kube-subnet-mgr")? {
+        return Err(UsageError(format!(
+            "{}: not in this version of flannel-rs",
+            given.spelled("kube-subnet-mgr")
+        )));
     }
     Ok(())
+}
+
+fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
+    let resync = number(
+        given,
+        "iptables-resync",
+        "seconds, at least 1",
+        1..=u64::from(u32::MAX),
+    )?;
+    Ok(TrafficOptions {
+        rules: RuleFlags {
+            masquerade: boolean(given, "ip-masq")?,
+            fully_random: !boolean(given, "ip-masq-fully-random-disable")?,
+            forward: boolean(given, "iptables-forward-rules")?,
+        },
+        resync: Duration::from_secs(resync),
+        blackhole: boolean(given, "ip-blackhole-route")?,
+    })
 }
 
 fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
@@ -237,7 +243,10 @@ mod tests {
         assert_eq!(etcd.prefix, "/coreos.com/network");
         assert_eq!(o.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
         assert_eq!(o.renew_margin, Duration::from_secs(3600));
-        assert!(o.healthz.is_none() && !o.ip_masq);
+        assert!(o.healthz.is_none());
+        let t = o.traffic;
+        assert!(!t.rules.masquerade && t.rules.fully_random && t.rules.forward && !t.blackhole);
+        assert_eq!(t.resync, Duration::from_secs(5));
     }
 
     #[test]

@@ -20,6 +20,7 @@ struct Inner {
     store_away_since: Option<Instant>,
     devices_missing: bool,
     host_problem: Option<String>,
+    rules_problem: Option<String>,
     numbers: Numbers,
 }
 
@@ -40,6 +41,8 @@ pub struct Numbers {
     pub deleted: u64,
     /// Kernel objects put right because somebody else had changed them, since the start.
     pub repaired: u64,
+    /// Sets of traffic rules written because somebody else had changed them, since the start.
+    pub rules_repaired: u64,
     /// Operations refused by the kernel since the start.
     pub refused: u64,
 }
@@ -72,6 +75,11 @@ impl Status {
         news
     }
 
+    /// What is wrong with the traffic rules, if anything.
+    pub fn set_rules_problem(&self, problem: Option<String>) {
+        self.0.borrow_mut().rules_problem = problem;
+    }
+
     /// Changes the figures.
     pub fn update(&self, change: impl FnOnce(&mut Numbers)) {
         change(&mut self.0.borrow_mut().numbers);
@@ -97,6 +105,7 @@ impl Status {
             problems.push("a flannel device is missing and cannot be made".to_owned());
         }
         problems.extend(inner.host_problem.clone());
+        problems.extend(inner.rules_problem.clone());
         problems
     }
 
@@ -160,6 +169,12 @@ impl Status {
             "counter",
             "Kernel objects put right after others changed them",
             n.repaired,
+        );
+        metric(
+            "rules_repairs_total",
+            "counter",
+            "Sets of traffic rules put right after others changed them",
+            n.rules_repaired,
         );
         metric(
             "kernel_refusals_total",

@@ -95,11 +95,35 @@ pub fn previous(path: &Path) -> Option<SubnetKey> {
     })
 }
 
+/// The networks that an older file names: whatever stands for them on this host is this daemon's.
+pub fn former_networks(path: &Path) -> Vec<IpNet> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let values = text.lines().filter_map(|line| {
+        let (key, value) = line.trim().split_once('=')?;
+        matches!(key, "FLANNEL_NETWORK" | "FLANNEL_IPV6_NETWORK").then_some(value)
+    });
+    let networks = values.flat_map(|value| value.trim_matches('"').split(','));
+    networks.filter_map(|net| net.trim().parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn former_networks_are_all_that_the_file_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        assert!(former_networks(&path).is_empty());
+        let text = "FLANNEL_NETWORK=10.1.0.0/16,10.2.0.0/16\nFLANNEL_SUBNET=10.1.5.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nx\n";
+        fs::write(&path, text).unwrap();
+        let expected: Vec<IpNet> = ["10.1.0.0/16", "10.2.0.0/16", "fd00::/48"]
+            .map(|net| net.parse().unwrap())
+            .into();
+        assert_eq!(former_networks(&path), expected);
+    }
 
     #[test]
     fn the_text_is_the_contract_s() {

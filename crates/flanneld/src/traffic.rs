@@ -1,0 +1,228 @@
+//! Traffic rules beside the main loop: a task of its own, since writing them may have to wait for
+//! another program that holds iptables' lock, and packets must not.
+
+use std::time::{Duration, Instant};
+
+use dataplane::rules::{BridgeFilter, Change, Mode, RulesError, RulesKeeper, bridge_filter};
+use ipnet::IpNet;
+use model::kernel::{Route, RouteKey, RouteTo};
+use model::rules::RuleFlags;
+use model::{NetConfig, Object, SubnetKey, TrafficRules};
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+use crate::status::Status;
+
+/// How long the start waits for the rules. They are kept trying for afterwards.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Priority of the route that drops what is for the own subnet and has no better route: any route of
+/// the bridge's comes before it.
+const LAST_RESORT: u32 = 65_535;
+
+/// What the flags say about traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrafficOptions {
+    /// Which rules are wanted.
+    pub rules: RuleFlags,
+    /// `-iptables-resync`.
+    pub resync: Duration,
+    /// `-ip-blackhole-route`.
+    pub blackhole: bool,
+}
+
+impl TrafficOptions {
+    /// The routes that drop packets to containers that do not exist, so that they do not wander back
+    /// to the default gateway.
+    pub fn blackholes(&self, own: &SubnetKey) -> Vec<Object> {
+        let subnets = own.nets().iter().filter(|_| self.blackhole);
+        let blackhole = |(_, net): (_, &IpNet)| {
+            let key = RouteKey {
+                dst: *net,
+                metric: LAST_RESORT,
+            };
+            Object::Route(key, Route::ours(RouteTo::Blackhole))
+        };
+        subnets.map(blackhole).collect()
+    }
+}
+
+/// The rules' first reading and writing, under way.
+pub struct Traffic {
+    first: oneshot::Receiver<()>,
+    /// Whether packets would go out wrong without them.
+    needed: bool,
+}
+
+impl Traffic {
+    /// Waits until the rules are in place or could not be put there, if the node's packets depend on
+    /// them; but not for ever: the network comes up without them too.
+    pub async fn settled(self) {
+        if self.needed {
+            // The task's end is as good as its word.
+            let _ = tokio::time::timeout(PATIENCE, self.first).await;
+        }
+    }
+}
+
+/// Begins to keep the rules, in a task on the current thread, and to remove those of the `former`
+/// networks of this node. Must be called on a `LocalSet`.
+pub fn start(
+    options: &TrafficOptions,
+    config: &NetConfig,
+    own: &SubnetKey,
+    former: Vec<IpNet>,
+    status: &Status,
+) -> Traffic {
+    let mode = match config.nftables {
+        true => Mode::Nftables,
+        false => Mode::Iptables,
+    };
+    let desired = TrafficRules::new(config, own, options.rules).and_formerly(former);
+    let (done, first) = oneshot::channel();
+    let needed = options.rules.masquerade;
+    let watches_bridge = !desired.is_empty();
+    let keeper = RulesKeeper::new(mode, desired, options.resync);
+    let reporter = Reporter {
+        status: status.clone(),
+        needed,
+        told: None,
+        first: true,
+    };
+    tokio::task::spawn_local(async move {
+        if watches_bridge {
+            tokio::join!(keep(keeper, reporter, done), check_bridge());
+        } else {
+            keep(keeper, reporter, done).await;
+        }
+    });
+    Traffic { first, needed }
+}
+
+async fn keep(mut keeper: RulesKeeper, mut reporter: Reporter, done: oneshot::Sender<()>) {
+    let mut done = Some(done);
+    loop {
+        let began = Instant::now();
+        let ensured = keeper.ensure().await;
+        reporter.report(ensured, began.elapsed());
+        if let Some(done) = done.take() {
+            // Nobody may be waiting.
+            let _ = done.send(());
+        }
+        keeper.changed().await;
+    }
+}
+
+/// Says what the keeper did: once what is wrong, and once that it is right again.
+struct Reporter {
+    status: Status,
+    needed: bool,
+    /// The fault that the log tells of.
+    told: Option<String>,
+    first: bool,
+}
+
+impl Reporter {
+    fn report(&mut self, ensured: Result<Change, RulesError>, took: Duration) {
+        let first = std::mem::take(&mut self.first);
+        match ensured {
+            Ok(change) => {
+                change.notes.iter().for_each(|note| info!("using {note}"));
+                if self.told.take().is_some() {
+                    info!("the traffic rules are in place again");
+                }
+                let written = change.written.join(", ");
+                let ms = took.as_secs_f64() * 1e3;
+                match (written.is_empty(), first) {
+                    (true, _) => debug!("the traffic rules are in place ({ms:.1} ms)"),
+                    (false, true) => info!("traffic rules: {written}"),
+                    (false, false) => info!("repaired the traffic rules in {ms:.1} ms: {written}"),
+                }
+                self.status.set_rules_problem(None);
+                self.status.update(|n| {
+                    n.rules_repaired += if first {
+                        0
+                    } else {
+                        change.written.len() as u64
+                    }
+                });
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if self.told.as_ref() != Some(&text) {
+                    warn!("traffic rules: {text}; trying again and again");
+                    self.told = Some(text.clone());
+                }
+                let problem = format!("the traffic rules are not in place: {text}");
+                self.status
+                    .set_rules_problem(Some(problem).filter(|_| self.needed));
+            }
+        }
+    }
+}
+
+async fn check_bridge() {
+    match bridge_filter().await {
+        BridgeFilter::There => {}
+        BridgeFilter::Loaded => info!("loaded the kernel module br_netfilter"),
+        BridgeFilter::Missing(why) => warn!(
+            "br_netfilter is not there and cannot be loaded ({why}): packets between containers of this node do not meet iptables, so Kubernetes services whose backend is on the same node, and network policies between its pods, do not work; modprobe br_netfilter mends it"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_resort_is_one_route_per_family() {
+        let own: SubnetKey = "10.1.5.0-24&fd00:0:0:5::-64".parse().unwrap();
+        let mut options = TrafficOptions {
+            rules: RuleFlags {
+                masquerade: false,
+                fully_random: true,
+                forward: false,
+            },
+            resync: Duration::from_secs(5),
+            blackhole: false,
+        };
+        assert!(options.blackholes(&own).is_empty());
+        options.blackhole = true;
+        let commands: Vec<String> = options
+            .blackholes(&own)
+            .into_iter()
+            .map(|object| model::Op::Put(object).to_string())
+            .collect();
+        assert_eq!(
+            commands,
+            [
+                "ip route replace blackhole 10.1.5.0/24 proto 241 metric 65535",
+                "ip route replace blackhole fd00:0:0:5::/64 proto 241 metric 65535"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_fault_is_told_once_and_costs_readiness_only_where_packets_depend_on_it() {
+        let missing = || RulesError::Missing {
+            program: "nft".into(),
+            cure: "install it",
+        };
+        for needed in [true, false] {
+            let status = Status::default();
+            status.set_started();
+            let mut reporter = Reporter {
+                status: status.clone(),
+                needed,
+                told: None,
+                first: true,
+            };
+            reporter.report(Err(missing()), Duration::ZERO);
+            assert_eq!(status.problems().len(), usize::from(needed));
+            assert!(reporter.told.is_some());
+            reporter.report(Ok(Change::default()), Duration::ZERO);
+            assert!(status.problems().is_empty() && reporter.told.is_none());
+        }
+    }
+}
