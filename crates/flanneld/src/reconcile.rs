@@ -213,6 +213,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// One line for each kind of failure that lasts, until all is well again. The first refusal
     /// is no news: while a device goes away, what stands on it cannot be put right yet.
     fn report(&mut self, error: &KernelError, kind: &'static str) {
+        if kind != LINK && self.failures.keys().any(|(kind, _)| *kind == LINK) {
+            // What stands on the device that cannot be made, most likely: the device is the news.
+            debug!(%error, "refused");
+            return;
+        }
         let pass = self.passes;
         let failures = self
             .failures
@@ -275,9 +280,11 @@ pub fn tell_each(changes: usize) -> bool {
     changes <= LOG_EACH
 }
 
+const LINK: &str = "link";
+
 fn kind(object: &Object) -> &'static str {
     match object {
-        Object::Link(..) => "link",
+        Object::Link(..) => LINK,
         Object::Addr(..) => "address",
         Object::Neigh(..) => "neighbour",
         Object::Fdb(..) => "fdb",

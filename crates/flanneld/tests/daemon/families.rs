@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::etcd_faults::says;
 use crate::restart::lease_of;
-use crate::scene::{self, ETCD, Peer, SOON, mesh, meshed, run};
+use crate::scene::{self, ETCD, Peer, SOON, ip_json, mesh, meshed, run};
 
 /// A node's new address is known to the others by then, although the connection to etcd went with
 /// the old one.
@@ -412,4 +412,64 @@ fn an_address_that_changes_during_the_start_is_followed() {
         }
     };
     wait_for("the new address is published", SOON, published).unwrap();
+}
+
+/// The interface itself goes away, a tunnel on it with it, and another of its name comes.
+#[test]
+fn an_underlay_that_vanishes_and_comes_back_is_followed() {
+    for backend in ["vxlan", "host-gw"] {
+        let lab = scene::lab()
+            .nodes(2)
+            .dual()
+            .backend(json!({ "Type": backend }))
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let node = lab.node(1);
+        let daemon = node.flanneld();
+        let before = (node.picture().unwrap(), lease_of(&lab, node).0);
+        // With another one, IPv6 peers would go on sending to the old one for half a minute.
+        let mac = ip_json(node, "link show dev eth0")[0]["address"].clone();
+        let mac = mac.as_str().unwrap();
+        run(lab.fabric(), "ip link del n1").unwrap();
+        let ready = |wanted: u16| {
+            let look = || match daemon.http_get("/readyz") {
+                Ok((status, body)) if status == wanted => Ok(body),
+                seen => Err(format!("{seen:?}")),
+            };
+            wait_for(&format!("/readyz answers {wanted}"), SOON, look).unwrap()
+        };
+        let body = ready(503);
+        assert!(body.contains("eth0"), "{body}");
+        let network = format!("/proc/{}/ns/net", daemon.pid().unwrap());
+        run(
+            lab.fabric(),
+            &format!(
+                "ip link add n1 mtu 1500 type veth peer name eth0 address {mac} mtu 1500 netns {network}
+                 ip link set n1 master br0 up"
+            ),
+        )
+        .unwrap();
+        run(
+            node,
+            "ip link set eth0 up
+             ip addr add 192.168.78.1/24 dev eth0
+             ip addr add fd78:78::1/64 dev eth0 nodad
+             ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0
+             ip route add ::/0 via fd78:78::fe dev eth0",
+        )
+        .unwrap();
+        ready(200);
+        mesh(&lab);
+        let whole = || match before.0.difference(&node.picture().unwrap()).as_slice() {
+            [] => Ok(()),
+            lines => Err(format!("{lines:#?}\n{}", daemon.log_tail(10))),
+        };
+        wait_for("all is as before", SOON, whole).unwrap();
+        assert_eq!(lease_of(&lab, node).0, before.1);
+        // It is gone; it has no address yet; its tunnels cannot be made: not each entry on them.
+        let warnings = daemon.log().matches("WARN").count();
+        assert!(warnings <= 5, "{}", daemon.log());
+    }
 }

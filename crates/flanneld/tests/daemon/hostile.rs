@@ -463,3 +463,66 @@ fn ipv6_leases_that_cannot_be() {
     tells_once(node, 0, &leases, "IPv6");
     mesh(&lab);
 }
+
+/// Gateways that no host-gw node can have.
+#[test]
+fn host_gw_leases_that_cannot_be() {
+    for store in [ETCD, StoreKind::Directory] {
+        let lab = scene::lab()
+            .nodes(2)
+            .store(store)
+            .backend(json!({"Type": "host-gw"}))
+            .build()
+            .unwrap();
+        lab.start().unwrap();
+        mesh(&lab);
+        let node = lab.node(1);
+        let before = node.picture().unwrap();
+        let mut free = thirds(&lab);
+        let last = free.next().unwrap();
+        let own = node.subnet_env().unwrap().cidr(V4).unwrap().addr();
+        let mut leases = Leases::new();
+        for ip in [
+            "203.0.113.9".to_string(),
+            "192.168.78.1".into(),
+            "192.168.79.1".into(),
+            "127.0.0.2".into(),
+            "0.0.0.0".into(),
+            "255.255.255.255".into(),
+            "224.0.0.9".into(),
+            own.to_string().replace(".0", ".9"),
+        ] {
+            let lease = json!({"PublicIP": ip, "BackendType": "host-gw"});
+            leases.insert(
+                format!("172.30.{}.0-24", free.next().unwrap()),
+                lease.to_string(),
+            );
+        }
+        leases.insert(
+            "10.1.1.0-24".into(),
+            good("192.168.78.77", "02:00:00:00:00:77").to_string(),
+        );
+        for (key, value) in &leases {
+            lab.put_lease(key, value).unwrap();
+        }
+        let (key, route) = (
+            format!("172.30.{last}.0-24"),
+            format!("route 172.30.{last}.0/24 "),
+        );
+        let lease = json!({"PublicIP": "192.168.78.88", "BackendType": "host-gw"});
+        lab.put_lease(&key, &lease.to_string()).unwrap();
+        let look = || match node.picture().unwrap().has(&[&route]) {
+            true => Ok(()),
+            false => Err(node.flanneld().log_tail(5)),
+        };
+        wait_for("a good lease is used", SOON, look).unwrap();
+        lab.delete_lease(&key).unwrap();
+        let look = || match before.difference(&node.picture().unwrap()).as_slice() {
+            [] => Ok(()),
+            lines => Err(format!("{lines:#?}")),
+        };
+        wait_for("only the good ones have routes", SOON, look).unwrap();
+        tells_once(node, 0, &leases, &format!("host-gw, {store:?}"));
+        mesh(&lab);
+    }
+}
