@@ -2,8 +2,9 @@
 //! `/metrics`.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http_body_util::Full;
@@ -21,13 +22,29 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Connections served at once; more wait.
 const CONNECTIONS: usize = 64;
 
+/// The port of a daemon that has just been killed may be held a moment longer, by a program that
+/// it was about to start.
+const PREDECESSOR: Duration = Duration::from_secs(1);
+
+async fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let began = Instant::now();
+    loop {
+        match TcpListener::bind(addr).await {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && began.elapsed() < PREDECESSOR => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Listens, and answers from a task of its own on the current thread until the process ends. Must
 /// be called on a `LocalSet`.
 ///
 /// # Errors
 /// The address cannot be had: names the flags and the address.
 pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(addr).await.with_context(|| {
+    let listener = listen(addr).await.with_context(|| {
         format!(
             "-healthz-ip {} -healthz-port {}: cannot listen there",
             addr.ip(),

@@ -476,3 +476,26 @@ fn the_health_server_answers() {
         assert!(metrics.contains(name), "{metrics}");
     }
 }
+
+#[test]
+fn a_health_port_in_use_is_named_after_a_moment() {
+    let lab = scene::lab().nodes(1).build().unwrap();
+    lab.start().unwrap();
+    let node = lab.node(1);
+    let second = node.another(Instance {
+        name: "second".into(),
+        subnet_file: "/run/second/subnet.env".into(),
+        ..Instance::default()
+    });
+    second.start().unwrap();
+    assert_eq!(second.wait_ended(SOON).unwrap().code(), Some(1));
+    let log = second.log();
+    assert!(
+        log.contains("-healthz-port 10471: cannot listen there"),
+        "{log}"
+    );
+    // A predecessor that ends meanwhile is waited for.
+    second.start().unwrap();
+    node.flanneld().stop().unwrap();
+    second.wait_ready(SOON).unwrap();
+}
