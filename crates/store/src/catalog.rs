@@ -121,6 +121,8 @@ impl<V> Catalog<V> {
             }
             stays
         });
+        // Keys that came in order leave a tree of half-empty nodes, which would stay so.
+        self.known = std::mem::take(&mut self.known).into_iter().collect();
     }
 
     /// The subnets that nobody else may take.

@@ -155,8 +155,8 @@ impl Client {
             .origin(origin)
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
-            .initial_stream_window_size(512 << 10)
-            .initial_connection_window_size(1 << 20)
+            .initial_stream_window_size(128 << 10)
+            .initial_connection_window_size(256 << 10)
             .connect_with_connector(connector)
             .await
             .map_err(|e| innermost(&e))
