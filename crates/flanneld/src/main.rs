@@ -58,7 +58,7 @@ fn start(options: Options) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    let ended = local.block_on(&runtime, async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         // Every step of the daemon may be dropped at its next await: files are written whole, and
@@ -68,7 +68,11 @@ fn start(options: Options) -> anyhow::Result<ExitCode> {
             _ = terminate.recv() => Ok(stopped("SIGTERM")),
             _ = interrupt.recv() => Ok(stopped("SIGINT")),
         }
-    })
+    });
+    drop(local);
+    // A file system that hangs must not keep the process: nobody waits for its answer any more.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(options: Options) -> anyhow::Result<ExitCode> {
