@@ -149,7 +149,7 @@ fn survives(outage: Outage) {
     };
     wait_for("what changed is followed", SOON, look).unwrap();
     let took = back.elapsed();
-    eprintln!("etcd {outage:?}: what changed was followed {took:.0?} after its return");
+    eprintln!("etcd {outage:?}: what changed was followed {took:.2?} after its return");
     assert!(took < FOLLOWED, "{outage:?}: {took:?}");
     traffic.all_arrived(&format!("etcd {outage:?}"));
     let told = daemon.log().lines().count() - lines;
