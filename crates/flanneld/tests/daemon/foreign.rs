@@ -4,8 +4,8 @@ use lab::{Lab, Node, wait_for};
 use model::Family;
 use serde_json::Value;
 
-use crate::restart::{NETWORKS, lease_of};
-use crate::scene::{Peer, SOON, device, ip_json, mesh, run};
+use crate::restart::NETWORKS;
+use crate::scene::{Peer, SOON, device, ip_json, lease_of, mesh, run};
 
 /// Routes on the flannel interface inside the flannel network are the hard case; then docker's
 /// bridge, a routing daemon's routes, an administrator's black hole, policy routing, a foreign

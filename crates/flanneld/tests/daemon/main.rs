@@ -10,14 +10,20 @@
 )]
 
 mod crowd;
+mod etcd_access;
 mod etcd_faults;
 mod families;
+mod flow;
 mod foreign;
 mod hostile;
+mod lies;
 mod repair;
 mod restart;
 mod revoked;
 mod scene;
+mod service;
 mod traffic;
 mod two_networks;
+mod underlay;
+mod upgrade;
 mod usage;

@@ -6,9 +6,8 @@ use lab::{Lab, Node, StoreKind, wait_for};
 use model::Family::V4;
 use serde_json::{Value, json};
 
-use crate::etcd_faults::says;
-use crate::restart::{Traffic, lease_of};
-use crate::scene::{self, ETCD, SOON, mesh};
+use crate::flow::Traffic;
+use crate::scene::{self, ETCD, SOON, lease_of, mesh, says};
 
 const STORES: [StoreKind; 2] = [ETCD, StoreKind::Directory];
 

@@ -4,7 +4,7 @@ use lab::{Daemon, Instance, Lab, Node, Picture, StoreKind, wait_for};
 use model::Family::V4;
 use serde_json::{Value, json};
 
-use crate::restart::Traffic;
+use crate::flow::Traffic;
 use crate::scene::{self, ETCD, SOON, mesh, run};
 
 /// The second network: its own prefix or directory, VNI, subnet file and health port.
