@@ -80,12 +80,6 @@ impl Figure {
             (JudgedAs::Difference, Some(reference)) => ours - reference,
             _ => ours,
         };
-        let verdict = match goal {
-            None => Verdict::None,
-            Some(goal) if judged <= goal.aim => Verdict::Aim,
-            Some(goal) if judged <= goal.must => Verdict::Must,
-            Some(_) => Verdict::Missed,
-        };
         Figure {
             work,
             store,
@@ -96,8 +90,18 @@ impl Figure {
             unit,
             judged_as,
             goal,
-            verdict,
+            verdict: verdict(judged, goal),
             samples: Vec::new(),
+        }
+    }
+
+    /// Judged by `judged` instead: by what neighbouring runs say of each other, for instance.
+    pub fn judged(self, judged: f64) -> Figure {
+        let verdict = verdict(judged, self.goal);
+        Figure {
+            judged,
+            verdict,
+            ..self
         }
     }
 
@@ -144,6 +148,15 @@ impl Figure {
             }
             .into(),
         ]
+    }
+}
+
+fn verdict(judged: f64, goal: Option<Goal>) -> Verdict {
+    match goal {
+        None => Verdict::None,
+        Some(goal) if judged <= goal.aim => Verdict::Aim,
+        Some(goal) if judged <= goal.must => Verdict::Must,
+        Some(_) => Verdict::Missed,
     }
 }
 
