@@ -17,8 +17,8 @@ struct Upstream {
     args: &'static [&'static str],
 }
 
-const OWN: &str = "172.30.50.0";
-const OWN6: &str = "fd00:30:0:50::";
+const OWN: &str = "172.30.150.0";
+const OWN6: &str = "fd00:30:0:150::";
 const OWN_MAC: &str = "4e:00:00:00:00:01";
 const OWN_MAC6: &str = "4e:00:00:00:00:06";
 
@@ -80,8 +80,8 @@ impl Upstream {
         scene::run(node, &bridge.join("\n")).unwrap();
         let mtu = if self.vxlan { 1430 } else { 1500 };
         let env = format!(
-            "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.50.1/24\n\
-             FLANNEL_IPV6_NETWORK=fd00:30::/48\nFLANNEL_IPV6_SUBNET=fd00:30:0:50::1/64\n\
+            "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.150.1/24\n\
+             FLANNEL_IPV6_NETWORK=fd00:30::/48\nFLANNEL_IPV6_SUBNET=fd00:30:0:150::1/64\n\
              FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ=false\n"
         );
         node.write("/run/flannel/subnet.env", &env).unwrap();
@@ -101,8 +101,8 @@ fn length(family: Family) -> u8 {
 /// A node that left while no flanneld ran here.
 fn departed(family: Family) -> Peer {
     let (subnet, underlay) = match family {
-        V4 => ("172.30.77.0/24", "192.168.78.77"),
-        V6 => ("fd00:30:0:77::/64", "fd78:78::77"),
+        V4 => ("172.30.177.0/24", "192.168.78.77"),
+        V6 => ("fd00:30:0:177::/64", "fd78:78::77"),
     };
     let subnet: ipnet::IpNet = subnet.parse().unwrap();
     Peer {
@@ -170,7 +170,7 @@ fn upgrade(upstream: &Upstream) {
             .map(|text| text.split(':').next().unwrap_or_default().to_string())
     };
     let indexes = Family::ALL.map(index);
-    assert!(node.picture().unwrap().has(&["route 172.30.77.0/24"]));
+    assert!(node.picture().unwrap().has(&["route 172.30.177.0/24"]));
 
     // An administrator's: as long as a subnet, and no upstream flanneld writes these.
     let foreign = [
