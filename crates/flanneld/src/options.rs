@@ -135,7 +135,12 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
 
 fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
     if !given.value("store-dir").is_empty() {
-        return Ok(StoreChoice::Directory(path(given, "store-dir")?));
+        let path = path(given, "store-dir")?;
+        // One that is not there yet is made, or waited for if it is a mount to come.
+        return match path.metadata() {
+            Ok(found) if !found.is_dir() => Err(wrong(given, "store-dir", "a directory")),
+            _ => Ok(StoreChoice::Directory(path)),
+        };
     }
     let text = |flag| Some(given.value(flag)).filter(|value| !value.is_empty());
     let settings = store::EtcdSettings {
@@ -275,6 +280,10 @@ mod tests {
             (
                 "-iptables-forward-rules=maybe",
                 "-iptables-forward-rules maybe: expected true or false",
+            ),
+            (
+                "-store-dir=/proc/self/status",
+                "-store-dir /proc/self/status: expected a directory",
             ),
             ("-log-format=xml", "-log-format xml: expected text or json"),
             (
