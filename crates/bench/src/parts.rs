@@ -10,7 +10,7 @@ use crate::follow;
 use crate::idle;
 use crate::ready;
 use crate::reference;
-use crate::stage::Stage;
+use crate::stage::{Stage, pause};
 use crate::stats::{median, ms, percentile};
 use crate::target::{Kind, Target};
 
@@ -210,6 +210,21 @@ fn wipe(stage: &Stage, target: &mut Target) -> anyhow::Result<()> {
     target.remove(key)
 }
 
+/// The kernel frees deleted objects after the deletion, on whichever core is there: not while the
+/// next one is measured.
+const AFTERMATH: Duration = Duration::from_millis(150);
+
+/// The daemon and the reference leave the same behind; also brings all of it into memory.
+fn same_work(stage: &Stage, target: &mut Target) -> anyhow::Result<()> {
+    reference::run(stage, target.peers())?;
+    cold::start(stage, target)?;
+    cold::compare(stage)?;
+    reference::wipe(stage)?;
+    wipe(stage, target)?;
+    pause(AFTERMATH);
+    Ok(())
+}
+
 /// Cold starts on either store and the reference, in turn.
 fn cold_starts(
     stage: &Stage,
@@ -217,6 +232,7 @@ fn cold_starts(
     size: &Size,
     effort: &Effort,
 ) -> anyhow::Result<Vec<Figure>> {
+    same_work(stage, &mut targets[0])?;
     let mut beside = Vec::new();
     let mut runs = vec![Vec::<Cold>::new(); targets.len()];
     for round in 0..effort.runs {
@@ -226,17 +242,24 @@ fn cold_starts(
             round + 1,
             effort.runs
         );
-        beside.push(ms(reference::run(stage, size.peers)?));
-        for (i, (target, runs)) in targets.iter_mut().zip(&mut runs).enumerate() {
-            runs.push(cold::start(stage, target)?);
-            if (round, i) == (0, 0) {
-                cold::compare(stage)?;
-                reference::wipe(stage)?;
-            }
-            wipe(stage, target)?;
+        // `None` is the reference. Every other round backwards: who follows whom matters.
+        let mut order: Vec<Option<usize>> = vec![None];
+        order.extend((0..targets.len()).map(Some));
+        if round % 2 == 1 {
+            order.reverse();
         }
-        if round > 0 {
-            reference::wipe(stage)?;
+        for contestant in order {
+            match contestant {
+                None => {
+                    beside.push(ms(reference::run(stage, size.peers)?));
+                    reference::wipe(stage)?;
+                }
+                Some(i) => {
+                    runs[i].push(cold::start(stage, &targets[i])?);
+                    wipe(stage, &mut targets[i])?;
+                }
+            }
+            pause(AFTERMATH);
         }
     }
     let mut figures = Vec::new();
@@ -246,7 +269,7 @@ fn cold_starts(
         let took = all(|run| ms(run.took));
         let judged = size.memory.is_some();
         let goal = |goal: Goal| judged.then_some(goal);
-        // Each run against the reference right before it: the machine's moods pass slower than that.
+        // Each run against the reference of its round: the machine's moods pass slower than that.
         let ratios: Vec<f64> = took
             .iter()
             .zip(&beside)
