@@ -8,6 +8,7 @@
 //! | [`reconcile`] | desired against observed, written to the kernel |
 //! | [`traffic`] | the traffic rules, kept in a task of their own |
 //! | [`subnet_file`] | `subnet.env` |
+//! | [`settle`] | what must be known before a subnet is taken |
 //! | [`daemon`] | the order of it all |
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
 
@@ -21,6 +22,7 @@ pub mod iface;
 pub mod logging;
 pub mod options;
 pub mod reconcile;
+pub mod settle;
 pub mod status;
 pub mod subnet_file;
 pub mod systemd;

@@ -3,8 +3,9 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use flanneld::daemon::{Daemon, open_store};
+use flanneld::daemon::Daemon;
 use flanneld::options::Options;
+use flanneld::settle::open_store;
 use flanneld::status::Status;
 use flanneld::{flags, health, logging, systemd};
 use store::SettingsError;

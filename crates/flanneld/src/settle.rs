@@ -1,0 +1,141 @@
+//! What must be known before a subnet is taken: the configuration, the host, who we are, and who ran
+//! here before.
+
+use std::time::Duration;
+
+use backend::{Backend, BackendError};
+use dataplane::{Dataplane, Kernel, KernelError, Scope};
+use model::kernel::ROUTE_PROTOCOL;
+use model::{Dual, Host, IfName, Lease, NetConfig, Object};
+use store::{AnyStore, DirectoryStore, EtcdSettings, EtcdStore, SettingsError, Store, Timing};
+use tracing::{info, warn};
+
+use crate::iface::{NoIface, View};
+use crate::options::{Options, StoreChoice};
+use crate::{identity, iface};
+
+/// How often a configuration that no backend can be built from is read again.
+const CONFIG_AGAIN: Duration = Duration::from_secs(1);
+
+/// A configuration, and a host and a backend that go with it. A configuration that the backend
+/// refuses is read again until somebody mends it.
+pub(crate) async fn settle(
+    options: &Options,
+    store: &mut AnyStore,
+) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
+    let mut told = String::new();
+    loop {
+        let config = store.config().await;
+        let host = find_host(options, &config)?;
+        let own = store.own(&host.public_ip).await;
+        match build(&config, &host, own.as_ref()) {
+            Ok(backend) => {
+                for key in &config.unknown {
+                    warn!("network configuration: key {key} is unknown and ignored");
+                }
+                for warning in backend.warnings() {
+                    warn!("network configuration: {warning}");
+                }
+                info!(
+                    "using interface {} (MTU {}){}",
+                    host.iface,
+                    host.mtu,
+                    addresses(&host.public_ip)
+                );
+                return Ok((config, host, backend));
+            }
+            Err(error) if !in_config(&error) => return Err(error.into()),
+            Err(error) => {
+                let text = error.to_string();
+                if text != told {
+                    warn!(
+                        "network configuration: {text}; reading it again every second until it can be used"
+                    );
+                    told = text;
+                }
+                tokio::time::sleep(CONFIG_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Whether the fault lies in the network configuration, which somebody may mend while we wait; the
+/// other faults lie in this machine or its flags.
+fn in_config(error: &BackendError) -> bool {
+    use BackendError::{Config, DeviceName, NotYet, Unknown};
+    matches!(
+        error,
+        Config(_) | Unknown(_) | NotYet(_) | DeviceName { .. }
+    )
+}
+
+/// Whether the kernel holds routes that carry our mark: then it was us who ran here last.
+pub(crate) async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool, KernelError> {
+    let mut ours = false;
+    kernel.set_scope(scope.clone());
+    let mut look = |object| match object {
+        Object::NextHop(..) => ours = true,
+        Object::Route(_, route) => ours |= route.protocol == ROUTE_PROTOCOL,
+        _ => {}
+    };
+    kernel.observe(&mut look).await?;
+    Ok(ours)
+}
+
+pub(crate) fn find_host(options: &Options, config: &NetConfig) -> Result<Host, NoIface> {
+    let view = View::gather(&options.iface).map_err(|error| NoIface::Kernel(error.to_string()))?;
+    iface::choose(&options.iface, &options.public_ip, config, &view)
+}
+
+pub(crate) fn build(
+    config: &NetConfig,
+    host: &Host,
+    own: Option<&Lease>,
+) -> Result<Box<dyn Backend>, BackendError> {
+    // A kernel that does not answer has no device of ours to go by; what it refuses is told later.
+    let mac_of = |name: &IfName| {
+        dataplane::host::standing(name)
+            .ok()
+            .flatten()
+            .and_then(|device| device.mac)
+    };
+    let identity = identity::choose(config, host, own, mac_of)?;
+    backend::new(config, host, &identity)
+}
+
+pub(crate) fn scope(config: &NetConfig, host: &Host, backend: &dyn Backend) -> Scope {
+    Scope {
+        devices: backend.devices(),
+        iface: host.iface,
+        network: config.pools.map(|_, pool| pool.network),
+        subnet_len: config.pools.map(|_, pool| pool.subnet_len),
+        take_over: false,
+    }
+}
+
+pub(crate) fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
+    ips.iter()
+        .map(|(_, ip)| format!(", public address {ip}"))
+        .collect()
+}
+
+/// Opens the store that the flags name.
+///
+/// # Errors
+/// Settings that no waiting mends: a certificate that cannot be read, an endpoint that is none.
+pub fn open_store(options: &Options) -> Result<AnyStore, SettingsError> {
+    let timing = Timing {
+        margin: options.renew_margin,
+        ..Timing::default()
+    };
+    match &options.store {
+        StoreChoice::Etcd(settings) => {
+            let settings = EtcdSettings {
+                timing,
+                ..(**settings).clone()
+            };
+            Ok(EtcdStore::new(settings)?.into())
+        }
+        StoreChoice::Directory(path) => Ok(DirectoryStore::new(path, timing).into()),
+    }
+}
