@@ -256,11 +256,6 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn routes_desired(&self) -> usize {
         self.state.routes_desired()
     }
-
-    /// The kernel, for questions that are not about objects.
-    pub fn dataplane(&mut self) -> &mut D {
-        &mut self.dataplane
-    }
 }
 
 /// Says what a pass repaired.

@@ -1,6 +1,7 @@
 //! How a node takes a subnet (contract §4), whatever the store: the lease it has from before, else
 //! the previous subnet, else a random free one.
 
+use std::fmt::Display;
 use std::future::Future;
 use std::net::IpAddr;
 
@@ -8,6 +9,7 @@ use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey, pool};
 use tracing::{debug, info, warn};
 
 use crate::complaints::Complaints;
+use crate::patience::Patience;
 use crate::{AcquireError, Claim};
 
 /// A lease in the store that was published with our public addresses.
@@ -59,7 +61,7 @@ pub(crate) trait Ground {
 }
 
 /// Why this try to take a subnet ended.
-pub(crate) enum Setback<F> {
+enum Setback<F> {
     /// Waiting mends it: call again.
     Store(F),
     /// Waiting does not.
@@ -73,7 +75,7 @@ impl<F> From<F> for Setback<F> {
 }
 
 /// The oldest lease of ours. Reads only as far as it takes to find one.
-pub(crate) async fn find_own<G: Ground>(ground: &mut G) -> Result<Option<Lease>, G::Fault> {
+async fn find_own<G: Ground>(ground: &mut G) -> Result<Option<Lease>, G::Fault> {
     loop {
         let oldest = ground
             .candidates()
@@ -90,7 +92,7 @@ pub(crate) async fn find_own<G: Ground>(ground: &mut G) -> Result<Option<Lease>,
 }
 
 /// Takes a subnet.
-pub(crate) async fn acquire<G: Ground>(
+async fn acquire<G: Ground>(
     ground: &mut G,
     config: &NetConfig,
     claim: &Claim,
@@ -172,6 +174,45 @@ async fn create<G: Ground>(
             return Ok(Some(lease));
         }
         lost += 1;
+    }
+}
+
+/// [`find_own`], again and again while the store does not answer.
+pub(crate) async fn own_at_last<G: Ground>(ground: &mut G) -> Option<Lease>
+where
+    G::Fault: Display,
+{
+    let mut patience = Patience::default();
+    loop {
+        match find_own(ground).await {
+            Ok(own) => {
+                patience.over();
+                return own;
+            }
+            Err(fault) => patience.wait(&fault.to_string(), true).await,
+        }
+    }
+}
+
+/// [`acquire`], again and again while the store does not answer.
+pub(crate) async fn acquire_at_last<G: Ground>(
+    ground: &mut G,
+    config: &NetConfig,
+    claim: &Claim,
+) -> Result<Lease, AcquireError>
+where
+    G::Fault: Display,
+{
+    let mut patience = Patience::default();
+    loop {
+        match acquire(ground, config, claim).await {
+            Ok(lease) => {
+                patience.over();
+                return Ok(lease);
+            }
+            Err(Setback::Final(error)) => return Err(error),
+            Err(Setback::Store(fault)) => patience.wait(&fault.to_string(), true).await,
+        }
     }
 }
 

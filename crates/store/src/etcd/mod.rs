@@ -37,7 +37,7 @@ use tokio::sync::watch;
 pub use settings::{EtcdSettings, Secret, SettingsError};
 pub use tls::TlsError;
 
-use crate::claim::{self, Setback};
+use crate::claim;
 use crate::feed::Feed;
 use crate::patience::Patience;
 use crate::task::AbortOnDrop;
@@ -132,33 +132,12 @@ impl Store for EtcdStore {
     }
 
     async fn own(&mut self, public_ip: &Dual<IpAddr>) -> Option<Lease> {
-        let mut patience = Patience::default();
-        let follower = self.follower(public_ip);
-        loop {
-            match claim::find_own(follower).await {
-                Ok(own) => {
-                    patience.over();
-                    return own;
-                }
-                Err(failure) => patience.wait(&failure.to_string(), true).await,
-            }
-        }
+        claim::own_at_last(self.follower(public_ip)).await
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
-        let mut patience = Patience::default();
         self.wish.send_replace(None);
-        let follower = self.follower(&claim.attrs.public_ip);
-        loop {
-            match claim::acquire(follower, config, claim).await {
-                Ok(lease) => {
-                    patience.over();
-                    return Ok(lease);
-                }
-                Err(Setback::Final(error)) => return Err(error),
-                Err(Setback::Store(failure)) => patience.wait(&failure.to_string(), true).await,
-            }
-        }
+        claim::acquire_at_last(self.follower(&claim.attrs.public_ip), config, claim).await
     }
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
