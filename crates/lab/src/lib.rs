@@ -36,6 +36,7 @@ mod guard;
 mod http;
 #[allow(clippy::module_inception)]
 mod lab;
+mod machine;
 mod mesh;
 mod namespace;
 mod netlink;
@@ -60,6 +61,7 @@ pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};
 pub use lab::Lab;
+pub use machine::{Machine, debian_root};
 pub use mesh::Ping;
 pub use namespace::Namespace;
 pub use node::Node;

@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::Error;
 use crate::error::Doing;
 use crate::guard::Guard;
+use crate::programs;
 
 /// A network namespace with the mount namespace that belongs to it. It has no name in the file
 /// system; it lives as long as this value or a process in it.
@@ -20,6 +21,8 @@ pub struct Namespace {
     net: Arc<OwnedFd>,
     mnt: Arc<OwnedFd>,
     pid: Arc<OwnedFd>,
+    /// Of a whole machine: its host name, IPC and cgroup namespaces.
+    others: Arc<[OwnedFd]>,
     /// Keeps the process namespace; `None` for one that belongs to another process's lab.
     _guard: Option<Arc<Guard>>,
 }
@@ -50,6 +53,7 @@ impl Namespace {
                 net: Arc::new(open_own("net")?),
                 mnt,
                 pid: Arc::new(pid),
+                others: Arc::default(),
                 _guard: Some(guard.clone()),
             })
         };
@@ -63,8 +67,25 @@ impl Namespace {
             net: net.into(),
             mnt: mnt.into(),
             pid: pid.into(),
+            others: Arc::default(),
             _guard: None,
         }
+    }
+
+    /// All namespaces of process `pid`, the first one of a machine on the network of `node`.
+    pub(crate) fn of_process(name: &str, pid: u32, node: &Namespace) -> Result<Namespace, Error> {
+        let open = |kind: &str| -> Result<OwnedFd, Error> {
+            let path = format!("/proc/{pid}/ns/{kind}");
+            Ok(std::fs::File::open(&path).doing(|| path)?.into())
+        };
+        Ok(Namespace {
+            name: name.into(),
+            net: node.net.clone(),
+            mnt: Arc::new(open("mnt")?),
+            pid: Arc::new(open("pid")?),
+            others: Arc::new([open("uts")?, open("ipc")?, open("cgroup")?]),
+            _guard: node._guard.clone(),
+        })
     }
 
     /// What it is called in messages: `n1`, `n1-p1`, `fabric`.
@@ -102,6 +123,9 @@ impl Namespace {
     fn enter(&self) -> Result<(), Error> {
         unshare(CloneFlags::CLONE_FS).doing(|| "unshare".into())?;
         setns(&*self.net, CloneFlags::CLONE_NEWNET).doing(|| format!("enter {}", self.name))?;
+        for other in &*self.others {
+            setns(other, CloneFlags::empty()).doing(|| format!("enter {}", self.name))?;
+        }
         setns(&*self.mnt, CloneFlags::CLONE_NEWNS)
             .doing(|| format!("enter the files of {}", self.name))
     }
@@ -115,6 +139,9 @@ impl Namespace {
             self.enter()?;
             setns(&*self.pid, CloneFlags::CLONE_NEWPID)
                 .doing(|| "enter the lab's processes".into())?;
+            if !self.others.is_empty() {
+                forget_environment(command);
+            }
             command
                 .env("PATH", search_path())
                 .env("LAB_NODE", &self.name);
@@ -221,7 +248,7 @@ impl Namespace {
     fn not_started(&self, command: &Command, e: io::Error) -> Error {
         let program = command.get_program().to_string_lossy();
         match e.kind() {
-            io::ErrorKind::NotFound => crate::programs::missing(&program),
+            io::ErrorKind::NotFound => programs::missing(&program),
             _ => Error::Io {
                 what: format!("{}: start {program}", self.name),
                 source: e,
@@ -245,13 +272,23 @@ fn command_of<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> Result<Comm
     Ok(command)
 }
 
-/// Where programs are looked for: a person's `PATH` often lacks the `sbin`s that hold `ip`.
+/// Where programs are looked for: flannel's first.
 fn search_path() -> String {
-    let path = std::env::var("PATH").unwrap_or_default();
-    format!(
-        "{}:{path}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
-        crate::BIN_DIR
-    )
+    format!("{}:{}", crate::BIN_DIR, programs::search_path())
+}
+
+/// Leaves a command only those variables that it was given by its maker.
+fn forget_environment(command: &mut Command) {
+    let given: Vec<_> = command.get_envs().map(|(key, _)| key.to_owned()).collect();
+    let inherited = std::env::vars_os().map(|(key, _)| key);
+    inherited
+        .filter(|key| !given.contains(key))
+        .for_each(|key| {
+            command.env_remove(key);
+        });
+    if !given.iter().any(|key| key == "HOME") {
+        command.env("HOME", "/root");
+    }
 }
 
 /// Runs `f` in a thread of its own, so that what it enters, it alone has entered.

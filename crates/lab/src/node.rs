@@ -111,6 +111,11 @@ impl Node {
             .doing(|| format!("{}: {path}", self.name()))
     }
 
+    /// A directory that all places of the lab see as `/run/lab`, by a path for this process.
+    pub(crate) fn shared_dir(&self) -> std::path::PathBuf {
+        self.ground.dir()
+    }
+
     /// Its `subnet.env`.
     ///
     /// # Errors

@@ -40,6 +40,7 @@ pub(crate) fn missing(program: &str) -> Error {
         "etcd" => "etcd-server",
         "etcdctl" => "etcd-client",
         "ping" => "iputils-ping",
+        "unshare" | "setpriv" | "flock" | "pivot_root" => "util-linux",
         other => other,
     };
     Error::Needs(format!(
@@ -52,8 +53,7 @@ pub(crate) fn missing(program: &str) -> Error {
 /// # Errors
 /// [`Error::Needs`] names the first that is missing and its Debian package.
 pub(crate) fn require(names: &[&str]) -> Result<(), Error> {
-    let path = std::env::var("PATH").unwrap_or_default();
-    let path = format!("{path}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let path = search_path();
     let there = |name: &str| {
         path.split(':')
             .any(|dir| Path::new(dir).join(name).is_file())
@@ -62,4 +62,10 @@ pub(crate) fn require(names: &[&str]) -> Result<(), Error> {
         .iter()
         .find(|name| !there(name))
         .map_or(Ok(()), |name| Err(missing(name)))
+}
+
+/// Where programs are looked for: a person's `PATH` often lacks the `sbin`s that hold `ip`.
+pub(crate) fn search_path() -> String {
+    let path = std::env::var("PATH").unwrap_or_default();
+    format!("{path}:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin")
 }

@@ -1,0 +1,72 @@
+//! A cgroup for a machine, gone when the machine or the process that held it is.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use crate::Error;
+use crate::error::Doing;
+
+const SCRIPT: &str = include_str!("cgroup.sh");
+
+/// A cgroup of the unified hierarchy, below our own. A process outside the lab keeps it: it
+/// removes it when this value is dropped, and when this process ends without dropping it.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    path: String,
+    keeper: Child,
+    /// Closing it is the signal. `None` once closed.
+    pipe: Option<ChildStdin>,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `name`.
+    pub(super) fn new(name: &str) -> Result<Cgroup, Error> {
+        use std::os::unix::process::CommandExt;
+        let mut keeper = Command::new("unshare")
+            .args([
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-c",
+                SCRIPT,
+                "cgroup",
+                name,
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .doing(|| "start a keeper of a cgroup".into())?;
+        let pipe = keeper.stdin.take();
+        let mut path = String::new();
+        if let Some(out) = keeper.stdout.take() {
+            BufReader::new(out)
+                .read_line(&mut path)
+                .doing(|| format!("make the cgroup {name}"))?;
+        }
+        let cgroup = Cgroup {
+            path: path.trim().into(),
+            keeper,
+            pipe,
+        };
+        match cgroup.path.is_empty() {
+            false => Ok(cgroup),
+            true => Err(Error::Needs(
+                "a machine needs a cgroup of the unified hierarchy (cgroup2), and may not make one here".into(),
+            )),
+        }
+    }
+
+    /// Its path in the hierarchy.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        self.pipe = None;
+        let _ = self.keeper.wait();
+    }
+}
