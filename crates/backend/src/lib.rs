@@ -5,10 +5,12 @@
 //! (`tests/plan.rs`), and describe its options in the README.
 
 mod alloc;
+mod check;
 mod error;
 mod host_gw;
 pub mod vxlan;
 
+pub use check::check;
 pub use error::{BackendError, Fault, PeerError};
 
 use model::{BackendType, Dual, Host, IfName, Lease, LeaseAttrs, Mac, NetConfig, Object};

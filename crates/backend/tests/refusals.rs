@@ -25,6 +25,34 @@ fn refusal(options: &str, families: &[Family], change: impl FnOnce(&mut Host)) -
 }
 
 #[test]
+fn a_check_tells_every_option_that_cannot_be_and_needs_no_machine() {
+    let told = |options: &str| match backend::check(&config(options, DUAL)) {
+        Ok(warnings) => warnings,
+        Err(refusals) => refusals.iter().map(|r| format!("refused: {r}")).collect(),
+    };
+    assert_eq!(told(VXLAN), [""; 0]);
+    assert_eq!(told(HOST_GW), [""; 0]);
+    assert_eq!(told(r#""Type":"alloc""#), [""; 0]);
+    assert_eq!(
+        told(r#""Type":"vxlan","Vnni":3"#),
+        ["Backend.vnni: vxlan has no such option"]
+    );
+    let all = told(r#""Type":"vxlan","VNI":0,"Port":65536,"GBP":1,"MTU":9,"DirectRouting":"no""#);
+    assert_eq!(all.len(), 5, "{all:?}");
+    for option in ["VNI", "Port", "GBP", "MTU", "DirectRouting"] {
+        let named = format!("refused: Backend.{option} is ");
+        assert!(all.iter().any(|line| line.starts_with(&named)), "{all:?}");
+    }
+    let all = told(r#""Type":"vxlan","VNI":12345678,"Learning":1"#);
+    assert_eq!(all.len(), 2, "{all:?}");
+    assert!(
+        all.iter()
+            .any(|line| line.contains("at most 15 characters"))
+    );
+    assert!(told(r#""Type":"gre","VNI":0"#)[0].contains("expected one of vxlan"));
+}
+
+#[test]
 fn options_that_cannot_be() {
     for (options, message) in [
         (

@@ -6,11 +6,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::{LabBuilder, StoreKind};
 use serde_json::{Value, json};
 
+use crate::config::ConfigCommand;
+
 #[derive(Parser)]
 #[command(
     name = "flannelctl",
     version,
-    about = "Try and inspect flannel networks"
+    about = "Set up, try and inspect flannel networks"
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -29,6 +31,11 @@ pub(crate) enum Command {
     },
     /// Build a small cluster, show it, break it, watch it heal, and take it down
     Demo,
+    /// The network configuration: read it, check it, write it
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
 }
 
 #[derive(Subcommand)]

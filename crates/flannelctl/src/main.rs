@@ -1,11 +1,17 @@
-//! `flannelctl`: what a person does to flannel by hand. For now: a whole cluster on one machine to
-//! try things in (`flannelctl lab`), and a demonstration of it.
+//! `flannelctl`: what a person does to flannel by hand: the network configuration
+//! (`flannelctl config`), a whole cluster on one machine to try things in (`flannelctl lab`), and a
+//! demonstration of it.
 
 mod cli;
+mod config;
 mod demo;
+mod env_file;
 mod lab_commands;
 mod output;
 mod running;
+mod runtime;
+mod status;
+mod store_args;
 
 use std::process::ExitCode;
 
@@ -14,6 +20,7 @@ use clap::Parser;
 use cli::{Cli, Command, LabCommand};
 
 fn main() -> ExitCode {
+    output::tell_warnings_of_libraries();
     // clap itself exits with status 2 on a command line that it cannot read.
     let done = match Cli::parse().command {
         Command::Lab { command } => match command {
@@ -29,9 +36,23 @@ fn main() -> ExitCode {
             LabCommand::Hold { shape, file } => lab_commands::hold(&shape, &file),
         },
         Command::Demo => demo::run(),
+        Command::Config { command } => config::run(&command),
     };
     done.unwrap_or_else(|e| {
         output::problem(&format!("{e:#}"));
-        ExitCode::from(1)
+        ExitCode::from(if wrong_command_line(&e) {
+            status::USAGE
+        } else {
+            status::FAILED
+        })
     })
+}
+
+/// Whether what was typed is wrong, and not what it speaks of.
+fn wrong_command_line(error: &anyhow::Error) -> bool {
+    error.is::<flanneld::options::UsageError>()
+        || error.is::<clap::Error>()
+        || error
+            .downcast_ref()
+            .is_some_and(flanneld::settle::wrong_flag)
 }

@@ -26,6 +26,19 @@ pub(crate) fn problem(text: &str) {
     let _ = writeln!(io::stderr().lock(), "flannelctl: {text}");
 }
 
+/// Has what flannel's libraries warn of told like problems.
+pub(crate) fn tell_warnings_of_libraries() {
+    let told = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_ansi(false)
+        .try_init();
+    // Fails only where somebody tells them already.
+    drop(told);
+}
+
 /// What is being done.
 pub(crate) fn progress(text: &str) {
     let _ = writeln!(io::stderr().lock(), "  {text}");

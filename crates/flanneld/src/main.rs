@@ -5,10 +5,9 @@ use std::process::ExitCode;
 
 use flanneld::daemon::Daemon;
 use flanneld::options::Options;
-use flanneld::settle::open_store;
+use flanneld::settle::{open_store, wrong_flag};
 use flanneld::status::Status;
 use flanneld::{flags, health, logging, systemd};
-use store::SettingsError;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
@@ -87,12 +86,6 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         .await?
         .run()
         .await
-}
-
-/// Whether a store's setting is wrong as written on the command line, and not a file that it names.
-fn wrong_flag(error: &SettingsError) -> bool {
-    use SettingsError::{Endpoint, Login, NoEndpoint, Prefix};
-    matches!(error, Endpoint { .. } | NoEndpoint | Prefix(_) | Login(_))
 }
 
 fn stopped(signal: &str) -> ExitCode {

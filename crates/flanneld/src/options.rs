@@ -133,7 +133,11 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
     })
 }
 
-fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
+/// Which store the flags name.
+///
+/// # Errors
+/// `-store-dir` names something that is no directory.
+pub fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
     if !given.value("store-dir").is_empty() {
         let path = path(given, "store-dir")?;
         // One that is not there yet is made, or waited for if it is a mount to come.

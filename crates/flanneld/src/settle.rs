@@ -128,14 +128,30 @@ pub fn open_store(options: &Options) -> Result<AnyStore, SettingsError> {
         margin: options.renew_margin,
         ..Timing::default()
     };
-    match &options.store {
-        StoreChoice::Etcd(settings) => {
-            let settings = EtcdSettings {
-                timing,
-                ..(**settings).clone()
-            };
-            Ok(EtcdStore::new(settings)?.into())
+    options.store.open(timing)
+}
+
+impl StoreChoice {
+    /// Opens the store. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// Settings that no waiting mends.
+    pub fn open(&self, timing: Timing) -> Result<AnyStore, SettingsError> {
+        match self {
+            StoreChoice::Etcd(settings) => {
+                let settings = EtcdSettings {
+                    timing,
+                    ..(**settings).clone()
+                };
+                Ok(EtcdStore::new(settings)?.into())
+            }
+            StoreChoice::Directory(path) => Ok(DirectoryStore::new(path, timing).into()),
         }
-        StoreChoice::Directory(path) => Ok(DirectoryStore::new(path, timing).into()),
     }
+}
+
+/// Whether a store's setting is wrong as written on the command line, and not a file that it names.
+pub fn wrong_flag(error: &SettingsError) -> bool {
+    use SettingsError::{Endpoint, Login, NoEndpoint, Prefix};
+    matches!(error, Endpoint { .. } | NoEndpoint | Prefix(_) | Login(_))
 }

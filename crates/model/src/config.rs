@@ -82,6 +82,27 @@ pub enum ConfigError {
     NoFamily,
 }
 
+/// Everything that is wrong with a configuration, as far as one fault does not hide another.
+#[derive(Debug)]
+pub struct ConfigFaults {
+    /// What is found first.
+    pub first: ConfigError,
+    /// What else there is, in order.
+    pub others: Vec<ConfigError>,
+}
+
+impl ConfigFaults {
+    /// All of them.
+    pub fn into_all(self) -> impl Iterator<Item = ConfigError> {
+        std::iter::once(self.first).chain(self.others)
+    }
+}
+
+/// Puts a fault on the list.
+fn note<T>(faults: &mut Vec<ConfigError>, read: Result<T, ConfigError>) -> Option<T> {
+    read.map_err(|fault| faults.push(fault)).ok()
+}
+
 /// The names that the keys of one family have.
 pub(crate) struct Keys {
     pub(crate) enable: &'static str,
@@ -118,25 +139,48 @@ impl NetConfig {
     /// [`ConfigError`], which names the key, its value and what is expected. A backend type that
     /// this version does not know is no error here: the backends know which of them exist.
     pub fn from_json(json: &str) -> Result<NetConfig, ConfigError> {
-        let members: Members = serde_json::from_str(json)?;
+        NetConfig::check(json).map_err(|faults| faults.first)
+    }
+
+    /// The same, but tells everything that is wrong: for whoever is about to write it.
+    ///
+    /// # Errors
+    /// [`ConfigFaults`], the one that [`NetConfig::from_json`] would name first.
+    pub fn check(json: &str) -> Result<NetConfig, ConfigFaults> {
+        let members: Members = serde_json::from_str(json).map_err(|e| ConfigFaults {
+            first: e.into(),
+            others: Vec::new(),
+        })?;
+        let mut faults = Vec::new();
         let mut known = vec!["EnableNFTables", "Backend"];
         let mut pools = Dual::default();
         for family in Family::ALL {
             let keys = keys(family);
             known.extend([keys.enable, keys.network, keys.len, keys.min, keys.max]);
-            if members.bool(keys.enable)?.unwrap_or(family == Family::V4) {
-                pools.set(family, Some(pool_rules::pool(family, &members)?));
+            let enabled = note(&mut faults, members.bool(keys.enable));
+            if enabled.is_some_and(|given| given.unwrap_or(family == Family::V4)) {
+                pools.set(family, pool_rules::pool(family, &members, &mut faults));
             }
         }
-        if pools.is_empty() {
-            return Err(ConfigError::NoFamily);
+        if pools.is_empty() && faults.is_empty() {
+            faults.push(ConfigError::NoFamily);
         }
-        Ok(NetConfig {
-            pools,
-            nftables: members.bool("EnableNFTables")?.unwrap_or(false),
-            backend: BackendConfig::read(&members)?,
-            unknown: members.unknown(&known),
-        })
+        let nftables = note(&mut faults, members.bool("EnableNFTables"));
+        let backend = note(&mut faults, BackendConfig::read(&members));
+        let mut faults = faults.into_iter();
+        match (faults.next(), nftables, backend) {
+            (None, Some(nftables), Some(backend)) => Ok(NetConfig {
+                pools,
+                nftables: nftables.unwrap_or(false),
+                backend,
+                unknown: members.unknown(&known),
+            }),
+            (first, ..) => Err(ConfigFaults {
+                // A value is only missing together with a reason.
+                first: first.unwrap_or(ConfigError::NoFamily),
+                others: faults.collect(),
+            }),
+        }
     }
 
     /// The enabled families, IPv4 first.

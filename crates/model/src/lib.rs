@@ -30,7 +30,7 @@ pub mod state;
 pub mod subnet;
 pub mod table;
 
-pub use config::{BackendConfig, ConfigError, NetConfig, Pool};
+pub use config::{BackendConfig, ConfigError, ConfigFaults, NetConfig, Pool};
 pub use family::{Dual, Family};
 pub use host::Host;
 pub use kernel::{IfName, Mac, Object};

@@ -429,6 +429,43 @@ proptest! {
 }
 
 #[test]
+fn a_check_tells_everything_that_is_wrong() {
+    let faults = |json: &str| -> Vec<String> {
+        let faults = NetConfig::check(json).unwrap_err();
+        assert_eq!(
+            faults.first.to_string(),
+            NetConfig::from_json(json).unwrap_err().to_string()
+        );
+        faults.into_all().map(|fault| fault.to_string()).collect()
+    };
+    let all = faults(
+        r#"{"Network":"10.3.0.0/16","SubnetMin":"10.4.0.0","SubnetMax":"10.3.0.7",
+            "EnableIPv6":true,"IPv6Network":"fd00::/130","EnableNFTables":"yes","Backend":{"Type":5}}"#,
+    );
+    let keys: Vec<&str> = all
+        .iter()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "SubnetMin",
+            "SubnetMax",
+            "IPv6Network",
+            "EnableNFTables",
+            "Backend.Type"
+        ],
+        "{all:#?}"
+    );
+    assert_eq!(faults("{").len(), 1);
+    assert_eq!(faults(r#"{"EnableIPv4":false}"#).len(), 1);
+    assert_eq!(
+        faults(r#"{"EnableIPv4":3}"#),
+        ["EnableIPv4 is 3: expected true or false"]
+    );
+}
+
+#[test]
 fn deep_nesting_is_refused() {
     let deep = format!(
         r#"{{"Network":"10.3.0.0/16","Backend":{{"Type":"vxlan","x":{}{}}}}}"#,

@@ -9,6 +9,7 @@
 //! | [`claim`] | taking a subnet, whatever the store |
 //! | [`tenure`] | what to do when two nodes publish one public address |
 //! | [`presence`] | whether the store is there, as the daemon is told |
+//! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
 //! | [`backoff`], [`patience`], [`complaints`] | waiting, and saying it once |
 
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
 
+mod admin;
 mod any;
 mod backoff;
 mod catalog;
@@ -31,6 +33,7 @@ mod presence;
 mod task;
 mod tenure;
 
+pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::json::{Members, refused};
-use super::{ConfigError, Keys, Pool, keys};
+use super::{ConfigError, Keys, Pool, keys, note};
 use crate::Family;
 use crate::range::{address, ends, number, subnet};
 
@@ -15,11 +15,16 @@ const LONGEST_SPARE: u8 = 2;
 /// Fewer than four subnets leave too few hosts: the first subnet is never used by default.
 const FOUR_SUBNETS: u8 = 2;
 
-/// The pool that the keys of `family` describe.
-pub(super) fn pool(family: Family, members: &Members) -> Result<Pool, ConfigError> {
+/// The pool that the keys of `family` describe; `None` if something is wrong, which is added to
+/// `faults`.
+pub(super) fn pool(
+    family: Family,
+    members: &Members,
+    faults: &mut Vec<ConfigError>,
+) -> Option<Pool> {
     let keys = keys(family);
-    let network = network(family, keys, members)?;
-    let subnet_len = subnet_len(family, keys, members, &network)?;
+    let network = note(faults, network(family, keys, members))?;
+    let subnet_len = note(faults, subnet_len(family, keys, members, &network))?;
     let (first, last) = ends(&network);
     let second = number(subnet(family, first, subnet_len).broadcast()).saturating_add(1);
     let last = number(subnet(family, last, subnet_len).network());
@@ -30,13 +35,16 @@ pub(super) fn pool(family: Family, members: &Members) -> Result<Pool, ConfigErro
         network,
         subnet_len,
     };
-    let min = bounds.read(keys.min)?.unwrap_or(address(family, second));
-    let max = bounds.read(keys.max)?.unwrap_or(address(family, last));
+    let min = note(faults, bounds.read(keys.min));
+    let max = note(faults, bounds.read(keys.max));
+    let min = min?.unwrap_or(address(family, second));
+    let max = max?.unwrap_or(address(family, last));
     if min > max {
         let expected = format!("an address from {} ({min}) on", keys.min);
-        return Err(refused(keys.max, max, expected));
+        faults.push(refused(keys.max, max, expected));
+        return None;
     }
-    Ok(Pool {
+    Some(Pool {
         network,
         subnet_len,
         min,

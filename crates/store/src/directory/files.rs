@@ -278,14 +278,19 @@ impl Place {
         }
     }
 
-    fn write_temporary(&self, key: &SubnetKey, entry: &Entry) -> io::Result<(Temporary, FileId)> {
+    /// A name for a file that is about to become `name`.
+    pub(super) fn temporary(&self, name: &str) -> Temporary {
         // Beside the directory of leases, not in it: nobody need be woken for it.
         let name = format!(
-            ".{key}.{}.{:016x}.tmp",
+            ".{name}.{}.{:016x}.tmp",
             std::process::id(),
             fastrand::u64(..)
         );
-        let temporary = Temporary(self.root.join(name));
+        Temporary(self.root.join(name))
+    }
+
+    fn write_temporary(&self, key: &SubnetKey, entry: &Entry) -> io::Result<(Temporary, FileId)> {
+        let temporary = self.temporary(&key.to_string());
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -297,7 +302,7 @@ impl Place {
 
     /// Waits for its turn to change anything. Released when dropped, and by the kernel when the
     /// process ends.
-    fn lock(&self) -> io::Result<Option<File>> {
+    pub(super) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.root.join(".lock");
         let file = OpenOptions::new()
             .read(true)
@@ -323,7 +328,13 @@ pub(super) fn parse_name(name: &std::ffi::OsStr) -> Option<SubnetKey> {
 }
 
 /// A file that is gone with the value, unless it got another name.
-struct Temporary(PathBuf);
+pub(super) struct Temporary(PathBuf);
+
+impl Temporary {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {

@@ -18,7 +18,9 @@
 //! | [`thread`], [`reading`], [`listing`] | a file, all files, batch by batch |
 //! | [`holding`] | our own lease: taken, kept, defended, lost |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
+//! | [`admin`] | looking and writing by hand |
 
+mod admin;
 mod entry;
 mod file_id;
 mod files;

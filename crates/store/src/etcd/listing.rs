@@ -46,7 +46,11 @@ impl Listing {
 
     /// The next key; `None` at the end. When it fails it may be called again, and goes on behind
     /// the last key.
-    async fn next(&mut self, client: &Client, end: &Bytes) -> Result<Option<KeyValue>, Failure> {
+    pub(super) async fn next(
+        &mut self,
+        client: &Client,
+        end: &Bytes,
+    ) -> Result<Option<KeyValue>, Failure> {
         loop {
             let mut page = match self.page.take() {
                 Some(page) => page,

@@ -8,11 +8,13 @@
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`acquire`], [`holding`], [`defence`] | our own lease: taken, kept, defended, lost |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
+//! | [`admin`] | looking and writing by hand |
 //!
 //! A start needs one request for the configuration, one per page of leases, one or two for the
 //! lease and one for the watch; nothing is ever asked per peer.
 
 mod acquire;
+mod admin;
 mod call;
 mod client;
 mod connect;
@@ -45,7 +47,6 @@ use crate::{AcquireError, Claim, News, Store, Timing};
 use client::{Client, Failure};
 use follow::Follower;
 use keyspace::Keyspace;
-use proto::{RangeRequest, RangeResponse, path};
 
 /// Leases in etcd.
 pub struct EtcdStore {
@@ -98,12 +99,7 @@ impl EtcdStore {
 
     async fn read_config(&self) -> Result<NetConfig, NoConfig> {
         let key = self.keys.config();
-        let query = RangeRequest {
-            key: key.clone().into(),
-            ..RangeRequest::default()
-        };
-        let answer: RangeResponse = self.client.call(path::RANGE, query).await?;
-        let Some(kv) = answer.kvs.first() else {
+        let Some(kv) = self.config_key().await? else {
             return Err(NoConfig::Missing(key));
         };
         let json = String::from_utf8_lossy(&kv.value);

@@ -1,0 +1,213 @@
+//! `flannelctl config set`.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use model::NetConfig;
+use serde_json::{Value, json};
+use store::{Administer, AnyStore, ListedLease, StoredConfig};
+
+use super::args::Set;
+use super::{judge::judge, source, tell_reasons, tell_warnings};
+use crate::output::{line, problem};
+use crate::runtime::wait_for;
+use crate::status;
+
+/// How many leases are named to a person; JSON holds all.
+const NAMED: usize = 20;
+
+/// How often somebody else may be quicker.
+const TRIES: usize = 5;
+
+pub(super) fn run(args: &Set) -> Result<ExitCode> {
+    let text = source::read(&args.source)?;
+    let store = args.store.open()?;
+    let judged = match judge(&text) {
+        Ok(judged) => judged,
+        Err(reasons) => return Ok(refuse(args, &reasons)),
+    };
+    let done = wait_for(write(args, &store, &text, &judged.config))?;
+    Ok(report(args, &store, &done, &judged.warnings))
+}
+
+/// What became of it.
+struct Done {
+    outcome: Outcome,
+    /// There was a configuration before.
+    before: bool,
+    misfits: Vec<ListedLease>,
+}
+
+#[derive(PartialEq)]
+enum Outcome {
+    Written,
+    WouldBeWritten,
+    /// What is stored says the same.
+    Same,
+    /// Another one is there, and is to stay (`--if-absent`).
+    OtherStays,
+    /// There are leases that do not fit.
+    Misfits,
+}
+
+async fn write(args: &Set, store: &AnyStore, text: &str, config: &NetConfig) -> Result<Done> {
+    for _ in 0..TRIES {
+        let stored = store.stored_config().await?;
+        let mut done = Done {
+            outcome: Outcome::Same,
+            before: stored.is_some(),
+            misfits: Vec::new(),
+        };
+        match &stored {
+            Some(stored) if same(stored, text) => return Ok(done),
+            Some(_) if args.if_absent => {
+                done.outcome = Outcome::OtherStays;
+                return Ok(done);
+            }
+            _ => {}
+        }
+        let leases = store.leases().await?;
+        done.misfits = leases
+            .into_iter()
+            .filter(|lease| !config.fits(&lease.key))
+            .collect();
+        if !done.misfits.is_empty() && !args.force {
+            done.outcome = Outcome::Misfits;
+            return Ok(done);
+        }
+        if args.dry_run {
+            done.outcome = Outcome::WouldBeWritten;
+            return Ok(done);
+        }
+        let mut json = text.to_owned();
+        if let AnyStore::Directory(_) = store {
+            json.push('\n');
+        }
+        if store.swap_config(json.as_bytes(), stored.as_ref()).await? {
+            done.outcome = Outcome::Written;
+            return Ok(done);
+        }
+        // Somebody wrote another one meanwhile, which may be the same.
+    }
+    bail!(
+        "{}: others keep writing it; nothing was written",
+        store.config_place()
+    );
+}
+
+/// Whether both say the same, however they are spelled.
+fn same(stored: &StoredConfig, text: &str) -> bool {
+    let value = |json: &[u8]| serde_json::from_slice::<Value>(json).ok();
+    let (old, new) = (value(&stored.json), value(text.as_bytes()));
+    stored.json.trim_ascii() == text.as_bytes() || (old.is_some() && old == new)
+}
+
+fn refuse(args: &Set, reasons: &[String]) -> ExitCode {
+    match args.json {
+        true => line(&json!({"changed": false, "refused": reasons}).to_string()),
+        false => tell_reasons("refused", reasons),
+    }
+    status::no()
+}
+
+fn report(args: &Set, store: &AnyStore, done: &Done, warnings: &[String]) -> ExitCode {
+    let place = store.config_place();
+    let changed = matches!(done.outcome, Outcome::Written | Outcome::WouldBeWritten);
+    let refused = done.outcome == Outcome::Misfits;
+    if args.json {
+        let refused: Vec<String> = refused.then(|| summary(done)).into_iter().collect();
+        let misfits: Vec<Value> = done.misfits.iter().map(described).collect();
+        let result = json!({
+            "changed": changed, "place": place, "warnings": warnings, "misfits": misfits, "refused": refused,
+        });
+        line(&result.to_string());
+    } else {
+        tell_warnings(warnings);
+        tell_misfits(done);
+        match done.outcome {
+            Outcome::Written => line("written"),
+            Outcome::WouldBeWritten => line("would be written"),
+            Outcome::Same | Outcome::OtherStays => line("unchanged"),
+            Outcome::Misfits => {}
+        }
+        if done.outcome == Outcome::OtherStays {
+            problem(&format!(
+                "{place} holds another configuration, which --if-absent leaves as it is"
+            ));
+        }
+        if done.outcome == Outcome::Written && done.before {
+            problem(
+                "flanneld reads it when it starts: restart it on every node, one after the other",
+            );
+        }
+    }
+    if refused {
+        status::no()
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn summary(done: &Done) -> String {
+    let count = done.misfits.len();
+    let (leases, do_not) = if count == 1 {
+        ("lease", "does not")
+    } else {
+        ("leases", "do not")
+    };
+    format!("{count} {leases} {do_not} fit this configuration")
+}
+
+fn tell_misfits(done: &Done) {
+    if done.misfits.is_empty() {
+        return;
+    }
+    let refused = done.outcome == Outcome::Misfits;
+    let how = if refused { "refused" } else { "warning" };
+    problem(&format!("{how}: {}:", summary(done)));
+    for lease in done.misfits.iter().take(NAMED) {
+        let owner = owner(lease).unwrap_or_else(|| "a node that its value does not tell".into());
+        let reserved = if lease.reserved { " (reservation)" } else { "" };
+        problem(&format!("  {} of {owner}{reserved}", lease.key));
+    }
+    if let Some(more) = done
+        .misfits
+        .len()
+        .checked_sub(NAMED)
+        .filter(|more| *more > 0)
+    {
+        problem(&format!("  and {more} more"));
+    }
+    problem(
+        "  these nodes take other subnets at their next start, and their containers need other addresses",
+    );
+    if refused {
+        problem("nothing was written; --force writes it nevertheless");
+    }
+}
+
+fn owner(lease: &ListedLease) -> Option<String> {
+    let attrs = lease.attrs.as_ref().ok()?;
+    let ips: Vec<String> = attrs
+        .public_ip
+        .iter()
+        .map(|(_, ip)| ip.to_string())
+        .collect();
+    Some(ips.join(", "))
+}
+
+fn described(lease: &ListedLease) -> Value {
+    let ip = |family| {
+        lease
+            .attrs
+            .as_ref()
+            .ok()
+            .and_then(|a| a.public_ip.get(family).copied())
+    };
+    json!({
+        "subnet": lease.key.to_string(),
+        "publicIP": ip(model::Family::V4),
+        "publicIPv6": ip(model::Family::V6),
+        "reservation": lease.reserved,
+    })
+}
