@@ -1,6 +1,7 @@
 //! Both stores against the real thing: a real etcd, a real directory.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+mod admin;
 mod directory;
 mod etcd;
 mod etcd_server;
