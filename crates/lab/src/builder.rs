@@ -7,11 +7,15 @@ use serde_json::{Map, Value, json};
 
 use crate::fabric::{self, Underlay};
 use crate::ground::Ground;
+use crate::kube::Networks;
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::settle::settle;
-use crate::store::Keys;
-use crate::{Error, Etcd, SHARED_DIR, StoreKind, privilege, programs};
+use crate::store::{CONFIG, Keys};
+use crate::{
+    BIN_DIR, Error, Etcd, KUBE_BIN_DIR, Kube, SHARED_DIR, StoreKind, kube_bin_dir, privilege,
+    programs,
+};
 
 /// Told what is being done, a line each.
 pub type Progress = Box<dyn Fn(&str) + Send + Sync>;
@@ -183,7 +187,7 @@ impl LabBuilder {
         };
         privilege::check()?;
         programs::require(&["ip"])?;
-        if let StoreKind::Etcd { .. } = self.store {
+        if self.store != StoreKind::Directory {
             programs::require(&["etcd", "etcdctl"])?;
         }
         let bin_dir = match (self.bin_dir, self.without_flanneld) {
@@ -192,14 +196,18 @@ impl LabBuilder {
             (None, false) => Some(programs::flannel_bin_dir()?),
         };
         let tell = &self.progress;
+        let mut bins = Vec::new();
+        bins.extend(bin_dir.map(|dir| (dir, BIN_DIR)));
+        if self.store == StoreKind::Kubernetes {
+            tell("Kubernetes' programs (the first time they are built, which takes minutes)");
+            bins.push((kube_bin_dir()?, KUBE_BIN_DIR));
+        }
         tell("a network of its own, out of sight of this machine's");
-        let ground = Arc::new(Ground::lay(
-            bin_dir.as_deref(),
-            self.unlink_at_end.as_deref(),
-        )?);
+        let ground = Arc::new(Ground::lay(&bins, self.unlink_at_end.as_deref())?);
         let fabric = ground.place("fabric")?;
         fabric::build(&fabric, underlay)?;
 
+        let config = config(self.ipv4, self.ipv6, self.backend, self.config);
         let (keys, mut args) = match self.store {
             StoreKind::Directory => {
                 tell("a directory for the leases");
@@ -218,11 +226,15 @@ impl LabBuilder {
                 let args = etcd.flanneld_args();
                 (Keys::Etcd(Box::new(etcd)), args)
             }
+            StoreKind::Kubernetes => {
+                tell("etcd, kube-apiserver, kube-controller-manager");
+                let networks = Networks::of_config(&config)?;
+                let kube = Kube::new(&fabric, &ground, networks, false)?;
+                let args = kube.flanneld_args();
+                (Keys::Kubernetes(Box::new(kube)), args)
+            }
         };
-        keys.put(
-            "config",
-            &config(self.ipv4, self.ipv6, self.backend, self.config).to_string(),
-        )?;
+        keys.put(CONFIG, &config.to_string())?;
 
         args.extend(self.flanneld_args);
         tell(&format!("{} nodes on a bridge", self.nodes));
@@ -231,6 +243,9 @@ impl LabBuilder {
             let place = ground.node(&format!("n{index}"))?;
             fabric::connect(&fabric, &place, index, underlay)?;
             nodes.push(Node::new(index, place, &ground, args.clone()));
+            if let Keys::Kubernetes(kube) = &keys {
+                kube.register(index, underlay)?;
+            }
         }
         settle(&fabric)?;
         nodes.iter().try_for_each(|node| settle(node))?;

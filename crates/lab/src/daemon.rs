@@ -122,7 +122,9 @@ impl Daemon {
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID");
-        command.args(&self.common_args);
+        command
+            .env("NODE_NAME", self.place.name())
+            .args(&self.common_args);
         command
             .arg("--healthz-ip=127.0.0.1")
             .arg(format!("--healthz-port={}", instance.healthz_port));

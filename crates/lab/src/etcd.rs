@@ -48,7 +48,7 @@ impl Etcd {
         if tls {
             let mut names: Vec<String> = ["localhost", "127.0.0.1", "::1"].map(String::from).into();
             names.extend([GATEWAY4.to_string(), GATEWAY6.to_string()]);
-            certs::write(&dir.join("tls"), &names)?;
+            certs::write_for_etcd(&dir.join("tls"), &names)?;
         }
         let etcd = Etcd {
             place: place.clone(),

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::error::Doing;
 use crate::guard::Guard;
 use crate::namespace::{Namespace, in_thread};
-use crate::{BIN_DIR, Error, SHARED_DIR};
+use crate::{Error, SHARED_DIR};
 
 /// The lab's mounts and processes.
 #[derive(Debug)]
@@ -25,9 +25,9 @@ pub(crate) struct Ground {
 }
 
 impl Ground {
-    /// Lays the ground: a tmpfs on `/run` of a mount namespace of its own, with the programs of
-    /// `bin_dir` bound into it. `unlink` is removed when the lab ends.
-    pub(crate) fn lay(bin_dir: Option<&Path>, unlink: Option<&Path>) -> Result<Ground, Error> {
+    /// Lays the ground: a tmpfs on `/run` of a mount namespace of its own, with directories of
+    /// programs (`bins`: from where, to where) bound into it. `unlink` is removed when the lab ends.
+    pub(crate) fn lay(bins: &[(PathBuf, &str)], unlink: Option<&Path>) -> Result<Ground, Error> {
         let guard = Arc::new(Guard::start(unlink)?);
         let (mnt, run) = in_thread(|| {
             unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
@@ -42,7 +42,8 @@ impl Ground {
             .doing(|| "make / private".into())?;
             // Opened here, for only what is in this mount namespace can be bound; and before /run
             // is covered, for it may lie below it.
-            let bin = bin_dir.map(open_path).transpose()?;
+            let opened = bins.iter().map(|(dir, _)| open_path(dir));
+            let opened = opened.collect::<Result<Vec<_>, _>>()?;
             mount(
                 Some("lab"),
                 "/run",
@@ -51,11 +52,11 @@ impl Ground {
                 Some("mode=755"),
             )
             .doing(|| "mount a tmpfs on /run".into())?;
-            for dir in ["store", "log", "tls", "bin"] {
+            for dir in ["store", "log", "tls", "bin", "kube-bin"] {
                 make_dir(&Path::new(SHARED_DIR).join(dir))?;
             }
-            if let Some(bin) = &bin {
-                bind(&format!("/proc/self/fd/{}", bin.as_raw_fd()), BIN_DIR)?;
+            for (dir, (_, to)) in opened.iter().zip(bins) {
+                bind(&format!("/proc/self/fd/{}", dir.as_raw_fd()), to)?;
             }
             let mnt = File::open("/proc/thread-self/ns/mnt")
                 .doing(|| "open the mount namespace".into())?;

@@ -10,8 +10,8 @@ use crate::ground::Ground;
 use crate::node::Node;
 use crate::outside::Handles;
 use crate::pod::Pod;
-use crate::store::Keys;
-use crate::{Error, Etcd, Namespace};
+use crate::store::{CONFIG, Keys};
+use crate::{Error, Etcd, Kube, Namespace};
 
 /// How long a flanneld may take to be ready.
 const READY: Duration = Duration::from_secs(20);
@@ -85,7 +85,15 @@ impl Lab {
     pub fn etcd(&self) -> Option<&Etcd> {
         match &self.keys {
             Keys::Etcd(etcd) => Some(etcd),
-            Keys::Directory(_) => None,
+            _ => None,
+        }
+    }
+
+    /// The Kubernetes control plane, where that is the store.
+    pub fn kube(&self) -> Option<&Kube> {
+        match &self.keys {
+            Keys::Kubernetes(kube) => Some(kube),
+            _ => None,
         }
     }
 
@@ -94,7 +102,7 @@ impl Lab {
     pub fn store_dir(&self) -> Option<PathBuf> {
         match &self.keys {
             Keys::Directory(dir) => Some(dir.clone()),
-            Keys::Etcd(_) => None,
+            _ => None,
         }
     }
 
@@ -103,7 +111,7 @@ impl Lab {
     /// # Errors
     /// The store refuses it.
     pub fn put_config(&self, text: &str) -> Result<(), Error> {
-        self.keys.put("config", text)
+        self.keys.put(CONFIG, text)
     }
 
     /// Removes the network config.
@@ -111,7 +119,7 @@ impl Lab {
     /// # Errors
     /// The store refuses it.
     pub fn delete_config(&self) -> Result<(), Error> {
-        self.keys.delete("config")
+        self.keys.delete(CONFIG)
     }
 
     /// Writes a lease, whatever its key (`172.30.80.0-24`) and value. In etcd it is a reservation.

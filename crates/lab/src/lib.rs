@@ -34,6 +34,7 @@ mod flow;
 mod ground;
 mod guard;
 mod http;
+mod kube;
 #[allow(clippy::module_inception)]
 mod lab;
 mod machine;
@@ -60,6 +61,7 @@ pub use daemon::{Daemon, Instance};
 pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};
+pub use kube::{Api, Kube, Patch, Request, Response, Who, kube_bin_dir, not_run};
 pub use lab::Lab;
 pub use machine::{Machine, debian_root};
 pub use mesh::Ping;
@@ -83,3 +85,9 @@ pub const SHARED_DIR: &str = "/run/lab";
 
 /// Where the places of a lab find flannel's programs.
 pub const BIN_DIR: &str = "/run/lab/bin";
+
+/// Where they find Kubernetes' own, in a lab that has it.
+pub const KUBE_BIN_DIR: &str = "/run/lab/kube-bin";
+
+/// Where they find its kubeconfig files (`admin.conf`, `flannel.conf`, `n1.conf`) and certificates.
+pub const KUBE_DIR: &str = "/run/lab/kube";

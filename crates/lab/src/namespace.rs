@@ -274,7 +274,8 @@ fn command_of<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> Result<Comm
 
 /// Where programs are looked for: flannel's first.
 fn search_path() -> String {
-    format!("{}:{}", crate::BIN_DIR, programs::search_path())
+    let (ours, kube) = (crate::BIN_DIR, crate::KUBE_BIN_DIR);
+    format!("{ours}:{kube}:{}", programs::search_path())
 }
 
 /// Leaves a command only those variables that it was given by its maker.

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::error::Doing;
-use crate::{Error, Etcd};
+use crate::{Error, Etcd, Kube};
 
 /// What keeps the leases of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,16 @@ pub enum StoreKind {
         /// With certificates on both sides.
         tls: bool,
     },
+    /// A real Kubernetes API server: the nodes are Nodes, and the controller manager gives them their
+    /// subnets.
+    Kubernetes,
+}
+
+/// The key of the network config.
+pub(crate) const CONFIG: &str = "config";
+
+fn no_leases() -> Error {
+    Error::Bad("in Kubernetes the Nodes are the leases: `Lab::kube` has them".into())
 }
 
 /// The store of a lab, from outside.
@@ -25,6 +35,7 @@ pub enum StoreKind {
 pub(crate) enum Keys {
     Directory(PathBuf),
     Etcd(Box<Etcd>),
+    Kubernetes(Box<Kube>),
 }
 
 impl Keys {
@@ -44,6 +55,8 @@ impl Keys {
             Keys::Etcd(etcd) => etcd
                 .ctl(&["put", "--", &format!("{}/{key}", etcd.prefix()), value])
                 .map(drop),
+            Keys::Kubernetes(kube) if key == CONFIG => kube.put_config(value),
+            Keys::Kubernetes(_) => Err(no_leases()),
         }
     }
 
@@ -57,12 +70,15 @@ impl Keys {
             Keys::Etcd(etcd) => etcd
                 .ctl(&["del", &format!("{}/{key}", etcd.prefix())])
                 .map(drop),
+            Keys::Kubernetes(kube) if key == CONFIG => kube.delete_config(),
+            Keys::Kubernetes(_) => Err(no_leases()),
         }
     }
 
     /// The leases: name of the key below `subnets/`, and the value.
     pub(crate) fn leases(&self) -> Result<BTreeMap<String, String>, Error> {
         match self {
+            Keys::Kubernetes(_) => Err(no_leases()),
             Keys::Directory(dir) => {
                 let mut leases = BTreeMap::new();
                 let entries = match fs::read_dir(dir.join("subnets")) {
