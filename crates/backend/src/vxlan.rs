@@ -4,8 +4,10 @@
 //! its MAC), a forwarding entry (that MAC → its public IP) and a route to its subnet.
 
 mod mtu;
+mod offload;
 mod vtep;
 
+pub use offload::{OPTION as OFFLOAD_OPTION, TxChecksumOffload, breaks_checksums};
 pub use vtep::{BadVtep, Vtep, choose_mac, mac_of};
 
 use std::net::IpAddr;
@@ -19,7 +21,15 @@ use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, Mac, Net
 use crate::error::{public_ips, underlay};
 use crate::{Backend, BackendError, Fault, Identity, PeerError};
 
-const OPTIONS: [&str; 6] = ["VNI", "Port", "GBP", "Learning", "DirectRouting", "MTU"];
+const OPTIONS: [&str; 7] = [
+    "VNI",
+    "Port",
+    "GBP",
+    "Learning",
+    "DirectRouting",
+    "MTU",
+    OFFLOAD_OPTION,
+];
 
 /// A VNI has 24 bits.
 const MAX_VNI: u32 = (1 << 24) - 1;
@@ -64,6 +74,8 @@ pub(crate) struct Vxlan {
     gbp: bool,
     learning: bool,
     direct_routing: bool,
+    /// Checksum offload of the tunnel devices; `None` leaves it as it is.
+    tx_checksum: Option<bool>,
     /// MTU of the underlay.
     underlay_mtu: u32,
     warnings: Vec<String>,
@@ -110,6 +122,7 @@ impl Vxlan {
             gbp: options.bool("GBP", false)?,
             learning: options.bool("Learning", false)?,
             direct_routing: options.bool("DirectRouting", false)?,
+            tx_checksum: TxChecksumOffload::read(config)?.over(host),
             underlay_mtu,
             warnings,
         })
@@ -133,6 +146,7 @@ impl Vxlan {
             mac: Some(device.mac),
             mtu: self.device_mtu(family),
             up: true,
+            tx_checksum: self.tx_checksum,
         };
         Object::Link(device.name, link)
     }

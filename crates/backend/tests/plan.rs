@@ -8,7 +8,7 @@ mod nodes;
 use std::fmt::Write;
 use std::path::Path;
 
-use model::{Family, Op};
+use model::{Family, Object, Op};
 use nodes::{config, host, identity, lease};
 
 /// Name, and the options of `Backend`.
@@ -17,7 +17,7 @@ const BACKENDS: [(&str, &str); 5] = [
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
         "vxlan-options",
-        r#""Type":"vxlan","VNI":4096,"Port":4789,"GBP":true,"Learning":true,"MTU":1400,"Foo":1"#,
+        r#""Type":"vxlan","VNI":4096,"Port":4789,"GBP":true,"Learning":true,"MTU":1400,"TxChecksumOffload":"off","Foo":1"#,
     ),
     ("host-gw", r#""Type":"host-gw""#),
     ("alloc", r#""Type":"alloc""#),
@@ -110,6 +110,34 @@ fn difference(old: &str, new: &str) -> String {
         writeln!(text, "{mark} {line}").unwrap();
     }
     text
+}
+
+#[test]
+fn checksum_offload_follows_option_and_underlay() {
+    let wanted = |option: &str, kind: &str| {
+        let options = format!(r#""Type":"vxlan"{option}"#);
+        let (config, mut host) = (config(&options, FAMILIES[2].1), host(1, FAMILIES[2].1));
+        host.kind = kind.to_owned();
+        let backend = backend::new(&config, &host, &identity(1)).unwrap();
+        let objects = backend.node(&lease(1, &options, FAMILIES[2].1), &host);
+        let links = objects.into_iter().filter_map(|object| match object {
+            Object::Link(_, link) => Some(link.tx_checksum),
+            _ => None,
+        });
+        let links: Vec<Option<bool>> = links.collect();
+        assert!(links.len() == 2 && links[0] == links[1], "{links:?}");
+        links[0]
+    };
+    let auto = r#","TxChecksumOffload":"auto""#;
+    for option in ["", auto] {
+        assert_eq!(wanted(option, ""), None);
+        assert_eq!(wanted(option, "vlan"), None);
+        assert_eq!(wanted(option, "wireguard"), Some(false));
+    }
+    for kind in ["", "wireguard"] {
+        assert_eq!(wanted(r#","TxChecksumOffload":"on""#, kind), Some(true));
+        assert_eq!(wanted(r#","txchecksumoffload":"off""#, kind), Some(false));
+    }
 }
 
 #[test]

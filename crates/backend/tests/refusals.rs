@@ -84,6 +84,14 @@ fn options_that_cannot_be() {
             "Backend.GBP is 1: expected true or false",
         ),
         (
+            r#""Type":"vxlan","TxChecksumOffload":"no""#,
+            "Backend.TxChecksumOffload is \"no\": expected one of auto, on, off",
+        ),
+        (
+            r#""Type":"vxlan","TxChecksumOffload":false"#,
+            "Backend.TxChecksumOffload is false: expected one of auto, on, off",
+        ),
+        (
             r#""Type":"vxlan","MTU":117"#,
             "Backend.MTU is 117: expected a whole number from 118 to 65535",
         ),

@@ -91,6 +91,7 @@ async fn measure(count: u32) -> [Duration; 5] {
         mac,
         mtu: 1450,
         up: true,
+        tx_checksum: None,
     };
     let node = [
         Op::Put(Object::Link(dev, link)),

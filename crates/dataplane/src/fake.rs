@@ -101,6 +101,7 @@ impl FakeKernel {
                 mac: None,
                 mtu,
                 up: true,
+                tx_checksum: None,
             },
         )));
         for net in addrs {

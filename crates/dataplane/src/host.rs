@@ -23,6 +23,8 @@ pub struct Interface {
     pub index: u32,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The kernel's name for the kind of device it is, such as `wireguard`; empty for hardware.
+    pub kind: String,
     /// Administratively up.
     pub up: bool,
     /// Up and with a carrier.
@@ -98,6 +100,7 @@ pub fn interfaces() -> Result<Vec<Interface>, KernelError> {
             name,
             index: raw.index,
             mtu: raw.mtu,
+            kind: raw.kind.to_owned(),
             up: raw.up(),
             running: raw.running(),
             loopback: raw.flags & IFF_LOOPBACK != 0,

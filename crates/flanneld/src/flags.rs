@@ -139,6 +139,11 @@ pub const FLAGS: &[Flag] = &[
         "60",
         "renew the lease this many minutes before it expires, 1 to 1439",
     ),
+    value(
+        "tx-checksum-offload",
+        "",
+        "vxlan: who makes checksums, the device beneath (on) or the tunnel's (off); auto knows devices that get it wrong (default: TxChecksumOffload in the network configuration)",
+    ),
     boolean(
         "ip-masq",
         "false",

@@ -140,6 +140,7 @@ fn host(iface: &Interface, addr: Dual<IpAddr>, public_ip: &Dual<IpAddr>) -> Host
         iface: iface.name,
         ifindex: iface.index,
         mtu: iface.mtu,
+        kind: iface.kind.clone(),
         addr,
         public_ip: Dual::from_fn(|family| {
             addr.get(family)

@@ -5,8 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::Dual;
+use backend::vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
 use model::rules::RuleFlags;
+use model::{BackendType, Dual, NetConfig};
 use regex_lite::Regex;
 
 use crate::flags::Given;
@@ -31,6 +32,8 @@ pub struct Options {
     pub renew_margin: Duration,
     /// `-ip-masq` and what else concerns packets on their way through this host.
     pub traffic: TrafficOptions,
+    /// `-tx-checksum-offload`, which wins over the network configuration.
+    pub tx_checksum_offload: Option<String>,
     /// `-healthz-ip` and `-healthz-port`, unless off.
     pub healthz: Option<SocketAddr>,
     /// `-v`.
@@ -92,6 +95,7 @@ impl Options {
             subnet_file: path(given, "subnet-file")?,
             renew_margin: Duration::from_secs(margin * 60),
             traffic: traffic(given)?,
+            tx_checksum_offload: tx_checksum_offload(given)?,
             healthz: healthz(given)?,
             verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
             json_logs: match given.value("log-format") {
@@ -104,6 +108,16 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Puts into the network configuration what flags of this node say instead.
+    pub fn overrule(&self, config: &mut NetConfig) {
+        if let (Some(value), BackendType::Vxlan) = (&self.tx_checksum_offload, &config.backend.kind)
+        {
+            config.backend.set(OFFLOAD_OPTION, value.as_str());
+        }
+    }
+}
+
 /// Flags that are known and would change what the daemon does, were they in this version.
 fn refuse_what_is_to_come(given: &Given) -> Result<(), UsageError> {
     if boolean(given, "kube-subnet-mgr")? {
@@ -113,6 +127,15 @@ fn refuse_what_is_to_come(given: &Given) -> Result<(), UsageError> {
         )));
     }
     Ok(())
+}
+
+fn tx_checksum_offload(given: &Given) -> Result<Option<String>, UsageError> {
+    const FLAG: &str = "tx-checksum-offload";
+    let value = given.value(FLAG);
+    match value.is_empty() || TxChecksumOffload::parse(value).is_some() {
+        true => Ok(Some(value.to_owned()).filter(|value| !value.is_empty())),
+        false => Err(wrong(given, FLAG, TxChecksumOffload::EXPECTED)),
+    }
 }
 
 fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
@@ -288,6 +311,10 @@ mod tests {
             (
                 "-store-dir=/proc/self/status",
                 "-store-dir /proc/self/status: expected a directory",
+            ),
+            (
+                "-tx-checksum-offload=of",
+                "-tx-checksum-offload of: expected auto, on or off",
             ),
             ("-log-format=xml", "-log-format xml: expected text or json"),
             (

@@ -25,7 +25,8 @@ pub(crate) async fn settle(
 ) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
     let mut told = String::new();
     loop {
-        let config = store.config().await;
+        let mut config = store.config().await;
+        options.overrule(&mut config);
         let host = find_host(options, &config)?;
         let own = store.own(&host.public_ip).await;
         match build(&config, &host, own.as_ref()) {

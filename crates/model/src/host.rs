@@ -16,6 +16,8 @@ pub struct Host {
     pub ifindex: u32,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// The kernel's name for the kind of device it is, such as `wireguard`; empty for hardware.
+    pub kind: String,
     /// The address chosen on the interface, per family in use: the local end of tunnels.
     pub addr: Dual<IpAddr>,
     /// What the peers send to; the interface's address unless overridden.

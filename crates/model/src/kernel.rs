@@ -126,6 +126,9 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// It leaves the checksums of what it sends to the hardware beneath ("tx offload"). Wanted:
+    /// `None` leaves it as it is. Observed: `None` for a kind of device whose setting is not ours.
+    pub tx_checksum: Option<bool>,
 }
 
 /// The kind of a device, with what is fixed when it is made.
@@ -155,8 +158,8 @@ pub struct Vxlan {
 }
 
 impl Link {
-    /// Whether `self` can be turned into `wanted` without making the device anew: MAC, MTU and
-    /// the administrative state can be set, the rest only at creation.
+    /// Whether `self` can be turned into `wanted` without making the device anew: MAC, MTU, checksum
+    /// offload and the administrative state can be set, the rest only at creation.
     pub fn can_become(&self, wanted: &Link) -> bool {
         self.kind == wanted.kind
     }

@@ -106,6 +106,13 @@ fn put_link(f: &mut fmt::Formatter<'_>, name: &str, link: &Link) -> fmt::Result 
         }
         LinkKind::Foreign(kind) => write!(f, " type {kind}")?,
     }
+    if let Some(on) = link.tx_checksum {
+        write!(
+            f,
+            " && ethtool -K {name} tx {}",
+            if on { "on" } else { "off" }
+        )?;
+    }
     match link.up {
         true => write!(f, " && ip link set {name} up"),
         false => Ok(()),

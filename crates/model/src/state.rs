@@ -169,6 +169,7 @@ impl KernelState {
 
     /// A full look at the kernel showed this.
     pub fn saw(&mut self, object: Object) {
+        let object = self.as_asked(object);
         with_table!(self, object, |table, key, value| {
             table.saw(key, value);
         })
@@ -177,6 +178,7 @@ impl KernelState {
     /// A notice says that the kernel holds this; see [`Table::heard`]. Returns whether there is
     /// work to do about it.
     pub fn heard(&mut self, object: Object) -> bool {
+        let object = self.as_asked(object);
         with_table!(self, object, |table, key, value| table
             .heard(key, Some(value)))
     }
@@ -285,6 +287,17 @@ impl KernelState {
     /// Number of routes that should be there.
     pub fn routes_desired(&self) -> usize {
         self.routes.desired_len()
+    }
+
+    /// What was observed, without the settings that are left as they are: they are never wrong.
+    fn as_asked(&self, mut object: Object) -> Object {
+        if let Object::Link(name, link) = &mut object
+            && let Some(wanted) = self.links.desired(name)
+            && wanted.tx_checksum.is_none()
+        {
+            link.tx_checksum = None;
+        }
+        object
     }
 
     fn unwant_hop_of(&mut self, key: &RouteKey) {

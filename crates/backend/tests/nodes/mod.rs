@@ -27,6 +27,7 @@ pub fn host(n: u8, families: &[Family]) -> Host {
         iface: "eth0".parse().unwrap(),
         ifindex: 2,
         mtu: 1500,
+        kind: String::new(),
         addr: only(Dual { v4, v6 }),
         public_ip: only(Dual { v4, v6 }),
         on_link: vec![

@@ -9,6 +9,15 @@ use model::{Family, IfName, Mac, Object, Op};
 use crate::KernelEvent;
 use crate::netlink::socket::Failure;
 
+/// Checksum offload after `wanted` was written over what had `before`: a kind of device that we
+/// never make is not looked at that closely.
+fn offload(wanted: &Link, before: Option<bool>) -> Option<bool> {
+    match wanted.kind {
+        LinkKind::Vxlan(_) => wanted.tx_checksum.or(before),
+        LinkKind::Foreign(_) => None,
+    }
+}
+
 /// What a vxlan header takes off the MTU.
 fn vxlan_headroom(local: &IpAddr) -> u32 {
     match Family::of(local) {
@@ -173,6 +182,7 @@ impl Tables {
             }
             let link = Link {
                 mtu: wanted.mtu.min(most),
+                tx_checksum: offload(wanted, Some(true)),
                 ..wanted.clone()
             };
             self.links.insert(
@@ -204,6 +214,7 @@ impl Tables {
             mtu: wanted.mtu,
             up: old.link.up,
             kind: wanted.kind.clone(),
+            tx_checksum: offload(wanted, old.link.tx_checksum),
         };
         if link != old.link {
             self.links.insert(

@@ -6,7 +6,7 @@ use model::{IfName, Object, Op};
 use super::decode::{self, RawLink};
 use super::socket::{Failure, Requests};
 use super::uapi::*;
-use super::{encode, wire::Batch};
+use super::{encode, ethtool, wire::Batch};
 
 /// A device as it was found.
 #[derive(Clone, Debug)]
@@ -89,7 +89,17 @@ pub fn look(requests: &mut Requests, name: &IfName) -> Result<Option<Found>, Fai
             link,
         });
     })?;
+    if let Some(found) = &mut found {
+        look_closer(found.index, name, &mut found.link);
+    }
     Ok(found)
+}
+
+/// Adds to `link` what no link message tells.
+pub fn look_closer(index: u32, name: &IfName, link: &mut Link) {
+    if ethtool::concerns(&link.kind) {
+        link.tx_checksum = ethtool::tx_checksum(index, name);
+    }
 }
 
 /// Makes or deletes a device.
@@ -131,22 +141,39 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
     };
     let body = encode::link_body(0, Some(link.up));
     requests.call(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body, attrs, |_| {})?;
+    let Some(made) = look(requests, name)? else {
+        return Ok(());
+    };
+    offload(name, &made, link)?;
     // The kernel silently makes the MTU of a new vxlan device fit the one beneath.
-    match look(requests, name)? {
-        Some(made) if made.link.mtu < link.mtu => {
-            let got = made.link.mtu;
-            let text =
-                format!("the kernel made it with MTU {got}: more does not fit the device beneath");
-            Err(Failure::because(libc::EINVAL, text))
+    let got = made.link.mtu;
+    if got < link.mtu {
+        let text =
+            format!("the kernel made it with MTU {got}: more does not fit the device beneath");
+        return Err(Failure::because(libc::EINVAL, text));
+    }
+    Ok(())
+}
+
+/// Checksum offload, the one setting that needs a request of another kind.
+fn offload(name: &IfName, found: &Found, link: &Link) -> Result<(), Failure> {
+    match link.tx_checksum {
+        Some(on) if found.link.tx_checksum != Some(on) => {
+            ethtool::set_tx_checksum(found.index, name, on)
         }
         _ => Ok(()),
     }
 }
 
-fn change(requests: &mut Requests, name: &IfName, old: &Found, link: &Link) -> Result<(), Failure> {
+fn change(
+    requests: &mut Requests,
+    name: &IfName,
+    found: &Found,
+    link: &Link,
+) -> Result<(), Failure> {
     let Found {
         index, link: old, ..
-    } = old;
+    } = found;
     if !old.can_become(link) {
         let text = format!("{name} exists and is made otherwise; it has to be deleted first");
         return Err(Failure::because(libc::EEXIST, text));
@@ -155,7 +182,7 @@ fn change(requests: &mut Requests, name: &IfName, old: &Found, link: &Link) -> R
     let mtu = Some(link.mtu).filter(|_| old.mtu != link.mtu);
     let up = Some(link.up).filter(|_| old.up != link.up);
     if mac.is_none() && mtu.is_none() && up.is_none() {
-        return Ok(());
+        return offload(name, found, link);
     }
     let body = encode::link_body(*index, up);
     let attrs = |batch: &mut Batch| encode::link_settings(batch, mac, mtu);
@@ -166,5 +193,6 @@ fn change(requests: &mut Requests, name: &IfName, old: &Found, link: &Link) -> R
             Failure::because(libc::EINVAL, text)
         }
         _ => failure,
-    })
+    })?;
+    offload(name, found, link)
 }

@@ -7,6 +7,7 @@
 //! | `socket` | the request socket: bulk sender, dumps, an outcome for each message |
 //! | `encode`, `decode` | model objects to messages, messages to what they say |
 //! | `link` | devices: looked at, made, changed, deleted |
+//! | `ethtool` | checksum offload, which rtnetlink does not know |
 //! | `foreign` | the deletion of routes that we would never write |
 //! | `observe` | dumps of everything in scope |
 //! | `scope` | what concerns us |
@@ -14,6 +15,7 @@
 
 pub(crate) mod decode;
 mod encode;
+mod ethtool;
 mod events;
 mod filter;
 mod foreign;

@@ -120,6 +120,11 @@ impl Requests {
         self.port
     }
 
+    /// The socket's descriptor, good for as long as `self`.
+    pub fn fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+
     /// Whether `batch` should be sent before another message is added.
     pub fn is_full(&self, batch: &Batch) -> bool {
         batch.count() >= self.most || batch.bytes().len() > MOST_BYTES / 2

@@ -48,6 +48,7 @@ pub fn vxlan(vni: u32) -> Link {
         mac: Some(mac(1)),
         mtu: 1450,
         up: true,
+        tx_checksum: Some(true),
     }
 }
 

@@ -24,7 +24,7 @@ pub enum Step {
     Refused(Op, i32, &'static str),
     /// Somebody else does.
     Outside(Op),
-    /// Somebody else changes MAC or MTU.
+    /// Somebody else changes MAC, MTU or checksum offload.
     Alter(&'static str, Link),
     /// Somebody else sets a device up or down.
     Up(&'static str, bool),
@@ -280,6 +280,7 @@ pub fn bridge(name: &str) -> Object {
             mac: Some(crate::objects::mac(9)),
             mtu: 1500,
             up: true,
+            tx_checksum: None,
         },
     )
 }

@@ -128,6 +128,7 @@ fn options_of_a_vxlan_device() {
             mac: Some(mac(3)),
             mtu: 1430,
             up: false,
+            tx_checksum: Some(false),
         };
         kernel
             .apply(&[Op::Put(link(name, made.clone()))])

@@ -113,11 +113,18 @@ impl World for Real {
     }
 
     fn alter(&self, name: &str, link: &Link) {
-        let mac = link
-            .mac
-            .map(|mac| format!("address {mac}"))
-            .unwrap_or_default();
+        // To write the address that it has would take its neighbours along.
+        let shown = sh(&format!("ip link show dev {name}"));
+        let mac = link.mac.map(|mac| mac.to_string());
+        let mac = mac.filter(|mac| !shown.contains(mac.as_str()));
+        let mac = mac.map(|mac| format!("address {mac}")).unwrap_or_default();
         sh(&format!("ip link set {name} {mac} mtu {}", link.mtu));
+        if let Some(on) = link.tx_checksum {
+            sh(&format!(
+                "ethtool -K {name} tx {}",
+                if on { "on" } else { "off" }
+            ));
+        }
     }
 
     fn set_up(&self, name: &str, up: bool) {

@@ -13,6 +13,7 @@ fn iface(name: &str, index: u32, nets: &[&str]) -> Interface {
         name: name.parse().unwrap(),
         index,
         mtu: 1500,
+        kind: String::new(),
         up: true,
         running: true,
         loopback: false,

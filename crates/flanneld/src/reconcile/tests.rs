@@ -46,6 +46,7 @@ fn node() -> Vec<Object> {
         mac: Some(Mac([2, 0, 0, 0, 0, 1])),
         mtu: 1450,
         up: true,
+        tx_checksum: Some(false),
     };
     let addr = AddrKey {
         dev: name("flannel.1"),
@@ -261,5 +262,43 @@ fn one_refusal_stops_nothing_else() {
         kernel.set_faults(fault::none());
         settle(&mut reconciler).await;
         assert!(reconciler.in_sync());
+    });
+}
+
+/// The node's objects, with this wish for the device's checksum offload.
+fn node_with_offload(wanted: Option<bool>) -> Vec<Object> {
+    let mut objects = node();
+    for object in &mut objects {
+        if let Object::Link(_, link) = object {
+            link.tx_checksum = wanted;
+        }
+    }
+    objects
+}
+
+#[test]
+fn checksum_offload_is_put_right_only_where_it_is_asked_for() {
+    run(async {
+        for wanted in [None, Some(true), Some(false)] {
+            let kernel = kernel(true);
+            let mut reconciler = Reconciler::new(kernel.clone(), scope());
+            reconciler.want(node_with_offload(wanted));
+            settle(&mut reconciler).await;
+            for theirs in [Some(false), Some(true), Some(false)] {
+                let device = node_with_offload(theirs).swap_remove(0);
+                assert!(kernel.outside(&Op::Put(device)));
+                let before = kernel.counts().ops;
+                settle(&mut reconciler).await;
+                let expected = node_with_offload(wanted.or(theirs)).swap_remove(0);
+                assert!(kernel.objects().contains(&expected), "{}", kernel.render());
+                let needed = wanted.is_some() && theirs != wanted;
+                assert_eq!(kernel.counts().ops - before, usize::from(needed));
+            }
+            // A full look changes nothing either.
+            let before = kernel.counts().ops;
+            reconciler.note(KernelEvent::LookAgain);
+            settle(&mut reconciler).await;
+            assert_eq!(kernel.counts().ops, before);
+        }
     });
 }

@@ -17,6 +17,7 @@ mod flow;
 mod foreign;
 mod hostile;
 mod lies;
+mod offload;
 mod repair;
 mod restart;
 mod revoked;

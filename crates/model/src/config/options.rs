@@ -96,6 +96,31 @@ impl BackendConfig {
         }
     }
 
+    /// The one of `names` that stands under `name`, `default` where there is none.
+    ///
+    /// # Errors
+    /// None of `names`.
+    pub fn choice<'a>(
+        &self,
+        name: &str,
+        default: &'a str,
+        names: &[&'a str],
+    ) -> Result<&'a str, ConfigError> {
+        let Some(value) = self.option(name) else {
+            return Ok(default);
+        };
+        let found = names.iter().find(|n| value.as_str() == Some(n));
+        let expected = || format!("one of {}", names.join(", "));
+        found
+            .copied()
+            .ok_or_else(|| refused(&key(name), value, expected()))
+    }
+
+    /// Has `name` say `value`, whatever it said before.
+    pub fn set(&mut self, name: &str, value: impl Into<Value>) {
+        self.options.insert(name.to_ascii_lowercase(), value.into());
+    }
+
     /// The text under `name`, if any.
     ///
     /// # Errors

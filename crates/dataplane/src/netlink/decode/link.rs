@@ -90,7 +90,8 @@ impl RawLink<'_> {
             .and_then(|(_, v)| u32_at(v, 0))
     }
 
-    /// As the model has it. `name_of` turns the index of the device beneath into its name.
+    /// As the model has it. `name_of` turns the index of the device beneath into its name. Checksum
+    /// offload is no part of the message: see [`crate::netlink::ethtool`].
     pub fn link(&self, name_of: impl FnOnce(u32) -> Option<IfName>) -> Link {
         let kind = match self.vxlan(name_of) {
             Some(vxlan) => LinkKind::Vxlan(vxlan),
@@ -102,6 +103,7 @@ impl RawLink<'_> {
             mac: self.mac,
             mtu: self.mtu,
             up: self.up(),
+            tx_checksum: None,
         }
     }
 

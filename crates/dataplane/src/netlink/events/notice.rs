@@ -58,7 +58,8 @@ impl Events {
             .find(|d| !gone && name == Some(d.name));
         if let Some(device) = device {
             let raw = decode::link(message)?;
-            let link = raw.link(|beneath| link::name_of(requests, beneath));
+            let mut link = raw.link(|beneath| link::name_of(requests, beneath));
+            link::look_closer(index, &device.name, &mut link);
             let flapped = device.index != index
                 || device.running != raw.running()
                 || device.link.as_ref().is_none_or(|old| old.up != link.up);

@@ -56,6 +56,13 @@ pub fn outside_changes_are_told(nh: bool) -> (Scope, Vec<Step>) {
         change(6, next_hop(5, "10.244.2.1"));
         change(7, next_hop(6, "fd44:0:0:2::1"));
     }
+    let own_checksums = Link {
+        tx_checksum: Some(false),
+        ..vxlan(1)
+    };
+    all[0] = link(OURS, own_checksums.clone());
+    steps.push(Step::Alter(OURS, own_checksums));
+    steps.push(holds(&all));
     let moved = Link {
         mac: Some(mac(8)),
         mtu: 1300,

@@ -62,7 +62,12 @@ pub fn a_device_is_changed_in_place(nh: bool) -> (Scope, Vec<Step>) {
     let changed = Link {
         mac: Some(mac(7)),
         mtu: 1400,
+        tx_checksum: Some(false),
         ..vxlan(1)
+    };
+    let as_it_is = Link {
+        tx_checksum: None,
+        ..changed.clone()
     };
     let mut rest = without(&all, &peer(nh)[..2]);
     rest[0] = link(OURS, changed.clone());
@@ -78,6 +83,9 @@ pub fn a_device_is_changed_in_place(nh: bool) -> (Scope, Vec<Step>) {
         apply(&all),
         Step::Apply(vec![Op::Put(link(OURS, changed))]),
         // With its address go a device's neighbours.
+        holds(&rest),
+        // Whoever does not ask for a change of it leaves it alone.
+        Step::Apply(vec![Op::Put(link(OURS, as_it_is))]),
         holds(&rest),
         Step::Refused(Op::Put(link(OURS, other)), libc::EEXIST, "deleted first"),
         Step::Refused(
