@@ -54,6 +54,33 @@ release: ## Build flanneld and flannelctl to be installed
 	@scripts/setup build
 	$(CARGO) build --locked --release -p flanneld -p flannelctl
 
+# What the programs are built for in the image, and how; `make image PROFILE=dev` is quick and large.
+MUSL := $(shell uname -m)-unknown-linux-musl
+PROFILE ?= release
+PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+# Paths of this machine are nobody's business, and would make every machine's programs different ones.
+MUSL_FLAGS = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=.
+
+.PHONY: image
+image: image-programs ## The container image target/image/flannel-rs.tar and its bill of materials
+	@$(IMAGE) --out $(BUILT)/image
+
+.PHONY: image-tree
+image-tree: image-programs
+	@$(IMAGE) --tree $(IMAGE_TREE)
+
+.PHONY: image-programs
+image-programs:
+	@scripts/setup image
+	RUSTFLAGS='$(MUSL_FLAGS)' $(CARGO) build --locked --profile $(PROFILE) --target $(MUSL) -p flanneld -p cni -p flannelctl
+
+IMAGE = $(CARGO) run --locked --quiet -p image -- --programs $(BUILT)/$(MUSL)/$(PROFILE_DIR) $(if $(filter release,$(PROFILE)),,--any-size)
+
+.PHONY: manifests
+manifests: ## Write deploy/*.yml anew from the Helm chart
+	@scripts/manifests write
+
 .PHONY: install-tools
 install-tools: ## Install what the tests need from Debian (as root; otherwise say what is missing)
 	@scripts/setup test

@@ -7,6 +7,7 @@ use lab::{LabBuilder, StoreKind};
 use serde_json::{Value, json};
 
 use crate::config::ConfigCommand;
+use crate::install::Install;
 
 #[derive(Parser)]
 #[command(
@@ -36,6 +37,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Install the CNI plugin on this host, as the init container of the Kubernetes manifest does
+    Install(Install),
 }
 
 #[derive(Subcommand)]

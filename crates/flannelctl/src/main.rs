@@ -6,6 +6,7 @@ mod cli;
 mod config;
 mod demo;
 mod env_file;
+mod install;
 mod lab_commands;
 mod output;
 mod running;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         },
         Command::Demo => demo::run(),
         Command::Config { command } => config::run(&command),
+        Command::Install(what) => install::run(&what),
     };
     done.unwrap_or_else(|e| {
         output::problem(&format!("{e:#}"));

@@ -54,12 +54,13 @@ pub(crate) fn measure(
 /// Lets the calling thread run before all others, where that is allowed: it must hear of the fault
 /// before whoever repairs it has finished. It sleeps nearly all the time.
 fn go_first() {
-    let urgent = libc::sched_param { sched_priority: 10 };
+    let priority: libc::c_int = 10;
     // What it starts, the fault among it, does not go first.
     let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
-    // SAFETY: a plain system call with a value that lives long enough. A refusal costs precision
-    // and nothing else.
-    unsafe { libc::sched_setscheduler(0, policy, &raw const urgent) };
+    // SAFETY: a plain system call with a value that lives long enough: for the kernel, `sched_param` is
+    // its priority and nothing else. musl's own function refuses whatever it is asked. A refusal costs
+    // precision and nothing else.
+    unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, policy, &raw const priority) };
 }
 
 fn follow(

@@ -1,0 +1,144 @@
+//! The Rust packages that our programs are made of, as cargo resolved them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+/// The workspace's packages that make programs of the image.
+const ROOTS: [&str; 3] = ["flanneld", "cni", "flannelctl"];
+
+/// A Rust package.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Crate {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its licence as an SPDX expression, where it names one.
+    pub licence: Option<String>,
+    /// Whether it is of this workspace.
+    pub ours: bool,
+    /// What it is linked with, as `name@version`.
+    pub needs: BTreeSet<String>,
+}
+
+impl Crate {
+    /// `name@version`.
+    pub fn id(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+}
+
+/// What ends up in the programs: dependencies of dependencies too, but nothing that only a build or a test needs.
+///
+/// # Errors
+/// Cargo fails, or says what cannot be understood.
+pub fn of_programs() -> Result<Vec<Crate>> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
+    let output = Command::new(cargo)
+        .args([
+            "metadata",
+            "--locked",
+            "--format-version=1",
+            "--filter-platform",
+            &target,
+        ])
+        .output()
+        .context("cannot run cargo metadata")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("cargo metadata: {}", said.trim());
+    }
+    let metadata = serde_json::from_slice(&output.stdout)?;
+    closure(&metadata, &ROOTS).context("cargo metadata says what cannot be understood")
+}
+
+fn closure(metadata: &Value, roots: &[&str]) -> Option<Vec<Crate>> {
+    let by_id = |list: &Value| -> Option<BTreeMap<String, Value>> {
+        let entry = |v: &Value| Some((v["id"].as_str()?.to_owned(), v.clone()));
+        list.as_array()?.iter().map(entry).collect()
+    };
+    let packages = by_id(&metadata["packages"])?;
+    let nodes = by_id(&metadata["resolve"]["nodes"])?;
+    let name = |id: &str| {
+        let package = packages.get(id)?;
+        Some(format!(
+            "{}@{}",
+            package["name"].as_str()?,
+            package["version"].as_str()?
+        ))
+    };
+    let root = |p: &&Value| p["source"].is_null() && roots.iter().any(|r| p["name"] == **r);
+    let mut open: Vec<String> = packages
+        .values()
+        .filter(root)
+        .filter_map(|p| Some(p["id"].as_str()?.to_owned()))
+        .collect();
+    if open.len() != roots.len() {
+        return None;
+    }
+    let mut found = BTreeMap::new();
+    while let Some(id) = open.pop() {
+        if found.contains_key(&id) {
+            continue;
+        }
+        let package = packages.get(&id)?;
+        let mut needs = BTreeSet::new();
+        for dependency in nodes.get(&id)?["deps"].as_array()? {
+            let mut kinds = dependency["dep_kinds"].as_array()?.iter();
+            if kinds.any(|kind| kind["kind"].is_null()) {
+                let id = dependency["pkg"].as_str()?;
+                needs.insert(name(id)?);
+                open.push(id.to_owned());
+            }
+        }
+        let text = |key: &str| package[key].as_str().map(str::to_owned);
+        found.insert(
+            id,
+            Crate {
+                name: text("name")?,
+                version: text("version")?,
+                licence: text("license"),
+                ours: package["source"].is_null(),
+                needs,
+            },
+        );
+    }
+    let mut found: Vec<Crate> = found.into_values().collect();
+    found.sort_by_key(Crate::id);
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_only_builds_and_tests_need_is_left_out() {
+        let package = |name: &str, source: Value| json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT", "source": source});
+        let dep = |name: &str, kind: Value| json!({"pkg": name, "dep_kinds": [{"kind": kind}]});
+        let metadata = json!({
+            "packages": [
+                package("flanneld", Value::Null), package("linked", json!("registry")), package("deep", json!("registry")),
+                package("cc", json!("registry")), package("proptest", json!("registry")),
+            ],
+            "resolve": {"nodes": [
+                {"id": "flanneld", "deps": [dep("linked", Value::Null), dep("cc", json!("build")), dep("proptest", json!("dev"))]},
+                {"id": "linked", "deps": [dep("deep", Value::Null)]},
+                {"id": "deep", "deps": []}, {"id": "cc", "deps": []}, {"id": "proptest", "deps": []},
+            ]},
+        });
+        let found = closure(&metadata, &["flanneld"]).unwrap();
+        let names: Vec<String> = found.iter().map(Crate::id).collect();
+        assert_eq!(names, ["deep@1.0.0", "flanneld@1.0.0", "linked@1.0.0"]);
+        assert_eq!(found[2].needs, ["deep@1.0.0".to_owned()].into());
+        assert!(found[1].ours && !found[2].ours);
+        assert_eq!(closure(&metadata, &["flanneld", "cni"]), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! Our programs in the image.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::debian;
+use crate::tree::Tree;
+
+/// Where upstream's image has `flanneld`, so that a manifest in which only the image's name was changed works.
+const DIR: &str = "opt/bin";
+const PROGRAMS: [&str; 3] = ["flanneld", "flannel", "flannelctl"];
+/// What is mounted over in a pod.
+const PLACES: [&str; 7] = [
+    "dev",
+    "etc/cni/net.d",
+    "etc/kube-flannel",
+    "opt/cni/bin",
+    "proc",
+    "run/flannel",
+    "sys",
+];
+
+/// The programs in `dir`, where the image has them.
+///
+/// # Errors
+/// One is missing, or needs shared libraries.
+pub fn collect(dir: &Path) -> Result<Tree> {
+    let mut tree = Tree::default();
+    for program in PROGRAMS {
+        let path = dir.join(program);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let needed = debian::shared_libraries(std::slice::from_ref(&path))?;
+        if let Some(library) = needed.first() {
+            bail!(
+                "{} needs {}: it must be statically linked (build for a musl target)",
+                path.display(),
+                library.display()
+            );
+        }
+        tree.file(&format!("{DIR}/{program}"), 0o755, bytes)?;
+    }
+    for place in PLACES {
+        tree.dir(place)?;
+    }
+    Ok(tree)
+}
