@@ -59,6 +59,7 @@ fn any_host() -> Option<Host> {
         iface,
         ifindex: 1,
         mtu: 65_535,
+        kind: String::new(),
         addr,
         public_ip: addr,
         on_link: Vec::new(),
