@@ -115,7 +115,7 @@ impl Process {
     }
 
     /// [`Error::Ended`] when it has ended.
-    pub(crate) fn must_run(&self) -> Result<(), Error> {
+    pub fn must_run(&self) -> Result<(), Error> {
         match self.ended()? {
             None => Ok(()),
             Some(status) => Err(Error::Ended {

@@ -18,6 +18,7 @@ mod foreign;
 mod hostile;
 mod lies;
 mod offload;
+mod mixed;
 mod repair;
 mod restart;
 mod revoked;
