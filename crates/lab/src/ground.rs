@@ -32,14 +32,7 @@ impl Ground {
         let (mnt, run) = in_thread(|| {
             unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
                 .doing(|| "new mount namespace".into())?;
-            mount(
-                None::<&str>,
-                "/",
-                None::<&str>,
-                MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-                None::<&str>,
-            )
-            .doing(|| "make / private".into())?;
+            make_private()?;
             // Opened here, for only what is in this mount namespace can be bound; and before /run
             // is covered, for it may lie below it.
             let opened = bins.iter().map(|(dir, _)| open_path(dir));
@@ -105,7 +98,20 @@ impl Ground {
     }
 }
 
-fn open_path(path: &Path) -> Result<File, Error> {
+/// No mount of this namespace is seen outside of it, nor one from outside in it.
+pub(crate) fn make_private() -> Result<(), Error> {
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )
+    .doing(|| "make / private".into())
+}
+
+/// Opens a file or directory as a place only.
+pub(crate) fn open_path(path: &Path) -> Result<File, Error> {
     OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH)

@@ -25,7 +25,9 @@
 
 mod builder;
 mod certs;
+mod cgroup;
 mod daemon;
+mod docker;
 mod echo;
 mod error;
 mod etcd;
@@ -58,6 +60,7 @@ mod wait;
 
 pub use builder::{LabBuilder, Progress};
 pub use daemon::{Daemon, Instance};
+pub use docker::{Container, Docker};
 pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};

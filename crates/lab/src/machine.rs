@@ -4,7 +4,6 @@
 //! It has namespaces of its own of every kind but the network, which is its node's, and the user
 //! one. Its files are an overlay in memory over a directory made once ([`debian_root`]).
 
-mod cgroup;
 mod root;
 
 use std::fs;
@@ -13,16 +12,14 @@ use std::ops::Deref;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use root::debian_root;
 
+use crate::cgroup::Cgroup;
 use crate::error::Doing;
 use crate::process::Process;
 use crate::{Error, Namespace, Node, privilege, programs, wait_for};
-
-use cgroup::Cgroup;
 
 const ENTER: &str = include_str!("machine/enter.sh");
 const BOOT: &str = include_str!("machine/boot.sh");
@@ -60,7 +57,7 @@ impl Machine {
         }
         programs::require(&["unshare", "setpriv", "pivot_root"])?;
         let root = debian_root()?;
-        let cgroup = Cgroup::new(&unique_name(node.name()))?;
+        let cgroup = Cgroup::new(node.name())?;
         let mut command = Command::new("unshare");
         command
             .args([
@@ -171,13 +168,6 @@ impl Deref for Machine {
     fn deref(&self) -> &Namespace {
         &self.place
     }
-}
-
-/// A cgroup's name that no other machine of this computer has.
-fn unique_name(node: &str) -> String {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("flannel-lab-{}-{next}-{node}", std::process::id())
 }
 
 /// The process id of the only child of `unshare`, once it has become systemd.

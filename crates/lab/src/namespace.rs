@@ -88,6 +88,28 @@ impl Namespace {
         })
     }
 
+    /// The same network and processes, with a mount namespace of its own that is, as yet, the same.
+    pub(crate) fn with_own_mounts(&self, name: &str) -> Result<Namespace, Error> {
+        in_thread(|| {
+            self.enter()?;
+            unshare(CloneFlags::CLONE_NEWNS).doing(|| format!("{name}: new mount namespace"))?;
+            Ok(Namespace {
+                name: name.into(),
+                mnt: Arc::new(open_own("mnt")?),
+                ..self.clone()
+            })
+        })
+    }
+
+    /// The same files and processes in another network.
+    pub(crate) fn with_network(&self, name: &str, net: OwnedFd) -> Namespace {
+        Namespace {
+            name: name.into(),
+            net: net.into(),
+            ..self.clone()
+        }
+    }
+
     /// What it is called in messages: `n1`, `n1-p1`, `fabric`.
     pub fn name(&self) -> &str {
         &self.name

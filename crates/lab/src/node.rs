@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use model::Family;
 
 use crate::daemon::{Daemon, Instance};
+use crate::docker::Docker;
 use crate::error::Doing;
 use crate::fabric;
 use crate::ground::Ground;
@@ -155,6 +156,33 @@ impl Node {
     /// Its pods.
     pub fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods_mut().clone()
+    }
+
+    /// A docker for this node, not started yet.
+    ///
+    /// # Errors
+    /// [`Error::Needs`]: docker is not installed, or this process may not make control groups.
+    pub fn docker(&self) -> Result<Docker, Error> {
+        Docker::new(&self.place, &self.ground)
+    }
+
+    /// This node with its own copy of directories that are otherwise the machine's, such as
+    /// `/etc`: what is written there, this place alone sees.
+    ///
+    /// # Errors
+    /// They cannot be copied.
+    pub fn with_own(&self, dirs: &[&str]) -> Result<Namespace, Error> {
+        const COPY: &str = r#"for dir; do
+            new=/run/own$dir
+            mkdir -p "$new"
+            cp -a "$dir/." "$new"
+            mount --bind "$new" "$dir"
+        done"#;
+        let place = self.place.with_own_mounts(self.name())?;
+        let mut argv = vec!["sh", "-euc", COPY, "sh"];
+        argv.extend(dirs);
+        place.exec(argv)?;
+        Ok(place)
     }
 
     /// What its kernel holds.

@@ -45,7 +45,7 @@ pub(crate) fn attach(
     places: Vec<Namespace>,
 ) -> Result<Vec<Pod>, Error> {
     let mut on_node = Vec::new();
-    if before == 0 {
+    if before == 0 && !places.is_empty() {
         on_node.push(format!(
             "link add cni0 mtu {} type bridge forward_delay 0 mcast_snooping 0",
             env.mtu

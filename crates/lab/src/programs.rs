@@ -41,6 +41,9 @@ pub(crate) fn missing(program: &str) -> Error {
         "etcdctl" => "etcd-client",
         "ping" => "iputils-ping",
         "unshare" | "setpriv" | "flock" | "pivot_root" => "util-linux",
+        "dockerd" => "docker.io",
+        "docker" => "docker-cli (Debian 12: docker.io)",
+        "busybox" => "busybox-static",
         other => other,
     };
     Error::Needs(format!(

@@ -1,4 +1,4 @@
-# Holds a cgroup for a machine and removes it in the end, whatever the end is: the far side of our
+# Holds a cgroup for a machine or a docker and removes it in the end, whatever the end is: the far side of our
 # standard input is held by the lab's process alone. usage: sh -c THIS cgroup NAME
 # Runs in a mount namespace of its own.
 set -eu
@@ -8,7 +8,7 @@ cgroup=/sys/fs/cgroup${own%/}/$1
 mkdir "$cgroup"
 echo "${own%/}/$1"
 read -r _ || true
-# The machine's processes are being killed; a cgroup can go once they are buried.
+# Its processes are being killed; a cgroup can go once they are buried.
 tries=0
 while [ -d "$cgroup" ] && [ $tries -lt 600 ]; do
 	echo 1 >"$cgroup/cgroup.kill" 2>/dev/null || true

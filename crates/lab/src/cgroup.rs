@@ -1,7 +1,8 @@
-//! A cgroup for a machine, gone when the machine or the process that held it is.
+//! A cgroup for a machine or a docker, gone when that or the process that held it is.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Error;
 use crate::error::Doing;
@@ -11,7 +12,7 @@ const SCRIPT: &str = include_str!("cgroup.sh");
 /// A cgroup of the unified hierarchy, below our own. A process outside the lab keeps it: it
 /// removes it when this value is dropped, and when this process ends without dropping it.
 #[derive(Debug)]
-pub(super) struct Cgroup {
+pub(crate) struct Cgroup {
     path: String,
     keeper: Child,
     /// Closing it is the signal. `None` once closed.
@@ -19,9 +20,12 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `name`.
-    pub(super) fn new(name: &str) -> Result<Cgroup, Error> {
+    /// Makes a cgroup whose name ends with `what`, and that no other of this computer has.
+    pub(crate) fn new(what: &str) -> Result<Cgroup, Error> {
         use std::os::unix::process::CommandExt;
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = &format!("flannel-lab-{}-{next}-{what}", std::process::id());
         let mut keeper = Command::new("unshare")
             .args([
                 "--mount",
@@ -53,13 +57,13 @@ impl Cgroup {
         match cgroup.path.is_empty() {
             false => Ok(cgroup),
             true => Err(Error::Needs(
-                "a machine needs a cgroup of the unified hierarchy (cgroup2), and may not make one here".into(),
+                "a machine or docker needs a cgroup of the unified hierarchy (cgroup2), and may not make one here".into(),
             )),
         }
     }
 
     /// Its path in the hierarchy.
-    pub(super) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         &self.path
     }
 }

@@ -1,0 +1,12 @@
+//! The guides that people install flannel by, step for step, with real etcd, docker and CNI plugins.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::explicit_write,
+    reason = "tests"
+)]
+
+mod docker;
+mod scene;
