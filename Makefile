@@ -49,16 +49,35 @@ build: ## Build all programs for development
 	@scripts/setup build
 	$(CARGO) build --locked --workspace --bins
 
-.PHONY: release
-release: ## Build flanneld and flannelctl to be installed
-	@scripts/setup build
-	$(CARGO) build --locked --release -p flanneld -p flannelctl
-
-# What the programs are built for in the image, and how; `make image PROFILE=dev` is quick and large.
+# The plugin is copied to hosts of every kind and runs for every container: linked statically.
 MUSL := $(shell uname -m)-unknown-linux-musl
+.PHONY: release
+release: ## Build what is to be installed: flanneld, flannelctl, and the CNI plugin linked statically
+	@scripts/setup release
+	$(CARGO) build --locked --release -p flanneld -p flannelctl
+	$(CARGO) build --locked --release -p cni --target $(MUSL)
+
+# Programs built elsewhere: BIN_DIR=…, and CNI_PLUGIN=… where the plugin is not there too.
+BUILT := $(or $(CARGO_TARGET_DIR),target)
+PROGRAMS := $(if $(BIN_DIR),,release)
+install uninstall deb: export CNI_PLUGIN := $(or $(CNI_PLUGIN),$(if $(BIN_DIR),$(BIN_DIR),$(BUILT)/$(MUSL)/release)/flannel)
+install uninstall deb: export BIN_DIR := $(or $(BIN_DIR),$(BUILT)/release)
+
+.PHONY: install
+install: $(PROGRAMS) ## Install below DESTDIR=, PREFIX=/usr/local (BIN_DIR= of programs already built)
+	@dist/install
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` installed
+	@dist/install uninstall
+
+.PHONY: deb
+deb: $(PROGRAMS) ## Build a Debian package in target/debian
+	@dist/deb $(BUILT)/debian
+
+# How the programs of the image are built; `make image PROFILE=dev` is quick and large.
 PROFILE ?= release
 PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-BUILT := $(or $(CARGO_TARGET_DIR),target)
 # Paths of this machine are nobody's business, and would make every machine's programs different ones.
 MUSL_FLAGS = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=.
 

@@ -32,6 +32,15 @@ pub(crate) enum Command {
     },
     /// Build a small cluster, show it, break it, watch it heal, and take it down
     Demo,
+    /// Write the manual pages and the shells' completions, for a package
+    #[command(hide = true)]
+    Manual {
+        /// Where to: gets the directories man, bash, zsh and fish
+        dir: PathBuf,
+        /// The date in the pages, such as 2026-11-21
+        #[arg(long, default_value = "")]
+        date: String,
+    },
     /// The network configuration: read it, check it, write it
     Config {
         #[command(subcommand)]

@@ -8,6 +8,7 @@ mod demo;
 mod env_file;
 mod install;
 mod lab_commands;
+mod manual;
 mod output;
 mod running;
 mod runtime;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
             LabCommand::Hold { shape, file } => lab_commands::hold(&shape, &file),
         },
         Command::Demo => demo::run(),
+        Command::Manual { dir, date } => manual::write(&dir, &date),
         Command::Config { command } => config::run(&command),
         Command::Install(what) => install::run(&what),
     };

@@ -303,7 +303,8 @@ fn two_dashes(args: impl IntoIterator<Item = String>) -> Vec<String> {
     args.into_iter().map(&mut rewrite).collect()
 }
 
-fn command() -> Command {
+/// The whole command line, with two dashes: for help, and for the shells' completions.
+pub fn command() -> Command {
     let args = FLAGS.iter().map(|flag| {
         let arg = Arg::new(flag.name)
             .long(flag.name)
