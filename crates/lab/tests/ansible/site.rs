@@ -1,0 +1,300 @@
+//! Two machines, an etcd, and the control machine: a directory with an inventory and certificates.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use lab::{Etcd, Lab, Machine, Namespace, Process, StoreKind, wait_for};
+use serde_json::{Value, json};
+
+use crate::SOON;
+
+/// Our own files, from which nothing is built: only run from a checkout.
+pub(crate) const CHECKOUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
+/// The site.
+pub(crate) struct Site {
+    // Dropped in this order.
+    doors: BTreeMap<String, Process>,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) lab: Lab,
+    control: Control,
+    host_vars: BTreeMap<String, Value>,
+}
+
+/// What a play said, and how it ended.
+pub(crate) struct Play {
+    pub(crate) succeeded: bool,
+    pub(crate) output: String,
+}
+
+impl Site {
+    /// As the guide's other roles leave it: etcd runs, certificates are made, CNI plugins are there.
+    pub(crate) fn build() -> Site {
+        let control = Control::new();
+        let lab = Lab::builder()
+            .nodes(2)
+            .store(StoreKind::Etcd { tls: true })
+            .etcd_prefix("/kubernetes-cluster/network")
+            .build()
+            .unwrap();
+        lab.delete_config().unwrap();
+        let machines: Vec<Machine> = lab
+            .nodes()
+            .iter()
+            .map(|node| Machine::boot(node).unwrap())
+            .collect();
+        let cnitool = control.tool("cnitool");
+        for machine in &machines {
+            for plugin in ["bridge", "host-local", "portmap"] {
+                machine
+                    .copy_in(
+                        &Path::new("/usr/lib/cni").join(plugin),
+                        &format!("/opt/cni/bin/{plugin}"),
+                    )
+                    .unwrap();
+            }
+            machine
+                .copy_in(Path::new("/usr/sbin/ethtool"), "/usr/sbin/ethtool")
+                .unwrap();
+            machine.copy_in(&cnitool, "/usr/local/bin/cnitool").unwrap();
+        }
+        control.certificates(&lab.shared_dir().join("tls"));
+        control.programs();
+
+        let mut doors = BTreeMap::new();
+        let log = |name: &str| lab.shared_dir().join("log").join(format!("{name}-door"));
+        for machine in &machines {
+            let name = machine.name();
+            doors.insert(name.to_owned(), door(machine, &log(name)));
+        }
+        doors.insert(
+            "etcd1".to_owned(),
+            door_with_sys(lab.fabric(), &log("etcd1")),
+        );
+        Site {
+            doors,
+            machines,
+            lab,
+            control,
+            host_vars: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn etcd(&self) -> &Etcd {
+        self.lab.etcd().unwrap()
+    }
+
+    /// Sets variables of one host.
+    pub(crate) fn set(&mut self, host: &str, vars: &Value) {
+        self.host_vars.insert(host.into(), vars.clone());
+    }
+
+    /// Runs the example's playbook.
+    pub(crate) fn play(&self, args: &[&str]) -> Play {
+        let inventory = self.control.dir.join("inventory.json");
+        fs::write(&inventory, self.inventory().to_string()).unwrap();
+        let mut command = self.control.ansible("ansible-playbook");
+        command
+            .arg("--inventory")
+            .arg(&inventory)
+            .args(["--extra-vars", "flannel_serial=100%"])
+            .args(args);
+        let output = command
+            .arg(format!("{CHECKOUT}/deploy/ansible/site.yml"))
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        println!("{args:?}\n{text}");
+        Play {
+            succeeded: output.status.success(),
+            output: text,
+        }
+    }
+
+    /// From within each pod, the other one answers.
+    pub(crate) fn pods_reach_each_other(&self, addresses: &[String]) {
+        for (machine, other) in self.machines.iter().zip(addresses.iter().rev()) {
+            let ping = [
+                "ip", "netns", "exec", "pod", "ping", "-c", "2", "-W", "5", other,
+            ];
+            machine.exec(ping).unwrap();
+        }
+    }
+
+    fn inventory(&self) -> Value {
+        let host = |name: &str| {
+            let mut vars = json!({"ansible_process": self.doors[name].pid()});
+            if let Some(Value::Object(more)) = self.host_vars.get(name) {
+                vars.as_object_mut().unwrap().extend(more.clone());
+            }
+            vars
+        };
+        let dir = self.control.dir.display();
+        json!({"all": {
+            "vars": {
+                "ansible_connection": "namespaces",
+                "ansible_user": "root",
+                "ansible_python_interpreter": "/usr/bin/python3",
+                "k8s_interface": "eth0",
+                "k8s_ca_conf_directory": format!("{dir}/certs"),
+                "flannel_binary_source": format!("{dir}/programs"),
+            },
+            "children": {
+                // An etcd node that runs no flanneld, on an interface of another name.
+                "k8s_etcd": {"hosts": {"etcd1": host("etcd1")}, "vars": {
+                    "k8s_interface": "br0",
+                    "ansible_namespaces": "--mount --net",
+                    "ansible_python_interpreter": self.control.bin.join("python3"),
+                }},
+                "flannel": {"hosts": {"n1": host("n1"), "n2": host("n2")}},
+            },
+        }})
+    }
+}
+
+/// A process by which Ansible gets into a machine.
+fn door(machine: &Namespace, log: &Path) -> Process {
+    let mut sleep = Command::new("sleep");
+    Process::start("door", machine, sleep.arg("infinity"), log).unwrap()
+}
+
+/// The same for a place that is no machine: its interfaces must be in `/sys`.
+fn door_with_sys(place: &Namespace, log: &Path) -> Process {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "slave", "sh", "-c"]);
+    command.arg("mount -t sysfs sysfs /sys && exec sleep infinity");
+    let door = Process::start("door", place, &mut command, log).unwrap();
+    wait_for("the door is open", SOON, || {
+        let name = fs::read_to_string(format!("/proc/{}/comm", door.pid())).unwrap_or_default();
+        match name.trim() {
+            "sleep" => Ok(()),
+            _ => Err(fs::read_to_string(log).unwrap_or_default()),
+        }
+    })
+    .unwrap();
+    door
+}
+
+impl Play {
+    /// How many tasks changed something on n1 and on n2, as the recap has it.
+    pub(crate) fn changed(&self) -> [u32; 2] {
+        ["n1", "n2"].map(|host| {
+            let recap = self
+                .output
+                .lines()
+                .find(|l| l.starts_with(&format!("{host} ")) && l.contains("changed="));
+            let count =
+                recap.and_then(|l| l.split("changed=").nth(1)?.split(' ').next()?.parse().ok());
+            count.unwrap_or_else(|| panic!("no recap of {host} in\n{}", self.output))
+        })
+    }
+}
+
+/// The control machine's files; removed when dropped.
+pub(crate) struct Control {
+    dir: PathBuf,
+    /// Where ansible-playbook is.
+    bin: PathBuf,
+}
+
+impl Control {
+    pub(crate) fn new() -> Control {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir =
+            std::env::temp_dir().join(format!("flannel-ansible-{}-{next}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("ansible.cfg"), "[defaults]\n").unwrap();
+        let mut control = Control {
+            dir,
+            bin: PathBuf::new(),
+        };
+        control.bin = control.tool("ansible");
+        control
+    }
+
+    /// What a script of ours provides: the path that it prints.
+    fn tool(&self, script: &str) -> PathBuf {
+        let output = Command::new(format!("{CHECKOUT}/scripts/{script}"))
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/{script}: {said}");
+        String::from_utf8_lossy(&output.stdout).trim().into()
+    }
+
+    /// A file of the control machine.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// One of Ansible's programs, with nothing of this machine's own settings.
+    pub(crate) fn ansible(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        for (name, value) in [
+            ("ANSIBLE_NOCOLOR", "1"),
+            ("ANSIBLE_PIPELINING", "1"),
+            (
+                "ANSIBLE_ROLES_PATH",
+                &format!("{CHECKOUT}/deploy/ansible/roles"),
+            ),
+            (
+                "ANSIBLE_CONNECTION_PLUGINS",
+                concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ansible"),
+            ),
+            // No __pycache__ in the work tree.
+            ("PYTHONDONTWRITEBYTECODE", "1"),
+        ] {
+            command.env(name, value);
+        }
+        command.env("ANSIBLE_HOME", self.dir.join("home"));
+        command.env("ANSIBLE_CONFIG", self.dir.join("ansible.cfg"));
+        command
+    }
+
+    /// Under the names that the guide gives them.
+    fn certificates(&self, from: &Path) {
+        let certs = self.dir.join("certs");
+        fs::create_dir_all(&certs).unwrap();
+        for (name, to) in [
+            ("ca.pem", "ca-etcd.pem"),
+            ("flanneld.pem", "cert-etcd.pem"),
+            ("flanneld-key.pem", "cert-etcd-key.pem"),
+        ] {
+            fs::copy(from.join(name), certs.join(to)).unwrap();
+        }
+        fs::write(certs.join("ca-etcd-key.pem"), "not needed by flanneld\n").unwrap();
+    }
+
+    /// The programs under test, without what only a debugger reads: machines' files are memory.
+    fn programs(&self) {
+        let programs = self.dir.join("programs");
+        fs::create_dir_all(&programs).unwrap();
+        let built = lab::flannel_bin_dir().unwrap();
+        for name in ["flanneld", "flannelctl", "flannel"] {
+            let strip = Command::new("strip")
+                .arg("-o")
+                .arg(programs.join(name))
+                .arg(built.join(name))
+                .output()
+                .unwrap();
+            assert!(
+                strip.status.success(),
+                "{}",
+                String::from_utf8_lossy(&strip.stderr)
+            );
+        }
+        let script = "mk-docker-opts.sh";
+        fs::copy(format!("{CHECKOUT}/dist/{script}"), programs.join(script)).unwrap();
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
