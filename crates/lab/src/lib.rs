@@ -76,7 +76,7 @@ pub use pinger::{PingReport, Pinger};
 pub use pod::Pod;
 pub use privilege::{become_root, check as check_privilege, user_namespace};
 pub use process::Process;
-pub use programs::flannel_bin_dir;
+pub use programs::{flannel_bin_dir, flannel_image};
 pub use repair::Repair;
 pub use store::StoreKind;
 pub use subnet_env::SubnetEnv;

@@ -33,6 +33,38 @@ pub fn flannel_bin_dir() -> Result<PathBuf, Error> {
     })
 }
 
+/// The container image that is run: `$FLANNEL_IMAGE`, else where `make image` puts it, beside what cargo built.
+///
+/// # Errors
+/// [`Error::Needs`] with the command that makes it.
+pub fn flannel_image() -> Result<PathBuf, Error> {
+    if let Some(image) = std::env::var_os("FLANNEL_IMAGE") {
+        let image = PathBuf::from(image);
+        return match image.is_file() {
+            true => Ok(image),
+            false => Err(Error::Needs(format!(
+                "FLANNEL_IMAGE is {}, but there is no such file",
+                image.display()
+            ))),
+        };
+    }
+    let exe = std::env::current_exe().map_err(|source| Error::Io {
+        what: "find the running program's own file".into(),
+        source,
+    })?;
+    let mut images = exe
+        .ancestors()
+        .skip(2)
+        .take(2)
+        .map(|dir| dir.join("image/flannel-rs.tar"));
+    images.find(|image| image.is_file()).ok_or_else(|| {
+        Error::Needs(
+            "there is no container image: `make image` makes it; or name one in FLANNEL_IMAGE"
+                .into(),
+        )
+    })
+}
+
 /// What to say when a program of the system is not there.
 pub(crate) fn missing(program: &str) -> Error {
     let package = match program {

@@ -1,0 +1,111 @@
+//! Container runtimes take the archive, under the name by which a manifest asks for the image.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use lab::wait_for;
+
+use crate::{image, must, output};
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// A containerd of its own, with all of its files in a directory.
+struct Containerd {
+    process: Child,
+    dir: tempfile::TempDir,
+}
+
+impl Containerd {
+    fn start() -> Containerd {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).display().to_string();
+        let config = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
+             [grpc]\n  address = {:?}\n[ttrpc]\n  address = {:?}\n",
+            path("root"),
+            path("state"),
+            path("socket"),
+            path("ttrpc"),
+        );
+        fs::write(path("config.toml"), config).unwrap();
+        let log = fs::File::create(path("log")).unwrap();
+        let process = Command::new("containerd")
+            .arg(format!("--config={}", path("config.toml")))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("containerd: scripts/setup test installs it");
+        let containerd = Containerd { process, dir };
+        wait_for("containerd answers", SOON, || {
+            let answer = output(containerd.ctr().arg("version"));
+            if answer.status.success() {
+                Ok(())
+            } else {
+                Err(containerd.log())
+            }
+        })
+        .unwrap();
+        containerd
+    }
+
+    fn ctr(&self) -> Command {
+        let mut command = Command::new("ctr");
+        command
+            .arg("--address")
+            .arg(self.dir.path().join("socket"))
+            .args(["--namespace", "k8s.io"]);
+        command
+    }
+
+    fn log(&self) -> String {
+        let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        log.lines().rev().take(5).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn containerd_imports_it_under_the_name_that_a_kubelet_asks_for() {
+    let containerd = Containerd::start();
+    // `native`: plain directories, which every file system can do.
+    must(
+        containerd
+            .ctr()
+            .args(["images", "import", "--snapshotter=native"])
+            .arg(image()),
+    );
+    let listed = must(containerd.ctr().args(["images", "list", "--quiet"]));
+    // A name without a registry is completed with the default one; a kubelet's request is, too.
+    let name = format!("/flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    let names: Vec<&str> = listed.split_whitespace().collect();
+    assert!(names.len() == 1 && names[0].ends_with(&name), "{names:?}");
+    let snapshots = must(
+        containerd
+            .ctr()
+            .args(["snapshots", "--snapshotter=native", "list"]),
+    );
+    assert_eq!(
+        snapshots.matches("Committed").count(),
+        2,
+        "two layers, unpacked: {snapshots}"
+    );
+    let unpacked = containerd
+        .dir
+        .path()
+        .join("root/io.containerd.snapshotter.v1.native/snapshots");
+    let holds_flanneld = |dir: fs::DirEntry| dir.path().join("opt/bin/flanneld").is_file();
+    assert!(
+        fs::read_dir::<&Path>(&unpacked)
+            .unwrap()
+            .any(|dir| holds_flanneld(dir.unwrap()))
+    );
+}
