@@ -29,6 +29,7 @@ test: ## Everything that proves it: lints, unit and property tests, real kernel,
 	$(CARGO) build --locked --workspace --bins
 	@# Now, for minutes of a compiler would disturb the tests; status 2: not on this machine, and the tests say so.
 	@scripts/kubernetes helm >/dev/null || [ $$? = 2 ]
+	@$(MAKE) --no-print-directory image
 	$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory lint
 

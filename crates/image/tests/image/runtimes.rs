@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use lab::wait_for;
+use lab::{Error, Lab, SHARED_DIR, StoreKind, wait_for};
 
-use crate::{image, must, output};
+use crate::{image, must, output, unpack};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -108,4 +108,78 @@ fn containerd_imports_it_under_the_name_that_a_kubelet_asks_for() {
             .unwrap()
             .any(|dir| holds_flanneld(dir.unwrap()))
     );
+}
+
+/// As the DaemonSet's pod: in the host's network, root read-only, two capabilities, the runtime's seccomp profile.
+#[test]
+fn docker_loads_it_and_runs_flanneld_as_a_pod_does() {
+    let programs = tempfile::tempdir().unwrap();
+    unpack(&image(), programs.path());
+    let lab = Lab::builder()
+        .nodes(2)
+        .store(StoreKind::Directory)
+        .bin_dir(programs.path().join("opt/bin"))
+        .build()
+        .unwrap();
+    lab.node(2).flanneld().start_ready(SOON).unwrap();
+    let node = lab.node(1);
+    let docker = match node.docker() {
+        Err(why @ Error::Needs(_)) => return lab::not_run("the image in docker", &why),
+        docker => docker.unwrap(),
+    };
+    docker
+        .start(&["--bridge=none", "--iptables=false", "--ip6tables=false"])
+        .unwrap();
+    docker
+        .ctl(["load", "--input", image().to_str().unwrap()])
+        .unwrap();
+    let name = format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    node.exec([
+        "sh",
+        "-c",
+        "mkdir -p /run/flannel && touch /run/xtables.lock",
+    ])
+    .unwrap();
+    let store = format!("{SHARED_DIR}/store");
+    docker
+        .ctl([
+            "run",
+            "--detach",
+            "--name=flanneld",
+            "--network=host",
+            "--read-only",
+            "--cap-drop=ALL",
+            "--cap-add=NET_ADMIN",
+            "--cap-add=NET_RAW",
+            "--security-opt=no-new-privileges",
+            "--volume=/run/flannel:/run/flannel",
+            "--volume=/run/xtables.lock:/run/xtables.lock",
+            &format!("--volume={store}:{store}"),
+            &name,
+            &format!("--store-dir={store}"),
+            "--ip-masq",
+        ])
+        .unwrap();
+    let log = || docker.ctl(["logs", "flanneld"]);
+    wait_for("flanneld is up in its container", SOON, || {
+        let rules = node
+            .exec([
+                "sh",
+                "-c",
+                "iptables-save -t nat | grep -c FLANNEL-POSTRTG || true",
+            ])
+            .unwrap();
+        let up = node.subnet_env().is_ok() && rules.trim() != "0";
+        if up {
+            Ok(())
+        } else {
+            Err(format!("{rules}; {:?}", log()))
+        }
+    })
+    .unwrap();
+    for node in lab.nodes() {
+        node.add_pods(1).unwrap();
+    }
+    lab.wait_mesh(SOON)
+        .unwrap_or_else(|e| panic!("{e}\n{:?}", log()));
 }
