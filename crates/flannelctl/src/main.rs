@@ -56,7 +56,5 @@ fn main() -> ExitCode {
 fn wrong_command_line(error: &anyhow::Error) -> bool {
     error.is::<flanneld::options::UsageError>()
         || error.is::<clap::Error>()
-        || error
-            .downcast_ref()
-            .is_some_and(flanneld::settle::wrong_flag)
+        || flanneld::settle::wrong_flag(error)
 }

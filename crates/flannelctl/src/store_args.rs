@@ -65,7 +65,7 @@ impl StoreArgs {
             given.filter(|_| !self.overrules(name))
         };
         let given = flags::parse(self.words(), env)?;
-        Ok(store_choice(&given)?.open(Timing::default())?)
+        store_choice(&given)?.open(Timing::default())
     }
 
     fn given(&self) -> [(&'static str, &Option<String>); 9] {

@@ -14,9 +14,9 @@ use crate::cluster::Cluster;
 use crate::iface::{NoIface, View};
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
-use crate::settle::{addresses, build, ran_here, scope, settle};
+use crate::settle::{addresses, build, interface_missing, ran_here, scope, settle};
 use crate::status::Status;
-use crate::{forwarding, iface, subnet_file, systemd, traffic};
+use crate::{cni_conf, forwarding, iface, subnet_file, systemd, traffic};
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
 /// large cluster's first listing does not stand in memory as work to do.
@@ -40,14 +40,14 @@ impl Daemon {
     /// # Errors
     /// What waiting does not mend: no such interface, a full pool, a file that cannot be written.
     pub async fn start(
-        options: Options,
+        mut options: Options,
         mut store: AnyStore,
         mut kernel: Kernel,
         status: Status,
     ) -> anyhow::Result<Daemon> {
         let previous = subnet_file::previous(&options.subnet_file);
         let former = subnet_file::former_networks(&options.subnet_file);
-        let (config, host, backend) = settle(&options, &mut store).await?;
+        let (config, host, backend) = settle(&mut options, &mut store).await?;
         let claim = Claim {
             attrs: backend.lease_attrs(),
             previous,
@@ -58,7 +58,7 @@ impl Daemon {
         // Their programs run while the kernel's objects are made here.
         let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
         forwarding::check(&config, &host.iface);
-        let mut scope = scope(&config, &host, &*backend);
+        let mut scope = scope(&config, &lease.key, &host, &*backend);
         scope.take_over = previous.is_some() && !ran_here(&mut kernel, &scope).await?;
         let mut roster = Roster::new(&config, backend.kind(), backend.identities());
         roster.set_own(lease.key, host.public_ip);
@@ -68,7 +68,7 @@ impl Daemon {
         reconciler.pass().await;
         rules.settled().await;
 
-        let daemon = Daemon {
+        let mut daemon = Daemon {
             cluster: Cluster::new(roster, backend, host),
             options,
             config,
@@ -78,7 +78,11 @@ impl Daemon {
             status,
         };
         daemon.write_subnet_file()?;
+        if let Some(conf) = daemon.options.cni_conf.clone() {
+            cni_conf::start(conf, daemon.status.clone());
+        }
         daemon.status.set_started();
+        daemon.store.network(true).await;
         systemd::ready(&format!(
             "subnet {}, backend {}",
             daemon.lease.key,
@@ -206,6 +210,7 @@ impl Daemon {
                 let text = problem.to_string();
                 if self.status.set_host_problem(Some(text.clone())) {
                     warn!("{text}; keeping what is there");
+                    self.store.report(interface_missing(&problem)).await;
                 }
                 return Ok(false);
             }
@@ -234,7 +239,7 @@ impl Daemon {
         self.reconciler.unwant(&old);
         self.reconciler.want(backend.node(&self.lease, &host));
         self.reconciler
-            .set_scope(scope(&self.config, &host, &*backend));
+            .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
         let attrs = backend.lease_attrs();
         self.cluster
             .rebuild(self.lease.key, backend, host, &mut self.reconciler);

@@ -94,17 +94,35 @@ pub const FLAGS: &[Flag] = &[
         "false",
         "use the Kubernetes API instead of etcd",
     ),
-    value("kube-api-url", "", "Kubernetes API server"),
-    value("kubeconfig-file", "", "kubeconfig file"),
+    value(
+        "kube-api-url",
+        "",
+        "Kubernetes API server (default: the kubeconfig's; else the one that every pod is told of)",
+    ),
+    value(
+        "kubeconfig-file",
+        "",
+        "kubeconfig file with the API server and the credentials for it",
+    ),
     value(
         "kube-annotation-prefix",
         "flannel.alpha.coreos.com",
-        "prefix of the node annotations",
+        "prefix of the node annotations; at most one /",
     ),
     value(
         "net-config-path",
         "/etc/kube-flannel/net-conf.json",
         "network configuration file (Kubernetes only)",
+    ),
+    value(
+        "cni-conf-source",
+        "",
+        "CNI configuration to put in place once the network stands; empty: none",
+    ),
+    value(
+        "cni-conf-file",
+        "/etc/cni/net.d/10-flannel.conflist",
+        "where to put it",
     ),
     repeated(
         "iface",

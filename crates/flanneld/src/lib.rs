@@ -7,12 +7,13 @@
 //! | [`cluster`] | the other nodes, and what the kernel must hold for them |
 //! | [`reconcile`] | desired against observed, written to the kernel |
 //! | [`traffic`] | the traffic rules, kept in a task of their own |
-//! | [`subnet_file`] | `subnet.env` |
+//! | [`subnet_file`], [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | [`daemon`] | the order of it all |
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
 
 pub mod cluster;
+mod cni_conf;
 pub mod daemon;
 pub mod flags;
 pub mod forwarding;
@@ -27,3 +28,4 @@ pub mod status;
 pub mod subnet_file;
 pub mod systemd;
 pub mod traffic;
+mod whole_file;

@@ -8,6 +8,7 @@ use flanneld::options::Options;
 use flanneld::settle::{open_store, wrong_flag};
 use flanneld::status::Status;
 use flanneld::{flags, health, logging, systemd};
+use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info};
 
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
     logging::start(options.verbosity, options.json_logs);
     match start(options) {
         Ok(code) => code,
-        Err(error) if error.downcast_ref().is_some_and(wrong_flag) => {
+        Err(error) if wrong_flag(&error) => {
             error!("{error:#}");
             ExitCode::from(USAGE)
         }
@@ -81,6 +82,7 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         health::serve(addr, status.clone()).await?;
     }
     let store = open_store(&options)?;
+    status.set_store_waits(store.waits());
     let kernel = dataplane::Kernel::open(options.plain_routes)?;
     Daemon::start(options, store, kernel, status)
         .await?

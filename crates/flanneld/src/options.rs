@@ -34,6 +34,8 @@ pub struct Options {
     pub traffic: TrafficOptions,
     /// `-tx-checksum-offload`, which wins over the network configuration.
     pub tx_checksum_offload: Option<String>,
+    /// `-cni-conf-source` and `-cni-conf-file`, unless off.
+    pub cni_conf: Option<CniConf>,
     /// `-healthz-ip` and `-healthz-port`, unless off.
     pub healthz: Option<SocketAddr>,
     /// `-v`.
@@ -48,8 +50,19 @@ pub struct Options {
 pub enum StoreChoice {
     /// etcd, as these settings say.
     Etcd(Box<store::EtcdSettings>),
+    /// Kubernetes' Nodes, as these settings say; whose node this is says the environment.
+    Kube(Box<store::KubeSettings>),
     /// Files below a directory.
     Directory(PathBuf),
+}
+
+/// The CNI configuration that this node's container runtime is to find while the network stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CniConf {
+    /// What it holds.
+    pub source: PathBuf,
+    /// Where it belongs.
+    pub file: PathBuf,
 }
 
 /// Which interface carries traffic to the other nodes.
@@ -76,14 +89,12 @@ impl Options {
     /// # Errors
     /// The first flag that cannot be used as given.
     pub fn from_flags(given: &Given) -> Result<Options, UsageError> {
-        refuse_what_is_to_come(given)?;
         let margin = number(
             given,
             "subnet-lease-renew-margin",
             "minutes from 1 to 1439",
             1..=1439,
         )?;
-        boolean(given, "set-node-network-unavailable")?;
         Ok(Options {
             store: store_choice(given)?,
             iface: iface_choice(given)?,
@@ -96,6 +107,13 @@ impl Options {
             renew_margin: Duration::from_secs(margin * 60),
             traffic: traffic(given)?,
             tx_checksum_offload: tx_checksum_offload(given)?,
+            cni_conf: match given.value("cni-conf-source") {
+                "" => None,
+                source => Some(CniConf {
+                    source: source.into(),
+                    file: path(given, "cni-conf-file")?,
+                }),
+            },
             healthz: healthz(given)?,
             verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
             json_logs: match given.value("log-format") {
@@ -116,17 +134,6 @@ impl Options {
             config.backend.set(OFFLOAD_OPTION, value.as_str());
         }
     }
-}
-
-/// Flags that are known and would change what the daemon does, were they in this version.
-fn refuse_what_is_to_come(given: &Given) -> Result<(), UsageError> {
-    if boolean(given, "kube-subnet-mgr")? {
-        return Err(UsageError(format!(
-            "{}: not in this version of flannel-rs",
-            given.spelled("kube-subnet-mgr")
-        )));
-    }
-    Ok(())
 }
 
 fn tx_checksum_offload(given: &Given) -> Result<Option<String>, UsageError> {
@@ -161,6 +168,25 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
 /// # Errors
 /// `-store-dir` names something that is no directory.
 pub fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
+    if boolean(given, "kube-subnet-mgr")? {
+        if !given.value("store-dir").is_empty() {
+            return Err(UsageError(format!(
+                "{}: expected no -store-dir beside it: leases are either on Kubernetes' Nodes or in a directory",
+                given.spelled("kube-subnet-mgr")
+            )));
+        }
+        return Ok(StoreChoice::Kube(Box::new(store::KubeSettings {
+            api_url: given.value("kube-api-url").to_owned(),
+            kubeconfig: Some(given.value("kubeconfig-file"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            annotation_prefix: given.value("kube-annotation-prefix").to_owned(),
+            net_config: path(given, "net-config-path")?,
+            set_network_condition: boolean(given, "set-node-network-unavailable")?,
+            ..store::KubeSettings::default()
+        })));
+    }
+    boolean(given, "set-node-network-unavailable")?;
     if !given.value("store-dir").is_empty() {
         let path = path(given, "store-dir")?;
         // One that is not there yet is made, or waited for if it is a mount to come.
@@ -282,6 +308,23 @@ mod tests {
     }
 
     #[test]
+    fn kubernetes_takes_its_flags() {
+        let o = options(&["-kube-subnet-mgr"]).unwrap();
+        let StoreChoice::Kube(kube) = &o.store else {
+            panic!("not Kubernetes")
+        };
+        assert_eq!(kube.annotation_prefix, "flannel.alpha.coreos.com");
+        let net_config = PathBuf::from("/etc/kube-flannel/net-conf.json");
+        assert_eq!(kube.net_config, net_config);
+        assert!(kube.set_network_condition && kube.kubeconfig.is_none());
+        assert_eq!(o.cni_conf, None);
+        let o = options(&["-cni-conf-source=/a"]).unwrap();
+        let file = PathBuf::from("/etc/cni/net.d/10-flannel.conflist");
+        assert_eq!(o.cni_conf.map(|conf| conf.file), Some(file));
+        assert!(options(&["-kube-subnet-mgr", "-store-dir=/a"]).is_err());
+    }
+
+    #[test]
     fn a_refusal_names_flag_value_and_expectation() {
         for (arg, message) in [
             (
@@ -318,8 +361,8 @@ mod tests {
             ),
             ("-log-format=xml", "-log-format xml: expected text or json"),
             (
-                "-kube-subnet-mgr",
-                "-kube-subnet-mgr true: not in this version of flannel-rs",
+                "-kube-subnet-mgr=perhaps",
+                "-kube-subnet-mgr perhaps: expected true or false",
             ),
         ] {
             assert_eq!(options(&[arg]).err().unwrap().to_string(), message);

@@ -6,8 +6,11 @@ use std::time::Duration;
 use backend::{Backend, BackendError};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use model::kernel::ROUTE_PROTOCOL;
-use model::{Dual, Host, IfName, Lease, NetConfig, Object};
-use store::{AnyStore, DirectoryStore, EtcdSettings, EtcdStore, SettingsError, Store, Timing};
+use model::{Dual, Host, IfName, Lease, NetConfig, Object, SubnetKey};
+use store::{
+    AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings, KubeSettingsError, KubeStore,
+    NodeName, SettingsError, Store, Timing, Trouble,
+};
 use tracing::{info, warn};
 
 use crate::iface::{NoIface, View};
@@ -20,14 +23,26 @@ const CONFIG_AGAIN: Duration = Duration::from_secs(1);
 /// A configuration, and a host and a backend that go with it. A configuration that the backend
 /// refuses is read again until somebody mends it.
 pub(crate) async fn settle(
-    options: &Options,
+    options: &mut Options,
     store: &mut AnyStore,
 ) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
     let mut told = String::new();
+    let given = options.public_ip;
     loop {
         let mut config = store.config().await;
         options.overrule(&mut config);
-        let host = find_host(options, &config)?;
+        let assigned = store.assigned_ip().await;
+        options.public_ip = Dual::from_fn(|family| {
+            let ip = given.get(family).or(assigned.get(family));
+            ip.copied()
+        });
+        let host = match find_host(options, &config) {
+            Ok(host) => host,
+            Err(problem) => {
+                store.report(interface_missing(&problem)).await;
+                return Err(problem.into());
+            }
+        };
         let own = store.own(&host.public_ip).await;
         match build(&config, &host, own.as_ref()) {
             Ok(backend) => {
@@ -57,6 +72,15 @@ pub(crate) async fn settle(
                 tokio::time::sleep(CONFIG_AGAIN).await;
             }
         }
+    }
+}
+
+/// What an administrator is told when there is no interface to use.
+pub(crate) fn interface_missing(problem: &NoIface) -> Trouble {
+    Trouble {
+        reason: "InterfaceMissing",
+        message: problem.to_string(),
+        node: None,
     }
 }
 
@@ -104,12 +128,18 @@ pub(crate) fn build(
     backend::new(config, host, &identity)
 }
 
-pub(crate) fn scope(config: &NetConfig, host: &Host, backend: &dyn Backend) -> Scope {
+pub(crate) fn scope(
+    config: &NetConfig,
+    own: &SubnetKey,
+    host: &Host,
+    backend: &dyn Backend,
+) -> Scope {
     Scope {
         devices: backend.devices(),
         iface: host.iface,
         network: config.pools.map(|_, pool| pool.network),
-        subnet_len: config.pools.map(|_, pool| pool.subnet_len),
+        // The other nodes' are as long as ours, whoever assigned them.
+        subnet_len: own.nets().map(|_, net| net.prefix_len()),
         take_over: false,
     }
 }
@@ -124,7 +154,7 @@ pub(crate) fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
 ///
 /// # Errors
 /// Settings that no waiting mends: a certificate that cannot be read, an endpoint that is none.
-pub fn open_store(options: &Options) -> Result<AnyStore, SettingsError> {
+pub fn open_store(options: &Options) -> anyhow::Result<AnyStore> {
     let timing = Timing {
         margin: options.renew_margin,
         ..Timing::default()
@@ -137,7 +167,7 @@ impl StoreChoice {
     ///
     /// # Errors
     /// Settings that no waiting mends.
-    pub fn open(&self, timing: Timing) -> Result<AnyStore, SettingsError> {
+    pub fn open(&self, timing: Timing) -> anyhow::Result<AnyStore> {
         match self {
             StoreChoice::Etcd(settings) => {
                 let settings = EtcdSettings {
@@ -146,13 +176,28 @@ impl StoreChoice {
                 };
                 Ok(EtcdStore::new(settings)?.into())
             }
+            StoreChoice::Kube(settings) => {
+                let env = |name: &str| std::env::var(name).ok();
+                let settings = KubeSettings {
+                    timing,
+                    node: NodeName::from_env(env),
+                    ..(**settings).clone()
+                };
+                Ok(KubeStore::new(settings, env)?.into())
+            }
             StoreChoice::Directory(path) => Ok(DirectoryStore::new(path, timing).into()),
         }
     }
 }
 
 /// Whether a store's setting is wrong as written on the command line, and not a file that it names.
-pub fn wrong_flag(error: &SettingsError) -> bool {
+pub fn wrong_flag(error: &anyhow::Error) -> bool {
     use SettingsError::{Endpoint, Login, NoEndpoint, Prefix};
-    matches!(error, Endpoint { .. } | NoEndpoint | Prefix(_) | Login(_))
+    let etcd = error
+        .downcast_ref()
+        .is_some_and(|error| matches!(error, Endpoint { .. } | NoEndpoint | Prefix(_) | Login(_)));
+    let kube = error
+        .downcast_ref()
+        .is_some_and(|error| matches!(error, KubeSettingsError::Prefix(..)));
+    etcd || kube
 }

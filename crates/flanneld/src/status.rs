@@ -21,6 +21,8 @@ struct Inner {
     devices_missing: bool,
     host_problem: Option<String>,
     rules_problem: Option<String>,
+    cni_problem: Option<String>,
+    store_waits: store::Waits,
     numbers: Numbers,
 }
 
@@ -80,6 +82,19 @@ impl Status {
         self.0.borrow_mut().rules_problem = problem;
     }
 
+    /// What keeps the CNI configuration from its place, if anything. Returns whether that is news.
+    pub fn set_cni_problem(&self, problem: Option<String>) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let news = inner.cni_problem != problem;
+        inner.cni_problem = problem;
+        news
+    }
+
+    /// Where the store says what it waits for.
+    pub fn set_store_waits(&self, waits: store::Waits) {
+        self.0.borrow_mut().store_waits = waits;
+    }
+
     /// Changes the figures.
     pub fn update(&self, change: impl FnOnce(&mut Numbers)) {
         change(&mut self.0.borrow_mut().numbers);
@@ -90,7 +105,10 @@ impl Status {
         let inner = self.0.borrow();
         let mut problems = Vec::new();
         if !inner.started {
-            problems.push("starting: no subnet yet".to_owned());
+            problems.push(match inner.store_waits.get() {
+                Some(reason) => format!("starting: {reason}"),
+                None => "starting: no subnet yet".to_owned(),
+            });
         }
         if let Some(since) = inner
             .store_away_since
@@ -106,6 +124,7 @@ impl Status {
         }
         problems.extend(inner.host_problem.clone());
         problems.extend(inner.rules_problem.clone());
+        problems.extend(inner.cni_problem.clone());
         problems
     }
 

@@ -1,12 +1,13 @@
 //! `subnet.env`: what container runtimes, the CNI plugin and `mk-docker-opts.sh` read.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use model::{Dual, NetConfig, SubnetKey, subnet};
+
+use crate::whole_file;
 
 /// The subnet file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -33,50 +34,16 @@ pub fn render(config: &NetConfig, key: &SubnetKey, mtu: u32, ip_masq: bool) -> S
     text + &format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={ip_masq}\n")
 }
 
-/// Writes the file so that a reader sees the old one or the new one whole: a temporary file beside
-/// it, mode 0644, renamed. Makes the directory. Does nothing where the file is so already; returns
-/// whether it wrote.
+/// Writes the file, if it is not so already; returns whether it wrote.
 ///
 /// # Errors
 /// Names the flag, the path and what could not be done.
 pub fn write(path: &Path, text: &str) -> Result<bool, SubnetFileError> {
-    if fs::read_to_string(path).is_ok_and(|old| old == text) {
-        return Ok(false);
-    }
-    let error = |what| {
-        move |error| SubnetFileError {
-            path: path.to_owned(),
-            what,
-            error,
-        }
-    };
-    let dir = path
-        .parent()
-        .filter(|dir| !dir.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    fs::create_dir_all(dir).map_err(error("cannot make its directory"))?;
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = dir.join(name);
-    let written = write_new(&temporary, text).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&temporary);
-    }
-    written.map(|()| true).map_err(error("cannot write"))
-}
-
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
-    let _ = fs::remove_file(path);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(path)?;
-    // The umask does not decide who may read it.
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+    whole_file::write(path, text.as_bytes()).map_err(|(what, error)| SubnetFileError {
+        path: path.to_owned(),
+        what,
+        error,
+    })
 }
 
 /// The subnet that an older file names, if there is one: taken again if it is still free.

@@ -184,13 +184,21 @@ impl LeaseAttrs {
                 v6: present(wire.v6_data),
             },
         };
-        if attrs.public_ip.is_empty() {
+        attrs.checked()
+    }
+
+    /// These attributes, if a node can be reached so.
+    ///
+    /// # Errors
+    /// No address at all, or one that no node can have.
+    pub fn checked(self) -> Result<LeaseAttrs, BadAttrs> {
+        if self.public_ip.is_empty() {
             return Err(BadAttrs::NoAddress);
         }
-        let bad = attrs.public_ip.iter().map(|(_, ip)| *ip).find(impossible);
+        let bad = self.public_ip.iter().map(|(_, ip)| *ip).find(impossible);
         match bad {
             Some(ip) => Err(BadAttrs::ImpossibleAddress(ip)),
-            None => Ok(attrs),
+            None => Ok(self),
         }
     }
 

@@ -34,7 +34,7 @@ pub use config::{BackendConfig, ConfigError, ConfigFaults, NetConfig, Pool};
 pub use family::{Dual, Family};
 pub use host::Host;
 pub use kernel::{IfName, Mac, Object};
-pub use lease::{BackendType, Lease, LeaseAttrs};
+pub use lease::{BackendType, BadAttrs, Lease, LeaseAttrs};
 pub use op::Op;
 pub use rules::TrafficRules;
 pub use state::KernelState;

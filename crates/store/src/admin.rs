@@ -74,6 +74,7 @@ impl Administer for AnyStore {
     fn config_place(&self) -> String {
         match self {
             AnyStore::Etcd(store) => store.config_place(),
+            AnyStore::Kube(store) => store.config_place(),
             AnyStore::Directory(store) => store.config_place(),
         }
     }
@@ -81,6 +82,7 @@ impl Administer for AnyStore {
     async fn stored_config(&self) -> Result<Option<StoredConfig>, AdminError> {
         match self {
             AnyStore::Etcd(store) => store.stored_config().await,
+            AnyStore::Kube(store) => store.stored_config().await,
             AnyStore::Directory(store) => store.stored_config().await,
         }
     }
@@ -92,6 +94,7 @@ impl Administer for AnyStore {
     ) -> Result<bool, AdminError> {
         match self {
             AnyStore::Etcd(store) => store.swap_config(json, was).await,
+            AnyStore::Kube(store) => store.swap_config(json, was).await,
             AnyStore::Directory(store) => store.swap_config(json, was).await,
         }
     }
@@ -99,6 +102,7 @@ impl Administer for AnyStore {
     async fn leases(&self) -> Result<Vec<ListedLease>, AdminError> {
         match self {
             AnyStore::Etcd(store) => store.leases().await,
+            AnyStore::Kube(store) => store.leases().await,
             AnyStore::Directory(store) => store.leases().await,
         }
     }

@@ -4,12 +4,16 @@ use std::net::IpAddr;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig};
 
-use crate::{AcquireError, Claim, DirectoryStore, EtcdStore, News, Store};
+use crate::{
+    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, News, Store, Trouble, Waits,
+};
 
 /// One of the stores there are.
 pub enum AnyStore {
     /// Leases in etcd.
     Etcd(EtcdStore),
+    /// Leases on Kubernetes' Nodes.
+    Kube(Box<KubeStore>),
     /// Leases in a directory.
     Directory(DirectoryStore),
 }
@@ -17,6 +21,12 @@ pub enum AnyStore {
 impl From<EtcdStore> for AnyStore {
     fn from(store: EtcdStore) -> AnyStore {
         AnyStore::Etcd(store)
+    }
+}
+
+impl From<KubeStore> for AnyStore {
+    fn from(store: KubeStore) -> AnyStore {
+        AnyStore::Kube(Box::new(store))
     }
 }
 
@@ -31,6 +41,7 @@ macro_rules! delegate {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {
             AnyStore::Etcd($store) => $call,
+            AnyStore::Kube($store) => $call,
             AnyStore::Directory($store) => $call,
         }
     };
@@ -51,6 +62,22 @@ impl Store for AnyStore {
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
         delegate!(self, store => store.publish(attrs).await);
+    }
+
+    async fn assigned_ip(&mut self) -> Dual<IpAddr> {
+        delegate!(self, store => store.assigned_ip().await)
+    }
+
+    async fn network(&mut self, stands: bool) {
+        delegate!(self, store => store.network(stands).await);
+    }
+
+    async fn report(&mut self, trouble: Trouble) {
+        delegate!(self, store => store.report(trouble).await);
+    }
+
+    fn waits(&self) -> Waits {
+        delegate!(self, store => store.waits())
     }
 
     async fn news(&mut self) -> News {

@@ -1,9 +1,11 @@
-//! Where leases live: etcd, or a directory. Both speak one small trait.
+//! Where leases live: etcd, Kubernetes, or a directory. All speak one small trait.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`etcd`] | leases in etcd |
+//! | [`kube`] | leases on Kubernetes' Nodes |
 //! | [`directory`] | leases in a directory |
+//! | [`endpoint`], [`connect`], [`tls`] | a verified connection |
 //! | [`feed`] | news on its way to the daemon, the last state of each lease only |
 //! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
 //! | [`claim`] | taking a subnet, whatever the store |
@@ -25,18 +27,25 @@ mod backoff;
 mod catalog;
 mod claim;
 mod complaints;
+mod connect;
 pub mod directory;
+mod endpoint;
 pub mod etcd;
 mod feed;
+pub mod kube;
 mod patience;
 mod presence;
 mod task;
 mod tenure;
+mod tls;
 
 pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
+pub use kube::{KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
+pub use patience::Waits;
+pub use tls::TlsError;
 
 /// What a node asks for when it takes a subnet.
 #[derive(Clone, Debug)]
@@ -106,6 +115,26 @@ pub trait Store {
     /// Publishes changed attributes under our lease, by compare-and-swap. Returns at once: they
     /// are written as soon as the store is there, while [`Store::news`] is waited for.
     fn publish(&mut self, attrs: LeaseAttrs) -> impl Future<Output = ()>;
+
+    /// What the store has this node use as its public addresses, where no flag says otherwise.
+    fn assigned_ip(&mut self) -> impl Future<Output = Dual<IpAddr>> {
+        std::future::ready(Dual::default())
+    }
+
+    /// The network stands on this node, or was taken down: said to whoever places pods here.
+    fn network(&mut self, _stands: bool) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
+    /// Tells an administrator, where the store has a way to.
+    fn report(&mut self, _trouble: Trouble) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
+    /// What the store waits for at present, for as long as it lives.
+    fn waits(&self) -> Waits {
+        Waits::default()
+    }
 
     /// Waits for the next batch of news. The first call starts a task that keeps our lease alive
     /// and follows everybody's for as long as the store value lives. Cancel-safe.

@@ -13,7 +13,7 @@ use tonic_prost::ProstCodec;
 
 use super::client::Failure;
 use super::link::Line;
-use super::settings::Endpoint;
+use crate::endpoint::Endpoint;
 
 const LARGEST_ANSWER: usize = 256 << 20;
 

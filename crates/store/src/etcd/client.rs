@@ -12,11 +12,18 @@ use super::call::{Verdict, describe, streaming, unary, verdict, within};
 use super::link::{Line, Link};
 use super::page::Page;
 use super::proto::{self, path};
-use super::settings::{Endpoint, EtcdSettings, SettingsError};
-use super::tls::TlsFiles;
+use super::settings::{EtcdSettings, SettingsError};
+use crate::endpoint::Endpoint;
+use crate::tls::{Names, Pem, TlsFiles};
 
 /// etcd gives up on a request after about 7 s; a server that is dead is noticed sooner, by pings.
 pub(super) const CALL: Duration = Duration::from_secs(10);
+/// The flags that name the files.
+const NAMES: Names = Names {
+    key: "-etcd-keyfile",
+    cert: "-etcd-certfile",
+    ca: "-etcd-cafile",
+};
 /// A page of the listing may have to wait while thousands of nodes list at once.
 const LISTING: Duration = Duration::from_secs(30);
 
@@ -54,9 +61,11 @@ impl Client {
             .map(Arc::new)
             .collect();
         let files = TlsFiles {
-            keyfile: settings.keyfile.clone(),
-            certfile: settings.certfile.clone(),
-            cafile: settings.cafile.clone(),
+            key: settings.keyfile.clone().map(Pem::File),
+            cert: settings.certfile.clone().map(Pem::File),
+            ca: settings.cafile.clone().map(Pem::File),
+            names: &NAMES,
+            protocols: &["h2"],
         };
         if endpoints.iter().any(|e| e.tls) {
             files.load()?;

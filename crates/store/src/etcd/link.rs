@@ -9,9 +9,9 @@ use tonic::transport::{Channel, Endpoint as Transport, Uri};
 
 use super::call::{Verdict, describe, innermost, unary, verdict, within};
 use super::client::{CALL, Client, Failure};
-use super::connect::Connector;
 use super::proto::{self, path};
-use super::settings::Endpoint;
+use crate::connect::Connector;
+use crate::endpoint::Endpoint;
 
 /// etcd drops clients that ping more often than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(7);
@@ -150,6 +150,7 @@ impl Client {
         let connector = Connector {
             endpoint: endpoint.clone(),
             files: self.files.clone(),
+            server_name: None,
         };
         transport
             .origin(origin)

@@ -3,7 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`settings`] | endpoints, prefix, log-in: what flags say |
-//! | [`tls`], [`connect`], [`link`], [`client`], [`call`] | a verified connection, failover, one call |
+//! | [`link`], [`client`], [`call`] | a connection, failover, one call |
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`acquire`], [`holding`], [`defence`] | our own lease: taken, kept, defended, lost |
@@ -17,7 +17,6 @@ mod acquire;
 mod admin;
 mod call;
 mod client;
-mod connect;
 mod defence;
 mod follow;
 mod holding;
@@ -27,7 +26,6 @@ mod listing;
 mod page;
 mod proto;
 mod settings;
-mod tls;
 mod txn;
 
 use std::net::IpAddr;
@@ -37,7 +35,6 @@ use model::{Dual, Lease, LeaseAttrs, NetConfig};
 use tokio::sync::watch;
 
 pub use settings::{EtcdSettings, Secret, SettingsError};
-pub use tls::TlsError;
 
 use crate::claim;
 use crate::feed::Feed;

@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::tls::TlsError;
 use crate::Timing;
+use crate::endpoint::Endpoint;
+use crate::tls::TlsError;
 
 /// How to reach etcd. Names in errors are those of the daemon's flags.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +41,7 @@ impl Secret {
         Secret(text.into())
     }
 
-    pub(super) fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 }
@@ -88,76 +89,6 @@ pub enum SettingsError {
     },
 }
 
-/// One address of etcd.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    pub tls: bool,
-    /// Name or address, IPv6 without brackets.
-    pub host: String,
-    pub port: u16,
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.tls { "https" } else { "http" };
-        write!(f, "{scheme}://{}", self.authority())
-    }
-}
-
-impl Endpoint {
-    /// `HOST:PORT`, an IPv6 address in brackets.
-    pub(super) fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
-        }
-    }
-
-    fn parse(text: &str) -> Result<Endpoint, SettingsError> {
-        let bad = |problem| SettingsError::Endpoint {
-            endpoint: text.into(),
-            problem,
-        };
-        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
-        let tls = match scheme.to_ascii_lowercase().as_str() {
-            "http" => false,
-            "https" => true,
-            _ => return Err(bad("a scheme that is neither http nor https")),
-        };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
-        if authority.contains('/') {
-            return Err(bad("a path after the port"));
-        }
-        if authority.contains('@') {
-            return Err(bad("a user name belongs into -etcd-username"));
-        }
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(v6) => {
-                let (host, port) = v6.split_once(']').ok_or_else(|| bad("a [ without ]"))?;
-                if host.parse::<std::net::Ipv6Addr>().is_err() {
-                    return Err(bad("no IPv6 address between [ and ]"));
-                }
-                (host, port.strip_prefix(':').ok_or_else(|| bad("no port"))?)
-            }
-            None => authority.rsplit_once(':').ok_or_else(|| bad("no port"))?,
-        };
-        if host.contains(':') && !authority.starts_with('[') {
-            return Err(bad("an IPv6 address needs [ and ]"));
-        }
-        if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(bad("no host name"));
-        }
-        match port.parse() {
-            Ok(port) if port > 0 => Ok(Endpoint {
-                tls,
-                host: host.into(),
-                port,
-            }),
-            _ => Err(bad("no port from 1 to 65535")),
-        }
-    }
-}
-
 impl EtcdSettings {
     /// The endpoints, in the order given.
     pub(super) fn parse_endpoints(&self) -> Result<Vec<Endpoint>, SettingsError> {
@@ -166,7 +97,13 @@ impl EtcdSettings {
             .split(',')
             .map(str::trim)
             .filter(|part| !part.is_empty());
-        let endpoints = parts.map(Endpoint::parse).collect::<Result<Vec<_>, _>>()?;
+        let parse = |text: &str| {
+            Endpoint::parse(text).map_err(|problem| SettingsError::Endpoint {
+                endpoint: text.into(),
+                problem,
+            })
+        };
+        let endpoints = parts.map(parse).collect::<Result<Vec<_>, _>>()?;
         match endpoints.is_empty() {
             true => Err(SettingsError::NoEndpoint),
             false => Ok(endpoints),

@@ -16,17 +16,17 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tonic::transport::Uri;
 
-use super::settings::Endpoint;
-use super::tls::{TlsError, TlsFiles};
+use crate::endpoint::Endpoint;
+use crate::tls::{TlsError, TlsFiles};
 
-/// Long enough for a second SYN. Short, because while one is under way that was lost, etcd may be
+/// Long enough for a second SYN. Short, because while one is under way that was lost, the server may be
 /// back already; and what changed during an outage should be seen within 2 s of its end.
 const TCP_TIMEOUT: Duration = Duration::from_millis(1200);
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why an endpoint could not be reached.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub(crate) enum ConnectError {
     #[error("{0}")]
     Tcp(io::Error),
     #[error("no answer within {TCP_TIMEOUT:?}")]
@@ -47,13 +47,16 @@ pub(super) enum ConnectError {
 
 /// Opens connections to one endpoint, whatever address it is asked for.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     pub endpoint: Arc<Endpoint>,
     pub files: Arc<TlsFiles>,
+    /// The name that its certificate must have, if not the endpoint's host.
+    pub server_name: Option<String>,
 }
 
 impl Connector {
-    async fn connect(self) -> Result<TokioIo<Wire>, ConnectError> {
+    /// Connects, and verifies the server where the endpoint says `https`.
+    pub(crate) async fn connect(self) -> Result<TokioIo<Wire>, ConnectError> {
         let target = (self.endpoint.host.as_str(), self.endpoint.port);
         let tcp = timeout(TCP_TIMEOUT, TcpStream::connect(target)).await;
         let tcp = tcp
@@ -64,8 +67,10 @@ impl Connector {
             return Ok(TokioIo::new(Wire::Plain(tcp)));
         }
         let config = self.files.load()?;
-        let name =
-            ServerName::try_from(self.endpoint.host.clone()).map_err(|_| ConnectError::Name)?;
+        let name = self
+            .server_name
+            .unwrap_or_else(|| self.endpoint.host.clone());
+        let name = ServerName::try_from(name).map_err(|_| ConnectError::Name)?;
         let handshake = TlsConnector::from(Arc::new(config)).connect(name, tcp);
         let tls = timeout(TLS_TIMEOUT, handshake).await;
         let tls = tls
@@ -93,9 +98,19 @@ impl tower_service::Service<Uri> for Connector {
 }
 
 /// The bytes of a connection.
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Wire {
+    /// Both sides agreed on HTTP/2.
+    pub(crate) fn speaks_http2(&self) -> bool {
+        match self {
+            Wire::Plain(_) => false,
+            Wire::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
 }
 
 impl AsyncRead for Wire {

@@ -34,31 +34,62 @@ pub struct TlsError {
     problem: String,
 }
 
-/// The files that flags name. Read again at every connect, so that certificates can be renewed
+/// What TLS is made of. Files are read again at every connect, so that certificates can be renewed
 /// under a running daemon.
 #[derive(Clone, Debug)]
-pub(super) struct TlsFiles {
-    pub keyfile: Option<PathBuf>,
-    pub certfile: Option<PathBuf>,
-    pub cafile: Option<PathBuf>,
+pub(crate) struct TlsFiles {
+    pub key: Option<Pem>,
+    pub cert: Option<Pem>,
+    /// Without one the system's authorities are trusted.
+    pub ca: Option<Pem>,
+    pub names: &'static Names,
+    /// What we speak, in order of preference (ALPN).
+    pub protocols: &'static [&'static str],
 }
 
-const KEY: &str = "-etcd-keyfile";
-const CERT: &str = "-etcd-certfile";
-const CA: &str = "-etcd-cafile";
+/// What the three are called where the user wrote them: flags, or keys of a file.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub key: &'static str,
+    pub cert: &'static str,
+    pub ca: &'static str,
+}
+
+/// PEM text.
+#[derive(Clone)]
+pub(crate) enum Pem {
+    /// In a file of its own.
+    File(PathBuf),
+    /// Written out in this file.
+    Inline(Arc<[u8]>, PathBuf),
+}
+
+impl std::fmt::Debug for Pem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.path().display())
+    }
+}
+
+impl Pem {
+    fn path(&self) -> &Path {
+        match self {
+            Pem::File(path) | Pem::Inline(_, path) => path,
+        }
+    }
+}
 
 impl TlsFiles {
-    pub(super) fn any(&self) -> bool {
-        self.keyfile.is_some() || self.certfile.is_some() || self.cafile.is_some()
+    pub(crate) fn any(&self) -> bool {
+        self.key.is_some() || self.cert.is_some() || self.ca.is_some()
     }
 
-    /// Reads the files: TLS 1.2 or 1.3, HTTP/2, the server verified always, ourselves identified
+    /// Reads the files: TLS 1.2 or 1.3, the server verified always, ourselves identified
     /// where there is a certificate.
     ///
     /// # Errors
     /// A file that cannot be read or holds no PEM, a key or certificate without the other, or one
     /// that does not belong to the other.
-    pub(super) fn load(&self) -> Result<ClientConfig, TlsError> {
+    pub(crate) fn load(&self) -> Result<ClientConfig, TlsError> {
         let provider = Arc::new(ring::default_provider());
         let (roots, given, source) = self.roots()?;
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
@@ -70,25 +101,27 @@ impl TlsFiles {
             .map_err(|e| source.problem(e.to_string()))?
             .dangerous()
             .with_custom_certificate_verifier(verifier);
-        let mut config = match (&self.certfile, &self.keyfile) {
+        let names = self.names;
+        let mut config = match (&self.cert, &self.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), None) => {
-                return Err(Source(CERT, cert)
-                    .problem("a certificate needs its key: add -etcd-keyfile".into()));
+                return Err(Source(names.cert, cert)
+                    .problem(format!("a certificate needs its key: add {}", names.key)));
             }
             (None, Some(key)) => {
-                return Err(Source(KEY, key)
-                    .problem("a key needs its certificate: add -etcd-certfile".into()));
+                return Err(Source(names.key, key)
+                    .problem(format!("a key needs its certificate: add {}", names.cert)));
             }
             (Some(cert), Some(key)) => {
-                let chain = certificates(Source(CERT, cert))?;
-                let key_der = private_key(Source(KEY, key))?;
+                let chain = certificates(Source(names.cert, cert))?;
+                let key_der = private_key(Source(names.key, key))?;
                 builder.with_client_auth_cert(chain, key_der).map_err(|e| {
-                    Source(KEY, key).problem(match e {
+                    Source(names.key, key).problem(match e {
                         rustls::Error::InconsistentKeys(_) => {
                             format!(
-                                "not the key of the certificate in {} ({CERT})",
-                                cert.display()
+                                "not the key of the certificate in {} ({})",
+                                cert.path().display(),
+                                names.cert
                             )
                         }
                         e => e.to_string(),
@@ -96,77 +129,88 @@ impl TlsFiles {
                 })?
             }
         };
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        let protocols = self.protocols.iter();
+        config.alpn_protocols = protocols.map(|name| name.as_bytes().to_vec()).collect();
         Ok(config)
     }
 
     /// Which flag a failed handshake is about, and its file: the rest of a message.
-    pub(super) fn hint(&self, error: &std::io::Error) -> String {
+    pub(crate) fn hint(&self, error: &std::io::Error) -> String {
         let error = error
             .get_ref()
             .and_then(|e| e.downcast_ref::<rustls::Error>());
-        let named = |flag: &str, path: &PathBuf| format!("{flag} {}", path.display());
+        let named = |flag: &str, pem: &Pem| format!("{flag} {}", pem.path().display());
+        let Names { cert, ca, .. } = self.names;
         match error {
-            Some(rustls::Error::InvalidCertificate(_)) => match &self.cafile {
-                Some(path) => format!("; it is checked against {}", named(CA, path)),
+            Some(rustls::Error::InvalidCertificate(_)) => match &self.ca {
+                Some(pem) => format!("; it is checked against {}", named(ca, pem)),
                 None => format!(
-                    "; it is checked against the system's authorities, for there is no {CA}"
+                    "; it is checked against the system's authorities, for there is no {ca}"
                 ),
             },
-            Some(rustls::Error::AlertReceived(_)) => match &self.certfile {
-                Some(path) => format!("; it was shown {}", named(CERT, path)),
-                None => format!("; it was shown no certificate, for there is no {CERT}"),
+            Some(rustls::Error::AlertReceived(_)) => match &self.cert {
+                Some(pem) => format!("; it was shown {}", named(cert, pem)),
+                None => format!("; it was shown no certificate, for there is no {cert}"),
             },
             _ => String::new(),
         }
     }
 
     /// The trusted roots; those that the user named also as they are; and where they came from.
-    fn roots(&self) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, Source<'_>), TlsError> {
+    fn roots(&self) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, Origin), TlsError> {
         let mut roots = RootCertStore::empty();
-        if let Some(path) = &self.cafile {
-            let source = Source(CA, path);
+        if let Some(pem) = &self.ca {
+            let source = Source(self.names.ca, pem);
             let given = certificates(source)?;
             for cert in &given {
                 roots
                     .add(cert.clone())
                     .map_err(|e| source.problem(format!("no usable authority: {e}")))?;
             }
-            return Ok((roots, given, source));
+            return Ok((roots, given, Origin(self.names.ca, pem.path().into())));
         }
         let system = SYSTEM_ROOTS
             .into_iter()
             .map(Path::new)
             .find(|path| path.exists());
         let Some(path) = system else {
-            return Err(TlsError {
-                flag: CA,
-                path: PathBuf::new(),
-                problem: "not given, and the system has no list of trusted authorities".into(),
-            });
+            return Err(Origin(self.names.ca, PathBuf::new())
+                .problem("not given, and the system has no list of trusted authorities".into()));
         };
-        let source = Source("system authorities", path);
+        let name = "system authorities";
         // Some systems trust a root or two that webpki cannot use: the others will do.
-        roots.add_parsable_certificates(certificates(source)?);
-        Ok((roots, Vec::new(), source))
+        roots.add_parsable_certificates(certificates(Source(name, &Pem::File(path.into())))?);
+        Ok((roots, Vec::new(), Origin(name, path.into())))
     }
 }
 
-/// A flag and the file that it names, for messages.
-#[derive(Clone, Copy)]
-struct Source<'a>(&'static str, &'a Path);
+/// A flag or key, and the file that it names, for messages.
+struct Origin(&'static str, PathBuf);
 
-impl Source<'_> {
-    fn problem(self, problem: String) -> TlsError {
+impl Origin {
+    fn problem(&self, problem: String) -> TlsError {
         TlsError {
             flag: self.0,
-            path: self.1.to_owned(),
+            path: self.1.clone(),
             problem,
         }
     }
+}
+
+/// A flag or key, and what it holds.
+#[derive(Clone, Copy)]
+struct Source<'a>(&'static str, &'a Pem);
+
+impl Source<'_> {
+    fn problem(self, problem: String) -> TlsError {
+        Origin(self.0, self.1.path().into()).problem(problem)
+    }
 
     fn read(self) -> Result<Vec<u8>, TlsError> {
-        std::fs::read(self.1).map_err(|e| self.problem(e.to_string()))
+        match self.1 {
+            Pem::File(path) => std::fs::read(path).map_err(|e| self.problem(e.to_string())),
+            Pem::Inline(pem, _) => Ok(pem.to_vec()),
+        }
     }
 }
 

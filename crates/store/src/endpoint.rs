@@ -1,0 +1,71 @@
+//! One address of a store's server.
+
+use std::fmt;
+
+/// Where a server listens, and whether it speaks TLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Endpoint {
+    pub tls: bool,
+    /// Name or address, IPv6 without brackets.
+    pub host: String,
+    pub port: u16,
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.authority())
+    }
+}
+
+impl Endpoint {
+    /// `HOST:PORT`, an IPv6 address in brackets.
+    pub(crate) fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// Reads `http://HOST:PORT` or `https://HOST:PORT`; without a scheme it is `http`. What is wrong
+    /// with it otherwise.
+    pub(crate) fn parse(text: &str) -> Result<Endpoint, &'static str> {
+        let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" => true,
+            _ => return Err("a scheme that is neither http nor https"),
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains('/') {
+            return Err("a path after the port");
+        }
+        if authority.contains('@') {
+            return Err("a user name is not part of an address");
+        }
+        let (host, port) = match authority.strip_prefix('[') {
+            Some(v6) => {
+                let (host, port) = v6.split_once(']').ok_or("a [ without ]")?;
+                if host.parse::<std::net::Ipv6Addr>().is_err() {
+                    return Err("no IPv6 address between [ and ]");
+                }
+                (host, port.strip_prefix(':').ok_or("no port")?)
+            }
+            None => authority.rsplit_once(':').ok_or("no port")?,
+        };
+        if host.contains(':') && !authority.starts_with('[') {
+            return Err("an IPv6 address needs [ and ]");
+        }
+        if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err("no host name");
+        }
+        match port.parse() {
+            Ok(port) if port > 0 => Ok(Endpoint {
+                tls,
+                host: host.into(),
+                port,
+            }),
+            _ => Err("no port from 1 to 65535"),
+        }
+    }
+}

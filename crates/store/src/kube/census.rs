@@ -1,0 +1,198 @@
+//! Every Node of the cluster, in as few bytes as it takes to know what changed, and which of them
+//! the daemon was told of.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use model::{Family, SubnetKey};
+use tracing::{debug, warn};
+
+use super::node::Node;
+use super::peer;
+use crate::complaints::Complaints;
+use crate::feed::Feed;
+
+/// The Nodes other than ours.
+#[derive(Debug)]
+pub(super) struct Census {
+    nodes: HashMap<Arc<str>, Known>,
+    /// Whose each subnet is.
+    holders: HashMap<SubnetKey, Arc<str>>,
+    feed: Arc<Feed>,
+    complaints: Complaints,
+    families: Vec<Family>,
+    own: Option<SubnetKey>,
+    round: u16,
+    /// A subnet that several Nodes claim was given up by the one that had it: the others' annotations
+    /// have to be read again.
+    list_again: bool,
+}
+
+#[derive(Debug)]
+struct Known {
+    fingerprint: u64,
+    /// The subnet that it claims, and since when it is there.
+    claim: Option<(SubnetKey, u64)>,
+    /// The listing that showed it last.
+    round: u16,
+}
+
+/// How many Nodes there are of each sort.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Count {
+    pub peers: usize,
+    pub others: usize,
+}
+
+impl Census {
+    pub(super) fn new(feed: Arc<Feed>, families: Vec<Family>, own: Option<SubnetKey>) -> Census {
+        Census {
+            nodes: HashMap::new(),
+            holders: HashMap::new(),
+            feed,
+            complaints: Complaints::default(),
+            families,
+            own,
+            round: 0,
+            list_again: false,
+        }
+    }
+
+    /// A listing begins.
+    pub(super) fn begin(&mut self) {
+        self.round = self.round.wrapping_add(1);
+    }
+
+    /// The listing has shown everything: what it did not show is gone.
+    pub(super) fn sweep(&mut self) {
+        let gone: Vec<Arc<str>> = self
+            .nodes
+            .iter()
+            .filter(|(_, known)| known.round != self.round)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            self.gone(&name);
+        }
+    }
+
+    /// Whether the Nodes have to be listed again. Asked once.
+    pub(super) fn must_list_again(&mut self) -> bool {
+        std::mem::take(&mut self.list_again)
+    }
+
+    pub(super) fn count(&self) -> Count {
+        let peers = self.holders.len();
+        Count {
+            peers,
+            others: self.nodes.len() - peers,
+        }
+    }
+
+    /// The Node is so. Returns what is wrong with it, when that is new.
+    pub(super) fn saw(&mut self, node: &Node<'_>) -> Option<String> {
+        let (fingerprint, round) = (node.fingerprint(), self.round);
+        let name = match self.nodes.get_mut(&*node.name) {
+            Some(known) if known.fingerprint == fingerprint => {
+                known.round = round;
+                return None;
+            }
+            // The name is there already, once.
+            Some(_) => self.nodes.get_key_value(&*node.name)?.0.clone(),
+            None => Arc::from(&*node.name),
+        };
+        let lease = match peer::is_managed(&node.annotations) {
+            true => peer::lease(node, &self.families).map(Some),
+            false => Ok(None),
+        };
+        let claim = match &lease {
+            Ok(Some(lease)) => Some((lease.key, lease.seniority)),
+            _ => None,
+        };
+        let known = Known {
+            fingerprint,
+            claim,
+            round,
+        };
+        let before = self
+            .nodes
+            .insert(name.clone(), known)
+            .and_then(|old| old.claim);
+        if let Some((key, _)) = before.filter(|(key, _)| claim.map(|(new, _)| new) != Some(*key)) {
+            self.release(key, &name);
+        }
+        match lease {
+            Ok(Some(lease)) => match self.place(&name, lease.key, lease.seniority) {
+                Ok(()) => {
+                    self.complaints.settled(&*name);
+                    self.feed.lease(lease.key, Some(lease));
+                    None
+                }
+                Err(problem) => self.complain(&name, problem),
+            },
+            Ok(None) => {
+                self.complaints.settled(&*name);
+                debug!("Node {name} is no peer: flannel does not run there (yet)");
+                None
+            }
+            Err(problem) => self.complain(&name, problem),
+        }
+    }
+
+    /// The Node is gone.
+    pub(super) fn gone(&mut self, name: &str) {
+        let Some((name, known)) = self.nodes.remove_entry(name) else {
+            return;
+        };
+        self.complaints.settled(&*name);
+        if let Some((key, _)) = known.claim {
+            self.release(key, &name);
+        }
+    }
+
+    /// Makes `name` the holder of `key`, unless it is ours or an older Node's.
+    fn place(&mut self, name: &Arc<str>, key: SubnetKey, since: u64) -> Result<(), String> {
+        if self.own == Some(key) {
+            return Err(format!("its podCIDR {key} is ours"));
+        }
+        let holder = self.holders.get(&key).filter(|holder| *holder != name);
+        if let Some(holder) = holder.cloned() {
+            let claim = self.nodes.get(&holder).and_then(|known| known.claim);
+            let older = claim.is_some_and(|(_, held)| (held, &holder) <= (since, name));
+            if older {
+                return Err(format!(
+                    "its podCIDR {key} is Node {holder}'s, which is older"
+                ));
+            }
+            self.complain(
+                &holder,
+                format!("its podCIDR {key} is Node {name}'s, which is older"),
+            );
+        }
+        self.holders.insert(key, name.clone());
+        Ok(())
+    }
+
+    /// `name` no longer claims `key`. Who else does is next, and must be read again.
+    fn release(&mut self, key: SubnetKey, name: &Arc<str>) {
+        if self.holders.get(&key) != Some(name) {
+            return;
+        }
+        self.holders.remove(&key);
+        self.feed.lease(key, None);
+        for known in self.nodes.values_mut() {
+            if known.claim.is_some_and(|(claimed, _)| claimed == key) {
+                known.fingerprint = !known.fingerprint;
+                self.list_again = true;
+            }
+        }
+    }
+
+    fn complain(&mut self, name: &str, problem: String) -> Option<String> {
+        if !self.complaints.is_new(name, &problem) {
+            return None;
+        }
+        warn!("Node {name} is not used: {problem}");
+        Some(problem)
+    }
+}

@@ -1,0 +1,381 @@
+//! The task that follows all Nodes: list, watch, list again where that is needed, and never give up.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Dual, Family, SubnetKey};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::annotations::Prefix;
+use super::body::{Body, Encoding};
+use super::census::Census;
+use super::events::Trouble;
+use super::frames::{Event, Frames};
+use super::http::{Ask, Client, Failure};
+use super::keeper::{Seen, until};
+use super::listing::List;
+use super::node::Node;
+use super::own::Own;
+use super::wire::Malformed;
+use crate::Timing;
+use crate::backoff::Backoff;
+use crate::feed::Feed;
+use crate::presence::Presence;
+
+const NODES: &str = "/api/v1/nodes";
+pub(super) const LIST: &str = "application/vnd.kubernetes.protobuf,application/json;q=0.5";
+const WATCH: &str = "application/vnd.kubernetes.protobuf;stream=watch,\
+                     application/vnd.kubernetes.protobuf,application/json;q=0.5";
+const METADATA_ONLY: &str =
+    "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+/// Nodes after which the daemon is told, so that its work overlaps with the rest of the listing.
+const BATCH: usize = 500;
+/// A watch that stood for so long was a good one.
+const LASTING: Duration = Duration::from_secs(5);
+/// How long a watch is asked for, in seconds: random, so that a cluster's do not end together.
+const WATCH_FOR: std::ops::Range<u64> = 300..600;
+/// How much longer a watch may last before it counts as dead.
+const OVERTIME: Duration = Duration::from_secs(30);
+/// When the API server says no, it is asked again after about so long.
+const REFUSED: Duration = Duration::from_secs(5);
+/// One Node's worth of JSON metadata.
+const LARGEST: usize = 4 << 20;
+
+pub(super) struct Follower {
+    pub client: Arc<Client>,
+    pub name: Arc<str>,
+    pub prefix: Prefix,
+    pub families: Vec<Family>,
+    /// Our lease.
+    pub own: SubnetKey,
+    pub census: Census,
+    pub feed: Arc<Feed>,
+    pub seen: watch::Sender<Seen>,
+    pub troubles: mpsc::Sender<Trouble>,
+    pub timing: Timing,
+    pub presence: Presence,
+    /// Up to which resource version everything is known; `None`: list.
+    pub position: Option<String>,
+    /// Up to which one it was, when the Nodes have to be listed again: no older state will do.
+    pub known: Option<String>,
+    /// A watch broke off: what follows must join up with it.
+    pub interrupted: bool,
+    /// The API server went back in time: what is missing there was lost, not deleted.
+    pub regressed: bool,
+    /// When the Nodes that a regressed API server has lost count as gone.
+    pub sweep_at: Option<Instant>,
+}
+
+/// Why a watch ended.
+enum End {
+    /// It had lasted as long as it was asked to.
+    Over,
+    /// What is known no longer joins up with what the API server tells.
+    ListAgain(&'static str),
+    Failed(Failure),
+}
+
+impl From<Failure> for End {
+    fn from(failure: Failure) -> End {
+        match failure {
+            Failure::Expired(_) => End::ListAgain("its history does not reach back far enough"),
+            failure => End::Failed(failure),
+        }
+    }
+}
+
+impl From<Malformed> for End {
+    fn from(malformed: Malformed) -> End {
+        End::Failed(Failure::Away(format!(
+            "the API server's answer: {malformed}"
+        )))
+    }
+}
+
+impl Follower {
+    /// Follows the Nodes for ever.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let mut joined = None;
+            let end = match self.session(&mut joined).await {
+                Ok(never) => match never {},
+                Err(end) => end,
+            };
+            self.feed.flush();
+            let lasted = joined.is_some_and(|at: Instant| at.elapsed() >= LASTING);
+            if lasted {
+                backoff.reset();
+            }
+            let mut wait = None;
+            match end {
+                End::Over => debug!("the watch is over: opening another one"),
+                End::ListAgain(why) => {
+                    info!("API server: {why}: listing all Nodes again");
+                    self.known = self.position.take().or(self.known.take());
+                }
+                End::Failed(failure) => {
+                    self.interrupted = true;
+                    wait = match &failure {
+                        Failure::Busy(wait, _) => Some(*wait),
+                        failure if !failure.is_away() => Some(REFUSED),
+                        _ => None,
+                    };
+                    // The end of a connection is no outage yet: the next one may follow at once.
+                    match lasted {
+                        true => debug!("API server: {failure}"),
+                        false => self.presence.away(&self.feed, &failure.to_string()),
+                    }
+                }
+            }
+            match wait {
+                Some(wait) => tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64())).await,
+                None => backoff.wait().await,
+            }
+        }
+    }
+
+    /// From one watch to its end.
+    async fn session(&mut self, joined: &mut Option<Instant>) -> Result<Infallible, End> {
+        if self.interrupted && self.position.is_some() {
+            self.check_joint().await?;
+        }
+        let position = match self.position.clone() {
+            Some(position) => position,
+            None => self.list().await?,
+        };
+        self.interrupted = false;
+        let seconds = fastrand::u64(WATCH_FOR);
+        let path = format!(
+            "{NODES}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&resourceVersion={position}"
+        );
+        let body = self.client.send(&Ask::get(&path, WATCH)).await?;
+        let began = Instant::now();
+        *joined = Some(began);
+        self.presence.back(&self.feed, &self.client.place());
+        self.watch(body, began + Duration::from_secs(seconds) + OVERTIME)
+            .await
+    }
+
+    /// Takes in what a watch tells, until it ends.
+    async fn watch(&mut self, mut body: Body, deadline: Instant) -> Result<Infallible, End> {
+        let mut frames = Frames::new(body.encoding);
+        loop {
+            while let Some(frame) = frames.next()? {
+                let event = frames.read(frame, &self.prefix)?;
+                self.take_in(event)?;
+            }
+            if self.census.must_list_again() {
+                return Err(End::ListAgain(
+                    "a subnet that two Nodes claimed was given up",
+                ));
+            }
+            self.feed.flush();
+            let away = |reason| End::Failed(Failure::Away(reason));
+            tokio::select! {
+                more = timeout_at(deadline, body.more(&mut frames.buffer)) => match more {
+                    Ok(Ok(true)) => {}
+                    Ok(Ok(false)) => return Err(End::Over),
+                    Ok(Err(reason)) => return Err(away(format!("{}: {reason}", self.client.place()))),
+                    Err(_) => {
+                        self.client.hang_up().await;
+                        return Err(away("the watch did not end in time".into()));
+                    }
+                },
+                () = until(self.sweep_at) => self.sweep(),
+            }
+        }
+    }
+
+    fn take_in(&mut self, event: Event<'_>) -> Result<(), End> {
+        let node = match event {
+            Event::Put(node) => {
+                self.saw(&node);
+                node
+            }
+            Event::Gone(node) => {
+                self.gone(&node);
+                node
+            }
+            Event::Bookmark(node) => node,
+            Event::Error(status) => {
+                return Err(status.into_failure(None, &self.client.place()).into());
+            }
+        };
+        if !node.resource_version.is_empty() {
+            let position = self.position.get_or_insert_default();
+            position.clear();
+            position.push_str(&node.resource_version);
+        }
+        Ok(())
+    }
+
+    fn saw(&mut self, node: &Node<'_>) {
+        if *node.name != *self.name {
+            if let Some(problem) = self.census.saw(node) {
+                self.tell(node, problem);
+            }
+            return;
+        }
+        let own = Own::of(node, &self.families);
+        let ours = self.own.nets();
+        let other = own.subnets.as_ref().ok().and_then(|subnets| {
+            let mut all = subnets.iter();
+            all.find(|(family, net)| ours.get(*family).is_some_and(|ours| ours != *net))
+                .map(|(_, net)| *net)
+        });
+        if let Some(other) = other {
+            let why = format!(
+                "Node {} has podCIDR {other} now, not {}",
+                self.name, self.own
+            );
+            self.feed.revoke(why);
+        }
+        self.seen.send_replace(Seen::There(Box::new(own)));
+    }
+
+    fn gone(&mut self, node: &Node<'_>) {
+        if *node.name != *self.name {
+            self.census.gone(&node.name);
+            return;
+        }
+        warn!(
+            "Node {} was deleted: going on with what is known until it is back",
+            self.name
+        );
+        self.seen.send_replace(Seen::Absent);
+    }
+
+    /// Has an event written on a Node that is skipped. One that is full of faults loses some.
+    fn tell(&self, node: &Node<'_>, problem: String) {
+        let trouble = Trouble {
+            reason: "FlannelPeerSkipped",
+            message: format!("not used as a peer: {problem}"),
+            node: Some(node.name.to_string()),
+        };
+        let _ = self.troubles.try_send(trouble);
+    }
+
+    /// Reads all Nodes; returns the list's resource version.
+    async fn list(&mut self) -> Result<String, End> {
+        // From the server's memory wherever that will do: it costs etcd nothing.
+        let path = match &self.known {
+            _ if self.regressed => NODES.to_owned(),
+            Some(known) => {
+                format!("{NODES}?resourceVersionMatch=NotOlderThan&resourceVersion={known}")
+            }
+            None => format!("{NODES}?resourceVersion=0"),
+        };
+        let mut body = match self.client.send(&Ask::get(&path, LIST)).await {
+            Err(Failure::Ahead(_)) => return Err(self.went_back()),
+            body => body?,
+        };
+        let mut list = List::new(body.encoding);
+        let (mut own_is_there, mut since) = (false, 0);
+        self.census.begin();
+        loop {
+            while let Some(range) = list.next()? {
+                let bytes = list.buffer.get(range).unwrap_or_default();
+                let node = match body.encoding {
+                    Encoding::Protobuf => Node::from_protobuf(bytes, &self.prefix)?,
+                    Encoding::Json => Node::from_json(bytes, &self.prefix)?,
+                };
+                own_is_there |= *node.name == *self.name;
+                self.saw(&node);
+                since += 1;
+                if since == BATCH {
+                    since = 0;
+                    self.feed.flush();
+                }
+            }
+            let more = body.more_soon(&mut list.buffer).await;
+            let place = || self.client.place();
+            if !more.map_err(|reason| Failure::Away(format!("{}: {reason}", place())))? {
+                break;
+            }
+        }
+        list.finish()?;
+        let version = list.resource_version().to_owned();
+        self.end_of_listing(own_is_there);
+        self.position = Some(version.clone());
+        Ok(version)
+    }
+
+    fn end_of_listing(&mut self, own_is_there: bool) {
+        if !own_is_there {
+            self.seen.send_replace(Seen::Absent);
+        }
+        if std::mem::take(&mut self.regressed) {
+            self.sweep_at = Some(Instant::now() + self.timing.grace);
+            warn!(
+                "the API server has lost what it knew; Nodes that are missing now are kept for {} s more",
+                self.timing.grace.as_secs()
+            );
+        } else {
+            self.sweep();
+        }
+        let count = self.census.count();
+        info!(
+            peers = count.peers,
+            others = count.others,
+            "listed the other Nodes"
+        );
+    }
+
+    fn sweep(&mut self) {
+        self.sweep_at = None;
+        self.census.sweep();
+    }
+
+    /// After an interruption: is this the API server that we knew, no younger than it was? One small
+    /// request, whatever the number of Nodes.
+    async fn check_joint(&mut self) -> Result<(), End> {
+        #[derive(Deserialize)]
+        struct Answer {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            #[serde(rename = "resourceVersion")]
+            version: String,
+        }
+        let path = format!("{NODES}?limit=1");
+        let answer = self.client.send(&Ask::get(&path, METADATA_ONLY)).await?;
+        let answer = answer.whole(LARGEST).await.map_err(Failure::Away)?;
+        let answer: Answer =
+            serde_json::from_slice(&answer).map_err(|_| Malformed("a list that is none"))?;
+        let number = |version: &str| version.parse::<u64>().ok();
+        let (now, then) = (
+            number(&answer.metadata.version),
+            self.position.as_deref().and_then(number),
+        );
+        if now.zip(then).is_some_and(|(now, then)| now < then) {
+            return Err(self.went_back());
+        }
+        Ok(())
+    }
+
+    fn went_back(&mut self) -> End {
+        self.regressed = true;
+        self.position = None;
+        End::ListAgain("it has lost what it knew")
+    }
+}
+
+/// The subnets as a key, of all the families that are in use.
+pub(super) fn whole_key(
+    subnets: &Dual<ipnet::IpNet>,
+    families: &[Family],
+) -> Result<SubnetKey, Family> {
+    let missing = families
+        .iter()
+        .find(|family| subnets.get(**family).is_none());
+    match (missing, SubnetKey::new(*subnets)) {
+        (None, Some(key)) => Ok(key),
+        (missing, _) => Err(missing.copied().unwrap_or(Family::V4)),
+    }
+}

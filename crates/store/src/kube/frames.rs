@@ -1,0 +1,158 @@
+//! The frames of a watch, as they arrive: protobuf ones behind their length, JSON ones on a line each.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::annotations::Prefix;
+use super::body::Encoding;
+use super::node::Node;
+use super::status::Status;
+use super::wire::{Fields, Malformed, unwrap};
+
+/// No event is so large.
+const LARGEST: usize = 16 << 20;
+/// The length before a protobuf frame: big endian.
+const LENGTH: usize = 4;
+
+/// Cuts what arrives into frames. Append to [`Frames::buffer`].
+#[derive(Debug)]
+pub(super) struct Frames {
+    pub buffer: Vec<u8>,
+    at: usize,
+    /// A JSON frame's end was looked for up to here.
+    seen: usize,
+    encoding: Encoding,
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Event<'a> {
+    /// The Node is so now.
+    Put(Node<'a>),
+    /// It is gone.
+    Gone(Node<'a>),
+    /// Everything up to this Node's resource version was told.
+    Bookmark(Node<'a>),
+    /// The watch is over.
+    Error(Status),
+}
+
+impl Frames {
+    pub(super) fn new(encoding: Encoding) -> Frames {
+        Frames {
+            buffer: Vec::new(),
+            at: 0,
+            seen: 0,
+            encoding,
+        }
+    }
+
+    /// Where in the buffer the next frame lies; `None`: append more.
+    pub(super) fn next(&mut self) -> Result<Option<Range<usize>>, Malformed> {
+        let rest = self.buffer.get(self.at..).unwrap_or_default();
+        let frame = match self.encoding {
+            Encoding::Protobuf => match rest.first_chunk::<LENGTH>() {
+                Some(length) => {
+                    let length = u32::from_be_bytes(*length) as usize;
+                    if length > LARGEST {
+                        return Err(TOO_LARGE);
+                    }
+                    let end = LENGTH + length;
+                    (rest.len() >= end).then_some((LENGTH..end, end))
+                }
+                None => None,
+            },
+            Encoding::Json => {
+                let seen = std::mem::replace(&mut self.seen, rest.len());
+                let unseen = rest.get(seen..).unwrap_or_default();
+                let end = unseen.iter().position(|byte| *byte == b'\n');
+                end.map(|end| (0..seen + end, seen + end + 1))
+            }
+        };
+        match frame {
+            Some((range, end)) => {
+                let range = self.at + range.start..self.at + range.end;
+                self.at += end;
+                self.seen = 0;
+                Ok(Some(range))
+            }
+            None if rest.len() > LARGEST => Err(TOO_LARGE),
+            None => {
+                self.buffer.drain(..std::mem::take(&mut self.at));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads a frame that [`Frames::next`] found.
+    pub(super) fn read(
+        &self,
+        frame: Range<usize>,
+        prefix: &Prefix,
+    ) -> Result<Event<'_>, Malformed> {
+        let frame = self.buffer.get(frame).unwrap_or_default();
+        match self.encoding {
+            Encoding::Protobuf => protobuf(frame, prefix),
+            Encoding::Json => json(frame, prefix),
+        }
+    }
+}
+
+const TOO_LARGE: Malformed = Malformed("an event of more than 16 MiB");
+
+/// `WatchEvent`: the type, and a `RawExtension` whose field 1 is an object in its envelope.
+fn protobuf<'a>(frame: &'a [u8], prefix: &Prefix) -> Result<Event<'a>, Malformed> {
+    let (mut fields, mut kind, mut object) = (Fields(frame), "", &[][..]);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            1 => kind = value.text(),
+            2 => {
+                let mut extension = Fields(value.bytes());
+                while let Some((number, value)) = extension.next()? {
+                    if number == 1 {
+                        object = value.bytes();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let node = |object| Node::from_protobuf(unwrap(object)?, prefix);
+    event(kind, object, node, |object| {
+        Status::read(object, Encoding::Protobuf)
+    })
+}
+
+fn json<'a>(frame: &'a [u8], prefix: &Prefix) -> Result<Event<'a>, Malformed> {
+    #[derive(Deserialize)]
+    struct Frame<'a> {
+        #[serde(borrow, rename = "type")]
+        kind: std::borrow::Cow<'a, str>,
+        #[serde(borrow)]
+        object: &'a RawValue,
+    }
+    let frame: Frame<'a> =
+        serde_json::from_slice(frame).map_err(|_| Malformed("an event that is none"))?;
+    let object = frame.object.get().as_bytes();
+    let node = |object| Node::from_json(object, prefix);
+    event(&frame.kind, object, node, |object| {
+        Status::read(object, Encoding::Json)
+    })
+}
+
+fn event<'a>(
+    kind: &str,
+    object: &'a [u8],
+    node: impl Fn(&'a [u8]) -> Result<Node<'a>, Malformed>,
+    status: impl Fn(&[u8]) -> Option<Status>,
+) -> Result<Event<'a>, Malformed> {
+    Ok(match kind {
+        "ADDED" | "MODIFIED" => Event::Put(node(object)?),
+        "DELETED" => Event::Gone(node(object)?),
+        "BOOKMARK" => Event::Bookmark(node(object)?),
+        "ERROR" => Event::Error(status(object).unwrap_or_default()),
+        _ => return Err(Malformed("an event of a kind that there is not")),
+    })
+}

@@ -1,0 +1,129 @@
+//! The list of all Nodes, taken apart as it arrives: what is held is one Node, not the list.
+
+mod json;
+mod protobuf;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use super::body::Encoding;
+use super::wire::{Fields, Malformed};
+
+/// No Node is so large; what claims to be is no list. etcd takes objects of 1.5 MB unless told
+/// otherwise.
+const LARGEST: usize = 16 << 20;
+
+/// Takes a list apart. Append what arrives to [`List::buffer`]; [`List::next`] says where in it the
+/// next Node lies.
+#[derive(Debug)]
+pub(super) struct List {
+    pub buffer: Vec<u8>,
+    form: Form,
+    version: String,
+}
+
+#[derive(Debug)]
+enum Form {
+    Protobuf(protobuf::Scanner),
+    Json(json::Scanner),
+}
+
+/// A part of a list that is there whole.
+#[derive(Debug, PartialEq, Eq)]
+enum Piece {
+    /// The list's metadata.
+    Meta(Range<usize>),
+    /// A Node.
+    Item(Range<usize>),
+}
+
+impl List {
+    pub(super) fn new(encoding: Encoding) -> List {
+        List {
+            buffer: Vec::new(),
+            form: match encoding {
+                Encoding::Protobuf => Form::Protobuf(protobuf::Scanner::default()),
+                Encoding::Json => Form::Json(json::Scanner::default()),
+            },
+            version: String::new(),
+        }
+    }
+
+    /// The list's resource version; known once it has arrived.
+    pub(super) fn resource_version(&self) -> &str {
+        &self.version
+    }
+
+    /// Where in [`List::buffer`] the next Node lies; `None`: append more, or see whether it is the
+    /// end.
+    pub(super) fn next(&mut self) -> Result<Option<Range<usize>>, Malformed> {
+        loop {
+            let piece = match &mut self.form {
+                Form::Protobuf(scanner) => scanner.next(&self.buffer)?,
+                Form::Json(scanner) => scanner.next(&self.buffer)?,
+            };
+            match piece {
+                Some(Piece::Item(range)) => return Ok(Some(range)),
+                Some(Piece::Meta(range)) => {
+                    let meta = self.buffer.get(range).unwrap_or_default();
+                    self.version = match &self.form {
+                        Form::Protobuf(_) => protobuf_version(meta)?,
+                        Form::Json(_) => json_version(meta)?,
+                    };
+                }
+                None => {
+                    self.compact();
+                    return match self.buffer.len() > LARGEST {
+                        true => Err(TOO_LARGE),
+                        false => Ok(None),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Nothing more arrives: is it all there?
+    pub(super) fn finish(&self) -> Result<(), Malformed> {
+        let whole = match &self.form {
+            Form::Protobuf(scanner) => scanner.is_done(),
+            Form::Json(scanner) => scanner.is_done(),
+        };
+        match whole && !self.version.is_empty() {
+            true => Ok(()),
+            false => Err(Malformed("a list that is cut off")),
+        }
+    }
+
+    /// Keeps what has begun, at the front of the buffer.
+    fn compact(&mut self) {
+        let done = match &mut self.form {
+            Form::Protobuf(scanner) => scanner.rebase(),
+            Form::Json(scanner) => scanner.rebase(),
+        };
+        self.buffer.drain(..done.min(self.buffer.len()));
+    }
+}
+
+const TOO_LARGE: Malformed = Malformed("a list with a Node of more than 16 MiB");
+
+fn protobuf_version(meta: &[u8]) -> Result<String, Malformed> {
+    let (mut fields, mut version) = (Fields(meta), String::new());
+    while let Some((number, value)) = fields.next()? {
+        if number == 2 {
+            version = value.text().into();
+        }
+    }
+    Ok(version)
+}
+
+fn json_version(meta: &[u8]) -> Result<String, Malformed> {
+    #[derive(serde::Deserialize)]
+    struct ListMeta {
+        #[serde(rename = "resourceVersion", default)]
+        version: String,
+    }
+    let meta: ListMeta =
+        serde_json::from_slice(meta).map_err(|_| Malformed("a list whose metadata is none"))?;
+    Ok(meta.version)
+}

@@ -1,0 +1,519 @@
+//! Leases in Kubernetes: a Node's podCIDRs are its subnets, its annotations say how it is reached.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`settings`], [`access`], [`kubeconfig`] | where the API server is, who we are to it |
+//! | [`http`], [`body`], [`status`] | a request, its answer inflated as it arrives, a refusal |
+//! | [`wire`], [`node`], [`listing`], [`frames`] | Nodes in protobuf or JSON, read in place |
+//! | [`annotations`], [`peer`], [`census`] | a Node as a lease; all of them, and what changed |
+//! | [`own`], [`keeper`], [`events`] | our own Node: taken, kept as it should be; troubles told |
+//! | [`admin`] | the leases, for a person who asks |
+//! | [`follow`] | everybody's Nodes, for as long as the daemon runs |
+//!
+//! A start needs one request for our Node, one or two to write to it, one list and one watch, all
+//! over one connection; nothing is ever asked per peer.
+
+mod access;
+mod admin;
+mod annotations;
+mod body;
+mod census;
+mod events;
+mod follow;
+mod frames;
+mod http;
+mod keeper;
+mod kubeconfig;
+mod listing;
+mod node;
+mod own;
+mod peer;
+mod settings;
+mod status;
+mod wire;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Dual, Family, Lease, LeaseAttrs, NetConfig, SubnetKey};
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::{info, warn};
+
+pub use access::AccessError;
+pub use events::Trouble;
+pub use settings::{KubeSettings, KubeSettingsError, NodeName};
+
+use crate::backoff::Backoff;
+use crate::complaints::Waiting;
+use crate::feed::Feed;
+use crate::patience::{Patience, Waits};
+use crate::presence::Presence;
+use crate::task::AbortOnDrop;
+use crate::tenure::Tenure;
+use crate::{AcquireError, Claim, News, Store};
+use access::Access;
+use annotations::Prefix;
+use census::Census;
+use events::Events;
+use follow::{Follower, whole_key};
+use frames::{Event, Frames};
+use http::{Ask, Client, Failure};
+use keeper::{Keeper, Seen, Written};
+use own::{Own, Wish};
+use settings::is_name;
+
+/// Troubles that wait to be told. More at once are not read by anybody.
+const TROUBLES: usize = 64;
+/// How long a stop may take to say that the network is down.
+const FAREWELL: Duration = Duration::from_secs(5);
+const LARGEST: usize = 16 << 20;
+
+/// Leases in Kubernetes.
+pub struct KubeStore {
+    client: Arc<Client>,
+    settings: KubeSettings,
+    prefix: Prefix,
+    waits: Waits,
+    feed: Arc<Feed>,
+    wish: watch::Sender<Wish>,
+    /// Once we know it.
+    name: Option<Arc<str>>,
+    /// What the configuration enables.
+    families: Vec<Family>,
+    /// Our Node as last asked for.
+    node: Option<Own>,
+    written: Option<Written>,
+    lease: Option<SubnetKey>,
+    events: Option<Events>,
+    tasks: Option<Tasks>,
+}
+
+struct Tasks {
+    _follower: AbortOnDrop,
+    _keeper: AbortOnDrop,
+    troubles: mpsc::Sender<Trouble>,
+}
+
+impl KubeStore {
+    /// A store for these settings; `env` reads the environment. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// Settings that no waiting mends: address, kubeconfig, certificates, prefix, no node name.
+    pub fn new(
+        settings: KubeSettings,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<KubeStore, KubeSettingsError> {
+        let prefix = Prefix::parse(&settings.annotation_prefix)?;
+        let check = |variable, name: &str| match is_name(name) {
+            true => Ok(()),
+            false => Err(KubeSettingsError::Name {
+                variable,
+                name: name.into(),
+            }),
+        };
+        match &settings.node {
+            NodeName::Given(node) => check("NODE_NAME", node)?,
+            NodeName::OfPod { namespace, name } => {
+                check("POD_NAMESPACE", namespace)?;
+                check("POD_NAME", name)?;
+            }
+            NodeName::Unknown => return Err(KubeSettingsError::NoNode),
+        }
+        let access = Access::new(&settings.api_url, settings.kubeconfig.as_deref(), env)?;
+        Ok(KubeStore {
+            client: Arc::new(Client::new(access)),
+            settings,
+            prefix,
+            waits: Waits::default(),
+            feed: Arc::default(),
+            wish: watch::Sender::new(Wish::default()),
+            name: None,
+            families: Family::ALL.into(),
+            node: None,
+            written: None,
+            lease: None,
+            events: None,
+            tasks: None,
+        })
+    }
+
+    /// Our Node's name; waits while it has to be asked for and cannot.
+    async fn name(&mut self) -> Arc<str> {
+        if let Some(name) = &self.name {
+            return name.clone();
+        }
+        let mut patience = Patience::telling(&self.waits);
+        let name: Arc<str> = loop {
+            match self.ask_name().await {
+                Ok(name) => break name,
+                Err(failure) => patience.wait(&failure.to_string(), failure.is_away()).await,
+            }
+        };
+        patience.over();
+        info!(
+            "subnets are the podCIDRs of Nodes at {}; ours is Node {name}",
+            self.client.place()
+        );
+        self.events = Some(Events::new(self.client.clone(), name.clone()));
+        self.name.insert(name).clone()
+    }
+
+    async fn ask_name(&self) -> Result<Arc<str>, Failure> {
+        #[derive(Deserialize)]
+        struct Pod {
+            spec: Spec,
+        }
+        #[derive(Deserialize)]
+        struct Spec {
+            #[serde(rename = "nodeName", default)]
+            node: String,
+        }
+        let (namespace, pod) = match &self.settings.node {
+            NodeName::Given(node) => return Ok(node.as_str().into()),
+            NodeName::OfPod { namespace, name } => (namespace, name),
+            // Refused when the store was made.
+            NodeName::Unknown => {
+                return Err(Failure::Refused(KubeSettingsError::NoNode.to_string()));
+            }
+        };
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
+        let answer = self
+            .client
+            .send(&Ask::get(&path, "application/json"))
+            .await?;
+        let json = answer.whole(LARGEST).await.map_err(Failure::Away)?;
+        let node = serde_json::from_slice(&json).map(|pod: Pod| pod.spec.node);
+        match node.ok().filter(|node| is_name(node)) {
+            Some(node) => Ok(node.into()),
+            None => Err(Failure::Refused(format!(
+                "pod {namespace}/{pod} names no Node in spec.nodeName"
+            ))),
+        }
+    }
+
+    /// Asks for our Node, again and again while that fails.
+    async fn ask_node(&mut self) -> Own {
+        let name = self.name().await;
+        let mut patience = Patience::telling(&self.waits);
+        loop {
+            match own::get(&self.client, &name, &self.families, &self.prefix).await {
+                Ok(own) => {
+                    patience.over();
+                    return own;
+                }
+                Err(failure) => {
+                    let text = match &failure {
+                        Failure::NotFound(_) => format!("there is no Node {name}"),
+                        failure => format!("Node {name}: {failure}"),
+                    };
+                    patience.wait(&text, failure.is_away()).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until our Node is another than `own`, as far as one can tell; or for a while.
+    async fn node_changes(&self, name: &str, own: &Own) -> Result<Option<Own>, Failure> {
+        let path = format!(
+            "/api/v1/nodes?watch=true&timeoutSeconds=60&fieldSelector=metadata.name%3D{name}&resourceVersion={}",
+            own.resource_version
+        );
+        let mut body = self
+            .client
+            .send(&Ask::get(&path, "application/json"))
+            .await?;
+        let mut frames = Frames::new(body.encoding);
+        loop {
+            let malformed = |error: wire::Malformed| Failure::Away(error.to_string());
+            while let Some(frame) = frames.next().map_err(malformed)? {
+                match frames.read(frame, &self.prefix).map_err(malformed)? {
+                    Event::Put(node) => return Ok(Some(Own::of(&node, &self.families))),
+                    Event::Bookmark(_) => {}
+                    Event::Gone(_) | Event::Error(_) => return Ok(None),
+                }
+            }
+            if !body.more(&mut frames.buffer).await.map_err(Failure::Away)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Our subnets, once our Node has them and they lie in the network.
+    async fn subnets(&mut self, config: &NetConfig) -> SubnetKey {
+        let name = self.name().await;
+        let (mut waiting, mut said) = (Waiting::default(), false);
+        let mut backoff = Backoff::default();
+        let mut node = self.node.take();
+        loop {
+            let own = match node.take() {
+                Some(own) => own,
+                None => self.ask_node().await,
+            };
+            let trouble = match fitting(&own, config, &self.families) {
+                Ok(key) => {
+                    self.waits.set(None);
+                    if said {
+                        info!("Node {name} has podCIDR {key} now");
+                    }
+                    self.node = Some(own);
+                    return key;
+                }
+                Err((reason, problem)) => Trouble {
+                    reason,
+                    message: format!("Node {name}: {problem}"),
+                    node: None,
+                },
+            };
+            self.waits.set(Some(trouble.message.clone()));
+            if waiting.is_due(&trouble.message) {
+                warn!("waiting: {}", trouble.message);
+                said = true;
+            }
+            self.report(trouble).await;
+            match self.node_changes(&name, &own).await {
+                Ok(fresh) => node = fresh,
+                Err(_) => backoff.wait().await,
+            }
+        }
+    }
+
+    fn start_tasks(&mut self) -> Option<Tasks> {
+        let (name, own) = (self.name.clone()?, self.lease?);
+        let (seen, seeing) = watch::channel(match self.node.take() {
+            Some(own) => Seen::There(Box::new(own)),
+            None => Seen::Unknown,
+        });
+        let (troubles, told) = mpsc::channel(TROUBLES);
+        let events = self.events.take();
+        let keeper = Keeper {
+            client: self.client.clone(),
+            name: name.clone(),
+            prefix: self.prefix.clone(),
+            families: self.families.clone(),
+            wish: self.wish.subscribe(),
+            seen: seeing,
+            troubles: told,
+            events: events.unwrap_or_else(|| Events::new(self.client.clone(), name.clone())),
+            written: self.written.take(),
+            tenure: Tenure::created(),
+            backoff: Backoff::default(),
+            waiting: Waiting::default(),
+        };
+        let follower = Follower {
+            client: self.client.clone(),
+            name,
+            prefix: self.prefix.clone(),
+            families: self.families.clone(),
+            own,
+            census: Census::new(self.feed.clone(), self.families.clone(), Some(own)),
+            feed: self.feed.clone(),
+            seen,
+            troubles: troubles.clone(),
+            timing: self.settings.timing,
+            presence: Presence::new("the API server"),
+            position: None,
+            known: None,
+            interrupted: false,
+            regressed: false,
+            sweep_at: None,
+        };
+        Some(Tasks {
+            _follower: AbortOnDrop::spawn(follower.run()),
+            _keeper: AbortOnDrop::spawn(keeper.run()),
+            troubles,
+        })
+    }
+}
+
+/// Our subnets, if they are all there and in the network; else an event's reason, and what is wrong.
+fn fitting(
+    own: &Own,
+    config: &NetConfig,
+    families: &[Family],
+) -> Result<SubnetKey, (&'static str, String)> {
+    let subnets = own.subnets.as_ref().map_err(|text| {
+        (
+            "InvalidPodCIDR",
+            format!("spec.podCIDRs holds {text:?}, which is no subnet"),
+        )
+    })?;
+    let key = whole_key(subnets, families).map_err(|family| {
+        (
+            "NoPodCIDR",
+            format!(
+                "no {family} subnet in spec.podCIDRs yet: the controller manager assigns it, with --allocate-node-cidrs and --cluster-cidr"
+            ),
+        )
+    })?;
+    for (family, net) in subnets.iter() {
+        if let Some(pool) = config
+            .pools
+            .get(family)
+            .filter(|pool| !pool.network.contains(net))
+        {
+            let named = match family {
+                Family::V4 => "Network",
+                Family::V6 => "IPv6Network",
+            };
+            return Err((
+                "PodCIDROutsideNetwork",
+                format!(
+                    "spec.podCIDRs has {net}, which is outside {named} {} of the network configuration: make the controller manager's --cluster-cidr and {named} agree",
+                    pool.network
+                ),
+            ));
+        }
+    }
+    Ok(key)
+}
+
+impl Store for KubeStore {
+    async fn config(&mut self) -> NetConfig {
+        let path = self.settings.net_config.clone();
+        let mut patience = Patience::telling(&self.waits);
+        let config = loop {
+            let read = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound => {
+                    "there is no such file: put the network configuration there".into()
+                }
+                _ => error.to_string(),
+            });
+            match read.and_then(|json| NetConfig::from_json(&json).map_err(|e| e.to_string())) {
+                Ok(config) => break config,
+                Err(problem) => {
+                    let text = format!("-net-config-path {}: {problem}", path.display());
+                    patience.wait(&text, false).await;
+                }
+            }
+        };
+        patience.over();
+        self.families = config.families().collect();
+        config
+    }
+
+    async fn assigned_ip(&mut self) -> Dual<IpAddr> {
+        let own = self.ask_node().await;
+        let assigned = peer::assigned(&own.annotations, |bad| warn!("our Node: {bad}: ignored"));
+        self.node = Some(own);
+        assigned
+    }
+
+    async fn own(&mut self, _: &Dual<IpAddr>) -> Option<Lease> {
+        let own = match self.node.take() {
+            Some(own) => own,
+            None => self.ask_node().await,
+        };
+        let key = own.subnets.as_ref().ok().and_then(|s| SubnetKey::new(*s));
+        let attrs = peer::attrs(&own.annotations, &self.families).ok();
+        let seniority = own.created;
+        let managed = peer::is_managed(&own.annotations);
+        self.node = Some(own);
+        let (key, attrs) = key.zip(attrs).filter(|_| managed)?;
+        Some(Lease {
+            key,
+            attrs,
+            seniority,
+        })
+    }
+
+    async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
+        let name = self.name().await;
+        let wish = Wish {
+            attrs: Some(claim.attrs.clone()),
+            network: None,
+        };
+        let mut patience = Patience::telling(&self.waits);
+        let (key, own) = loop {
+            let key = self.subnets(config).await;
+            let own = match self.node.take() {
+                Some(own) => own,
+                None => continue,
+            };
+            let patch = own::difference(&own, &wish, &self.families, &self.prefix, true);
+            let Some(patch) = patch else {
+                break (key, own);
+            };
+            match own::patch(&self.client, &name, &patch).await {
+                Ok(version) => {
+                    self.written = Some(Written {
+                        uid: own.uid.clone(),
+                        version,
+                        wish: wish.clone(),
+                    });
+                    break (key, own);
+                }
+                Err(failure) => {
+                    let text = format!("cannot publish on Node {name}: {failure}");
+                    patience.wait(&text, failure.is_away()).await;
+                }
+            }
+        };
+        patience.over();
+        let lease = Lease {
+            key,
+            attrs: claim.attrs.clone(),
+            seniority: own.created,
+        };
+        self.wish.send_replace(wish);
+        self.lease = Some(key);
+        self.node = Some(own);
+        Ok(lease)
+    }
+
+    async fn publish(&mut self, attrs: LeaseAttrs) {
+        self.wish.send_modify(|wish| wish.attrs = Some(attrs));
+    }
+
+    async fn network(&mut self, stands: bool) {
+        if !self.settings.set_network_condition {
+            return;
+        }
+        self.wish.send_modify(|wish| wish.network = Some(stands));
+        if stands {
+            return;
+        }
+        // Nobody waits for the tasks any more.
+        self.tasks = None;
+        let Some(name) = self.name.clone() else {
+            return;
+        };
+        let wish = Wish {
+            attrs: None,
+            network: Some(stands),
+        };
+        let farewell = async {
+            let own = own::get(&self.client, &name, &self.families, &self.prefix).await?;
+            match own::difference(&own, &wish, &self.families, &self.prefix, true) {
+                Some(patch) => own::patch(&self.client, &name, &patch).await,
+                None => Ok(0),
+            }
+        };
+        match timeout(FAREWELL, farewell).await {
+            Ok(Ok(_)) => info!("Node {name}: NetworkUnavailable is True"),
+            Ok(Err(failure)) => warn!("Node {name}: NetworkUnavailable cannot be set: {failure}"),
+            Err(_) => warn!("Node {name}: NetworkUnavailable cannot be set: no answer"),
+        }
+    }
+
+    async fn report(&mut self, trouble: Trouble) {
+        if let Some(tasks) = &self.tasks {
+            let _ = tasks.troubles.try_send(trouble);
+        } else if let Some(events) = &mut self.events {
+            events.post(trouble).await;
+        }
+    }
+
+    fn waits(&self) -> Waits {
+        self.waits.clone()
+    }
+
+    async fn news(&mut self) -> News {
+        if self.tasks.is_none() {
+            self.tasks = self.start_tasks();
+        }
+        self.feed.news().await
+    }
+}
