@@ -28,7 +28,7 @@ pub(crate) fn start(conf: CniConf, status: Status) {
 }
 
 /// Takes the configuration away, when the network is taken down.
-pub(crate) fn remove(conf: &CniConf) {
+pub fn remove(conf: &CniConf) {
     let file = conf.file.display();
     match fs::remove_file(&conf.file) {
         Ok(()) => info!("removed {file}"),

@@ -13,7 +13,7 @@
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
 
 pub mod cluster;
-mod cni_conf;
+pub mod cni_conf;
 pub mod daemon;
 pub mod flags;
 pub mod forwarding;

@@ -1,0 +1,12 @@
+//! The daemon with `-kube-subnet-mgr`, and a real Kubernetes API server and controller manager. Every
+//! promise about Nodes, annotations and outages is a test here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod publishing;
+mod scene;
