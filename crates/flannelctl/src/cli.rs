@@ -121,6 +121,17 @@ pub(crate) struct Shape {
     /// Pods have IPv4 and IPv6
     #[arg(long)]
     pub(crate) dual: bool,
+    /// A whole Kubernetes: API server, controller manager, scheduler, and containerd and kubelet on every node
+    ///
+    /// Needs this machine's root. There is no network for pods yet: `--manifest` applies one.
+    #[arg(long, conflicts_with_all = ["pods", "store", "backend", "flanneld_args"])]
+    pub(crate) kube: bool,
+    /// With --kube: an image for every node, an archive as `docker save` writes it; may be given again
+    #[arg(long = "image", value_name = "FILE", requires = "kube")]
+    pub(crate) images: Vec<PathBuf>,
+    /// With --kube: a manifest to apply, such as deploy/kube-flannel.yml; waits until every Node is Ready
+    #[arg(long, value_name = "FILE", requires = "kube")]
+    pub(crate) manifest: Option<PathBuf>,
     /// An argument for every flanneld, such as --flanneld-arg=-v=1; may be given again
     #[arg(long = "flanneld-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) flanneld_args: Vec<String>,
@@ -134,6 +145,8 @@ pub(crate) enum StoreArg {
     Etcd,
     /// A real etcd with certificates on both sides
     EtcdTls,
+    /// The API server of a real Kubernetes, without kubelets
+    Kubernetes,
 }
 
 impl Shape {
@@ -143,9 +156,17 @@ impl Shape {
             StoreArg::Directory => StoreKind::Directory,
             StoreArg::Etcd => StoreKind::Etcd { tls: false },
             StoreArg::EtcdTls => StoreKind::Etcd { tls: true },
+            StoreArg::Kubernetes => StoreKind::Kubernetes,
         };
-        lab::Lab::builder()
-            .nodes(self.nodes.into())
+        let builder = lab::Lab::builder().nodes(self.nodes.into());
+        if self.kube {
+            let builder = builder
+                .kubelets()
+                .ipv4(!self.ipv6)
+                .ipv6(self.ipv6 || self.dual);
+            return self.images.iter().fold(builder, |b, image| b.image(image));
+        }
+        builder
             .pods_per_node(self.pods.into())
             .store(store)
             .backend(self.backend.clone())
@@ -164,10 +185,20 @@ impl Shape {
         let mut args = vec![
             format!("--name={}", self.name.name),
             format!("--nodes={}", self.nodes),
-            format!("--pods={}", self.pods),
-            format!("--store={store}"),
-            format!("--backend={}", self.backend),
         ];
+        if self.kube {
+            args.push("--kube".into());
+            let image = |file: &PathBuf| format!("--image={}", file.display());
+            args.extend(self.images.iter().map(image));
+            let manifest = |file: &PathBuf| format!("--manifest={}", file.display());
+            args.extend(self.manifest.as_ref().map(manifest));
+        } else {
+            args.extend([
+                format!("--pods={}", self.pods),
+                format!("--store={store}"),
+                format!("--backend={}", self.backend),
+            ]);
+        }
         args.extend(self.ipv6.then(|| "--ipv6".to_string()));
         args.extend(self.dual.then(|| "--dual".to_string()));
         args.extend(

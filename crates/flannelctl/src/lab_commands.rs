@@ -16,6 +16,9 @@ use crate::cli::Shape;
 use crate::output::{line, progress};
 use crate::running::{self, DIR_VAR, Running};
 
+/// How soon after a manifest every Node must be Ready.
+const NODES_READY: Duration = Duration::from_secs(120);
+
 /// How soon after its start every pod must reach every other.
 const MESH: Duration = Duration::from_secs(10);
 
@@ -119,6 +122,14 @@ pub(crate) fn hold(shape: &Shape, file: &Path) -> Result<ExitCode> {
 /// Starts the daemons and waits until the pods reach each other, where the backend is one that
 /// sees to that.
 fn start(shape: &Shape, lab: &Lab) -> Result<()> {
+    if let (true, Some(kube)) = (shape.kube, lab.kube()) {
+        let Some(file) = &shape.manifest else {
+            return Ok(());
+        };
+        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        kube.apply(&text)?;
+        return Ok(kube.wait_nodes_ready(NODES_READY)?);
+    }
     lab.start()?;
     if shape.backend["Type"] != "alloc" {
         lab.wait_mesh(MESH)?;
@@ -174,16 +185,26 @@ pub(crate) fn exec(name: &str, place: &str, command: &[String]) -> Result<ExitCo
     let running = Running::find(name)?;
     running.handles.enter_user_namespace()?;
     let place = running.handles.open(place)?;
-    let mut child = match command {
+    let mut command = match command {
         [] => {
             let mut shell = Command::new("bash");
+            let prompt = format!("[{}] \\w # ", place.name());
+            shell.args(["--norc", "-i"]).env("PS1", prompt);
             shell
-                .args(["--norc", "-i"])
-                .env("PS1", format!("[{}] \\w # ", place.name()));
-            place.spawn(&mut shell)?
         }
-        [program, args @ ..] => place.spawn(Command::new(program).args(args))?,
+        [program, args @ ..] => {
+            let mut command = Command::new(program);
+            command.args(args);
+            command
+        }
     };
+    // For kubectl, where the lab has a Kubernetes.
+    command.env("KUBECONFIG", format!("{}/admin.conf", lab::KUBE_DIR));
+    // A node that is a whole machine gets nothing else of this process's environment.
+    if let Some(term) = std::env::var_os("TERM") {
+        command.env("TERM", term);
+    }
+    let mut child = place.spawn(&mut command)?;
     Ok(exit_code(attend(&mut child)?))
 }
 

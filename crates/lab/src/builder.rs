@@ -7,14 +7,14 @@ use serde_json::{Map, Value, json};
 
 use crate::fabric::{self, Underlay};
 use crate::ground::Ground;
-use crate::kube::Networks;
+use crate::kube::{Networks, require_kubelets};
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::settle::settle;
 use crate::store::{CONFIG, Keys};
 use crate::{
-    BIN_DIR, Error, Etcd, KUBE_BIN_DIR, Kube, SHARED_DIR, StoreKind, kube_bin_dir, privilege,
-    programs,
+    BIN_DIR, Error, Etcd, KUBE_BIN_DIR, Kube, Kubelet, Namespace, SHARED_DIR, StoreKind,
+    kube_bin_dir, privilege, programs,
 };
 
 /// Told what is being done, a line each.
@@ -34,6 +34,8 @@ pub struct LabBuilder {
     flanneld_args: Vec<String>,
     without_flanneld: bool,
     bin_dir: Option<PathBuf>,
+    kubelets: bool,
+    images: Vec<PathBuf>,
     unlink_at_end: Option<PathBuf>,
     progress: Progress,
 }
@@ -57,6 +59,8 @@ impl Default for LabBuilder {
             flanneld_args: Vec::new(),
             without_flanneld: false,
             bin_dir: None,
+            kubelets: false,
+            images: Vec::new(),
             unlink_at_end: None,
             progress: Box::new(|_| {}),
         }
@@ -151,6 +155,22 @@ impl LabBuilder {
         self
     }
 
+    /// A kubelet and a containerd on every node, and a scheduler: a whole Kubernetes, in which flanneld is a pod like
+    /// any other. Pods' IPv4 network is the manifest's, 10.244.0.0/16. The store is then [`StoreKind::Kubernetes`], and [`Lab::start`] is not for it.
+    pub fn kubelets(mut self) -> Self {
+        self.kubelets = true;
+        let network = self.config.entry("Network");
+        network.or_insert_with(|| json!("10.244.0.0/16"));
+        self.store = StoreKind::Kubernetes;
+        self
+    }
+
+    /// One more image for every node's containerd, an archive as `docker save` writes it.
+    pub fn image(mut self, file: impl Into<PathBuf>) -> Self {
+        self.images.push(file.into());
+        self
+    }
+
     /// A file to be removed when the lab ends, in whatever way it ends.
     pub fn unlink_at_end(mut self, file: impl Into<PathBuf>) -> Self {
         self.unlink_at_end = Some(file.into());
@@ -190,9 +210,12 @@ impl LabBuilder {
         if self.store != StoreKind::Directory {
             programs::require(&["etcd", "etcdctl"])?;
         }
-        let bin_dir = match (self.bin_dir, self.without_flanneld) {
+        if self.kubelets {
+            require_kubelets()?;
+        }
+        let bin_dir = match (self.bin_dir, self.without_flanneld || self.kubelets) {
             (Some(dir), _) => Some(dir),
-            (None, true) => None,
+            (None, true) => programs::flannel_bin_dir().ok(),
             (None, false) => Some(programs::flannel_bin_dir()?),
         };
         let tell = &self.progress;
@@ -229,7 +252,7 @@ impl LabBuilder {
             StoreKind::Kubernetes => {
                 tell("etcd, kube-apiserver, kube-controller-manager");
                 let networks = Networks::of_config(&config)?;
-                let kube = Kube::new(&fabric, &ground, networks, false)?;
+                let kube = Kube::new(&fabric, &ground, networks, self.kubelets)?;
                 let args = kube.flanneld_args();
                 (Keys::Kubernetes(Box::new(kube)), args)
             }
@@ -238,15 +261,29 @@ impl LabBuilder {
 
         args.extend(self.flanneld_args);
         tell(&format!("{} nodes on a bridge", self.nodes));
-        let mut nodes = Vec::new();
+        let mut places = Vec::new();
         for index in 1..=self.nodes as u8 {
             let place = ground.node(&format!("n{index}"))?;
             fabric::connect(&fabric, &place, index, underlay)?;
-            nodes.push(Node::new(index, place, &ground, args.clone()));
-            if let Keys::Kubernetes(kube) = &keys {
-                kube.register(index, underlay)?;
-            }
+            places.push((index, place));
         }
+        let nodes: Vec<(u8, Namespace, Option<Kubelet>)> = match &keys {
+            Keys::Kubernetes(kube) if self.kubelets => {
+                tell("containerd and kubelet on every node");
+                kube.start_kubelets(places, underlay, &self.images)?
+            }
+            keys => {
+                if let Keys::Kubernetes(kube) = keys {
+                    let mut indices = places.iter().map(|(index, _)| *index);
+                    indices.try_for_each(|index| kube.register(index, underlay))?;
+                }
+                let bare = |(index, place)| (index, place, None);
+                places.into_iter().map(bare).collect()
+            }
+        };
+        let node =
+            |(index, place, kubelet)| Node::new(index, place, &ground, args.clone(), kubelet);
+        let nodes: Vec<Node> = nodes.into_iter().map(node).collect();
         settle(&fabric)?;
         nodes.iter().try_for_each(|node| settle(node))?;
         Ok(Lab {
@@ -271,6 +308,7 @@ fn config(ipv4: bool, ipv6: bool, backend: Value, more: Map<String, Value>) -> V
         config.insert("IPv6Network".into(), json!("fd00:30::/48"));
     }
     config.insert("Backend".into(), backend);
-    config.extend(more);
+    let family = |key: &str| key != "Network" || ipv4;
+    config.extend(more.into_iter().filter(|(key, _)| family(key)));
     Value::Object(config)
 }

@@ -1,4 +1,4 @@
-//! A cgroup for a machine or a docker, gone when that or the process that held it is.
+//! A cgroup for a machine, a docker or a node with a kubelet, gone when that or the process that held it is.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -9,7 +9,7 @@ use crate::error::Doing;
 
 const SCRIPT: &str = include_str!("cgroup.sh");
 
-/// A cgroup of the unified hierarchy, below our own. A process outside the lab keeps it: it
+/// A cgroup, below our own. A process outside the lab keeps it: it
 /// removes it when this value is dropped, and when this process ends without dropping it.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
@@ -20,8 +20,15 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes a cgroup whose name ends with `what`, and that no other of this computer has.
+    /// Makes a cgroup of the unified hierarchy whose name ends with `what`, and that no other of this
+    /// computer has.
     pub(crate) fn new(what: &str) -> Result<Cgroup, Error> {
+        Cgroup::kept_by(SCRIPT, what)
+    }
+
+    /// The same by another script, which prints where it made it, reads its standard input to the end and
+    /// then removes it.
+    pub(crate) fn kept_by(script: &str, what: &str) -> Result<Cgroup, Error> {
         use std::os::unix::process::CommandExt;
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let next = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -33,7 +40,7 @@ impl Cgroup {
                 "private",
                 "sh",
                 "-c",
-                SCRIPT,
+                script,
                 "cgroup",
                 name,
             ])
@@ -56,13 +63,13 @@ impl Cgroup {
         };
         match cgroup.path.is_empty() {
             false => Ok(cgroup),
-            true => Err(Error::Needs(
-                "a machine or docker needs a cgroup of the unified hierarchy (cgroup2), and may not make one here".into(),
-            )),
+            true => Err(Error::Needs(format!(
+                "{what} needs a cgroup (cgroup v2 mounted, for a machine or docker), and may not make one here"
+            ))),
         }
     }
 
-    /// Its path in the hierarchy.
+    /// Its path in the hierarchy; what the script printed.
     pub(crate) fn path(&self) -> &str {
         &self.path
     }

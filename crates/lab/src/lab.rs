@@ -81,6 +81,19 @@ impl Lab {
         self.nodes.iter().flat_map(Node::pods).collect()
     }
 
+    /// The place of a Kubernetes pod, an object as the API has it: its network, and its node's files and processes.
+    ///
+    /// # Errors
+    /// Its node has no kubelet, or no process of it.
+    pub fn kube_pod(&self, pod: &serde_json::Value) -> Result<Namespace, Error> {
+        let text = |at: &str| pod.pointer(at).and_then(|v| v.as_str()).unwrap_or_default();
+        let (name, on) = (text("/metadata/name"), text("/spec/nodeName"));
+        let node = self.nodes.iter().find(|node| node.name() == on);
+        let kubelet = node.and_then(Node::kubelet);
+        let lacks = || Error::Bad(format!("pod {name}: no kubelet on its node {on:?}"));
+        kubelet.ok_or_else(lacks)?.pod(name, text("/metadata/uid"))
+    }
+
     /// The etcd, where that is the store.
     pub fn etcd(&self) -> Option<&Etcd> {
         match &self.keys {

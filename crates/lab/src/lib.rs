@@ -64,7 +64,9 @@ pub use docker::{Container, Docker};
 pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};
-pub use kube::{Api, Kube, Patch, Request, Response, Who, kube_bin_dir, not_run};
+pub use kube::{
+    Api, BOX_IMAGE, Kube, Kubelet, Patch, Request, Response, Who, kube_bin_dir, not_run,
+};
 pub use lab::Lab;
 pub use machine::{Machine, debian_root};
 pub use mesh::Ping;

@@ -61,13 +61,19 @@ impl Namespace {
     }
 
     /// A namespace of a lab that another process holds.
-    pub(crate) fn foreign(name: &str, net: OwnedFd, mnt: OwnedFd, pid: OwnedFd) -> Namespace {
+    pub(crate) fn foreign(
+        name: &str,
+        net: OwnedFd,
+        mnt: OwnedFd,
+        pid: OwnedFd,
+        others: Vec<OwnedFd>,
+    ) -> Namespace {
         Namespace {
             name: name.into(),
             net: net.into(),
             mnt: mnt.into(),
             pid: pid.into(),
-            others: Arc::default(),
+            others: others.into(),
             _guard: None,
         }
     }
@@ -117,6 +123,14 @@ impl Namespace {
 
     pub(crate) fn net(&self) -> &OwnedFd {
         &self.net
+    }
+
+    pub(crate) fn pid(&self) -> &OwnedFd {
+        &self.pid
+    }
+
+    pub(crate) fn others(&self) -> &[OwnedFd] {
+        &self.others
     }
 
     pub(crate) fn mnt(&self) -> &Arc<OwnedFd> {

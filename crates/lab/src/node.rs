@@ -16,7 +16,7 @@ use crate::ground::Ground;
 use crate::picture::Picture;
 use crate::pod::{self, Pod};
 use crate::repair::{self, Repair};
-use crate::{Error, Namespace, SubnetEnv};
+use crate::{Error, Kubelet, Namespace, SubnetEnv};
 
 /// A node. It dereferences to its [`Namespace`]: `node.exec(["ip", "route"])`.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub struct Node {
     /// What every daemon of this lab is told: where the store is.
     common_args: Vec<String>,
     flanneld: Daemon,
+    kubelet: Option<Kubelet>,
     pods: Mutex<Vec<Arc<Pod>>>,
 }
 
@@ -36,6 +37,7 @@ impl Node {
         place: Namespace,
         ground: &Arc<Ground>,
         common_args: Vec<String>,
+        kubelet: Option<Kubelet>,
     ) -> Node {
         let flanneld = Daemon::new(&place, ground, &common_args, Instance::default());
         Node {
@@ -44,6 +46,7 @@ impl Node {
             ground: ground.clone(),
             common_args,
             flanneld,
+            kubelet,
             pods: Mutex::default(),
         }
     }
@@ -74,6 +77,11 @@ impl Node {
     /// Its flanneld; made with the lab, started by [`crate::Lab::start`] or by hand.
     pub fn flanneld(&self) -> &Daemon {
         &self.flanneld
+    }
+
+    /// Its kubelet, in a lab that has them.
+    pub fn kubelet(&self) -> Option<&Kubelet> {
+        self.kubelet.as_ref()
     }
 
     /// Another flanneld on this node, told the same store as the first and `instance.args`. The

@@ -23,12 +23,16 @@ pub struct Handles {
 }
 
 /// Descriptors of one place.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlaceHandles {
     /// Its network namespace.
     pub net: i32,
     /// Its mount namespace.
     pub mnt: i32,
+    /// Its process namespace.
+    pub pid: i32,
+    /// Of a whole machine: its host name, IPC and cgroup namespaces.
+    pub others: Vec<i32>,
 }
 
 impl Handles {
@@ -41,6 +45,8 @@ impl Handles {
         let handles = |p: &Namespace| PlaceHandles {
             net: p.net().as_raw_fd(),
             mnt: p.mnt().as_raw_fd(),
+            pid: p.pid().as_raw_fd(),
+            others: p.others().iter().map(AsRawFd::as_raw_fd).collect(),
         };
         Handles {
             pid: std::process::id(),
@@ -75,11 +81,13 @@ impl Handles {
             .get(name)
             .ok_or_else(|| Error::Bad(format!("no {name} in this lab; there are {}", known())))?;
         let fd = |fd: i32| open(&format!("/proc/{}/fd/{fd}", self.pid));
+        let others = place.others.iter().map(|other| fd(*other));
         Ok(Namespace::foreign(
             name,
             fd(place.net)?,
             fd(place.mnt)?,
-            open(&format!("/proc/{}/ns/pid", self.guard))?,
+            fd(place.pid)?,
+            others.collect::<Result<_, _>>()?,
         ))
     }
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -107,7 +107,10 @@ impl Kube {
         };
         kube.start()?;
         kube.start_others()?;
-        kube.apply(super::FLANNEL_ROLE)?;
+        // With kubelets whoever uses the lab applies the manifest, as in any other cluster.
+        if !kubelets {
+            kube.apply(&super::flannel_role())?;
+        }
         Ok(kube)
     }
 
@@ -181,6 +184,11 @@ impl Kube {
                 &format!("{KUBE_DIR}/service-account-key.pem"),
             ),
             ("root-ca-file", &format!("{KUBE_DIR}/ca.pem")),
+            // Else it makes one in /usr/libexec, of the whole machine.
+            (
+                "flex-volume-plugin-dir",
+                &format!("{KUBE_DIR}/volume-plugins"),
+            ),
             // Its defaults make a hundred new Nodes wait for seconds.
             ("kube-api-qps", "200"),
             ("kube-api-burst", "400"),
@@ -385,6 +393,18 @@ impl Kube {
     pub(crate) fn delete_config(&self) -> Result<(), Error> {
         let path = self.dir.join(NET_CONF);
         fs::remove_file(&path).doing(|| path.display().to_string())
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn log_dir(&self) -> &Path {
+        &self.log
+    }
+
+    pub(super) fn networks(&self) -> &Networks {
+        &self.networks
     }
 
     /// What a flanneld outside of any pod must be told; and `NODE_NAME`, which the lab always sets.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use model::Family;
 use serde_json::Value;
 
 use crate::Error;
@@ -50,6 +51,11 @@ impl Networks {
         self.pods
             .first()
             .is_some_and(|(net, _)| net.addr().is_ipv4())
+    }
+
+    /// The pods' families, the first one first.
+    pub(crate) fn families(&self) -> impl Iterator<Item = Family> {
+        self.pods.iter().map(|(net, _)| Family::of_net(net))
     }
 
     /// For `--cluster-cidr`.
