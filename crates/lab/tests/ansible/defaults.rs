@@ -33,6 +33,21 @@ fn the_files_are_well_formed() {
     ]));
 }
 
+/// The role can be taken out of the checkout, so it has copies of what packages hold.
+#[test]
+fn the_role_s_copies_are_those_of_the_packages() {
+    let copies = format!("{CHECKOUT}/deploy/ansible/roles/flanneld/files");
+    let compare = ["-rq", &copies, &format!("{CHECKOUT}/dist")];
+    let output = Command::new("diff").args(compare).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Not everything in dist is for the role.
+    let differ: Vec<&str> = text
+        .lines()
+        .filter(|l| !l.starts_with("Only in ") || l.contains(&copies))
+        .collect();
+    assert!(differ.is_empty(), "copy them anew: {differ:#?}");
+}
+
 /// Every variable of the guide's role, with its default, as Ansible itself understands them.
 #[test]
 fn the_variables_and_their_defaults_are_the_guide_s() {

@@ -85,6 +85,7 @@ fn installed_as_the_variables_say(site: &Site) {
         assert_eq!(show("LimitNPROC"), "1048576");
         assert!(show("ExecStartPre").contains("/bin/mkdir -p /run/flannel"));
         assert_eq!(show("ExecStartPost"), "");
+        assert_eq!(show("CapabilityBoundingSet"), "cap_net_admin cap_net_raw");
 
         let environment = machine
             .read(&format!("/proc/{}/environ", show("MainPID")))
@@ -160,7 +161,7 @@ fn only_what_changed_is_restarted(site: &mut Site) {
     let before: Vec<String> = site.machines.iter().map(main_pid).collect();
     site.set(
         "n1",
-        &json!({
+        json!({
             "flannel_settings_user": {
                 "healthz-ip": "127.0.0.1", "healthz-port": 8285,
                 "kubeconfig-file": "/etc/k8s/k8s.cfg", "ip-masq": false,
@@ -168,7 +169,7 @@ fn only_what_changed_is_restarted(site: &mut Site) {
             "flannel_systemd_execstartpost": "/sbin/ethtool -K flannel.1 tx off",
         }),
     );
-    site.set("n2", &json!({"flannel_cni_spec_version": "1.0.0"}));
+    site.set("n2", json!({"flannel_cni_spec_version": "1.0.0"}));
     let [n1, n2] = &site.machines[..] else {
         panic!()
     };

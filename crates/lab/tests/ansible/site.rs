@@ -31,7 +31,8 @@ pub(crate) struct Play {
 }
 
 impl Site {
-    /// As the guide's other roles leave it: etcd runs, certificates are made, CNI plugins are there.
+    /// As the guide's other roles leave it: etcd runs, certificates are made, CNI plugins are there. n1
+    /// is to get programs from a directory, and n2 a package.
     pub(crate) fn build() -> Site {
         let control = Control::new();
         let lab = Lab::builder()
@@ -63,6 +64,12 @@ impl Site {
         }
         control.certificates(&lab.shared_dir().join("tls"));
         control.programs();
+        control.package();
+        let package = control.path("flannel.deb");
+        let host_vars = [(
+            "n2",
+            json!({"flannel_binary_source": "", "flannel_package": package}),
+        )];
 
         let mut doors = BTreeMap::new();
         let log = |name: &str| lab.shared_dir().join("log").join(format!("{name}-door"));
@@ -79,7 +86,7 @@ impl Site {
             machines,
             lab,
             control,
-            host_vars: BTreeMap::new(),
+            host_vars: host_vars.map(|(host, vars)| (host.to_owned(), vars)).into(),
         }
     }
 
@@ -87,9 +94,13 @@ impl Site {
         self.lab.etcd().unwrap()
     }
 
-    /// Sets variables of one host.
-    pub(crate) fn set(&mut self, host: &str, vars: &Value) {
-        self.host_vars.insert(host.into(), vars.clone());
+    /// Sets variables of one host, beside those it has.
+    pub(crate) fn set(&mut self, host: &str, vars: Value) {
+        let (Value::Object(new), old) = (vars, self.host_vars.entry(host.into())) else {
+            panic!("variables are a mapping")
+        };
+        let all = old.or_insert_with(|| json!({}));
+        all.as_object_mut().unwrap().extend(new);
     }
 
     /// Runs the example's playbook.
@@ -290,6 +301,22 @@ impl Control {
         }
         let script = "mk-docker-opts.sh";
         fs::copy(format!("{CHECKOUT}/dist/{script}"), programs.join(script)).unwrap();
+    }
+}
+
+impl Control {
+    /// The package, of the same programs.
+    fn package(&self) {
+        let mut deb = Command::new(format!("{CHECKOUT}/dist/deb"));
+        deb.arg(&self.dir).env("BIN_DIR", self.dir.join("programs"));
+        let output = deb.env("DEB_COMPRESSION", "none").output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let made = String::from_utf8_lossy(&output.stdout);
+        fs::rename(made.trim(), self.path("flannel.deb")).unwrap();
     }
 }
 
