@@ -62,6 +62,9 @@ fn what_speaks_for_a_node_changes_that_node_only() {
 
     // Without the policy one node's flannel can speak for all of them: that is what it is for.
     status(&flannel, "n2", &public_ip("192.168.78.66")).unwrap();
+    let label = json!({"metadata": {"labels": {"drawn-by": "a-status-patch"}}});
+    let drawn = status(&flannel, "n2", &label).unwrap();
+    assert_eq!(drawn["metadata"]["labels"]["drawn-by"], "a-status-patch");
     apply("admission-policy.yml");
     wait_for("the policy is in force", SOON, || {
         match status(&flannel, "n2", &public_ip("192.168.78.67")) {
