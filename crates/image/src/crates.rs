@@ -57,6 +57,20 @@ pub fn of_programs() -> Result<Vec<Crate>> {
     closure(&metadata, &ROOTS).context("cargo metadata says what cannot be understood")
 }
 
+/// The version of the Rust compiler.
+///
+/// # Errors
+/// There is none.
+pub fn compiler() -> Result<String> {
+    let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(rustc).arg("--version").output();
+    let said = output.context("cannot run rustc --version")?.stdout;
+    // `rustc 1.95.0 (59807616e 2026-04-14)`
+    let said = String::from_utf8_lossy(&said);
+    let version = said.split_whitespace().nth(1).map(str::to_owned);
+    version.with_context(|| format!("rustc --version says {said:?}"))
+}
+
 fn closure(metadata: &Value, roots: &[&str]) -> Option<Vec<Crate>> {
     let by_id = |list: &Value| -> Option<BTreeMap<String, Value>> {
         let entry = |v: &Value| Some((v["id"].as_str()?.to_owned(), v.clone()));

@@ -65,7 +65,12 @@ fn run(args: &Args) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     let debian = debian::collect()?;
     let mut programs = ours::collect(&args.programs)?;
-    let sbom = sbom::document(version, &crates::of_programs()?, &debian.packages)?;
+    let sbom = sbom::document(
+        version,
+        &crates::compiler()?,
+        &crates::of_programs()?,
+        &debian.packages,
+    )?;
     programs.file("usr/share/flannel-rs/sbom.cdx.json", 0o644, sbom.clone())?;
 
     let size = debian.tree.size() + programs.size();

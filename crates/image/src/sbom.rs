@@ -6,14 +6,20 @@ use serde_json::{Value, json};
 use crate::crates::Crate;
 use crate::debian::Package;
 
-/// The document for an image with these things in it.
+/// The document for an image with these things in it; `rust` is the version of the compiler.
 ///
 /// # Errors
 /// None known.
-pub fn document(version: &str, crates: &[Crate], packages: &[Package]) -> Result<Vec<u8>> {
-    let image = format!("pkg:oci/flannel-rs@v{version}");
+pub fn document(
+    version: &str,
+    rust: &str,
+    crates: &[Crate],
+    packages: &[Package],
+) -> Result<Vec<u8>> {
+    let image = format!("pkg:generic/flannel-rs@{version}");
     let mut components: Vec<Value> = crates.iter().map(of_crate).collect();
     components.extend(packages.iter().map(of_package));
+    components.push(of_rust(rust));
     let mut dependencies: Vec<Value> = crates
         .iter()
         .map(|c| {
@@ -33,7 +39,7 @@ pub fn document(version: &str, crates: &[Crate], packages: &[Package]) -> Result
         "version": 1,
         "metadata": {
             "component": {
-                "type": "container", "bom-ref": image, "name": "flannel-rs", "version": format!("v{version}"),
+                "type": "container", "bom-ref": image, "name": "flannel-rs", "version": version,
             },
         },
         "components": components,
@@ -41,6 +47,16 @@ pub fn document(version: &str, crates: &[Crate], packages: &[Package]) -> Result
     }))?;
     text.push(b'\n');
     Ok(text)
+}
+
+/// What the compiler adds to every program.
+fn of_rust(version: &str) -> Value {
+    let purl = format!("pkg:generic/rust@{version}");
+    json!({
+        "type": "library", "bom-ref": purl, "purl": purl, "name": "rust", "version": version,
+        "description": "the standard library, and the musl C library that comes with it",
+        "licenses": [{"expression": "(MIT OR Apache-2.0) AND MIT"}],
+    })
 }
 
 fn of_crate(c: &Crate) -> Value {

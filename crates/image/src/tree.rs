@@ -84,6 +84,7 @@ impl Tree {
     /// # Errors
     /// The system's, with the path.
     pub fn write_below(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         for (path, entry) in self.entries() {
             let path = dir.join(path);
             let written = match entry {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use lab::{Patch, Who};
+use lab::{Kube, Patch, Who};
 use model::{BackendType, NetConfig};
 use serde_json::{Value, json};
 
@@ -70,6 +70,7 @@ fn it_is_created_as_the_guide_says_and_replaces_upstreams_in_place() {
         directory.to_str().unwrap(),
     ])
     .unwrap();
+    assert!(with_own_registry(kube).contains("image: registry.example/flannel:v9\n"));
     kube.kubectl(["delete", "-f", file]).unwrap();
     kube.api()
         .get("/apis/rbac.authorization.k8s.io/v1/clusterroles/flannel")
@@ -213,6 +214,21 @@ fn the_pods_have_no_more_rights_than_they_need() {
             "/run/xtables.lock"
         ]
     );
+}
+
+/// What an overlay over `deploy/` makes of it, as its kustomization says.
+fn with_own_registry(kube: &Kube) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, overlay) = (dir.path().join("base"), dir.path().join("overlay"));
+    fs::create_dir_all(&base).unwrap();
+    fs::create_dir_all(&overlay).unwrap();
+    for file in ["kube-flannel.yml", "kustomization.yaml"] {
+        fs::copy(deploy(file), base.join(file)).unwrap();
+    }
+    let text = "resources: [../base]\nimages: [{name: flannel-rs/flannel, newName: registry.example/flannel, newTag: v9}]\n";
+    fs::write(overlay.join("kustomization.yaml"), text).unwrap();
+    kube.kubectl(["kustomize", overlay.to_str().unwrap()])
+        .unwrap()
 }
 
 fn image() -> String {

@@ -144,6 +144,35 @@ fn the_same_programs_make_the_same_image() {
     );
 }
 
+/// What the Containerfile copies is what the archive holds.
+#[test]
+fn a_tree_has_the_same_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (unpacked, written) = (dir.path().join("unpacked"), dir.path().join("written"));
+    unpack(&image(), &unpacked);
+    must(
+        Command::new(env!("CARGO_BIN_EXE_flannel-image"))
+            .arg("--programs")
+            .arg(unpacked.join("opt/bin"))
+            .arg("--tree")
+            .arg(&written),
+    );
+    // The bill of materials is of these sources, the image perhaps of older ones.
+    let sbom = "--exclude=sbom.cdx.json";
+    must(
+        Command::new("diff")
+            .args(["--recursive", "--no-dereference", sbom])
+            .args([&unpacked, &written]),
+    );
+    for program in ["opt/bin/flanneld", "usr/sbin/nft"] {
+        let mode = fs::metadata(written.join(program))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o755, "{program}");
+    }
+}
+
 #[test]
 fn the_bill_of_materials_lists_what_is_there() {
     let dir = tempfile::tempdir().unwrap();
@@ -177,6 +206,10 @@ fn the_bill_of_materials_lists_what_is_there() {
             .iter()
             .any(|p| p.contains("/proptest@") || p.contains("/cc@")),
         "what only builds and tests need"
+    );
+    assert!(
+        purls.iter().any(|p| p.starts_with("pkg:generic/rust@1.")),
+        "what every program has"
     );
     // Every package whose files are there, and no other, each with its licence text.
     let documented = fs::read_dir(dir.path().join("usr/share/doc")).unwrap();
