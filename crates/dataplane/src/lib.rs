@@ -4,6 +4,7 @@ mod netlink;
 
 pub mod fake;
 pub mod host;
+pub mod leftovers;
 pub mod rules;
 
 use std::future::Future;

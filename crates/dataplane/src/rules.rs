@@ -29,7 +29,7 @@ mod watch;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::TrafficRules;
+use model::{Family, TrafficRules};
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub use bridge::{BridgeFilter, bridge_filter};
@@ -61,6 +61,18 @@ pub struct Change {
     pub notes: Vec<String>,
     /// One line for each set of rules that was written or removed.
     pub written: Vec<String>,
+}
+
+/// Rules of ours that stand in one place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// Whose packets they are about.
+    pub family: Family,
+    /// The program that would remove them: `iptables-nft-restore --noflush`, `nft -f -`.
+    pub by: String,
+    /// What it would be told.
+    pub commands: String,
+    place: Place,
 }
 
 /// Keeps a host's traffic rules as they should be: `ensure`, then `changed`, then `ensure` again.
@@ -147,6 +159,55 @@ impl RulesKeeper {
     pub async fn remove_all(&mut self) -> Result<Change, RulesError> {
         self.set_desired(TrafficRules::default());
         self.ensure().await
+    }
+
+    /// What [`RulesKeeper::remove_all`] would do. Writes nothing. What cannot be read is told beside
+    /// what can.
+    pub async fn would_remove(&mut self) -> (Vec<Removal>, Vec<RulesError>) {
+        if self.nft.is_none() {
+            self.nft = NfTables::open().ok();
+        }
+        let nothing = TrafficRules::default();
+        let (mut removals, mut errors) = (Vec::new(), Vec::new());
+        for place in Place::ALL {
+            let families = match place.families(self.nft.as_mut(), |_| false) {
+                Ok(families) => families,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            for (family, traces) in families {
+                match place
+                    .difference(&self.tools, family, traces, &nothing)
+                    .await
+                {
+                    Ok(Some(commands)) => removals.push(Removal {
+                        family,
+                        by: place.writer(&self.tools, family),
+                        commands,
+                        place,
+                    }),
+                    Ok(None) => {}
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        (removals, errors)
+    }
+
+    /// Does what [`RulesKeeper::would_remove`] told.
+    ///
+    /// # Errors
+    /// The program is missing, or refuses.
+    pub async fn remove(&self, removal: &Removal) -> Result<(), RulesError> {
+        let Removal {
+            family,
+            place,
+            commands,
+            ..
+        } = removal;
+        place.write(&self.tools, *family, commands).await.map(drop)
     }
 
     /// Waits until the rules may no longer be what they should be, or until it is time to try

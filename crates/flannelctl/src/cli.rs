@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::{LabBuilder, StoreKind};
 use serde_json::{Value, json};
 
+use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
 use crate::install::Install;
 
@@ -48,6 +49,11 @@ pub(crate) enum Command {
     },
     /// Install the CNI plugin on this host, as the init container of the Kubernetes manifest does
     Install(Install),
+    /// Show, and with --yes remove, everything that a flannel left on this host
+    ///
+    /// Devices, routes, rules and files of ours or of another flannel, and nothing else. Refuses while a
+    /// flanneld runs here. Exit status 3: there is something, and --yes was not given.
+    Cleanup(Cleanup),
 }
 
 #[derive(Subcommand)]

@@ -2,6 +2,7 @@
 //! (`flannelctl config`), a whole cluster on one machine to try things in (`flannelctl lab`), and a
 //! demonstration of it.
 
+mod cleanup;
 mod cli;
 mod config;
 mod demo;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Manual { dir, date } => manual::write(&dir, &date),
         Command::Config { command } => config::run(&command),
         Command::Install(what) => install::run(&what),
+        Command::Cleanup(args) => cleanup::run(&args),
     };
     done.unwrap_or_else(|e| {
         output::problem(&format!("{e:#}"));

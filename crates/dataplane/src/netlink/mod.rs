@@ -21,7 +21,7 @@ mod filter;
 mod foreign;
 pub(crate) mod link;
 pub(crate) mod observe;
-mod scope;
+pub(crate) mod scope;
 pub(crate) mod socket;
 pub(crate) mod uapi;
 pub(crate) mod wire;

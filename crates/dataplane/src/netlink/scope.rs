@@ -154,7 +154,7 @@ impl View {
 }
 
 /// Where a route out of `dev` leads.
-fn target(raw: &RawRoute, dev: IfName) -> RouteTo {
+pub fn target(raw: &RawRoute, dev: IfName) -> RouteTo {
     let v4 = matches!(raw.dst, ipnet::IpNet::V4(_));
     match (raw.next_hop, raw.via) {
         _ if raw.odd || raw.source.is_some() => RouteTo::Foreign(dev),

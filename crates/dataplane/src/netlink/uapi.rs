@@ -96,6 +96,7 @@ pub const IFA_F_TEMPORARY: u32 = 0x01;
 pub const IFLA_ADDRESS: u16 = 1;
 pub const IFLA_IFNAME: u16 = 3;
 pub const IFLA_MTU: u16 = 4;
+pub const IFLA_MASTER: u16 = 10;
 pub const IFLA_LINKINFO: u16 = 18;
 pub const IFLA_EXT_MASK: u16 = 29;
 pub const IFLA_INFO_KIND: u16 = 1;

@@ -117,7 +117,10 @@ impl Place {
     }
 
     /// The commands that turn what stands into what should; `None` if nothing differs.
-    async fn difference(
+    ///
+    /// # Errors
+    /// What stands cannot be read.
+    pub async fn difference(
         self,
         tools: &Tools,
         family: Family,
@@ -147,8 +150,29 @@ impl Place {
         Ok(iptables::patch(desired, family, &standing))
     }
 
+    /// The program that writes here, and its arguments.
+    pub fn writer(self, tools: &Tools, family: Family) -> String {
+        let restore = |variant| {
+            let program = variant::program(tools, variant, family, "-restore");
+            format!("{program} --noflush")
+        };
+        match self {
+            Place::Tables => "nft -f -".into(),
+            Place::IptablesNft => restore(Variant::Nft),
+            Place::IptablesLegacy => restore(Variant::Legacy),
+        }
+    }
+
     /// Writes; returns the program that did.
-    async fn write(self, tools: &Tools, family: Family, text: &str) -> Result<String, RulesError> {
+    ///
+    /// # Errors
+    /// It is missing, or refuses.
+    pub async fn write(
+        self,
+        tools: &Tools,
+        family: Family,
+        text: &str,
+    ) -> Result<String, RulesError> {
         let variant = match self {
             Place::Tables => {
                 tools.run("nft", &["-f", "-"], Some(text)).await?;

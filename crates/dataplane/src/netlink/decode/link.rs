@@ -21,6 +21,8 @@ pub struct RawLink<'a> {
     pub mtu: u32,
     /// Its address if it is an Ethernet device.
     pub mac: Option<Mac>,
+    /// The index of the bridge that it is plugged into; 0 for none.
+    pub master: u32,
     /// The driver's name for what it is; empty for hardware.
     pub kind: &'a str,
     data: &'a [u8],
@@ -38,6 +40,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
         flags: u32_at(body, 8)?,
         mtu: 0,
         mac: None,
+        master: 0,
         kind: "",
         data: &[],
     };
@@ -46,6 +49,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
         match kind {
             IFLA_IFNAME => link.name = text(value)?.parse().ok(),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_MASTER => link.master = u32_at(value, 0)?,
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(Mac),
             IFLA_LINKINFO => {
                 for (kind, value) in Attrs(value) {
@@ -87,6 +91,13 @@ impl RawLink<'_> {
     pub fn beneath(&self) -> Option<u32> {
         let mut data = Attrs(self.data).filter(|_| self.kind == "vxlan");
         data.find(|(kind, _)| *kind == IFLA_VXLAN_LINK)
+            .and_then(|(_, v)| u32_at(v, 0))
+    }
+
+    /// The number of a vxlan device's network, whatever else it is like.
+    pub fn vni(&self) -> Option<u32> {
+        let mut data = Attrs(self.data).filter(|_| self.kind == "vxlan");
+        data.find(|(kind, _)| *kind == IFLA_VXLAN_ID)
             .and_then(|(_, v)| u32_at(v, 0))
     }
 

@@ -1,0 +1,135 @@
+//! When it does nothing, or not everything.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use lab::Lab;
+use serde_json::Value;
+
+use crate::host::{Rules, cleans, cleanup, furnish, witness};
+
+fn alone() -> Lab {
+    Lab::builder().nodes(1).without_flanneld().build().unwrap()
+}
+
+#[test]
+fn a_clean_host_is_left_alone() {
+    let lab = alone();
+    let node = lab.node(1);
+    furnish(node, Rules::Nft);
+    let before = witness(node);
+    let (out, err) = cleanup(
+        node,
+        0,
+        &["--yes", "--gateway-routes", "--cni-bridge=br-theirs"],
+    );
+    assert!(
+        out.is_empty() && err.contains("nothing of flannel's is here"),
+        "{out}{err}"
+    );
+    for name in [
+        "device flannel.9: no flannel made it: it is bridge",
+        "device flannel.8: no flannel made it: it is vxlan",
+        "bridge br-theirs: nothing tells",
+    ] {
+        assert!(err.contains(&format!("left alone: {name}")), "{err}");
+    }
+    assert_eq!(before, witness(node));
+}
+
+/// Somebody points it at the wrong place.
+#[test]
+fn files_that_are_not_flannel_s_stay() {
+    let lab = alone();
+    let node = lab.node(1);
+    let lay = "mkdir -p /run/mine /run/flannel/sub; echo root:x:0:0 >/run/mine/passwd
+               echo '{}' >/run/mine/empty; echo '[1]' >/run/mine/list; echo other >/run/flannel/other
+               echo 'DOCKER_OPTS=\"--live-restore\"' >/run/docker_opts.env
+               ln -s /run/mine/passwd /run/mine/link; mkfifo /run/mine/pipe";
+    node.exec(["sh", "-ec", lay]).unwrap();
+    let before = witness(node);
+    let args = [
+        "--yes",
+        "--subnet-file=/run/mine/passwd",
+        "--subnet-file=/run/mine/pipe",
+        "--cni-data-dir=/run/mine",
+    ];
+    let (out, err) = cleanup(node, 0, &args);
+    assert!(out.is_empty(), "{out}");
+    for file in ["passwd", "empty", "list"] {
+        assert!(
+            err.contains(&format!("left alone: file /run/mine/{file}: ")),
+            "{err}"
+        );
+    }
+    assert_eq!(before, witness(node));
+}
+
+/// Upstream's daemon is another program with the same name; one in another network namespace does not
+/// matter.
+#[test]
+fn any_flanneld_that_runs_here_is_named() {
+    let lab = Lab::builder().nodes(2).without_flanneld().build().unwrap();
+    let node = lab.node(1);
+    let before = witness(node);
+    node.write("/run/flannel/subnet.env", "FLANNEL_NETWORK=172.30.0.0/16\n")
+        .unwrap();
+    let program = lab.shared_dir().join("upstream/flanneld");
+    std::fs::create_dir(program.parent().unwrap()).unwrap();
+    std::fs::copy("/bin/sleep", &program).unwrap();
+    let start = |place: &lab::Node| {
+        let mut command = Command::new(Path::new(lab::SHARED_DIR).join("upstream/flanneld"));
+        command.arg("600").stdin(Stdio::null());
+        place.spawn(&mut command).unwrap()
+    };
+    let mut elsewhere = start(lab.node(2));
+    let mut here = start(node);
+    for args in [&[][..], &["--yes"]] {
+        let (out, err) = cleanup(node, 1, args);
+        assert!(out.contains("rm /run/flannel/subnet.env"), "{out}");
+        assert!(err.contains("flanneld runs here, process "), "{err}");
+        assert_eq!(err.matches("runs here").count(), 1, "{err}");
+    }
+    let (json, _) = cleanup(node, 1, &["--yes", "--json"]);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["removed"], false);
+    assert_eq!(json["daemons"].as_array().unwrap().len(), 1, "{json}");
+    assert!(node.read("/run/flannel/subnet.env").is_ok());
+    here.kill().unwrap();
+    here.wait().unwrap();
+    cleans(node, &before, &[]);
+    elsewhere.kill().unwrap();
+    elsewhere.wait().unwrap();
+}
+
+#[test]
+fn the_containers_bridge_goes_when_it_is_flannel_s_and_empty_and_asked_for() {
+    let lab = alone();
+    let node = lab.node(1);
+    let before = witness(node);
+    let env = "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.5.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n";
+    node.write("/run/flannel/subnet.env", env).unwrap();
+    let lay =
+        "ip link add cni0 type bridge; ip addr add 172.30.5.1/24 dev cni0; ip link set cni0 up
+               ip link add port type veth peer name far; ip link set port master cni0";
+    node.exec(["sh", "-ec", lay]).unwrap();
+    let (shown, err) = cleanup(node, 3, &["--cni-bridge"]);
+    assert!(
+        !shown.contains("cni0") && err.contains("bridge cni0: 1 devices are plugged into it"),
+        "{err}"
+    );
+    node.exec(["ip", "link", "del", "port"]).unwrap();
+    let (shown, err) = cleanup(node, 3, &[]);
+    assert!(
+        !shown.contains("cni0") && err.contains("--cni-bridge removes it"),
+        "{err}"
+    );
+    node.exec(["ip", "addr", "add", "10.1.1.1/24", "dev", "cni0"])
+        .unwrap();
+    let (shown, _) = cleanup(node, 3, &["--cni-bridge"]);
+    assert!(!shown.contains("cni0"), "somebody else's address: {shown}");
+    node.exec(["ip", "addr", "del", "10.1.1.1/24", "dev", "cni0"])
+        .unwrap();
+    let shown = cleans(node, &before, &["--cni-bridge"]);
+    assert!(shown.contains("ip link del cni0"), "{shown}");
+}
