@@ -8,5 +8,10 @@
     reason = "tests"
 )]
 
+mod access;
+mod families;
+mod outage;
+mod peers;
 mod publishing;
 mod scene;
+mod waiting;

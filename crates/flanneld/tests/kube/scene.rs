@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use lab::{Daemon, Error, Kube, Lab, LabBuilder, Node, StoreKind, Who, wait_for};
-use serde_json::Value;
+use lab::{Daemon, Error, Kube, Lab, LabBuilder, Node, Request, StoreKind, wait_for};
+use serde_json::{Value, json};
 
 /// Long enough for anything that happens at all, also on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -24,8 +24,33 @@ pub fn lab(what: &str, shape: impl FnOnce(LabBuilder) -> LabBuilder) -> Option<L
             lab::not_run(what, &why);
             None
         }
-        lab => Some(lab.unwrap()),
+        lab => {
+            let lab = lab.unwrap();
+            grant_as_shipped(lab.kube().unwrap());
+            Some(lab)
+        }
     }
+}
+
+/// Gives flanneld the rights that the manifest gives it, and no others.
+fn grant_as_shipped(kube: &Kube) {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/kube-flannel.yml");
+    let manifest = std::fs::read_to_string(manifest).unwrap();
+    let rights: Vec<&str> = manifest
+        .split("\n---\n")
+        .filter(|object| {
+            let mut kinds = object
+                .lines()
+                .filter_map(|line| line.strip_prefix("kind: "));
+            kinds.any(|kind| kind.contains("Role"))
+        })
+        .collect();
+    assert_eq!(
+        rights.len(),
+        4,
+        "role and binding for Nodes, and for events"
+    );
+    kube.apply(&rights.join("\n---\n")).unwrap();
 }
 
 /// The value of one of our annotations.
@@ -104,14 +129,113 @@ pub fn loses(node: &Node, texts: &[&str]) {
     wait_for(&format!("{} loses {texts:?}", node.name()), SOON, look).unwrap();
 }
 
-/// What flanneld asked the API server for: verb and address, and whether it was refused.
-pub fn asked(kube: &Kube) -> Vec<(String, String, bool)> {
-    let _ = Who::Flannel;
-    let requests = kube.requests().unwrap().into_iter();
-    let ours = requests.filter(|request| request.agent.starts_with("flanneld/"));
-    ours.map(|request| {
-        let refused = request.forbidden();
-        (request.verb, request.uri, refused)
-    })
-    .collect()
+/// What flanneld asked the API server for so far, and that none of it went beyond its rights.
+pub fn asked(kube: &Kube) -> Vec<String> {
+    let requests = kube.requests().unwrap();
+    for request in &requests {
+        assert!(!request.forbidden(), "refused: {request:?}");
+    }
+    words(requests)
+}
+
+/// The same, where the API server was started anew: it may refuse what it allows a moment later.
+pub fn asked_over_a_restart(kube: &Kube) -> Vec<String> {
+    words(kube.requests().unwrap())
+}
+
+fn words(requests: Vec<Request>) -> Vec<String> {
+    for request in &requests {
+        let uri = request.uri.split('?').next().unwrap();
+        let node = uri.strip_prefix("/api/v1/nodes/");
+        let allowed = match request.verb.as_str() {
+            "list" | "watch" => uri == "/api/v1/nodes",
+            "get" => node.is_some_and(|name| !name.contains('/')) || uri.contains("/pods/"),
+            "patch" => node.is_some_and(|path| path.ends_with("/status")),
+            "create" => uri == "/api/v1/namespaces/default/events",
+            _ => false,
+        };
+        assert!(allowed, "beyond the role: {request:?}");
+    }
+    let words = requests
+        .into_iter()
+        .map(|r| format!("{} {}", r.verb, r.uri));
+    words.collect()
+}
+
+/// Waits until there is an event with this reason on a Node; returns its text.
+pub fn event(kube: &Kube, node: &str, reason: &str) -> String {
+    let look = || {
+        let events = kube.api().get("/api/v1/namespaces/default/events").unwrap();
+        let all = events["items"].as_array().unwrap();
+        let found = all.iter().find(|event| {
+            event["reason"] == reason
+                && event["involvedObject"]["name"] == node
+                && event["source"]["component"] == "flanneld"
+        });
+        found
+            .map(|event| event["message"].as_str().unwrap().to_owned())
+            .ok_or_else(|| events.to_string())
+    };
+    wait_for(&format!("event {reason} on {node}"), SOON, look).unwrap()
+}
+
+/// A Node on which flannel runs, as its annotations say.
+pub struct Peer {
+    pub name: &'static str,
+    pub cidrs: Vec<&'static str>,
+    /// Without their prefix.
+    pub annotations: Vec<(&'static str, String)>,
+}
+
+impl Peer {
+    /// One of an IPv4 vxlan network: `mac` is its tunnel device's.
+    pub fn new(name: &'static str, cidr: &'static str, ip: &str, mac: &str) -> Peer {
+        Peer {
+            name,
+            cidrs: vec![cidr],
+            annotations: vec![
+                ("kube-subnet-manager", "true".into()),
+                ("backend-type", "vxlan".into()),
+                ("backend-data", data(mac)),
+                ("public-ip", ip.into()),
+            ],
+        }
+    }
+
+    pub fn create(&self, kube: &Kube) {
+        let annotations = self.annotations.iter();
+        let annotations: serde_json::Map<String, Value> = annotations
+            .map(|(name, value)| (format!("{PREFIX}{name}"), value.as_str().into()))
+            .collect();
+        let more = json!({
+            "metadata": {"annotations": annotations},
+            "spec": {"podCIDR": self.cidrs[0], "podCIDRs": self.cidrs},
+        });
+        kube.create_node_with(self.name, &more).unwrap();
+    }
+}
+
+/// The text of `backend-data` for vxlan.
+pub fn data(mac: &str) -> String {
+    format!(r#"{{"VNI":1,"VtepMAC":"{mac}"}}"#)
+}
+
+/// Changes annotations of a Node, given without their prefix.
+pub fn annotate(kube: &Kube, node: &str, changes: &[(&str, Option<&str>)]) {
+    let names: Vec<String> = changes
+        .iter()
+        .map(|(name, _)| format!("{PREFIX}{name}"))
+        .collect();
+    let values = changes.iter().map(|(_, value)| *value);
+    kube.annotate(node, names.iter().map(String::as_str).zip(values))
+        .unwrap();
+}
+
+/// The lines that the daemon has written since its log was `before`.
+pub fn since(daemon: &Daemon, before: &str) -> String {
+    daemon
+        .log()
+        .strip_prefix(before)
+        .unwrap_or_default()
+        .to_owned()
 }

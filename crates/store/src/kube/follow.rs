@@ -23,6 +23,7 @@ use super::own::Own;
 use super::wire::Malformed;
 use crate::Timing;
 use crate::backoff::Backoff;
+use crate::complaints::Waiting;
 use crate::feed::Feed;
 use crate::presence::Presence;
 
@@ -42,6 +43,8 @@ const WATCH_FOR: std::ops::Range<u64> = 300..600;
 const OVERTIME: Duration = Duration::from_secs(30);
 /// When the API server says no, it is asked again after about so long.
 const REFUSED: Duration = Duration::from_secs(5);
+/// How often it may say no before that is said and waited for.
+const PATIENT_REFUSALS: u32 = 4;
 /// One Node's worth of JSON metadata.
 const LARGEST: usize = 4 << 20;
 
@@ -58,6 +61,8 @@ pub(super) struct Follower {
     pub troubles: mpsc::Sender<Trouble>,
     pub timing: Timing,
     pub presence: Presence,
+    /// What was said of refusals.
+    pub refusal: Waiting,
     /// Up to which resource version everything is known; `None`: list.
     pub position: Option<String>,
     /// Up to which one it was, when the Nodes have to be listed again: no older state will do.
@@ -99,7 +104,7 @@ impl From<Malformed> for End {
 impl Follower {
     /// Follows the Nodes for ever.
     pub(super) async fn run(mut self) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut refusals) = (Backoff::default(), 0_u32);
         loop {
             let mut joined = None;
             let end = match self.session(&mut joined).await {
@@ -120,15 +125,22 @@ impl Follower {
                 }
                 End::Failed(failure) => {
                     self.interrupted = true;
+                    let refused = !failure.is_away();
+                    refusals = if refused { refusals + 1 } else { 0 };
                     wait = match &failure {
                         Failure::Busy(wait, _) => Some(*wait),
-                        failure if !failure.is_away() => Some(REFUSED),
+                        // An API server that has just started does not know yet who may do what.
+                        _ if refusals > PATIENT_REFUSALS => Some(REFUSED),
                         _ => None,
                     };
+                    let text = failure.to_string();
+                    if refused && refusals > PATIENT_REFUSALS && self.refusal.is_due(&text) {
+                        warn!("{text}; trying again");
+                    }
                     // The end of a connection is no outage yet: the next one may follow at once.
                     match lasted {
-                        true => debug!("API server: {failure}"),
-                        false => self.presence.away(&self.feed, &failure.to_string()),
+                        true => debug!("API server: {text}"),
+                        false => self.presence.away(&self.feed, &text),
                     }
                 }
             }

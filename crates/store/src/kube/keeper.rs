@@ -41,14 +41,14 @@ pub(super) struct Keeper {
     pub seen: watch::Receiver<Seen>,
     pub troubles: mpsc::Receiver<Trouble>,
     pub events: Events,
-    /// What we wrote last.
+    /// What the Node said as we wished, by our last write or because it did already.
     pub written: Option<Written>,
     pub tenure: Tenure,
     pub backoff: Backoff,
     pub waiting: Waiting,
 }
 
-/// A write of ours.
+/// A state of the Node that was as wished.
 #[derive(Clone, Debug)]
 pub(super) struct Written {
     pub uid: String,
@@ -88,7 +88,15 @@ impl Keeper {
         let first = before
             .as_ref()
             .is_none_or(|written| written.wish.network != wish.network);
-        let patch = own::difference(&own, &wish, &self.families, &self.prefix, first)?;
+        let patch = own::difference(&own, &wish, &self.families, &self.prefix, first);
+        let Some(patch) = patch else {
+            self.written = Some(Written {
+                uid: own.uid,
+                version: own.version,
+                wish,
+            });
+            return None;
+        };
         if before.is_some_and(|written| written.wish == wish) {
             match self.tenure.foreign_write() {
                 Reaction::Endure => return Some(Instant::now() + ENDURE),

@@ -314,6 +314,7 @@ impl KubeStore {
             troubles: troubles.clone(),
             timing: self.settings.timing,
             presence: Presence::new("the API server"),
+            refusal: Waiting::default(),
             position: None,
             known: None,
             interrupted: false,

@@ -1,0 +1,162 @@
+//! Nodes that have no usable subnet yet: waited for, and said to everybody who asks.
+
+use lab::{Daemon, Kube, Node, wait_for};
+use serde_json::json;
+
+use crate::scene::{self, SOON, asked, event, says};
+
+/// The daemon runs, is not ready, and says why.
+fn waits(daemon: &Daemon, texts: &[&str]) {
+    says(daemon, texts);
+    let (status, text) = daemon.http_get("/readyz").unwrap();
+    assert_eq!(status, 503);
+    assert!(texts.iter().all(|t| text.contains(t)), "{text}");
+    let (status, _) = daemon.http_get("/healthz").unwrap();
+    assert_eq!(status, 200);
+}
+
+/// Makes the node's Node anew, like `spec`.
+fn remake(kube: &Kube, node: &Node, spec: &serde_json::Value) {
+    kube.delete_node(node.name()).unwrap();
+    kube.create_node_with(node.name(), &json!({ "spec": spec }))
+        .unwrap();
+}
+
+#[test]
+fn a_node_without_a_fitting_subnet_waits_for_one() {
+    let Some(lab) = scene::lab("podCIDRs to come", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let one = lab.node(1);
+    kube.wait_pod_cidrs("n1", SOON).unwrap();
+    let daemon = one.flanneld();
+
+    // No Node at all; then one outside of the network; then one that fits.
+    kube.delete_node("n1").unwrap();
+    daemon.start().unwrap();
+    says(daemon, &["there is no Node n1"]);
+    remake(
+        kube,
+        one,
+        &json!({"podCIDR": "10.9.1.0/24", "podCIDRs": ["10.9.1.0/24"]}),
+    );
+    waits(
+        daemon,
+        &[
+            "Node n1",
+            "spec.podCIDRs",
+            "10.9.1.0/24",
+            "Network 172.30.0.0/16",
+        ],
+    );
+    assert!(one.subnet_env().is_err(), "a subnet that does not fit");
+    let told = event(kube, "n1", "PodCIDROutsideNetwork");
+    assert!(told.contains("10.9.1.0/24"), "{told}");
+    remake(
+        kube,
+        one,
+        &json!({"podCIDR": "172.30.9.0/24", "podCIDRs": ["172.30.9.0/24"]}),
+    );
+    let env = daemon.wait_ready(SOON).unwrap();
+    let cidr = env.cidr(model::Family::V4).unwrap();
+    assert_eq!(cidr.to_string(), "172.30.9.0/24");
+
+    // Under a running daemon: another subnet is another lease, and a supervisor's work.
+    remake(
+        kube,
+        one,
+        &json!({"podCIDR": "172.30.10.0/24", "podCIDRs": ["172.30.10.0/24"]}),
+    );
+    assert!(!daemon.wait_ended(SOON).unwrap().success());
+    says(daemon, &["172.30.9.0-24 is lost", "172.30.10.0/24"]);
+    daemon.start_ready(SOON).unwrap();
+    asked(kube);
+}
+
+/// The controller manager is slow: the Node is there, its subnet is not.
+#[test]
+fn a_subnet_that_is_not_assigned_yet_is_waited_for() {
+    let Some(lab) = scene::lab("podCIDR not assigned", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let one = lab.node(1);
+    // The controller manager gives IPv4 only; a daemon that wants both has to wait for ever, and says so.
+    let conf = json!({"Network": "172.30.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:30::/48",
+        "Backend": {"Type": "vxlan"}});
+    one.write("/run/dual.json", &conf.to_string()).unwrap();
+    one.flanneld()
+        .set_args(["--net-config-path=/run/dual.json"]);
+    one.flanneld().start().unwrap();
+    waits(
+        one.flanneld(),
+        &["Node n1", "no IPv6 subnet in spec.podCIDRs"],
+    );
+    kube.delete_node("n1").unwrap();
+    kube.create_node_with(
+        "n1",
+        &json!({"spec": {"podCIDR": "172.30.9.0/24", "podCIDRs": ["172.30.9.0/24", "fd00:30:0:9::/64"]}}),
+    )
+    .unwrap();
+    one.flanneld().wait_ready(SOON).unwrap();
+    // The configuration is waited for likewise.
+    one.flanneld().stop().unwrap();
+    one.flanneld()
+        .set_args(["--net-config-path=/run/none.json"]);
+    one.flanneld().start().unwrap();
+    waits(one.flanneld(), &["-net-config-path /run/none.json"]);
+    one.write("/run/none.json", &conf.to_string()).unwrap();
+    one.flanneld().wait_ready(SOON).unwrap();
+    asked(kube);
+}
+
+/// `-cni-conf-source`: there when the network stands, not before; repaired; what its source says.
+#[test]
+fn the_cni_configuration_follows_the_network() {
+    let Some(lab) = scene::lab("CNI configuration", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let (one, file) = (lab.node(1), "/run/net.d/10-flannel.conflist");
+    let conf = r#"{"name":"cbr0","cniVersion":"1.0.0","plugins":[{"type":"flannel"}]}"#;
+    one.write("/run/cni-conf.json", conf).unwrap();
+    let args = [
+        "--cni-conf-source=/run/cni-conf.json",
+        "--cni-conf-file=/run/net.d/10-flannel.conflist",
+    ];
+    one.flanneld().set_args(args);
+    kube.delete_node("n1").unwrap();
+    one.flanneld().start().unwrap();
+    says(one.flanneld(), &["there is no Node n1"]);
+    assert!(one.read(file).is_err(), "before the network");
+    kube.create_node("n1").unwrap();
+    one.flanneld().wait_ready(SOON).unwrap();
+    let holds = |want: &str| {
+        let look = || match one.read(file) {
+            Ok(text) if text == want => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        wait_for("the CNI configuration is in place", SOON, look).unwrap();
+    };
+    assert_eq!(one.read(file).unwrap(), conf);
+    one.exec(["rm", file]).unwrap();
+    holds(conf);
+    let newer = conf.replace("1.0.0", "1.1.0");
+    one.write("/run/cni-conf.json", &newer).unwrap();
+    holds(&newer);
+    // What is no configuration does not take its place, and is said.
+    one.write("/run/cni-conf.json", "{").unwrap();
+    says(
+        one.flanneld(),
+        &["-cni-conf-source /run/cni-conf.json", "not JSON"],
+    );
+    assert_eq!(one.read(file).unwrap(), newer);
+    assert_eq!(one.flanneld().http_get("/readyz").unwrap().0, 503);
+    one.flanneld().stop().unwrap();
+    assert_eq!(
+        one.read(file).unwrap(),
+        newer,
+        "a stop leaves the network in place"
+    );
+}
