@@ -27,13 +27,14 @@ pub(crate) struct Authority {
 }
 
 impl Authority {
-    /// Makes one; writes `ca.pem`.
+    /// Makes one; writes `ca.pem` and `ca-key.pem`.
     pub(crate) fn new(dir: &Path) -> Result<Authority, Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "lab CA");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().map_err(bad)?;
+        put(dir, "ca-key.pem", &key.serialize_pem())?;
         let issuer = CertifiedIssuer::self_signed(params, key).map_err(bad)?;
         put(dir, "ca.pem", &issuer.pem())?;
         Ok(Authority {

@@ -174,22 +174,26 @@ impl Node {
         Docker::new(&self.place, &self.ground)
     }
 
-    /// This node with its own copy of directories that are otherwise the machine's, such as
-    /// `/etc`: what is written there, this place alone sees.
+    /// This node with directories of its own that are otherwise the machine's: what is written
+    /// there, this place alone sees. Those of `copies`, such as `/etc`, hold at first what the
+    /// machine's hold; those of `empty`, such as `/opt`, nothing. Its `/proc` shows the lab's
+    /// processes, for programs that look for themselves there.
     ///
     /// # Errors
     /// They cannot be copied.
-    pub fn with_own(&self, dirs: &[&str]) -> Result<Namespace, Error> {
-        const COPY: &str = r#"for dir; do
+    pub fn with_own(&self, copies: &[&str], empty: &[&str]) -> Result<Namespace, Error> {
+        const MOUNT: &str = r#"mount -t proc proc /proc
+        for dir; do
+            [ "$dir" != -- ] || { copy=no; continue; }
             new=/run/own$dir
             mkdir -p "$new"
-            cp -a "$dir/." "$new"
+            [ "$copy" = no ] || cp -a "$dir/." "$new"
             mount --bind "$new" "$dir"
         done"#;
         let place = self.place.with_own_mounts(self.name())?;
-        let mut argv = vec!["sh", "-euc", COPY, "sh"];
-        argv.extend(dirs);
-        place.exec(argv)?;
+        let argv = ["env", "copy=yes", "sh", "-euc", MOUNT, "sh"];
+        let dirs = copies.iter().chain(&["--"]).chain(empty);
+        place.exec(argv.iter().chain(dirs))?;
         Ok(place)
     }
 

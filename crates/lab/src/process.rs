@@ -127,7 +127,7 @@ impl Process {
     }
 
     /// The last `lines` of its log.
-    pub(crate) fn log_tail(&self, lines: usize) -> String {
+    pub fn log_tail(&self, lines: usize) -> String {
         tail(&self.log, lines)
     }
 

@@ -9,4 +9,7 @@
 )]
 
 mod docker;
+mod install_etcd;
+mod manager;
+mod role;
 mod scene;

@@ -26,6 +26,13 @@ pub fn sh(place: &Namespace, script: &str) -> String {
         .unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// Runs a piece of bash in `place` that must succeed.
+pub fn bash(place: &Namespace, script: &str) -> String {
+    place
+        .exec(["bash", "-euo", "pipefail", "-c", script])
+        .unwrap_or_else(|e| panic!("{e}"))
+}
+
 /// The words that systemd makes of `$name` in a unit's command line, `text` being the
 /// `EnvironmentFile=`: a value between double quotes, then split at white space.
 pub fn systemd_words(text: &str, name: &str) -> Vec<String> {
