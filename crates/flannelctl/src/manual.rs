@@ -44,7 +44,7 @@ pub(crate) fn write(dir: &Path, date: &str) -> anyhow::Result<ExitCode> {
         make(&dir)?;
         for (program, mut command) in [
             ("flanneld", flags::command()),
-            ("flannelctl", Cli::command()),
+            ("flannelctl", visible(&Cli::command())),
         ] {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut command, program, &mut text);
@@ -57,6 +57,18 @@ pub(crate) fn write(dir: &Path, date: &str) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// A command without what is hidden, as far as completions need it.
+fn visible(command: &clap::Command) -> clap::Command {
+    let shown = clap::Command::new(command.get_name().to_owned())
+        .about(command.get_about().cloned().unwrap_or_default())
+        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()))
+        .groups(command.get_groups());
+    command
+        .get_subcommands()
+        .filter(|below| !below.is_hide_set())
+        .fold(shown, |shown, below| shown.subcommand(visible(below)))
 }
 
 /// The pages of a command and of those below it, hidden ones left out.

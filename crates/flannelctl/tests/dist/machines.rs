@@ -1,0 +1,95 @@
+//! A machine with our package on it.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use lab::{Lab, Machine, StoreKind, user_namespace};
+
+use crate::{script, succeed};
+
+/// Packages are built once for all tests, and not compressed.
+static PACKAGES: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
+
+/// Builds the package of `version` in `dir`.
+pub(crate) fn build(version: &str, dir: &Path) -> PathBuf {
+    let said = succeed(
+        script("deb")
+            .arg(dir)
+            .env("DEB_VERSION", version)
+            .env("DEB_COMPRESSION", "none"),
+    );
+    PathBuf::from(said.trim())
+}
+
+/// The package that most tests install.
+pub(crate) fn package() -> &'static Path {
+    static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| build("0.1.0", PACKAGES.path()));
+    &PACKAGE
+}
+
+/// The package that comes after it.
+pub(crate) fn next_package() -> &'static Path {
+    static PACKAGE: LazyLock<PathBuf> = LazyLock::new(|| build("0.1.1", PACKAGES.path()));
+    &PACKAGE
+}
+
+/// Whether machines can run here; says so if not.
+pub(crate) fn possible() -> bool {
+    let possible = !user_namespace();
+    if !possible {
+        println!("NOT RUN: a machine needs the computer's real root");
+    }
+    possible
+}
+
+/// A lab of two nodes, the first of which is to be a machine.
+pub(crate) fn lab(store: StoreKind) -> Lab {
+    Lab::builder().nodes(2).store(store).build().unwrap()
+}
+
+/// Installs a package.
+pub(crate) fn install(machine: &Machine, package: &Path) {
+    let to = format!("/root/{}", package.file_name().unwrap().to_string_lossy());
+    machine.copy_in(package, &to).unwrap();
+    machine
+        .exec(["dpkg", "--install", "--force-confold", &to])
+        .unwrap();
+    machine.exec(["rm", &to]).unwrap();
+}
+
+/// A machine with the package, settings for the lab's store, and a unit that may write there.
+pub(crate) fn configured(lab: &Lab, settings: &str) -> Machine {
+    let machine = Machine::boot(lab.node(1)).unwrap();
+    install(&machine, package());
+    let settings = match lab.etcd() {
+        None => {
+            let drop_in = "[Service]\nReadWritePaths=/run/lab/store\n";
+            machine
+                .write("/etc/systemd/system/flanneld.service.d/store.conf", drop_in)
+                .unwrap();
+            machine.exec(["systemctl", "daemon-reload"]).unwrap();
+            format!("FLANNELD_STORE_DIR=/run/lab/store\n{settings}")
+        }
+        Some(etcd) => format!(
+            "FLANNELD_OPTIONS={}\n{settings}",
+            etcd.flanneld_args().join(" ")
+        ),
+    };
+    machine
+        .write("/etc/flannel/flanneld.env", &settings)
+        .unwrap();
+    machine
+}
+
+/// A property of a unit, such as `ActiveState`.
+pub(crate) fn property(machine: &Machine, unit: &str, name: &str) -> String {
+    let value = machine.exec(["systemctl", "show", "--value", "--property", name, unit]);
+    value.unwrap().trim().to_string()
+}
+
+/// What the unit said that is worse than information.
+pub(crate) fn complaints(machine: &Machine) -> Vec<String> {
+    let journal = machine.journal("flanneld").unwrap();
+    let bad = |line: &&str| line.contains("WARN") || line.contains("ERROR");
+    journal.lines().filter(bad).map(String::from).collect()
+}

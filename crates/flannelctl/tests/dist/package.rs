@@ -1,0 +1,161 @@
+//! The Debian package: installed, upgraded, removed and purged on a bare machine.
+
+use std::fs;
+
+use lab::{Machine, StoreKind, SubnetEnv};
+
+use crate::machines::{build, complaints, install, lab, next_package, package};
+use crate::machines::{possible, property};
+
+/// Every file and directory of the machine, but for what dpkg and systemd keep books in.
+fn files(machine: &Machine) -> Vec<String> {
+    let list = machine
+        .exec([
+            "find",
+            "/",
+            "-xdev",
+            "-not",
+            "-path",
+            "/var/lib/dpkg/*",
+            "-not",
+            "-path",
+            "/var/log/*",
+            "-not",
+            "-path",
+            "/root/*",
+            "-not",
+            "-path",
+            "/var/cache/*",
+            "-not",
+            "-path",
+            "/tmp/*",
+            "-not",
+            "-path",
+            "/var/tmp/*",
+            "-not",
+            "-path",
+            "/var/lib/systemd/*",
+        ])
+        .unwrap();
+    let run = machine.exec(["find", "/run/flannel", "/run/systemd/system"]);
+    let mut files: Vec<String> = list.lines().map(String::from).collect();
+    files.extend(run.unwrap_or_default().lines().map(String::from));
+    files.sort();
+    files
+}
+
+#[test]
+fn installed_upgraded_removed_purged() {
+    if !possible() {
+        return;
+    }
+    let lab = lab(StoreKind::Directory);
+    let machine = Machine::boot(lab.node(1)).unwrap();
+    let before = files(&machine);
+
+    // Installed: all there, nothing runs, and nothing will at the next boot.
+    install(&machine, package());
+    assert_eq!(property(&machine, "flanneld", "ActiveState"), "inactive");
+    assert_eq!(property(&machine, "flanneld", "UnitFileState"), "disabled");
+    assert_eq!(machine.exec(["dpkg", "--verify", "flannel"]).unwrap(), "");
+    let version = machine.exec(["/usr/sbin/flanneld", "-version"]).unwrap();
+    assert!(version.contains("flannel-rs v"), "{version}");
+    for plugin in ["/usr/lib/cni/flannel", "/opt/cni/bin/flannel"] {
+        let versions = machine
+            .exec([
+                "sh",
+                "-c",
+                &format!("echo '{{}}' | CNI_COMMAND=VERSION {plugin}"),
+            ])
+            .unwrap();
+        assert!(versions.contains("1.1.0"), "{plugin}: {versions}");
+    }
+    let lock = machine.exec(["stat", "-c", "%a %U", "/run/xtables.lock"]);
+    assert_eq!(lock.unwrap(), "600 root\n");
+    assert_eq!(
+        machine
+            .exec(["sysctl", "-n", "net.ipv4.ip_forward"])
+            .unwrap(),
+        "1\n"
+    );
+
+    // Enabled and running, then upgraded: the new program runs, the settings are the old ones.
+    machine
+        .write(
+            "/etc/flannel/flanneld.env",
+            "FLANNELD_STORE_DIR=/var/lib/flannel\n",
+        )
+        .unwrap();
+    let config = r#"{"Network": "10.9.0.0/16", "Backend": {"Type": "vxlan"}}"#;
+    machine.write("/var/lib/flannel/config", config).unwrap();
+    machine
+        .exec(["systemctl", "enable", "--now", "flanneld"])
+        .unwrap();
+    let first = property(&machine, "flanneld", "MainPID");
+    install(&machine, next_package());
+    assert_eq!(property(&machine, "flanneld", "ActiveState"), "active");
+    assert_eq!(property(&machine, "flanneld", "UnitFileState"), "enabled");
+    assert_ne!(property(&machine, "flanneld", "MainPID"), first);
+    let settings = machine.read("/etc/flannel/flanneld.env").unwrap();
+    assert_eq!(settings, "FLANNELD_STORE_DIR=/var/lib/flannel\n");
+    assert_eq!(complaints(&machine), [""; 0]);
+
+    // Removed: stopped, settings and network stay.
+    machine.exec(["dpkg", "--remove", "flannel"]).unwrap();
+    assert_eq!(property(&machine, "flanneld", "ActiveState"), "inactive");
+    machine.read("/etc/flannel/flanneld.env").unwrap();
+    machine.exec(["ip", "link", "show", "flannel.1"]).unwrap();
+    SubnetEnv::parse(&machine.read("/run/flannel/subnet.env").unwrap()).unwrap();
+    let plugin = machine.exec(["test", "-L", "/opt/cni/bin/flannel"]);
+    assert!(plugin.is_err(), "the plugin's link leads nowhere");
+
+    // Purged: nothing of ours is left but the leases.
+    let purged = machine.exec(["dpkg", "--purge", "flannel"]).unwrap();
+    assert!(purged.contains("/var/lib/flannel"), "{purged}");
+    machine.exec(["rm", "-r", "/var/lib/flannel"]).unwrap();
+    let after = files(&machine);
+    let more: Vec<_> = after.iter().filter(|f| !before.contains(f)).collect();
+    let less: Vec<_> = before.iter().filter(|f| !after.contains(f)).collect();
+    assert!(
+        more.is_empty() && less.is_empty(),
+        "left {more:?}, taken {less:?}"
+    );
+}
+
+#[test]
+fn somebody_elses_plugin_stays() {
+    if !possible() {
+        return;
+    }
+    let lab = lab(StoreKind::Directory);
+    let machine = Machine::boot(lab.node(1)).unwrap();
+    machine
+        .write("/opt/cni/bin/flannel", "another's\n")
+        .unwrap();
+    install(&machine, package());
+    machine.exec(["dpkg", "--purge", "flannel"]).unwrap();
+    assert_eq!(machine.read("/opt/cni/bin/flannel").unwrap(), "another's\n");
+}
+
+/// As while an image is made: a root without a running systemd.
+#[test]
+fn without_a_running_systemd() {
+    if !possible() {
+        return;
+    }
+    let lab = lab(StoreKind::Directory);
+    let machine = Machine::boot(lab.node(1)).unwrap();
+    machine.copy_in(package(), "/root/flannel.deb").unwrap();
+    let script = "mount -t tmpfs none /run && dpkg -i /root/flannel.deb && test -L /opt/cni/bin/flannel && dpkg -P flannel";
+    let said = machine
+        .exec(["unshare", "--mount", "sh", "-ec", script])
+        .unwrap();
+    assert!(!said.contains("warning"), "{said}");
+}
+
+#[test]
+fn same_input_same_package() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let [first, second] = [&one, &two].map(|dir| fs::read(build("0.1.0", dir.path())).unwrap());
+    assert!(first == second, "two builds of the same differ");
+}
