@@ -148,6 +148,9 @@ fn our_drop_in() {
         ])
         .unwrap();
     machine.exec(["systemctl", "daemon-reload"]).unwrap();
+    machine
+        .exec(["systemd-analyze", "verify", "--man=no", "docker.service"])
+        .unwrap();
     // It brings flanneld, waits for it, and has its options; twice, and they do not pile up.
     for _ in 0..2 {
         machine.exec(["rm", "-f", "/run/dockerd.called"]).unwrap();

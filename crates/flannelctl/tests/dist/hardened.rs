@@ -114,10 +114,12 @@ fn what_it_may_not_do() {
     let machine = configured(&lab, "");
     // A shell in the place of the daemon, in the same sandbox.
     let attempts = "\
-        touch /run/flannel/may && \
+        touch /run/flannel/may /run/xtables.lock && \
         ! touch /run/systemd/system/evil.service 2>/dev/null && \
         ! touch /etc/flannel/evil 2>/dev/null && \
         ! touch /usr/sbin/evil 2>/dev/null && \
+        ! touch /var/spool/evil 2>/dev/null && \
+        touch /var/lib/flannel/may && \
         ! sysctl -qw net.ipv4.ip_forward=0 2>/dev/null && \
         ! mount -t tmpfs none /mnt 2>/dev/null && \
         ! unshare --net true 2>/dev/null && \

@@ -100,7 +100,7 @@ fn files_modes_and_paths() {
     );
     let docker = local.join("usr/local/share/flannel/docker.service.d/flannel.conf");
     let docker = fs::read_to_string(docker).unwrap();
-    assert!(docker.contains("=/usr/local/libexec/flannel/mk-docker-opts.sh "));
+    assert!(docker.contains(" /usr/local/libexec/flannel/mk-docker-opts.sh "));
 
     let usr = dir.path().join("usr");
     install("install", Some("/usr"), &usr);

@@ -51,6 +51,11 @@ fn ready_restarted_stopped_without_loss() {
     assert_eq!(report.lost, 0, "{report:?}");
     machine.read("/run/flannel/subnet.env").unwrap();
     assert_eq!(complaints(&machine), [""; 0]);
+
+    // What takes the network away on request.
+    machine.exec(["flannelctl", "cleanup", "--yes"]).unwrap();
+    assert!(machine.exec(["ip", "link", "show", "flannel.1"]).is_err());
+    assert!(machine.read("/run/flannel/subnet.env").is_err());
 }
 
 #[test]
