@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::site::{CHECKOUT, Control};
+use crate::control::{CHECKOUT, Control};
 
 #[test]
 fn the_files_are_well_formed() {
@@ -103,7 +103,9 @@ fn the_variables_and_their_defaults_are_the_guide_s() {
     });
     let names: Vec<&String> = wanted.as_object().unwrap().keys().collect();
     let each = names.iter().map(|name| match name.as_str() {
-        "flannel_cni_conf" => format!("'{name}': {name} | from_json"),
+        "flannel_cni_conf" => {
+            format!("'{name}': ({name} | from_json if {name} is string else {name})")
+        }
         _ => format!("'{name}': {name} | default('not set')"),
     });
     let play = json!([{

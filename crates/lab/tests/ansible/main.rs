@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod control;
 mod defaults;
 mod site;
 
@@ -175,6 +176,12 @@ fn only_what_changed_is_restarted(site: &mut Site) {
     };
     let offload = || n1.exec(["ethtool", "-k", "flannel.1"]).unwrap();
     assert!(offload().contains("tx-checksumming: on"), "{}", offload());
+
+    let preview = site.play(&["--check", "--diff", "--limit", "n1"]);
+    preview.must_succeed();
+    let line = "+FLANNELD_IP_MASQ=\"false\"";
+    assert!(preview.output.contains(line), "{}", preview.output);
+    assert_eq!(main_pid(n1), before[0]);
 
     let changed = site.play(&[]);
     changed.must_succeed();
