@@ -26,9 +26,11 @@ mod tools;
 mod variant;
 mod watch;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use model::{Family, TrafficRules};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -61,6 +63,8 @@ pub struct Change {
     pub notes: Vec<String>,
     /// One line for each set of rules that was written or removed.
     pub written: Vec<String>,
+    /// The networks of another flannel whose rules stand beside ours, and stay.
+    pub anothers: BTreeSet<IpNet>,
 }
 
 /// Rules of ours that stand in one place.
@@ -182,13 +186,12 @@ impl RulesKeeper {
                     .difference(&self.tools, family, traces, &nothing)
                     .await
                 {
-                    Ok(Some(commands)) => removals.push(Removal {
+                    Ok(found) => removals.extend(found.commands.map(|commands| Removal {
                         family,
                         by: place.writer(&self.tools, family),
                         commands,
                         place,
-                    }),
-                    Ok(None) => {}
+                    })),
                     Err(error) => errors.push(error),
                 }
             }
@@ -246,20 +249,20 @@ impl RulesKeeper {
             watch.forget();
         }
         let seen = self.look();
-        let (tools, written) = (&self.tools, &mut change.written);
+        let tools = &self.tools;
         if let Some(place) = right {
             let desired = match &self.iptables {
                 Some(iptables) if !iptables.random_fully => &self.desired.without_random_ports(),
                 _ => &self.desired,
             };
             let families = place.families(self.nft.as_mut(), |family| desired.has(family))?;
-            place.settle(tools, &families, desired, written).await?;
+            place.settle(tools, &families, desired, change).await?;
         }
         // Only once the right ones are there.
         let nothing = self.desired.none();
         for other in Place::ALL.into_iter().filter(|p| Some(*p) != right) {
             let families = other.families(self.nft.as_mut(), |_| false)?;
-            other.settle(tools, &families, &nothing, written).await?;
+            other.settle(tools, &families, &nothing, change).await?;
         }
         // After a write, the next look at the silent tables is a full one.
         self.seen = seen.filter(|_| change.written.is_empty());

@@ -15,6 +15,7 @@ mod running;
 mod runtime;
 mod status;
 mod store_args;
+mod words;
 
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use cli::{Cli, Command, LabCommand};
 fn main() -> ExitCode {
     output::tell_warnings_of_libraries();
     // clap itself exits with status 2 on a command line that it cannot read.
-    let done = match Cli::parse().command {
+    let done = match Cli::parse_from(words::of_command_line()).command {
         Command::Lab { command } => match command {
             LabCommand::Up(shape) => lab_commands::up(&shape),
             LabCommand::Down { name } => lab_commands::down(&name.name),

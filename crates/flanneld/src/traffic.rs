@@ -1,6 +1,7 @@
 //! Traffic rules beside the main loop: a task of its own, since writing them may have to wait for
 //! another program that holds iptables' lock, and packets must not.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use dataplane::rules::{BridgeFilter, Change, Mode, RulesError, RulesKeeper, bridge_filter};
@@ -87,6 +88,7 @@ pub fn start(
         status: status.clone(),
         needed,
         told: None,
+        anothers: BTreeSet::new(),
         first: true,
     };
     tokio::task::spawn_local(async move {
@@ -119,15 +121,33 @@ struct Reporter {
     needed: bool,
     /// The fault that the log tells of.
     told: Option<String>,
+    /// The networks of another flannel that the log tells of.
+    anothers: BTreeSet<IpNet>,
     first: bool,
 }
 
 impl Reporter {
+    /// Rules of other networks stay: their flannel may only be stopped. But it may be gone, too.
+    fn tell_of_another(&mut self, networks: BTreeSet<IpNet>) {
+        if networks == self.anothers {
+            return;
+        }
+        if !networks.is_empty() {
+            let named: Vec<String> = networks.iter().map(IpNet::to_string).collect();
+            info!(
+                "traffic rules of {} stand on this host and are left to the flannel that they belong to; if there is no such flannel any more, stop flanneld, run flannelctl cleanup --yes, and start it again",
+                named.join(", ")
+            );
+        }
+        self.anothers = networks;
+    }
+
     fn report(&mut self, ensured: Result<Change, RulesError>, took: Duration) {
         let first = std::mem::take(&mut self.first);
         match ensured {
             Ok(change) => {
                 change.notes.iter().for_each(|note| info!("using {note}"));
+                self.tell_of_another(change.anothers);
                 if self.told.take().is_some() {
                     info!("the traffic rules are in place again");
                 }
@@ -216,6 +236,7 @@ mod tests {
                 status: status.clone(),
                 needed,
                 told: None,
+                anothers: BTreeSet::new(),
                 first: true,
             };
             reporter.report(Err(missing()), Duration::ZERO);

@@ -228,6 +228,23 @@ impl TrafficRules {
         networks.peek().is_some() && !networks.any(|net| overlaps(&net))
     }
 
+    /// The networks of another flannel whose rules are among `standing`, the widest ones only.
+    pub fn anothers(&self, standing: &[Option<Rule>]) -> Vec<IpNet> {
+        let rules = standing
+            .iter()
+            .flatten()
+            .filter(|rule| self.is_anothers(rule));
+        let mut named: Vec<IpNet> = rules.flat_map(Rule::networks).collect();
+        named.sort_by_key(|net| (net.prefix_len(), *net));
+        let mut widest: Vec<IpNet> = Vec::new();
+        for net in named {
+            if !widest.iter().any(|wide| wide.contains(&net)) {
+                widest.push(net);
+            }
+        }
+        widest
+    }
+
     /// The rules of one chain, in order; none where the chain is not asked for.
     pub fn chain(&self, family: Family, chain: Chain) -> &[Rule] {
         match (self.families.get(family), chain) {

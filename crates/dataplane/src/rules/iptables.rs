@@ -7,6 +7,7 @@
 
 use std::fmt::Write;
 
+use ipnet::IpNet;
 use model::rules::{Chain, Match, Rule, Verdict};
 use model::{Family, TrafficRules};
 
@@ -68,6 +69,14 @@ impl Standing {
     pub fn is_empty(&self) -> bool {
         let none = |s: &ChainStanding| !s.exists && s.entries.is_empty();
         none(&self.postrouting) && none(&self.forward)
+    }
+
+    /// The networks of another flannel that have rules here; `desired` tells which are ours.
+    pub fn anothers(&self, desired: &TrafficRules) -> Vec<IpNet> {
+        let chains = Chain::ALL.into_iter();
+        chains
+            .flat_map(|chain| desired.anothers(&self.of(chain).rules))
+            .collect()
     }
 
     fn of(&self, chain: Chain) -> &ChainStanding {

@@ -163,6 +163,12 @@ pub fn read(family: Family, listed: &str) -> Result<Standing, serde_json::Error>
 }
 
 impl Standing {
+    /// The networks of another flannel that have rules here; `desired` tells which are ours.
+    pub fn anothers(&self, desired: &TrafficRules) -> Vec<IpNet> {
+        let chains = self.chains.iter().flatten();
+        chains.flat_map(|rules| desired.anothers(rules)).collect()
+    }
+
     /// Takes in an object of the table. Returns whether it is one that we could have made.
     fn take(&mut self, family: Family, kind: &str, object: &Value) -> bool {
         match kind {

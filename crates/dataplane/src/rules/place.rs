@@ -1,13 +1,23 @@
 //! The three places where rules of ours may stand. None of them sees the rules of another.
 
+use ipnet::IpNet;
 use model::rules::Chain;
 use model::{Family, TrafficRules};
 
 use super::nfnetlink::NfTables;
 use super::tools::{LOCK_SECONDS, Tools};
 use super::variant::{self, Variant};
-use super::{RulesError, iptables, legacy, nftables, save};
+use super::{Change, RulesError, iptables, legacy, nftables, save};
 use crate::netlink::socket::Failure;
+
+/// What a look at one family's rules in one place tells.
+#[derive(Default)]
+pub struct Difference {
+    /// What turns them into what they should be; `None` if nothing differs.
+    pub commands: Option<String>,
+    /// The networks of another flannel whose rules stand here, too.
+    pub anothers: Vec<IpNet>,
+}
 
 /// A place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +85,7 @@ impl Place {
     }
 
     /// Reads the rules of `families` (each with whether there are traces of ours) and writes what
-    /// differs from `desired`; adds a line to `written` for each family that was written.
+    /// differs from `desired`; adds to `change` a line for each family that was written.
     ///
     /// # Errors
     /// The first failure; the other family was seen to nevertheless.
@@ -84,12 +94,12 @@ impl Place {
         tools: &Tools,
         families: &[(Family, bool)],
         desired: &TrafficRules,
-        written: &mut Vec<String>,
+        change: &mut Change,
     ) -> Result<(), RulesError> {
         let read = |family| async move {
             match families.iter().find(|(f, _)| *f == family) {
                 Some((_, traces)) => self.difference(tools, family, *traces, desired).await,
-                None => Ok(None),
+                None => Ok(Difference::default()),
             }
         };
         // Reading takes no lock, so both at once; writing does.
@@ -97,8 +107,13 @@ impl Place {
         let mut failed = None;
         for (family, difference) in [(Family::V4, v4), (Family::V6, v6)] {
             let done = match difference {
-                Ok(None) => continue,
-                Ok(Some(text)) => self.write(tools, family, &text).await,
+                Ok(Difference { commands, anothers }) => {
+                    change.anothers.extend(anothers);
+                    match commands {
+                        None => continue,
+                        Some(text) => self.write(tools, family, &text).await,
+                    }
+                }
                 Err(error) => Err(error),
             };
             match done {
@@ -108,7 +123,7 @@ impl Place {
                     } else {
                         "removed"
                     };
-                    written.push(format!("{family} rules {what} ({by})"));
+                    change.written.push(format!("{family} rules {what} ({by})"));
                 }
                 Err(error) => failed = failed.or(Some(error)),
             }
@@ -116,7 +131,7 @@ impl Place {
         failed.map_or(Ok(()), Err)
     }
 
-    /// The commands that turn what stands into what should; `None` if nothing differs.
+    /// Reads what stands and compares it with what should.
     ///
     /// # Errors
     /// What stands cannot be read.
@@ -126,7 +141,7 @@ impl Place {
         family: Family,
         traces: bool,
         desired: &TrafficRules,
-    ) -> Result<Option<String>, RulesError> {
+    ) -> Result<Difference, RulesError> {
         let variant = match self {
             Place::Tables => return table_difference(tools, family, traces, desired).await,
             Place::IptablesNft => Variant::Nft,
@@ -145,9 +160,12 @@ impl Place {
         }
         let standing = iptables::read(&saved);
         if !desired.has(family) && standing.is_empty() {
-            return Ok(None);
+            return Ok(Difference::default());
         }
-        Ok(iptables::patch(desired, family, &standing))
+        Ok(Difference {
+            commands: iptables::patch(desired, family, &standing),
+            anothers: standing.anothers(desired),
+        })
     }
 
     /// The program that writes here, and its arguments.
@@ -194,9 +212,12 @@ async fn table_difference(
     family: Family,
     exists: bool,
     desired: &TrafficRules,
-) -> Result<Option<String>, RulesError> {
+) -> Result<Difference, RulesError> {
     if !exists {
-        return Ok(nftables::script(desired, family, None));
+        return Ok(Difference {
+            commands: nftables::script(desired, family, None),
+            anothers: Vec::new(),
+        });
     }
     let (of, table) = (nftables::family_name(family), nftables::table(family));
     let args = ["-j", "list", "table", of, table];
@@ -212,7 +233,11 @@ async fn table_difference(
         Err(RulesError::Failed { said, .. }) if said.contains("No such file") => None,
         Err(error) => return Err(error),
     };
-    Ok(nftables::script(desired, family, standing.as_ref()))
+    let anothers = standing.as_ref().map(|there| there.anothers(desired));
+    Ok(Difference {
+        commands: nftables::script(desired, family, standing.as_ref()),
+        anothers: anothers.unwrap_or_default(),
+    })
 }
 
 /// What the legacy tables that we write to look like, counters apart. Starts no program.

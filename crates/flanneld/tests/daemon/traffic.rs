@@ -138,3 +138,45 @@ fn a_switch_of_the_mode_leaves_nothing_of_the_other() {
         .unwrap();
     }
 }
+
+/// Nothing tells whether the flannel of another network is gone or only stopped: its rules stay, and the
+/// log says so once.
+#[test]
+fn rules_of_another_network_stay_and_are_told_of() {
+    for nftables in [false, true] {
+        let lab = scene::lab()
+            .nodes(1)
+            .config("EnableNFTables", json!(nftables))
+            .flanneld_args(["-ip-masq"])
+            .build()
+            .unwrap();
+        let one = lab.node(1);
+        let lay = match nftables {
+            true => {
+                "nft add table ip flannel-ipv4
+                 nft add chain ip flannel-ipv4 postrtg '{ type nat hook postrouting priority srcnat; policy accept; }'
+                 nft add rule ip flannel-ipv4 postrtg ip saddr 10.9.0.0/16 ip daddr != 224.0.0.0/4 masquerade"
+            }
+            false => {
+                "iptables -t nat -N FLANNEL-POSTRTG
+                 iptables -t nat -A POSTROUTING -m comment --comment 'flanneld masq' -j FLANNEL-POSTRTG
+                 iptables -t nat -A FLANNEL-POSTRTG -s 10.9.0.0/16 ! -d 224.0.0.0/4 -m comment --comment 'flanneld masq' -j MASQUERADE"
+            }
+        };
+        one.exec(["sh", "-ec", lay]).unwrap();
+        one.flanneld().start_ready(SOON).unwrap();
+        let line = scene::says(one.flanneld(), &["traffic rules of 10.9.0.0/16 stand"]);
+        assert!(line.contains("flannelctl cleanup"), "{line}");
+        let rules = match nftables {
+            true => one.exec(["nft", "list", "table", "ip", "flannel-ipv4"]),
+            false => one.exec(["iptables", "-t", "nat", "-S"]),
+        };
+        let rules = rules.unwrap();
+        assert!(
+            rules.contains("10.9.0.0/16") && rules.contains("172.30.0.0/16"),
+            "{rules}"
+        );
+        let told = one.flanneld().log().matches("10.9.0.0/16 stand").count();
+        assert_eq!(told, 1, "{}", one.flanneld().log());
+    }
+}

@@ -150,6 +150,10 @@ fn another_flannel_s_rules_stay_and_the_former_network_s_go() {
     assert_eq!(both.len(), 6 + 5);
     assert_eq!(merge(&a, &both), both);
     assert_eq!(merge(&b, &both), both);
+    let standing: Vec<_> = both.iter().cloned().map(Some).collect();
+    assert_eq!(a.anothers(&standing), [net("10.60.0.0/16")]);
+    assert_eq!(b.anothers(&standing), [net("10.1.0.0/16")]);
+    assert_eq!(TrafficRules::default().anothers(&standing), []);
     // Each takes its own away alone; the last one takes the rule about marks too.
     let only_b = merge(&a.none(), &both);
     assert_eq!(only_b, chain(&b));
