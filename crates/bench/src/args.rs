@@ -12,7 +12,7 @@ Measures flanneld against ip -batch and bridge -batch, in network namespaces on 
 flannel-bench [--quick] [--only PART]... [--store STORE]... [--peers N]... [--save] [--bin-dir DIR]
 
   --quick        fewer runs: a first impression in about a minute
-  --only PART    cold, ready, follow or idle; repeatable
+  --only PART    cold, ready, follow, idle or kube; repeatable
   --store STORE  etcd or directory; repeatable
   --peers N      100, 1000, 5000, 10000 or 15000; repeatable
   --save         also write docs/benchmarks/ and the table in docs/benchmarks.md
@@ -32,6 +32,8 @@ pub enum Part {
     Follow,
     /// Nothing to do.
     Idle,
+    /// Kubernetes.
+    Kube,
 }
 
 /// The command line, understood.
@@ -71,9 +73,10 @@ impl Args {
                     Some("ready") => Part::Ready,
                     Some("follow") => Part::Follow,
                     Some("idle") => Part::Idle,
+                    Some("kube") => Part::Kube,
                     other => {
                         return Err(format!(
-                            "--only {}: expected cold, ready, follow or idle",
+                            "--only {}: expected cold, ready, follow, idle or kube",
                             other.unwrap_or("")
                         ));
                     }
@@ -137,7 +140,7 @@ mod tests {
         assert!(parse("").unwrap().wants(Part::Follow));
         assert_eq!(
             parse("--only x").unwrap_err(),
-            "--only x: expected cold, ready, follow or idle"
+            "--only x: expected cold, ready, follow, idle or kube"
         );
         assert!(!parse("--peers 5000").unwrap().wants_peers(100));
         assert!(parse("--peers 7").is_err());

@@ -56,7 +56,15 @@ pub fn start(stage: &Stage, target: &Target) -> anyhow::Result<Cold> {
 
 /// The routes of the sample were there at `seen`: are all the others, and neighbours and
 /// forwarding entries too? If not, the time is that of the look that finds them.
-fn complete(node: &Node, peers: u32, seen: Instant, deadline: Instant) -> anyhow::Result<Instant> {
+///
+/// # Errors
+/// Something is missing when `deadline` has passed.
+pub fn complete(
+    node: &Node,
+    peers: u32,
+    seen: Instant,
+    deadline: Instant,
+) -> anyhow::Result<Instant> {
     let mut at = seen;
     loop {
         let counts = counts(node)?;

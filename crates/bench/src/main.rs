@@ -9,6 +9,7 @@ mod figure;
 mod fleet;
 mod follow;
 mod idle;
+mod kube;
 mod parts;
 mod plot;
 mod ready;
@@ -69,8 +70,11 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         .with_context(|| flanneld.display().to_string())?
         .len();
     let stage = Stage::build(&bin_dir)?;
-    let (runs, figures) = parts::measure(&stage, args)?;
+    let (runs, mut figures) = parts::measure(&stage, args)?;
     drop(stage);
+    if args.wants(args::Part::Kube) {
+        figures.extend(kube::measure(&bin_dir, args.quick)?);
+    }
     let report = Report {
         machine: Machine::this(),
         binary_bytes,

@@ -35,6 +35,29 @@ impl Stage {
         Ok(Stage { lab })
     }
 
+    /// Builds one with a Kubernetes control plane in place of the etcd.
+    ///
+    /// # Errors
+    /// As [`Stage::build`].
+    pub fn kubernetes(bin_dir: &Path) -> anyhow::Result<Stage> {
+        let lab = Lab::builder()
+            .nodes(2)
+            .store(StoreKind::Kubernetes)
+            .config("Network", json!(NETWORK))
+            .config("SubnetLen", json!(24))
+            .bin_dir(bin_dir)
+            .build()?;
+        Ok(Stage { lab })
+    }
+
+    /// The Kubernetes control plane.
+    ///
+    /// # Errors
+    /// The lab was built without one.
+    pub fn kube(&self) -> anyhow::Result<&lab::Kube> {
+        self.lab.kube().context("the lab has no Kubernetes")
+    }
+
     /// The etcd.
     ///
     /// # Errors

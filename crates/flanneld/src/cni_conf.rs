@@ -2,39 +2,36 @@
 //! that finds it calls the node ready for pods.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use crate::options::CniConf;
 use crate::status::Status;
+use crate::teardown::remove_file;
 use crate::whole_file;
 
 /// How often it is looked at: somebody may have deleted it, or its source may have changed.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Puts the configuration in its place, and keeps it there from a task of its own on the current
-/// thread. Must be called on a `LocalSet`.
-pub(crate) fn start(conf: CniConf, status: Status) {
+/// thread, which what is returned ends. Must be called on a `LocalSet`.
+pub(crate) fn start(conf: CniConf, status: Status) -> AbortHandle {
     keep(&conf, &status);
-    tokio::task::spawn_local(async move {
+    let task = tokio::task::spawn_local(async move {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             keep(&conf, &status);
         }
     });
+    task.abort_handle()
 }
 
 /// Takes the configuration away, when the network is taken down.
-pub fn remove(conf: &CniConf) {
-    let file = conf.file.display();
-    match fs::remove_file(&conf.file) {
-        Ok(()) => info!("removed {file}"),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => warn!("-cni-conf-file {file}: cannot remove it: {error}"),
-    }
+pub(crate) fn remove(conf: &CniConf) {
+    remove_file("-cni-conf-file", &conf.file);
 }
 
 fn keep(conf: &CniConf, status: &Status) {

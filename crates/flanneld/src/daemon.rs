@@ -7,6 +7,7 @@ use dataplane::{Kernel, KernelEvent};
 use model::roster::Roster;
 use model::{Host, Lease, NetConfig};
 use store::{AnyStore, Claim, News, Store};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -16,7 +17,7 @@ use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::settle::{addresses, build, interface_missing, ran_here, scope, settle};
 use crate::status::Status;
-use crate::{cni_conf, forwarding, iface, subnet_file, systemd, traffic};
+use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic};
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
 /// large cluster's first listing does not stand in memory as work to do.
@@ -31,6 +32,8 @@ pub struct Daemon {
     cluster: Cluster,
     reconciler: Reconciler<Kernel>,
     status: Status,
+    /// What keeps files and rules in place.
+    keepers: Vec<AbortHandle>,
 }
 
 impl Daemon {
@@ -66,7 +69,7 @@ impl Daemon {
         reconciler.want(backend.node(&lease, &host));
         reconciler.want(options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
-        rules.settled().await;
+        let keepers = vec![rules.settled().await];
 
         let mut daemon = Daemon {
             cluster: Cluster::new(roster, backend, host),
@@ -76,10 +79,12 @@ impl Daemon {
             store,
             reconciler,
             status,
+            keepers,
         };
         daemon.write_subnet_file()?;
         if let Some(conf) = daemon.options.cni_conf.clone() {
-            cni_conf::start(conf, daemon.status.clone());
+            let keeper = cni_conf::start(conf, daemon.status.clone());
+            daemon.keepers.push(keeper);
         }
         daemon.status.set_started();
         daemon.store.network(true).await;
@@ -95,7 +100,7 @@ impl Daemon {
     ///
     /// # Errors
     /// `subnet.env` has to change and cannot be written.
-    pub async fn run(mut self) -> anyhow::Result<ExitCode> {
+    pub async fn run(&mut self) -> anyhow::Result<ExitCode> {
         let watchdog = systemd::watchdog_period();
         let mut bark = Instant::now();
         // It may have changed while a subnet was waited for.
@@ -124,6 +129,39 @@ impl Daemon {
             };
             self.pass(repairing).await;
         }
+    }
+
+    /// Whether a stop is to take the network down.
+    pub fn tears_down(&self) -> bool {
+        self.options.teardown
+    }
+
+    /// Takes the network down: first nobody is to place pods here, then what carries their packets
+    /// goes.
+    pub async fn tear_down(mut self) {
+        self.keepers.iter().for_each(AbortHandle::abort);
+        if let Some(conf) = &self.options.cni_conf {
+            cni_conf::remove(conf);
+        }
+        self.store.network(false).await;
+        let former = subnet_file::former_networks(&self.options.subnet_file);
+        let removed =
+            traffic::remove(&self.options.traffic, &self.config, &self.lease.key, former).await;
+        if let Err(error) = removed {
+            warn!("the traffic rules are not removed: {error}");
+        }
+        let cluster = &self.cluster;
+        let scope = scope(
+            &self.config,
+            &self.lease.key,
+            cluster.host(),
+            cluster.backend(),
+        );
+        let left = teardown::clear_kernel(scope, self.options.plain_routes).await;
+        if left > 0 {
+            warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
+        }
+        teardown::remove_file("-subnet-file", &self.options.subnet_file);
     }
 
     async fn pass(&mut self, repairing: bool) {

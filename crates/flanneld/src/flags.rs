@@ -198,6 +198,11 @@ pub const FLAGS: &[Flag] = &[
         "true",
         "maintain the node's NetworkUnavailable condition",
     ),
+    boolean(
+        "teardown-on-stop",
+        "false",
+        "when told to stop, take the network down (default: leave it in place)",
+    ),
     value("log-format", "text", "text or json"),
     value("v", "0", "log verbosity, 0 to 10"),
     value("vmodule", "", "accepted for compatibility; has no effect"),

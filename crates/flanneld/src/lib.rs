@@ -10,10 +10,11 @@
 //! | [`subnet_file`], [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | [`daemon`] | the order of it all |
+//! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
 
 pub mod cluster;
-pub mod cni_conf;
+mod cni_conf;
 pub mod daemon;
 pub mod flags;
 pub mod forwarding;
@@ -27,5 +28,6 @@ pub mod settle;
 pub mod status;
 pub mod subnet_file;
 pub mod systemd;
+mod teardown;
 pub mod traffic;
 mod whole_file;

@@ -9,7 +9,7 @@ use flanneld::settle::{open_store, wrong_flag};
 use flanneld::status::Status;
 use flanneld::{flags, health, logging, systemd};
 use store::Store;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
 
 /// What a wrong command line ends with; everything else that goes wrong ends with 1.
@@ -59,17 +59,7 @@ fn start(options: Options) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     let local = tokio::task::LocalSet::new();
-    let ended = local.block_on(&runtime, async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        // Every step of the daemon may be dropped at its next await: files are written whole, and
-        // the kernel keeps what it was given.
-        tokio::select! {
-            ended = serve(options) => ended,
-            _ = terminate.recv() => Ok(stopped("SIGTERM")),
-            _ = interrupt.recv() => Ok(stopped("SIGINT")),
-        }
-    });
+    let ended = local.block_on(&runtime, serve(options));
     drop(local);
     // A file system that hangs must not keep the process: nobody waits for its answer any more.
     runtime.shutdown_background();
@@ -77,6 +67,7 @@ fn start(options: Options) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(options: Options) -> anyhow::Result<ExitCode> {
+    let mut stop = Stop::new()?;
     let status = Status::default();
     if let Some(addr) = options.healthz {
         health::serve(addr, status.clone()).await?;
@@ -84,10 +75,46 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     let store = open_store(&options)?;
     status.set_store_waits(store.waits());
     let kernel = dataplane::Kernel::open(options.plain_routes)?;
-    Daemon::start(options, store, kernel, status)
-        .await?
-        .run()
-        .await
+    // Every step of the daemon may be dropped at its next await: files are written whole, and
+    // the kernel keeps what it was given.
+    let mut daemon = tokio::select! {
+        daemon = Daemon::start(options, store, kernel, status) => daemon?,
+        signal = stop.asked() => return Ok(stopped(signal)),
+    };
+    let signal = tokio::select! {
+        ended = daemon.run() => return ended,
+        signal = stop.asked() => signal,
+    };
+    if daemon.tears_down() {
+        info!("{signal}: taking the network down");
+        systemd::stopping("taking the network down");
+        daemon.tear_down().await;
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(stopped(signal))
+}
+
+/// The signals that ask for an end.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> std::io::Result<Stop> {
+        Ok(Stop {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits until one is received; returns its name. Cancel-safe.
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 fn stopped(signal: &str) -> ExitCode {

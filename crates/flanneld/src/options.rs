@@ -36,6 +36,8 @@ pub struct Options {
     pub tx_checksum_offload: Option<String>,
     /// `-cni-conf-source` and `-cni-conf-file`, unless off.
     pub cni_conf: Option<CniConf>,
+    /// `-teardown-on-stop`.
+    pub teardown: bool,
     /// `-healthz-ip` and `-healthz-port`, unless off.
     pub healthz: Option<SocketAddr>,
     /// `-v`.
@@ -114,6 +116,7 @@ impl Options {
                     file: path(given, "cni-conf-file")?,
                 }),
             },
+            teardown: boolean(given, "teardown-on-stop")?,
             healthz: healthz(given)?,
             verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
             json_logs: match given.value("log-format") {

@@ -10,6 +10,7 @@ use model::kernel::{Route, RouteKey, RouteTo};
 use model::rules::RuleFlags;
 use model::{NetConfig, Object, SubnetKey, TrafficRules};
 use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use crate::status::Status;
@@ -50,6 +51,7 @@ impl TrafficOptions {
 
 /// The rules' first reading and writing, under way.
 pub struct Traffic {
+    task: AbortHandle,
     first: oneshot::Receiver<()>,
     /// Whether packets would go out wrong without them.
     needed: bool,
@@ -57,12 +59,40 @@ pub struct Traffic {
 
 impl Traffic {
     /// Waits until the rules are in place or could not be put there, if the node's packets depend on
-    /// them; but not for ever: the network comes up without them too.
-    pub async fn settled(self) {
+    /// them; but not for ever: the network comes up without them too. Returns what ends the task.
+    pub async fn settled(self) -> AbortHandle {
         if self.needed {
             // The task's end is as good as its word.
             let _ = tokio::time::timeout(PATIENCE, self.first).await;
         }
+        self.task
+    }
+}
+
+/// Removes the rules, those of the `former` networks too. Nobody may keep them any more.
+///
+/// # Errors
+/// The programs that hold them refuse.
+pub async fn remove(
+    options: &TrafficOptions,
+    config: &NetConfig,
+    own: &SubnetKey,
+    former: Vec<IpNet>,
+) -> Result<(), RulesError> {
+    let none = RuleFlags {
+        masquerade: false,
+        forward: false,
+        ..options.rules
+    };
+    let desired = TrafficRules::new(config, own, none).and_formerly(former);
+    let mut keeper = RulesKeeper::new(mode(config), desired, options.resync);
+    keeper.ensure().await.map(drop)
+}
+
+fn mode(config: &NetConfig) -> Mode {
+    match config.nftables {
+        true => Mode::Nftables,
+        false => Mode::Iptables,
     }
 }
 
@@ -75,15 +105,11 @@ pub fn start(
     former: Vec<IpNet>,
     status: &Status,
 ) -> Traffic {
-    let mode = match config.nftables {
-        true => Mode::Nftables,
-        false => Mode::Iptables,
-    };
     let desired = TrafficRules::new(config, own, options.rules).and_formerly(former);
     let (done, first) = oneshot::channel();
     let needed = options.rules.masquerade;
     let watches_bridge = !desired.is_empty();
-    let keeper = RulesKeeper::new(mode, desired, options.resync);
+    let keeper = RulesKeeper::new(mode(config), desired, options.resync);
     let reporter = Reporter {
         status: status.clone(),
         needed,
@@ -91,14 +117,18 @@ pub fn start(
         anothers: BTreeSet::new(),
         first: true,
     };
-    tokio::task::spawn_local(async move {
+    let task = tokio::task::spawn_local(async move {
         if watches_bridge {
             tokio::join!(keep(keeper, reporter, done), check_bridge());
         } else {
             keep(keeper, reporter, done).await;
         }
     });
-    Traffic { first, needed }
+    Traffic {
+        task: task.abort_handle(),
+        first,
+        needed,
+    }
 }
 
 async fn keep(mut keeper: RulesKeeper, mut reporter: Reporter, done: oneshot::Sender<()>) {

@@ -43,6 +43,8 @@ fn each_field_of_a_peer_is_followed() {
     shows(one, &[MAC, "dst 192.168.78.101"]);
     shows(one, &["neigh 172.30.101.0", MAC]);
     says(one.flanneld(), &["Node broken is not used", "backend-data"]);
+    let told = event(kube, "broken", "FlannelPeerSkipped");
+    assert!(told.contains("backend-data"), "{told}");
     says(
         one.flanneld(),
         &["Node lost is not used", "public-ip", "nowhere"],

@@ -3,7 +3,7 @@
 use lab::{Daemon, Kube, Node, wait_for};
 use serde_json::json;
 
-use crate::scene::{self, SOON, asked, event, says};
+use crate::scene::{self, SOON, asked, becomes, condition, event, says, shows};
 
 /// The daemon runs, is not ready, and says why.
 fn waits(daemon: &Daemon, texts: &[&str]) {
@@ -159,4 +159,50 @@ fn the_cni_configuration_follows_the_network() {
         newer,
         "a stop leaves the network in place"
     );
+}
+
+/// `-teardown-on-stop`: nobody is to place pods here any more, and nothing is left; and only then.
+#[test]
+fn a_stop_that_takes_the_network_down_says_so() {
+    let Some(lab) = scene::lab("teardown", |lab| lab) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let (one, file) = (lab.node(1), "/run/net.d/10-flannel.conflist");
+    one.write("/run/cni-conf.json", r#"{"name":"cbr0","plugins":[]}"#)
+        .unwrap();
+    let clean = one.picture().unwrap();
+    let args = [
+        "--cni-conf-source=/run/cni-conf.json",
+        "--cni-conf-file=/run/net.d/10-flannel.conflist",
+        "--ip-masq",
+        "--ip-blackhole-route",
+    ];
+    one.flanneld().set_args(args);
+    one.flanneld().start_ready(SOON).unwrap();
+    lab.node(2).flanneld().start_ready(SOON).unwrap();
+    becomes(kube, "n1", "False");
+    shows(one, &["route", "flannel.1"]);
+    one.flanneld().stop().unwrap();
+    assert_eq!(condition(kube, "n1").unwrap()["status"], "False");
+    assert!(one.read(file).is_ok() && one.subnet_env().is_ok());
+    shows(one, &["route", "flannel.1"]);
+
+    one.flanneld()
+        .set_args(args.into_iter().chain(["--teardown-on-stop"]));
+    one.flanneld().start_ready(SOON).unwrap();
+    shows(one, &["route", "flannel.1"]);
+    assert!(one.flanneld().stop().unwrap().success());
+    let down = condition(kube, "n1").unwrap();
+    assert_eq!(down["status"], "True");
+    assert_eq!(down["reason"], "FlannelIsDown");
+    assert!(one.read(file).is_err() && one.subnet_env().is_err());
+    let left = clean.difference(&one.picture().unwrap());
+    assert_eq!(left, [""; 0], "{}", one.flanneld().log_tail(12));
+    let rules = one.exec(["iptables-save"]).unwrap();
+    assert!(!rules.contains("flannel"), "{rules}");
+    // And up again.
+    one.flanneld().start_ready(SOON).unwrap();
+    becomes(kube, "n1", "False");
+    asked(kube);
 }
