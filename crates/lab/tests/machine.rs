@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -24,7 +24,12 @@ const SOON: Duration = Duration::from_secs(60);
 fn possible() -> bool {
     let possible = !user_namespace();
     if !possible {
-        println!("NOT RUN: a machine needs the computer's real root");
+        // Not captured: it must be seen.
+        let test = std::thread::current().name().unwrap_or_default().to_owned();
+        let _ = writeln!(
+            std::io::stderr(),
+            "NOT RUN: {test}: a machine needs the computer's real root"
+        );
     }
     possible
 }
