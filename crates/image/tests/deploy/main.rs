@@ -9,6 +9,7 @@
 
 mod chart;
 mod manifest;
+mod migration;
 mod policy;
 
 use std::path::{Path, PathBuf};
