@@ -12,14 +12,15 @@ Measures flanneld against ip -batch and bridge -batch, in network namespaces on 
 flannel-bench [--quick] [--only PART]... [--store STORE]... [--peers N]... [--save] [--bin-dir DIR]
 
   --quick        fewer runs: a first impression in about a minute
-  --only PART    cold, ready, follow, idle or kube; repeatable
+  --only PART    cold, ready, follow, idle, rules, plugin or kube; repeatable
   --store STORE  etcd or directory; repeatable
   --peers N      100, 1000, 5000, 10000 or 15000; repeatable
   --save         also write docs/benchmarks/ and the table in docs/benchmarks.md
   --bin-dir DIR  where flanneld is (default: beside this program)
+  --plugin FILE  the CNI plugin (default: the static one that `make bench` builds)
 
 Results go to target/bench/. The exit status is 1 when something that must be reached is not.
-Needs root, or user namespaces; ip and bridge (iproute2), etcd.";
+Needs root, or user namespaces; ip and bridge (iproute2), etcd, iptables, nft.";
 
 /// A part of the benchmark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +35,10 @@ pub enum Part {
     Idle,
     /// Kubernetes.
     Kube,
+    /// Traffic rules.
+    Rules,
+    /// The CNI plugin.
+    Plugin,
 }
 
 /// The command line, understood.
@@ -51,6 +56,8 @@ pub struct Args {
     pub peers: Vec<u32>,
     /// `--bin-dir`.
     pub bin_dir: Option<PathBuf>,
+    /// `--plugin`.
+    pub plugin: Option<PathBuf>,
     /// `--help`.
     pub help: bool,
 }
@@ -74,9 +81,11 @@ impl Args {
                     Some("follow") => Part::Follow,
                     Some("idle") => Part::Idle,
                     Some("kube") => Part::Kube,
+                    Some("rules") => Part::Rules,
+                    Some("plugin") => Part::Plugin,
                     other => {
                         return Err(format!(
-                            "--only {}: expected cold, ready, follow, idle or kube",
+                            "--only {}: expected cold, ready, follow, idle, rules, plugin or kube",
                             other.unwrap_or("")
                         ));
                     }
@@ -100,6 +109,10 @@ impl Args {
                 "--bin-dir" => match args.next() {
                     Some(dir) => out.bin_dir = Some(dir.into()),
                     None => return Err("--bin-dir: expected a directory".into()),
+                },
+                "--plugin" => match args.next() {
+                    Some(file) => out.plugin = Some(file.into()),
+                    None => return Err("--plugin: expected a file".into()),
                 },
                 other => return Err(format!("{other}: no such option; see --help")),
             }
@@ -140,7 +153,7 @@ mod tests {
         assert!(parse("").unwrap().wants(Part::Follow));
         assert_eq!(
             parse("--only x").unwrap_err(),
-            "--only x: expected cold, ready, follow, idle or kube"
+            "--only x: expected cold, ready, follow, idle, rules, plugin or kube"
         );
         assert!(!parse("--peers 5000").unwrap().wants_peers(100));
         assert!(parse("--peers 7").is_err());

@@ -12,9 +12,11 @@ mod idle;
 mod kube;
 mod parts;
 mod plot;
+mod plugin;
 mod ready;
 mod reference;
 mod report;
+mod rules;
 mod stage;
 mod stats;
 mod target;
@@ -69,8 +71,16 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     let binary_bytes = std::fs::metadata(&flanneld)
         .with_context(|| flanneld.display().to_string())?
         .len();
+    // Before the long part: what is missing is said at once.
+    let plugin = args
+        .wants(args::Part::Plugin)
+        .then(|| plugin::find(args.plugin.as_deref(), &bin_dir));
+    let plugin = plugin.transpose()?;
     let stage = Stage::build(&bin_dir)?;
     let (runs, mut figures) = parts::measure(&stage, args)?;
+    if let Some(plugin) = plugin {
+        figures.push(plugin::measure(&plugin, &stage.shared_dir())?);
+    }
     drop(stage);
     if args.wants(args::Part::Kube) {
         figures.extend(kube::measure(&bin_dir, args.quick)?);

@@ -10,6 +10,7 @@ use crate::follow;
 use crate::idle;
 use crate::ready;
 use crate::reference;
+use crate::rules;
 use crate::stage::{Stage, pause};
 use crate::stats::{median, ms, percentile};
 use crate::target::{Kind, Target};
@@ -140,6 +141,7 @@ pub fn measure(stage: &Stage, args: &Args) -> anyhow::Result<(usize, Vec<Figure>
             (size.ready, Part::Ready),
             (size.follow, Part::Follow),
             (size.idle, Part::Idle),
+            (size.ready || size.idle, Part::Rules),
         ];
         if !wanted
             .into_iter()
@@ -163,6 +165,9 @@ pub fn measure(stage: &Stage, args: &Args) -> anyhow::Result<(usize, Vec<Figure>
             if size.idle && args.wants(Part::Idle) {
                 figures.extend(idleness(stage, target, &effort)?);
             }
+            if args.wants(Part::Rules) {
+                figures.extend(traffic_rules(stage, target, size, &effort)?);
+            }
         }
     }
     figures.sort_by_key(|figure| order(figure.work));
@@ -182,6 +187,10 @@ fn order(work: &str) -> usize {
         READY,
         IDLE,
         LOOK,
+        rules::READY,
+        rules::IDLE,
+        rules::NFTABLES_BACK,
+        rules::IPTABLES_BACK,
     ];
     all.iter().position(|w| *w == work).unwrap_or(all.len())
 }
@@ -416,4 +425,35 @@ fn idleness(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Resu
             None,
         ),
     ])
+}
+
+/// The same with `-ip-masq`; with few peers, how soon deleted rules are back.
+fn traffic_rules(
+    stage: &Stage,
+    target: &mut Target,
+    size: &Size,
+    effort: &Effort,
+) -> anyhow::Result<Vec<Figure>> {
+    let clean = |target: &mut Target| {
+        wipe(stage, target)?;
+        rules::wipe(stage.node())
+    };
+    let mut figures = Vec::new();
+    target.also(&rules::ARGS);
+    if size.ready {
+        say(target, "time to subnet.env with -ip-masq");
+        figures.push(rules::readiness(stage, target, 2 * effort.runs, clean)?);
+        for nftables in [true, false] {
+            say(target, "traffic rules deleted");
+            target.set_nftables(stage, nftables)?;
+            figures.push(rules::repairs(stage, target, nftables, effort.runs, clean)?);
+        }
+    }
+    if size.idle {
+        say(target, "nothing to do with -ip-masq");
+        figures.push(rules::idleness(stage, target, effort.idle)?);
+        clean(target)?;
+    }
+    target.also(&[]);
+    Ok(figures)
 }

@@ -66,6 +66,14 @@ impl Stage {
         self.lab.etcd().context("the lab has no etcd")
     }
 
+    /// Writes the network configuration in etcd.
+    ///
+    /// # Errors
+    /// etcd refuses.
+    pub fn put_config(&self, text: &str) -> Result<(), lab::Error> {
+        self.lab.put_config(text)
+    }
+
     /// The node whose flanneld is measured.
     pub fn node(&self) -> &Node {
         self.lab.node(1)

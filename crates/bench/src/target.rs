@@ -36,6 +36,8 @@ impl Kind {
 pub struct Target {
     keeper: Keeper,
     peers: u32,
+    /// More that a flanneld is told.
+    also: Vec<String>,
 }
 
 enum Keeper {
@@ -61,14 +63,15 @@ impl Target {
             Kind::Directory => {
                 let dir = stage.shared_dir().join("bench");
                 fs::create_dir_all(dir.join("subnets")).context("store directory")?;
-                let config =
-                    json!({"Network": NETWORK, "SubnetLen": 24, "Backend": {"Type": "vxlan"}});
-                fs::write(dir.join("config"), config.to_string())
-                    .context("store directory: config")?;
+                fs::write(dir.join("config"), config(false)).context("store directory: config")?;
                 Keeper::Directory(dir)
             }
         };
-        Ok(Target { keeper, peers: 0 })
+        Ok(Target {
+            keeper,
+            peers: 0,
+            also: Vec::new(),
+        })
     }
 
     /// Which store it is.
@@ -86,9 +89,29 @@ impl Target {
 
     /// What a flanneld must be told, apart from what the lab tells every one.
     pub fn flanneld_args(&self) -> Vec<String> {
-        match self.keeper {
+        let mut args = match self.keeper {
             Keeper::Etcd(_) => Vec::new(),
             Keeper::Directory(_) => vec![format!("--store-dir={SHARED_DIR}/bench")],
+        };
+        args.extend(self.also.iter().cloned());
+        args
+    }
+
+    /// From now on, a flanneld is told `args` too.
+    pub fn also(&mut self, args: &[&str]) {
+        self.also = args.iter().map(|arg| arg.to_string()).collect();
+    }
+
+    /// Writes a network configuration that says which kind of traffic rules there are to be.
+    ///
+    /// # Errors
+    /// The store refuses.
+    pub fn set_nftables(&self, stage: &Stage, on: bool) -> anyhow::Result<()> {
+        match &self.keeper {
+            Keeper::Etcd(_) => Ok(stage.put_config(&config(on))?),
+            Keeper::Directory(dir) => {
+                fs::write(dir.join("config"), config(on)).context("store directory: config")
+            }
         }
     }
 
@@ -138,6 +161,12 @@ impl Target {
             }),
         }
     }
+}
+
+fn config(nftables: bool) -> String {
+    let backend = json!({"Type": "vxlan"});
+    json!({"Network": NETWORK, "SubnetLen": 24, "EnableNFTables": nftables, "Backend": backend})
+        .to_string()
 }
 
 /// Under another name first: a reader never sees half of it.

@@ -3,6 +3,7 @@
 //! It makes no interface itself. It reads what flanneld wrote about this node's subnet, completes with it the
 //! configuration of another plugin (bridge, unless said otherwise), and runs that plugin.
 
+mod arena;
 mod attach;
 mod bridge;
 mod delegate;
@@ -25,6 +26,9 @@ use failure::{Code, Failure, Refusal};
 use network::Network;
 use request::{Command, Request};
 use version::Version;
+
+#[global_allocator]
+static MEMORY: arena::Arena = arena::Arena::new();
 
 const HELP: &str = "\
 flannel: a CNI plugin, started by container runtimes and not by hand.
