@@ -42,7 +42,9 @@ lint: ## Formatting and clippy, warnings refused
 .PHONY: bench
 bench: ## Speed and memory beside `ip -batch` and `bridge -batch`
 	@scripts/setup test
+	@scripts/setup release
 	$(CARGO) build --locked --release --workspace --bins
+	$(CARGO) build --locked --release -p cni --target $(MUSL)
 	$(CARGO) run --locked --release --quiet -p bench --bin flannel-bench -- $(BENCH_ARGS)
 
 .PHONY: build
