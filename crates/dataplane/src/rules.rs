@@ -10,6 +10,7 @@
 //! | `nfnetlink`, `legacy` | looking at them without starting a program |
 //! | `watch` | being told when somebody else changes them |
 //! | `tools` | running programs |
+//! | `removal` | showing what stands, and removing it for good |
 //! | `contention` | how fast to go on when repairs do not last |
 //! | `bridge` | whether bridged packets meet iptables at all |
 
@@ -21,6 +22,7 @@ mod legacy;
 mod nfnetlink;
 mod nftables;
 mod place;
+mod removal;
 mod save;
 mod tools;
 mod variant;
@@ -31,11 +33,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::{Family, TrafficRules};
+use model::TrafficRules;
 use tokio::time::{Instant, sleep, sleep_until};
 
 pub use bridge::{BridgeFilter, bridge_filter};
 pub use error::RulesError;
+pub use removal::Removal;
 
 use contention::Contention;
 use nfnetlink::NfTables;
@@ -65,18 +68,6 @@ pub struct Change {
     pub written: Vec<String>,
     /// The networks of another flannel whose rules stand beside ours, and stay.
     pub anothers: BTreeSet<IpNet>,
-}
-
-/// Rules of ours that stand in one place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removal {
-    /// Whose packets they are about.
-    pub family: Family,
-    /// The program that would remove them: `iptables-nft-restore --noflush`, `nft -f -`.
-    pub by: String,
-    /// What it would be told.
-    pub commands: String,
-    place: Place,
 }
 
 /// Keeps a host's traffic rules as they should be: `ensure`, then `changed`, then `ensure` again.
@@ -163,54 +154,6 @@ impl RulesKeeper {
     pub async fn remove_all(&mut self) -> Result<Change, RulesError> {
         self.set_desired(TrafficRules::default());
         self.ensure().await
-    }
-
-    /// What [`RulesKeeper::remove_all`] would do. Writes nothing. What cannot be read is told beside
-    /// what can.
-    pub async fn would_remove(&mut self) -> (Vec<Removal>, Vec<RulesError>) {
-        if self.nft.is_none() {
-            self.nft = NfTables::open().ok();
-        }
-        let nothing = TrafficRules::default();
-        let (mut removals, mut errors) = (Vec::new(), Vec::new());
-        for place in Place::ALL {
-            let families = match place.families(self.nft.as_mut(), |_| false) {
-                Ok(families) => families,
-                Err(error) => {
-                    errors.push(error);
-                    continue;
-                }
-            };
-            for (family, traces) in families {
-                match place
-                    .difference(&self.tools, family, traces, &nothing)
-                    .await
-                {
-                    Ok(found) => removals.extend(found.commands.map(|commands| Removal {
-                        family,
-                        by: place.writer(&self.tools, family),
-                        commands,
-                        place,
-                    })),
-                    Err(error) => errors.push(error),
-                }
-            }
-        }
-        (removals, errors)
-    }
-
-    /// Does what [`RulesKeeper::would_remove`] told.
-    ///
-    /// # Errors
-    /// The program is missing, or refuses.
-    pub async fn remove(&self, removal: &Removal) -> Result<(), RulesError> {
-        let Removal {
-            family,
-            place,
-            commands,
-            ..
-        } = removal;
-        place.write(&self.tools, *family, commands).await.map(drop)
     }
 
     /// Waits until the rules may no longer be what they should be, or until it is time to try

@@ -14,6 +14,15 @@ use store::{AnyStore, Timing};
 /// Where the unit file of the packages has its variables.
 const ENV_FILE: &str = "/etc/flannel/flanneld.env";
 
+/// What else the environment may say of the store: with `FLANNELD_KUBE_SUBNET_MGR` it is Kubernetes.
+const KUBE: [&str; 5] = [
+    "kube-subnet-mgr",
+    "kube-api-url",
+    "kubeconfig-file",
+    "kube-annotation-prefix",
+    "net-config-path",
+];
+
 /// How to find the store.
 #[derive(Args)]
 #[command(
@@ -97,9 +106,11 @@ impl StoreArgs {
     fn overrules(&self, name: &str) -> bool {
         let of = |flag: &str| flags::env_name(flag) == name;
         let endpoints = self.etcd_endpoints.is_some() && self.store_dir.is_none();
-        let known = self.given().iter().any(|(flag, _)| of(flag));
+        let kube = KUBE.iter().any(|flag| of(flag));
+        let known = kube || self.given().iter().any(|(flag, _)| of(flag));
         !known
             || (endpoints && of("store-dir"))
+            || (kube && (self.etcd_endpoints.is_some() || self.store_dir.is_some()))
             || (self.etcd_password.is_some() && of("etcd-password-file"))
             || (self.etcd_password_file.is_some() && of("etcd-password"))
     }
