@@ -4,10 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use lab::Who;
 use model::NetConfig;
 use serde_json::{Value, json};
 
 use crate::{cluster, deploy, helm, must, objects, one, said};
+
+const DAEMONSET: &str = "/apis/apps/v1/namespaces/kube-flannel/daemonsets/kube-flannel-ds";
 
 fn template(helm: &Path, values: &[&str]) -> Output {
     let mut command = Command::new(helm);
@@ -107,10 +110,7 @@ fn values_of_upstreams_chart_become_the_network_configuration() {
         file.to_str().unwrap(),
     ])
     .unwrap();
-    let daemonset = kube
-        .api()
-        .get("/apis/apps/v1/namespaces/kube-flannel/daemonsets/kube-flannel-ds")
-        .unwrap();
+    let daemonset = kube.api().get(DAEMONSET).unwrap();
     let template = &daemonset["spec"]["template"];
     let pod = &template["spec"];
     assert_eq!(
@@ -165,6 +165,54 @@ fn values_that_mean_nothing_are_refused_by_name() {
         assert!(!output.status.success(), "{value} was taken");
         assert!(said(&output).contains(name), "{value}: {}", said(&output));
     }
+}
+
+#[test]
+fn helm_takes_over_what_kubectl_applied_upgrades_and_uninstalls() {
+    let (Some(helm), Some(lab)) = (
+        helm("a release of the chart"),
+        cluster("a release of the chart"),
+    ) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let manifest = deploy("kube-flannel.yml");
+    kube.kubectl(["apply", "-f", manifest.to_str().unwrap()])
+        .unwrap();
+    let daemonset = || kube.api().get(DAEMONSET).unwrap();
+    let uid = |object: &Value| object["metadata"]["uid"].clone();
+    let applied = uid(&daemonset());
+
+    let kubeconfig = format!("--kubeconfig={}", kube.kubeconfig(&Who::Admin));
+    let chart = deploy("chart").display().to_string();
+    let run = |args: &[&str]| {
+        let home = format!("HOME={}/helm", lab::SHARED_DIR);
+        let program = [
+            &home,
+            helm.to_str().unwrap(),
+            &kubeconfig,
+            "--namespace=kube-flannel",
+        ];
+        let command = ["env"]
+            .into_iter()
+            .chain(program)
+            .chain(args.iter().copied());
+        kube.place().exec(command).unwrap()
+    };
+    run(&["install", "flannel", &chart, "--take-ownership"]);
+    assert_eq!(uid(&daemonset()), applied, "the DaemonSet was made anew");
+    let template = || daemonset()["spec"]["template"].clone();
+    let installed = template();
+    run(&[
+        "upgrade",
+        "flannel",
+        &chart,
+        "--set=flannel.backend=host-gw",
+    ]);
+    assert_ne!(template(), installed, "no daemon would be restarted");
+    assert_eq!(uid(&daemonset()), applied);
+    run(&["uninstall", "flannel"]);
+    kube.api().get(DAEMONSET).unwrap_err();
 }
 
 #[test]

@@ -32,7 +32,9 @@ impl Containerd {
         );
         fs::write(path("config.toml"), config).unwrap();
         let log = fs::File::create(path("log")).unwrap();
-        let process = Command::new("containerd")
+        // Mounts of its own, which the root of a user namespace needs in order to mount at all.
+        let process = Command::new("unshare")
+            .args(["--mount", "--propagation=private", "containerd"])
             .arg(format!("--config={}", path("config.toml")))
             .stdout(Stdio::null())
             .stderr(log)
