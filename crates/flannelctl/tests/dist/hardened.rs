@@ -3,7 +3,7 @@
 use lab::{Machine, StoreKind, wait_for};
 
 use crate::SOON;
-use crate::machines::{complaints, configured, install, lab, package, possible};
+use crate::machines::{complaints, configured, install, journal_says, lab, package, possible};
 
 /// `systemd-analyze security`, in tenths: 10.0 is a service that may do anything.
 const MOST_EXPOSED: &str = "25";
@@ -98,8 +98,7 @@ fn traffic_rules_of_every_kind() {
             }
         })
         .unwrap();
-        let journal = machine.journal("flanneld").unwrap();
-        assert!(journal.contains(mode.says), "{}: {journal}", mode.name);
+        journal_says(&machine, mode.says);
         assert_eq!(complaints(&machine), [""; 0], "{}", mode.name);
     }
 }
@@ -135,7 +134,7 @@ fn what_it_may_not_do() {
         )
         .unwrap();
     machine.exec(["systemctl", "daemon-reload"]).unwrap();
-    let done = machine.exec(["systemctl", "start", "flanneld"]);
-    let journal = machine.journal("flanneld").unwrap();
-    assert!(done.is_ok() && journal.contains("as meant"), "{journal}");
+    // What it printed tells how far it came, if it fails.
+    let _ = machine.exec(["systemctl", "start", "flanneld"]);
+    journal_says(&machine, "as meant");
 }

@@ -4,9 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use lab::{Lab, Machine, StoreKind, user_namespace};
+use lab::{Lab, Machine, StoreKind, user_namespace, wait_for};
 
-use crate::{script, succeed};
+use crate::{SOON, script, succeed};
 
 /// Packages are built once for all tests, and not compressed.
 static PACKAGES: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdir().unwrap());
@@ -91,6 +91,19 @@ pub(crate) fn configured(lab: &Lab, settings: &str) -> Machine {
 pub(crate) fn property(machine: &Machine, unit: &str, name: &str) -> String {
     let value = machine.exec(["systemctl", "show", "--value", "--property", name, unit]);
     value.unwrap().trim().to_string()
+}
+
+/// Waits until the journal of flanneld's unit, systemd's own lines included, holds `text`: what a
+/// program wrote arrives there later than its end.
+pub(crate) fn journal_says(machine: &Machine, text: &str) {
+    wait_for(&format!("the journal says {text:?}"), SOON, || {
+        let journal = machine.journal("flanneld").map_err(|e| e.to_string())?;
+        match journal.contains(text) {
+            true => Ok(()),
+            false => Err(journal),
+        }
+    })
+    .unwrap();
 }
 
 /// What the unit said that is worse than information.

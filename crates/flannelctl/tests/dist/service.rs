@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::{Lab, Machine, Pinger, StoreKind, SubnetEnv, wait_for};
 
 use crate::SOON;
-use crate::machines::{configured, lab, possible, property};
+use crate::machines::{configured, journal_says, lab, possible, property};
 
 /// The machine's flanneld and another node's, a pod behind each, and pings from pod to pod.
 fn pings(lab: &Lab, machine: &Machine) -> Pinger {
@@ -81,8 +81,7 @@ fn a_daemon_that_hangs_is_replaced() {
     })
     .unwrap();
     // By the watchdog, and not for another reason.
-    let journal = machine.exec(["journalctl", "--no-pager", "-u", "flanneld"]);
-    assert!(journal.unwrap().contains("Watchdog timeout"));
+    journal_says(&machine, "Watchdog timeout");
 }
 
 #[test]
@@ -102,11 +101,7 @@ fn a_wrong_flag_is_not_tried_again() {
     })
     .unwrap();
     assert_eq!(property(&machine, "flanneld", "NRestarts"), "0");
-    let journal = machine.journal("flanneld").unwrap();
-    assert!(
-        journal.contains("FLANNELD_SUBNET_LEASE_RENEW_MARGIN=0"),
-        "{journal}"
-    );
+    journal_says(&machine, "FLANNELD_SUBNET_LEASE_RENEW_MARGIN=0");
 }
 
 #[test]
