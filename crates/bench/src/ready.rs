@@ -17,6 +17,8 @@ use crate::target::Target;
 /// It did not come in time.
 pub fn start(stage: &Stage, target: &Target) -> anyhow::Result<Duration> {
     let watch = || -> nix::Result<Inotify> {
+        std::fs::create_dir_all("/run/flannel")
+            .map_err(|e| nix::Error::from_raw(e.raw_os_error().unwrap_or_default()))?;
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         inotify.add_watch(
             "/run/flannel",
