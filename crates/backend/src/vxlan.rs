@@ -7,6 +7,7 @@ mod mtu;
 mod offload;
 mod vtep;
 
+pub use mtu::overhead;
 pub use offload::{OPTION as OFFLOAD_OPTION, TxChecksumOffload, breaks_checksums};
 pub use vtep::{BadVtep, Vtep, choose_mac, mac_of};
 
@@ -34,8 +35,8 @@ const OPTIONS: [&str; 7] = [
 /// A VNI has 24 bits.
 const MAX_VNI: u32 = (1 << 24) - 1;
 
-/// The kernel's own default port, which is not the registered one.
-const PORT: u16 = 8472;
+/// The kernel's own default port, which is not the registered one: where `Port` is absent.
+pub const PORT: u16 = 8472;
 
 /// The number of the network, which is part of the device's name: `Backend.VNI`.
 ///

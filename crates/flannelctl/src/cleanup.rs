@@ -2,7 +2,7 @@
 //! nothing else. Who owns what is told in `docs/adr/0001-ownership-of-kernel-objects.md`.
 
 mod args;
-mod daemons;
+pub(crate) mod daemons;
 mod files;
 mod plan;
 

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lab::{LabBuilder, StoreKind};
 use serde_json::{Value, json};
 
+use crate::check::CheckArgs;
 use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
 use crate::install::Install;
@@ -42,6 +43,10 @@ pub(crate) enum Command {
         #[arg(long, default_value = "")]
         date: String,
     },
+    /// Look at everything a node needs, and tell what to do about what is wrong
+    ///
+    /// Changes nothing. Exit status 1: at least one line says FAIL.
+    Check(CheckArgs),
     /// The network configuration: read it, check it, write it
     Config {
         #[command(subcommand)]

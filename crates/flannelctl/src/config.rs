@@ -2,7 +2,7 @@
 //! `etcdctl` for it.
 
 mod args;
-mod judge;
+pub(crate) mod judge;
 mod set;
 mod source;
 

@@ -2,6 +2,7 @@
 //! (`flannelctl config`), a whole cluster on one machine to try things in (`flannelctl lab`), and a
 //! demonstration of it.
 
+mod check;
 mod cleanup;
 mod cli;
 mod config;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             LabCommand::Hold { shape, file } => lab_commands::hold(&shape, &file),
         },
         Command::Demo => demo::run(),
+        Command::Check(args) => check::run(&args),
         Command::Manual { dir, date } => manual::write(&dir, &date),
         Command::Config { command } => config::run(&command),
         Command::Install(what) => install::run(&what),

@@ -1,6 +1,7 @@
 //! Certificates as people make them: one authority, and servers and clients that it vouches for, in
 //! PEM files named as cfssl names them.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{
@@ -94,5 +95,14 @@ fn bad(e: rcgen::Error) -> Error {
 
 fn put(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = dir.join(name);
-    std::fs::write(&path, text).doing(|| path.display().to_string())
+    let mode = if name.ends_with("-key.pem") {
+        0o600
+    } else {
+        0o644
+    };
+    let write = || {
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+    };
+    write().doing(|| path.display().to_string())
 }

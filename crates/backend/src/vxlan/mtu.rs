@@ -5,7 +5,7 @@ use model::{Family, Host, NetConfig};
 use crate::BackendError;
 
 /// What a header costs: Ethernet 14, VXLAN 8, UDP 8, and IPv4 20 or IPv6 40 bytes.
-pub(super) fn overhead(family: Family) -> u32 {
+pub fn overhead(family: Family) -> u32 {
     match family {
         Family::V4 => 50,
         Family::V6 => 70,

@@ -1,0 +1,129 @@
+//! The node as far as it can be told: what the store says, what flanneld would choose.
+
+use anyhow::Result;
+use backend::Backend;
+use dataplane::host::{Interface, interfaces, standing};
+use flanneld::identity;
+use flanneld::iface::{self, View};
+use model::{Host, IfName, Lease, NetConfig};
+
+use super::report::Report;
+use super::settings::Settings;
+use super::store::{self, Stored};
+use super::subnet;
+use crate::runtime::wait_for;
+
+/// The node as far as it can be told.
+pub(crate) struct Scene {
+    pub(crate) stored: Stored,
+    pub(crate) host: Option<Host>,
+    pub(crate) backend: Option<Box<dyn Backend>>,
+    pub(crate) interfaces: Vec<Interface>,
+}
+
+impl Scene {
+    /// Asks store and kernel, and reports what they say.
+    ///
+    /// # Errors
+    /// The kernel does not show its interfaces.
+    pub(crate) fn gather(report: &mut Report, settings: &Settings) -> Result<Scene> {
+        let stored = wait_for(async {
+            Ok::<_, anyhow::Error>(store::check(report, &settings.options).await)
+        })?;
+        let host = stored.config.as_ref();
+        let host = host.and_then(|config| find_host(report, settings, config));
+        let both = stored.config.as_ref().zip(host.as_ref());
+        let backend = both.and_then(|(config, host)| find_backend(report, config, host, &stored));
+        Ok(Scene {
+            stored,
+            host,
+            backend,
+            interfaces: interfaces()?,
+        })
+    }
+
+    /// The tunnel devices that there should be.
+    pub(crate) fn devices(&self) -> Vec<IfName> {
+        self.backend
+            .as_ref()
+            .map(|b| b.devices())
+            .unwrap_or_default()
+    }
+
+    /// Those that are there.
+    pub(crate) fn standing_devices(&self) -> Vec<IfName> {
+        let there = |name: &IfName| self.interfaces.iter().any(|i| i.name == *name && i.up);
+        self.devices().into_iter().filter(there).collect()
+    }
+}
+
+fn find_host(report: &mut Report, settings: &Settings, config: &NetConfig) -> Option<Host> {
+    const ABOUT: &str = "interface";
+    let cure =
+        "give flanneld -iface, -iface-regex or -iface-can-reach; `ip address` shows what there is";
+    let view = match View::gather(&settings.options.iface) {
+        Ok(view) => view,
+        Err(error) => {
+            report.fail(ABOUT, error.to_string(), "run this command as root");
+            return None;
+        }
+    };
+    match iface::choose(
+        &settings.options.iface,
+        &settings.options.public_ip,
+        config,
+        &view,
+    ) {
+        Ok(host) => {
+            let ips: Vec<String> = host
+                .public_ip
+                .iter()
+                .map(|(_, ip)| ip.to_string())
+                .collect();
+            report.ok(
+                ABOUT,
+                format!("{}, MTU {}, {}", host.iface, host.mtu, ips.join(", ")),
+            );
+            Some(host)
+        }
+        Err(error) => {
+            report.fail(ABOUT, error.to_string(), cure);
+            None
+        }
+    }
+}
+
+fn find_backend(
+    report: &mut Report,
+    config: &NetConfig,
+    host: &Host,
+    stored: &Stored,
+) -> Option<Box<dyn Backend>> {
+    const ABOUT: &str = "backend";
+    let leases = stored.leases.as_deref().unwrap_or_default();
+    let own = subnet::own_leases(leases, &host.public_ip);
+    let own = own.first().and_then(|lease| {
+        Some(Lease {
+            key: lease.key,
+            attrs: lease.attrs.as_ref().ok()?.clone(),
+            seniority: 0,
+        })
+    });
+    let mac_of = |name: &IfName| standing(name).ok().flatten().and_then(|found| found.mac);
+    let made = identity::choose(config, host, own.as_ref(), mac_of)
+        .and_then(|identity| backend::new(config, host, &identity));
+    match made {
+        Ok(backend) => {
+            report.ok(
+                ABOUT,
+                format!("{}, MTU {} for containers", backend.kind(), backend.mtu()),
+            );
+            Some(backend)
+        }
+        Err(error) => {
+            let cure = "flannelctl config set, or another interface (-iface)";
+            report.fail(ABOUT, error.to_string(), cure);
+            None
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Which flanneld configuration is checked: the very one that the daemon of this host has.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use flanneld::flags;
+use flanneld::options::Options;
+
+use super::args::CheckArgs;
+use crate::cleanup::daemons::running;
+
+/// Where the unit file of the packages has its variables.
+const ENV_FILE: &str = "/etc/flannel/flanneld.env";
+
+/// A configuration and where it comes from.
+pub(crate) struct Settings {
+    pub(crate) options: Options,
+    /// For people.
+    pub(crate) source: String,
+    /// The process of the daemon that runs on this host.
+    pub(crate) daemon: Option<u32>,
+}
+
+impl Settings {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// A flag, variable or file that flanneld would refuse.
+    pub(crate) fn find(args: &CheckArgs) -> Result<Settings> {
+        let daemons = running()?;
+        let daemon = daemons.first().map(|daemon| daemon.pid);
+        let running = daemon
+            .filter(|_| args.flags.is_empty() && args.env_file.is_none())
+            .and_then(|pid| Some((pid, strings(pid, "cmdline")?, strings(pid, "environ")?)));
+        let (words, variables, source) = match running {
+            Some((pid, words, environ)) => {
+                let variables = environ.iter().filter_map(|text| text.split_once('='));
+                let variables = variables.map(|(k, v)| (k.to_owned(), v.to_owned()));
+                let others = match daemons.len() {
+                    1 => String::new(),
+                    n => format!("; {} more run here: name one by its flags after --", n - 1),
+                };
+                let source = format!("that of the running flanneld, process {pid}{others}");
+                let words: Vec<String> = words.into_iter().skip(1).collect();
+                (words, variables.collect(), source)
+            }
+            None => {
+                let (variables, file) = variables(args.env_file.as_deref())?;
+                let source = match args.flags.is_empty() {
+                    true => format!("FLANNELD_… variables{file}"),
+                    false => format!("the flags after --, and FLANNELD_… variables{file}"),
+                };
+                (args.flags.clone(), variables, source)
+            }
+        };
+        let given = flags::parse(words, |name| variables.get(name).cloned())?;
+        let options = Options::from_flags(&given)?;
+        Ok(Settings {
+            options,
+            source,
+            daemon,
+        })
+    }
+}
+
+/// The environment's variables, and below them those of the file.
+fn variables(file: Option<&Path>) -> Result<(BTreeMap<String, String>, String)> {
+    let path = file.unwrap_or(Path::new(ENV_FILE));
+    let (mut variables, source) = match fs::read_to_string(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound && file.is_none() => {
+            (BTreeMap::new(), String::new())
+        }
+        text => {
+            let text = text.with_context(|| format!("--env-file {}", path.display()))?;
+            let source = format!(" of the environment and of {}", path.display());
+            (crate::env_file::parse(&text), source)
+        }
+    };
+    variables.extend(std::env::vars().filter(|(_, value)| !value.is_empty()));
+    Ok((variables, source))
+}
+
+/// A file of NUL-terminated strings below `/proc/PID`.
+fn strings(pid: u32, name: &str) -> Option<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/{name}")).ok()?;
+    let bytes = bytes.strip_suffix(&[0]).unwrap_or(&bytes);
+    let text = bytes.split(|b| *b == 0);
+    Some(
+        text.map(|s| String::from_utf8_lossy(s).into_owned())
+            .collect(),
+    )
+}
