@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -56,10 +56,12 @@ fn file_name(path: &Path) -> Option<String> {
     Some(name.strip_suffix(" (deleted)").unwrap_or(name).to_owned())
 }
 
-/// Whether a process has this network namespace. One that does not let us look may have.
-fn shares(process: &Path, here: &PathBuf) -> bool {
+/// Whether a process has this network namespace. One that does not let root look may have; whoever is
+/// root of a user namespace only is not shown the processes of others, whose networks are not theirs.
+fn shares(process: &Path, here: &Path) -> bool {
     match fs::read_link(process.join("ns/net")) {
         Ok(its) => its == *here,
+        Err(e) if e.kind() == ErrorKind::PermissionDenied => !lab::user_namespace(),
         // It ended just now.
         Err(e) => e.kind() != ErrorKind::NotFound && e.raw_os_error() != Some(nix::libc::ESRCH),
     }

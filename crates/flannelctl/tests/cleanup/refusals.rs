@@ -1,7 +1,7 @@
 //! When it does nothing, or not everything.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use lab::Lab;
 use serde_json::Value;
@@ -65,6 +65,15 @@ fn files_that_are_not_flannel_s_stay() {
     assert_eq!(before, witness(node));
 }
 
+/// A process that ends with the value; a lab waits for all that were started in it.
+struct Sleeper(Child);
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
 /// Upstream's daemon is another program with the same name; one in another network namespace does not
 /// matter.
 #[test]
@@ -79,11 +88,15 @@ fn any_flanneld_that_runs_here_is_named() {
     std::fs::copy("/bin/sleep", &program).unwrap();
     let start = |place: &lab::Node| {
         let mut command = Command::new(Path::new(lab::SHARED_DIR).join("upstream/flanneld"));
-        command.arg("600").stdin(Stdio::null());
-        place.spawn(&mut command).unwrap()
+        command
+            .arg("600")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        Sleeper(place.spawn(&mut command).unwrap())
     };
-    let mut elsewhere = start(lab.node(2));
-    let mut here = start(node);
+    let _elsewhere = start(lab.node(2));
+    let here = start(node);
     for args in [&[][..], &["--yes"]] {
         let (out, err) = cleanup(node, 1, args);
         assert!(out.contains("rm /run/flannel/subnet.env"), "{out}");
@@ -95,11 +108,8 @@ fn any_flanneld_that_runs_here_is_named() {
     assert_eq!(json["removed"], false);
     assert_eq!(json["daemons"].as_array().unwrap().len(), 1, "{json}");
     assert!(node.read("/run/flannel/subnet.env").is_ok());
-    here.kill().unwrap();
-    here.wait().unwrap();
+    drop(here);
     cleans(node, &before, &[]);
-    elsewhere.kill().unwrap();
-    elsewhere.wait().unwrap();
 }
 
 #[test]
