@@ -182,3 +182,66 @@ impl Watch {
         Some((len, trusted))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// A UDP packet whose checksum is right.
+    fn packet(from: &str, to: &str) -> Vec<u8> {
+        let (from, to): (IpAddr, IpAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let mut segment = [&[0, 7, 0, 9, 0, 13, 0, 0][..], b"hello"].concat();
+        let sum = of_segment(from, to, UDP, &segment);
+        segment[6..8].copy_from_slice(&sum.to_be_bytes());
+        let mut packet = match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let fixed = [0x45, 0, 0, 33, 0, 0, 0, 0, 64, UDP, 0, 0];
+                [&fixed[..], &from.octets(), &to.octets()].concat()
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => {
+                let fixed = [0x60, 0, 0, 0, 0, 13, UDP, 64];
+                [&fixed[..], &from.octets(), &to.octets()].concat()
+            }
+            _ => Vec::new(),
+        };
+        packet.extend(segment);
+        packet
+    }
+
+    #[test]
+    fn right_and_wrong_are_told_apart_in_both_families() {
+        for (from, to) in [("10.1.0.1", "10.1.0.2"), ("fd00::1", "fd00::2")] {
+            let mut packet = packet(from, to);
+            let from = from.parse().unwrap();
+            assert_eq!(verify(&packet), Some((from, true)));
+            // What the wire adds to short packets is not theirs.
+            packet.extend([1, 2, 3]);
+            assert_eq!(verify(&packet), Some((from, true)));
+            let last = packet.len() - 4;
+            packet[last] ^= 1;
+            assert_eq!(verify(&packet), Some((from, false)));
+        }
+        // RFC 1071's own example.
+        assert_eq!(
+            ones_complement(&[0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7]),
+            0xddf2
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_judged_is_not() {
+        let mut fragment = packet("10.1.0.1", "10.1.0.2");
+        fragment[6] = 0x20;
+        assert_eq!(verify(&fragment), None);
+        let mut without = packet("10.1.0.1", "10.1.0.2");
+        without[26..28].fill(0);
+        assert_eq!(verify(&without), None);
+        for whole in [packet("10.1.0.1", "10.1.0.2"), packet("fd00::1", "fd00::2")] {
+            for end in 0..whole.len() {
+                assert_eq!(verify(&whole[..end]), None, "cut off at {end}");
+            }
+        }
+        assert_eq!(verify(&[0x4f; 64]), None);
+    }
+}
