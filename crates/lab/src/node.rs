@@ -187,7 +187,8 @@ impl Node {
             [ "$dir" != -- ] || { copy=no; continue; }
             new=/run/own$dir
             mkdir -p "$new"
-            [ "$copy" = no ] || cp -a "$dir/." "$new"
+            # Without the machine's root, some of it cannot be read.
+            [ "$copy" = no ] || cp -a "$dir/." "$new" 2>/dev/null || true
             mount --bind "$new" "$dir"
         done"#;
         let place = self.place.with_own_mounts(self.name())?;
