@@ -1,6 +1,8 @@
 //! How the API server is reached, and who we are to it.
 
-use lab::{Instance, wait_for};
+use std::process::{Child, Command};
+
+use lab::{Instance, KUBE_BIN_DIR, Who, wait_for};
 use serde_json::json;
 
 use crate::scene::{self, Peer, SOON, asked, says, shows};
@@ -93,4 +95,88 @@ fn a_token_may_change_under_a_running_daemon() {
         other => Err(format!("{other:?}")),
     };
     wait_for("ready again", SOON, ready).unwrap();
+}
+
+/// The rights that the network needs are enough: one event is tried, and no other.
+#[test]
+fn without_rights_for_events_there_are_none() {
+    let Some(lab) = scene::lab("no events", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let one = lab.node(1);
+    let binding =
+        "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings/flannel-events";
+    kube.api().delete(binding).unwrap();
+    one.flanneld().start_ready(SOON).unwrap();
+    for (name, cidr) in [("b1", "172.30.101.0/24"), ("b2", "172.30.102.0/24")] {
+        let broken = Peer::new(name, cidr, "nowhere", "4e:00:00:00:00:01");
+        broken.create(kube);
+        says(one.flanneld(), &[&format!("Node {name} is not used")]);
+    }
+    Peer::new(
+        "fine",
+        "172.30.103.0/24",
+        "192.168.78.103",
+        "4e:00:00:00:00:03",
+    )
+    .create(kube);
+    shows(one, &["route 172.30.103.0/24", "flannel.1"]);
+    let tried = || match kube
+        .requests()
+        .unwrap()
+        .iter()
+        .filter(|r| r.forbidden())
+        .count()
+    {
+        1 => Ok(()),
+        n => Err(format!("{n} refused")),
+    };
+    wait_for("one event is refused", SOON, tried).unwrap();
+}
+
+/// Plain HTTP/1.1, as `kubectl proxy` speaks it.
+#[test]
+fn a_proxy_without_tls_will_do() {
+    let Some(lab) = scene::lab("kubectl proxy", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let one = lab.node(1);
+    let mut command = Command::new(format!("{KUBE_BIN_DIR}/kubectl"));
+    command.args([
+        "proxy",
+        "--address=192.168.78.254",
+        "--port=8001",
+        "--accept-hosts=.*",
+    ]);
+    command.arg(format!("--kubeconfig={}", kube.kubeconfig(&Who::Flannel)));
+    let mut proxy = Running(kube.place().spawn(&mut command).unwrap());
+    one.flanneld().set_args([
+        "--kubeconfig-file=",
+        "--kube-api-url=http://192.168.78.254:8001",
+    ]);
+    one.flanneld().start_ready(SOON).unwrap();
+    says(one.flanneld(), &["Nodes at http://192.168.78.254:8001"]);
+    Peer::new(
+        "p1",
+        "172.30.101.0/24",
+        "192.168.78.101",
+        "4e:00:00:00:00:01",
+    )
+    .create(kube);
+    shows(one, &["route 172.30.101.0/24", "flannel.1"]);
+    scene::becomes(kube, "n1", "False");
+    proxy.0.kill().unwrap();
+    says(one.flanneld(), &["the API server is away"]);
+}
+
+/// Ended with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

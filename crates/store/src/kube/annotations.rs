@@ -75,6 +75,13 @@ impl<T> Annotations<T> {
         }
     }
 
+    /// Takes over what a node publishes, as it was written.
+    pub(super) fn publish(&mut self, written: Annotations<T>) {
+        for (place, value) in self.0.iter_mut().zip(written.0).take(Key::PUBLISHED) {
+            *place = value;
+        }
+    }
+
     /// Takes in an annotation as it is called on the Node, if it is one of ours.
     pub(super) fn take_in(&mut self, prefix: &Prefix, name: &str, value: impl FnOnce() -> T) {
         if let Some(name) = name.strip_prefix(prefix.0.as_str())

@@ -55,6 +55,8 @@ pub(super) struct Follower {
     pub families: Vec<Family>,
     /// Our lease.
     pub own: SubnetKey,
+    /// The version of our Node when we took it: an API server that lags behind may show older ones.
+    pub since: u64,
     pub census: Census,
     pub feed: Arc<Feed>,
     pub seen: watch::Sender<Seen>,
@@ -234,6 +236,9 @@ impl Follower {
             return;
         }
         let own = Own::of(node, &self.families);
+        if own.version < self.since {
+            return;
+        }
         let ours = self.own.nets();
         let other = own.subnets.as_ref().ok().and_then(|subnets| {
             let mut all = subnets.iter();
@@ -373,6 +378,8 @@ impl Follower {
 
     fn went_back(&mut self) -> End {
         self.regressed = true;
+        self.since = 0;
+        self.seen.send_replace(Seen::Absent);
         self.position = None;
         End::ListAgain("it has lost what it knew")
     }

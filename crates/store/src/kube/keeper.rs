@@ -74,7 +74,13 @@ impl Keeper {
     async fn settle(&mut self) -> Option<Instant> {
         let wish = self.wish.borrow_and_update().clone();
         let seen = self.seen.borrow_and_update().clone();
-        let Seen::There(own) = seen else { return None };
+        let Seen::There(own) = seen else {
+            // What comes next may count its versions anew.
+            if let (Seen::Absent, Some(written)) = (seen, &mut self.written) {
+                written.version = 0;
+            }
+            return None;
+        };
         let before = self
             .written
             .clone()

@@ -282,7 +282,9 @@ impl KubeStore {
 
     fn start_tasks(&mut self) -> Option<Tasks> {
         let (name, own) = (self.name.clone()?, self.lease?);
-        let (seen, seeing) = watch::channel(match self.node.take() {
+        let node = self.node.take();
+        let since = node.as_ref().map_or(0, |own| own.version);
+        let (seen, seeing) = watch::channel(match node {
             Some(own) => Seen::There(Box::new(own)),
             None => Seen::Unknown,
         });
@@ -308,6 +310,7 @@ impl KubeStore {
             prefix: self.prefix.clone(),
             families: self.families.clone(),
             own,
+            since,
             census: Census::new(self.feed.clone(), self.families.clone(), Some(own)),
             feed: self.feed.clone(),
             seen,
@@ -429,9 +432,8 @@ impl Store for KubeStore {
         let mut patience = Patience::telling(&self.waits);
         let (key, own) = loop {
             let key = self.subnets(config).await;
-            let own = match self.node.take() {
-                Some(own) => own,
-                None => continue,
+            let Some(mut own) = self.node.take() else {
+                continue;
             };
             let patch = own::difference(&own, &wish, &self.families, &self.prefix, true);
             let Some(patch) = patch else {
@@ -439,9 +441,10 @@ impl Store for KubeStore {
             };
             match own::patch(&self.client, &name, &patch).await {
                 Ok(version) => {
+                    own.wrote(version, &claim.attrs, &self.families);
                     self.written = Some(Written {
                         uid: own.uid.clone(),
-                        version,
+                        version: own.version,
                         wish: wish.clone(),
                     });
                     break (key, own);

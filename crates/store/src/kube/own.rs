@@ -49,6 +49,13 @@ impl Own {
             condition: node.condition(),
         }
     }
+
+    /// We have written `attrs`, and the Node's version is `version` now; 0 if that is not known.
+    pub(super) fn wrote(&mut self, version: u64, attrs: &LeaseAttrs, families: &[Family]) {
+        let written = peer::wanted(attrs, families, &self.annotations, |_| {});
+        self.annotations.publish(written);
+        self.version = self.version.max(version);
+    }
 }
 
 /// What our Node should say.
