@@ -23,10 +23,10 @@ pub(crate) struct Cleanup {
         default_value = "/run/flannel/subnet.env"
     )]
     pub(crate) subnet_files: Vec<PathBuf>,
-    /// Routes through a gateway, too, that an upstream flannel with host-gw or DirectRouting would leave
+    /// Routes through a gateway that bear no mark of ours, also if our flannel was here last
     ///
-    /// They bear no mark. Inside the network that the subnet file names, routes that an administrator
-    /// wrote look the same.
+    /// Inside the network that the subnet file names, to one node's subnet each: what an upstream flannel
+    /// with host-gw or DirectRouting leaves. Where there is nothing of ours they are taken for that.
     #[arg(long)]
     pub(crate) gateway_routes: bool,
     /// The containers' bridge, too, if nothing is plugged in and its addresses are of flannel's network

@@ -60,11 +60,15 @@ impl Plan {
         } = leftovers::find(&written, &bridge).await?;
         let alone = |object| Item::Kernel(object, Vec::new());
         plan.items.extend(xfrm.into_iter().map(Item::Xfrm));
+        let marked_none = marked.is_empty();
         plan.items.extend(marked.into_iter().map(alone));
-        match args.gateway_routes {
+        // Whoever ran here last marks what it writes: what bears no mark is not its.
+        let upstream_s = marked_none && !devices.iter().any(|(_, on)| on.iter().any(is_next_hop));
+        match args.gateway_routes || upstream_s {
             true => plan.items.extend(unmarked.into_iter().map(alone)),
             false => plan.left.extend(unmarked.into_iter().map(|route| {
-                let why = "may be an upstream flannel's or an administrator's; --gateway-routes removes it";
+                let why =
+                    "an administrator's, as our flannel was here last; --gateway-routes removes it";
                 (Op::Del(route).to_string(), why.to_owned())
             })),
         }
@@ -243,4 +247,9 @@ fn gone(done: std::io::Result<()>, path: &Path) -> Result<(), String> {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(format!("{}: {e}", path.display())),
         _ => Ok(()),
     }
+}
+
+/// Upstream's flannel has none, ours has one for each peer of a device.
+fn is_next_hop(object: &Object) -> bool {
+    matches!(object, Object::NextHop(..))
 }
