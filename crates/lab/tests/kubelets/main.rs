@@ -8,16 +8,34 @@
     reason = "tests"
 )]
 
+mod families;
+mod manifest;
+mod pods;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Error, Lab, wait_for};
+use lab::{Error, Lab, LabBuilder, wait_for};
 use serde_json::json;
 
 const SOON: Duration = Duration::from_secs(90);
+
+/// A cluster of `nodes` with flannel's image and without flannel; `None`, and why for everybody to see, where it
+/// cannot be had.
+fn cluster(what: &str, nodes: usize, shape: impl FnOnce(LabBuilder) -> LabBuilder) -> Option<Lab> {
+    let builder = Lab::builder().nodes(nodes).kubelets();
+    let builder = shape(builder).image(lab::flannel_image().unwrap());
+    match builder.build() {
+        Err(why @ Error::Needs(_)) => {
+            lab::not_run(what, &why);
+            None
+        }
+        lab => Some(lab.unwrap()),
+    }
+}
 
 /// A node whose pods have a plain bridge for a network; `None`, and why for everybody to see, where
 /// it cannot be had.
