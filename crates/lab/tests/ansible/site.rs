@@ -29,7 +29,7 @@ pub(crate) struct Play {
 
 impl Site {
     /// As the guide's other roles leave it: etcd runs, certificates are made, CNI plugins are there. n1
-    /// is to get programs from a directory, and n2 a package.
+    /// is to get programs from a directory, and n2, which has another flannel, a package.
     pub(crate) fn build() -> Site {
         let control = Control::new();
         let lab = Lab::builder()
@@ -59,6 +59,7 @@ impl Site {
                 .unwrap();
             machine.copy_in(&cnitool, "/usr/local/bin/cnitool").unwrap();
         }
+        another_flannel(&machines[1]);
         control.certificates(&lab.shared_dir().join("tls"));
         control.programs();
         control.package();
@@ -162,6 +163,23 @@ impl Site {
             },
         }})
     }
+}
+
+/// What the guide's own role has left: another daemon that runs, its unit and its plugin.
+fn another_flannel(machine: &Machine) {
+    let script =
+        "#!/bin/sh\n[ \"$1\" = run ] && exec sleep infinity\necho another flannel\nexit 1\n";
+    let unit = "[Service]\nExecStart=/usr/local/sbin/flanneld run\n[Install]\nWantedBy=multi-user.target\n";
+    machine
+        .write("/etc/systemd/system/flanneld.service", unit)
+        .unwrap();
+    for path in ["/usr/local/sbin/flanneld", "/opt/cni/bin/flannel"] {
+        machine.write(path, script).unwrap();
+        machine.exec(["chmod", "755", path]).unwrap();
+    }
+    machine
+        .exec(["systemctl", "enable", "--now", "flanneld"])
+        .unwrap();
 }
 
 /// A process by which Ansible gets into a machine.
