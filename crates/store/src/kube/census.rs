@@ -196,3 +196,113 @@ impl Census {
         Some(problem)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::annotations::Prefix;
+
+    struct Cluster {
+        census: Census,
+        feed: Arc<Feed>,
+    }
+
+    impl Cluster {
+        fn new() -> Cluster {
+            let feed = Arc::new(Feed::default());
+            let own = "10.1.0.0-24".parse().ok();
+            let census = Census::new(feed.clone(), vec![Family::V4], own);
+            Cluster { census, feed }
+        }
+
+        /// A Node made at second `created`; returns what is wrong with it, if that is new.
+        fn saw(&mut self, name: &str, cidr: &str, ip: &str, created: u8) -> Option<String> {
+            let json = format!(
+                r#"{{"metadata":{{"name":"{name}","creationTimestamp":"2026-01-01T00:00:{created:02}Z","annotations":{{
+                    "f.io/kube-subnet-manager":"true","f.io/public-ip":"{ip}"}}}},"spec":{{"podCIDR":"{cidr}"}}}}"#
+            );
+            let prefix = Prefix::parse("f.io").unwrap();
+            let node = Node::from_json(json.as_bytes(), &prefix).unwrap();
+            self.census.saw(&node)
+        }
+
+        /// What the daemon is told: subnet and address, or that it is gone.
+        async fn told(&self) -> Vec<String> {
+            self.feed.flush();
+            let news = tokio::time::timeout(std::time::Duration::ZERO, self.feed.news()).await;
+            let leases = news.map(|news| news.leases).unwrap_or_default().into_iter();
+            let told = leases.map(|(key, lease)| match lease {
+                Some(lease) => format!("{key} {}", lease.attrs.public_ip.v4.unwrap()),
+                None => format!("{key} gone"),
+            });
+            told.collect()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_is_no_news_and_a_change_is() {
+        let mut cluster = Cluster::new();
+        cluster.saw("a", "10.1.1.0/24", "192.0.2.1", 0);
+        assert_eq!(cluster.told().await, ["10.1.1.0-24 192.0.2.1"]);
+        cluster.saw("a", "10.1.1.0/24", "192.0.2.1", 0);
+        assert_eq!(cluster.told().await, [""; 0]);
+        cluster.saw("a", "10.1.1.0/24", "192.0.2.2", 0);
+        assert_eq!(cluster.told().await, ["10.1.1.0-24 192.0.2.2"]);
+        cluster.saw("a", "10.1.2.0/24", "192.0.2.2", 0);
+        let both = ["10.1.1.0-24 gone", "10.1.2.0-24 192.0.2.2"];
+        assert_eq!(cluster.told().await, both);
+        assert!(cluster.saw("a", "nothing", "192.0.2.2", 0).is_some());
+        assert_eq!(cluster.told().await, ["10.1.2.0-24 gone"]);
+        assert!(
+            cluster
+                .saw("b", "10.1.0.0/24", "192.0.2.3", 0)
+                .unwrap()
+                .contains("ours")
+        );
+        assert_eq!(cluster.told().await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_does_not_show_a_node_removes_it_at_its_end() {
+        let mut cluster = Cluster::new();
+        cluster.census.begin();
+        cluster.saw("a", "10.1.1.0/24", "192.0.2.1", 0);
+        cluster.saw("b", "10.1.2.0/24", "192.0.2.2", 0);
+        cluster.census.sweep();
+        assert_eq!(cluster.told().await.len(), 2);
+        cluster.census.begin();
+        cluster.saw("b", "10.1.2.0/24", "192.0.2.2", 0);
+        assert_eq!(cluster.told().await, [""; 0]);
+        cluster.census.sweep();
+        assert_eq!(cluster.told().await, ["10.1.1.0-24 gone"]);
+        assert_eq!(
+            cluster.census.count(),
+            Count {
+                peers: 1,
+                others: 0
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn the_older_of_two_nodes_has_the_subnet_in_whatever_order_they_come() {
+        for order in [["old", "new"], ["new", "old"]] {
+            let mut cluster = Cluster::new();
+            let mut complaints = 0;
+            for name in order {
+                let created = u8::from(name == "new");
+                let ip = format!("192.0.2.{created}");
+                complaints += usize::from(cluster.saw(name, "10.1.1.0/24", &ip, created).is_some());
+            }
+            assert_eq!(cluster.told().await, ["10.1.1.0-24 192.0.2.0"]);
+            // The one that is refused after it had been told is complained of in the log alone.
+            assert_eq!(complaints, usize::from(order[0] == "old"));
+            assert!(!cluster.census.must_list_again());
+            cluster.census.gone("old");
+            assert_eq!(cluster.told().await, ["10.1.1.0-24 gone"]);
+            assert!(cluster.census.must_list_again());
+            cluster.saw("new", "10.1.1.0/24", "192.0.2.1", 1);
+            assert_eq!(cluster.told().await, ["10.1.1.0-24 192.0.2.1"]);
+        }
+    }
+}

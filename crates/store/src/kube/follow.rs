@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Dual, Family, SubnetKey};
+use model::{Family, SubnetKey};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -45,6 +45,8 @@ const OVERTIME: Duration = Duration::from_secs(30);
 const REFUSED: Duration = Duration::from_secs(5);
 /// How often it may say no before that is said and waited for.
 const PATIENT_REFUSALS: u32 = 4;
+/// Over how long the nodes of a cluster spread what they all have to tell.
+const EVENTS_OVER: Duration = Duration::from_secs(5);
 /// One Node's worth of JSON metadata.
 const LARGEST: usize = 4 << 20;
 
@@ -267,14 +269,19 @@ impl Follower {
         self.seen.send_replace(Seen::Absent);
     }
 
-    /// Has an event written on a Node that is skipped. One that is full of faults loses some.
+    /// Has an event written on a Node that is skipped: not at once, for every node of the cluster sees the
+    /// same. Of very many at a time some are lost.
     fn tell(&self, node: &Node<'_>, problem: String) {
         let trouble = Trouble {
             reason: "FlannelPeerSkipped",
             message: format!("not used as a peer: {problem}"),
             node: Some(node.name.to_string()),
         };
-        let _ = self.troubles.try_send(trouble);
+        let (troubles, delay) = (self.troubles.clone(), EVENTS_OVER.mul_f64(fastrand::f64()));
+        tokio::spawn(async move {
+            tokio::time::sleep(delay).await;
+            let _ = troubles.try_send(trouble);
+        });
     }
 
     /// Reads all Nodes; returns the list's resource version.
@@ -382,19 +389,5 @@ impl Follower {
         self.seen.send_replace(Seen::Absent);
         self.position = None;
         End::ListAgain("it has lost what it knew")
-    }
-}
-
-/// The subnets as a key, of all the families that are in use.
-pub(super) fn whole_key(
-    subnets: &Dual<ipnet::IpNet>,
-    families: &[Family],
-) -> Result<SubnetKey, Family> {
-    let missing = families
-        .iter()
-        .find(|family| subnets.get(**family).is_none());
-    match (missing, SubnetKey::new(*subnets)) {
-        (None, Some(key)) => Ok(key),
-        (missing, _) => Err(missing.copied().unwrap_or(Family::V4)),
     }
 }

@@ -156,3 +156,103 @@ fn event<'a>(
         _ => return Err(Malformed("an event of a kind that there is not")),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = r#"{"metadata":{"name":"n","resourceVersion":"7"}}"#;
+
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![number << 3 | 2, content.len() as u8];
+        bytes.extend_from_slice(content);
+        bytes
+    }
+
+    fn protobuf_frame(kind: &str, object: &[u8]) -> Vec<u8> {
+        let object = [b"k8s\0".to_vec(), field(2, object)].concat();
+        let event = [field(1, kind.as_bytes()), field(2, &field(1, &object))].concat();
+        [(event.len() as u32).to_be_bytes().to_vec(), event].concat()
+    }
+
+    fn protobuf() -> Vec<u8> {
+        let node = field(1, &[field(1, b"n"), field(6, b"7")].concat());
+        let status = [field(3, b"too old"), field(4, b"Expired")].concat();
+        [
+            protobuf_frame("ADDED", &node),
+            protobuf_frame("DELETED", &node),
+            protobuf_frame("BOOKMARK", &node),
+            protobuf_frame("ERROR", &status),
+        ]
+        .concat()
+    }
+
+    fn json() -> Vec<u8> {
+        let status = r#"{"message":"too old","reason":"Expired"}"#;
+        let event =
+            |kind: &str, object: &str| format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n");
+        let events = [
+            event("MODIFIED", NODE),
+            event("DELETED", NODE),
+            event("BOOKMARK", NODE),
+            event("ERROR", status),
+        ];
+        events.concat().into_bytes()
+    }
+
+    /// What a watch tells, cut at `cuts`.
+    fn read(bytes: &[u8], encoding: Encoding, cuts: &[usize]) -> Result<String, Malformed> {
+        let prefix = Prefix::parse("f.io").unwrap();
+        let (mut frames, mut said, mut from) = (Frames::new(encoding), String::new(), 0);
+        for to in cuts.iter().copied().chain([bytes.len()]) {
+            frames.buffer.extend_from_slice(&bytes[from..to]);
+            from = to;
+            while let Some(frame) = frames.next()? {
+                match frames.read(frame, &prefix)? {
+                    Event::Put(node) => said += &format!("+{}{}", node.name, node.resource_version),
+                    Event::Gone(node) => said += &format!("-{}", node.name),
+                    Event::Bookmark(node) => said += &format!("@{}", node.resource_version),
+                    Event::Error(status) => said += &format!("!{}", status.reason),
+                }
+            }
+        }
+        Ok(said)
+    }
+
+    #[test]
+    fn a_watch_may_be_cut_anywhere() {
+        for (bytes, encoding) in [(protobuf(), Encoding::Protobuf), (json(), Encoding::Json)] {
+            let whole = "+n7-n@7!Expired";
+            for at in 0..=bytes.len() {
+                assert_eq!(read(&bytes, encoding, &[at]).unwrap(), whole, "cut at {at}");
+            }
+            let every: Vec<usize> = (0..bytes.len()).collect();
+            assert_eq!(read(&bytes, encoding, &every).unwrap(), whole);
+            // What is cut off is not told, and nothing that was not.
+            for at in 0..bytes.len() {
+                assert!(whole.starts_with(&read(&bytes[..at], encoding, &[]).unwrap()));
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_frames_are_refused() {
+        assert!(read(&[0xff; 8], Encoding::Protobuf, &[]).is_err());
+        assert!(read(&[0x7f, 0xff, 0xff, 0xff], Encoding::Protobuf, &[]).is_err());
+        assert!(read(&protobuf_frame("FLOWN", b""), Encoding::Protobuf, &[]).is_err());
+        assert!(read(b"{}\n", Encoding::Json, &[]).is_err());
+        assert!(read(b"<html>\n", Encoding::Json, &[]).is_err());
+        let mut random = fastrand::Rng::with_seed(2);
+        for round in 0..20_000 {
+            let (mut bytes, encoding) = match round % 2 {
+                0 => (protobuf(), Encoding::Protobuf),
+                _ => (json(), Encoding::Json),
+            };
+            for _ in 0..random.usize(1..6) {
+                let at = random.usize(..bytes.len());
+                bytes[at] = random.u8(..);
+            }
+            let _ = read(&bytes, encoding, &[]);
+        }
+    }
+}

@@ -6,7 +6,7 @@
 //! | [`http`], [`body`], [`status`] | a request, its answer inflated as it arrives, a refusal |
 //! | [`wire`], [`node`], [`listing`], [`frames`] | Nodes in protobuf or JSON, read in place |
 //! | [`annotations`], [`peer`], [`census`] | a Node as a lease; all of them, and what changed |
-//! | [`own`], [`keeper`], [`events`] | our own Node: taken, kept as it should be; troubles told |
+//! | [`finding`], [`own`], [`keeper`], [`events`] | our own Node: found, written to, kept as it should be; troubles told |
 //! | [`admin`] | the leases, for a person who asks |
 //! | [`follow`] | everybody's Nodes, for as long as the daemon runs |
 //!
@@ -19,6 +19,7 @@ mod annotations;
 mod body;
 mod census;
 mod events;
+mod finding;
 mod follow;
 mod frames;
 mod http;
@@ -37,7 +38,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{Dual, Family, Lease, LeaseAttrs, NetConfig, SubnetKey};
-use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -58,9 +58,8 @@ use access::Access;
 use annotations::Prefix;
 use census::Census;
 use events::Events;
-use follow::{Follower, whole_key};
-use frames::{Event, Frames};
-use http::{Ask, Client, Failure};
+use follow::Follower;
+use http::Client;
 use keeper::{Keeper, Seen, Written};
 use own::{Own, Wish};
 use settings::is_name;
@@ -140,146 +139,6 @@ impl KubeStore {
         })
     }
 
-    /// Our Node's name; waits while it has to be asked for and cannot.
-    async fn name(&mut self) -> Arc<str> {
-        if let Some(name) = &self.name {
-            return name.clone();
-        }
-        let mut patience = Patience::telling(&self.waits);
-        let name: Arc<str> = loop {
-            match self.ask_name().await {
-                Ok(name) => break name,
-                Err(failure) => patience.wait(&failure.to_string(), failure.is_away()).await,
-            }
-        };
-        patience.over();
-        info!(
-            "subnets are the podCIDRs of Nodes at {}; ours is Node {name}",
-            self.client.place()
-        );
-        self.events = Some(Events::new(self.client.clone(), name.clone()));
-        self.name.insert(name).clone()
-    }
-
-    async fn ask_name(&self) -> Result<Arc<str>, Failure> {
-        #[derive(Deserialize)]
-        struct Pod {
-            spec: Spec,
-        }
-        #[derive(Deserialize)]
-        struct Spec {
-            #[serde(rename = "nodeName", default)]
-            node: String,
-        }
-        let (namespace, pod) = match &self.settings.node {
-            NodeName::Given(node) => return Ok(node.as_str().into()),
-            NodeName::OfPod { namespace, name } => (namespace, name),
-            // Refused when the store was made.
-            NodeName::Unknown => {
-                return Err(Failure::Refused(KubeSettingsError::NoNode.to_string()));
-            }
-        };
-        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}");
-        let answer = self
-            .client
-            .send(&Ask::get(&path, "application/json"))
-            .await?;
-        let json = answer.whole(LARGEST).await.map_err(Failure::Away)?;
-        let node = serde_json::from_slice(&json).map(|pod: Pod| pod.spec.node);
-        match node.ok().filter(|node| is_name(node)) {
-            Some(node) => Ok(node.into()),
-            None => Err(Failure::Refused(format!(
-                "pod {namespace}/{pod} names no Node in spec.nodeName"
-            ))),
-        }
-    }
-
-    /// Asks for our Node, again and again while that fails.
-    async fn ask_node(&mut self) -> Own {
-        let name = self.name().await;
-        let mut patience = Patience::telling(&self.waits);
-        loop {
-            match own::get(&self.client, &name, &self.families, &self.prefix).await {
-                Ok(own) => {
-                    patience.over();
-                    return own;
-                }
-                Err(failure) => {
-                    let text = match &failure {
-                        Failure::NotFound(_) => format!("there is no Node {name}"),
-                        failure => format!("Node {name}: {failure}"),
-                    };
-                    patience.wait(&text, failure.is_away()).await;
-                }
-            }
-        }
-    }
-
-    /// Waits until our Node is another than `own`, as far as one can tell; or for a while.
-    async fn node_changes(&self, name: &str, own: &Own) -> Result<Option<Own>, Failure> {
-        let path = format!(
-            "/api/v1/nodes?watch=true&timeoutSeconds=60&fieldSelector=metadata.name%3D{name}&resourceVersion={}",
-            own.resource_version
-        );
-        let mut body = self
-            .client
-            .send(&Ask::get(&path, "application/json"))
-            .await?;
-        let mut frames = Frames::new(body.encoding);
-        loop {
-            let malformed = |error: wire::Malformed| Failure::Away(error.to_string());
-            while let Some(frame) = frames.next().map_err(malformed)? {
-                match frames.read(frame, &self.prefix).map_err(malformed)? {
-                    Event::Put(node) => return Ok(Some(Own::of(&node, &self.families))),
-                    Event::Bookmark(_) => {}
-                    Event::Gone(_) | Event::Error(_) => return Ok(None),
-                }
-            }
-            if !body.more(&mut frames.buffer).await.map_err(Failure::Away)? {
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Our subnets, once our Node has them and they lie in the network.
-    async fn subnets(&mut self, config: &NetConfig) -> SubnetKey {
-        let name = self.name().await;
-        let (mut waiting, mut said) = (Waiting::default(), false);
-        let mut backoff = Backoff::default();
-        let mut node = self.node.take();
-        loop {
-            let own = match node.take() {
-                Some(own) => own,
-                None => self.ask_node().await,
-            };
-            let trouble = match fitting(&own, config, &self.families) {
-                Ok(key) => {
-                    self.waits.set(None);
-                    if said {
-                        info!("Node {name} has podCIDR {key} now");
-                    }
-                    self.node = Some(own);
-                    return key;
-                }
-                Err((reason, problem)) => Trouble {
-                    reason,
-                    message: format!("Node {name}: {problem}"),
-                    node: None,
-                },
-            };
-            self.waits.set(Some(trouble.message.clone()));
-            if waiting.is_due(&trouble.message) {
-                warn!("waiting: {}", trouble.message);
-                said = true;
-            }
-            self.report(trouble).await;
-            match self.node_changes(&name, &own).await {
-                Ok(fresh) => node = fresh,
-                Err(_) => backoff.wait().await,
-            }
-        }
-    }
-
     fn start_tasks(&mut self) -> Option<Tasks> {
         let (name, own) = (self.name.clone()?, self.lease?);
         let node = self.node.take();
@@ -330,48 +189,6 @@ impl KubeStore {
             troubles,
         })
     }
-}
-
-/// Our subnets, if they are all there and in the network; else an event's reason, and what is wrong.
-fn fitting(
-    own: &Own,
-    config: &NetConfig,
-    families: &[Family],
-) -> Result<SubnetKey, (&'static str, String)> {
-    let subnets = own.subnets.as_ref().map_err(|text| {
-        (
-            "InvalidPodCIDR",
-            format!("spec.podCIDRs holds {text:?}, which is no subnet"),
-        )
-    })?;
-    let key = whole_key(subnets, families).map_err(|family| {
-        (
-            "NoPodCIDR",
-            format!(
-                "no {family} subnet in spec.podCIDRs yet: the controller manager assigns it, with --allocate-node-cidrs and --cluster-cidr"
-            ),
-        )
-    })?;
-    for (family, net) in subnets.iter() {
-        if let Some(pool) = config
-            .pools
-            .get(family)
-            .filter(|pool| !pool.network.contains(net))
-        {
-            let named = match family {
-                Family::V4 => "Network",
-                Family::V6 => "IPv6Network",
-            };
-            return Err((
-                "PodCIDROutsideNetwork",
-                format!(
-                    "spec.podCIDRs has {net}, which is outside {named} {} of the network configuration: make the controller manager's --cluster-cidr and {named} agree",
-                    pool.network
-                ),
-            ));
-        }
-    }
-    Ok(key)
 }
 
 impl Store for KubeStore {
