@@ -1,10 +1,12 @@
 //! Which Node is ours, and its subnets: asked for, and waited for where they are not there yet.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use model::{Dual, Family, NetConfig, SubnetKey};
 use serde::Deserialize;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::events::{Events, Trouble};
@@ -17,6 +19,9 @@ use crate::Store;
 use crate::backoff::Backoff;
 use crate::complaints::Waiting;
 use crate::patience::Patience;
+
+/// A watch of our Node alone is over after a minute; one that is not is dead.
+const UNCHANGED: Duration = Duration::from_secs(75);
 
 impl KubeStore {
     /// Our Node's name; waits while it has to be asked for and cannot.
@@ -114,8 +119,10 @@ impl KubeStore {
                     Event::Gone(_) | Event::Error(_) => return Ok(None),
                 }
             }
-            if !body.more(&mut frames.buffer).await.map_err(Failure::Away)? {
-                return Ok(None);
+            match timeout(UNCHANGED, body.more(&mut frames.buffer)).await {
+                Ok(Ok(true)) => {}
+                Ok(Ok(false)) | Err(_) => return Ok(None),
+                Ok(Err(reason)) => return Err(Failure::Away(reason)),
             }
         }
     }
@@ -153,8 +160,8 @@ impl KubeStore {
             }
             self.report(trouble).await;
             match self.node_changes(&name, &own).await {
-                Ok(fresh) => node = fresh,
-                Err(_) => backoff.wait().await,
+                Ok(Some(fresh)) => node = Some(fresh),
+                Ok(None) | Err(_) => backoff.wait().await,
             }
         }
     }
