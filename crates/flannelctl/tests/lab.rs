@@ -183,6 +183,49 @@ fn a_lab_goes_up_is_used_and_goes_down() {
 }
 
 #[test]
+fn a_kubernetes_goes_up_and_goes_down() {
+    let what = "flannelctl lab up --kube";
+    if let Err(why) = lab::check_kubelets().and_then(|()| lab::kube_bin_dir()) {
+        assert!(matches!(why, lab::Error::Needs(_)), "{why}");
+        return lab::not_run(what, &why);
+    }
+    let dir = Dir::new("kube");
+    let said = dir.fails(2, &["lab", "up", "--kube", "--store=etcd"]);
+    assert!(said.contains("--store"), "{said}");
+    let said = dir.fails(2, &["lab", "up", "--manifest=x.yml"]);
+    assert!(said.contains("--kube"), "{said}");
+    let image = lab::flannel_image().unwrap();
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/kube-flannel.yml");
+    let (image, manifest) = (
+        format!("--image={}", image.display()),
+        format!("--manifest={}", manifest.display()),
+    );
+    dir.ok(&["lab", "up", "--kube", "--nodes=1", &image, &manifest]);
+    let nodes = dir.ok(&[
+        "lab",
+        "exec",
+        "fabric",
+        "kubectl",
+        "get",
+        "nodes",
+        "--no-headers",
+    ]);
+    assert!(
+        nodes.starts_with("n1 ") && nodes.contains(" Ready "),
+        "{nodes}"
+    );
+    // The node is a machine of its own.
+    assert_eq!(dir.ok(&["lab", "exec", "n1", "hostname"]), "n1\n");
+    let processes = dir.ok(&["lab", "exec", "n1", "ps", "-e", "-o", "comm"]);
+    for process in ["containerd", "kubelet", "flanneld"] {
+        assert!(processes.lines().any(|line| line == process), "{processes}");
+    }
+    assert!(dir.ok(&["lab", "status"]).contains("--kube"));
+    dir.ok(&["lab", "down"]);
+    assert!(dir.ok(&["lab", "status"]).contains("no lab"));
+}
+
+#[test]
 fn a_killed_lab_leaves_nothing() {
     let dir = Dir::new("kill");
     dir.ok(&["lab", "up", "--nodes=1"]);

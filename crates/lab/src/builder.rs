@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::fabric::{self, Underlay};
 use crate::ground::Ground;
-use crate::kube::{Networks, require_kubelets};
+use crate::kube::{Networks, check_kubelets};
 use crate::lab::Lab;
 use crate::node::Node;
 use crate::settle::settle;
@@ -211,7 +211,7 @@ impl LabBuilder {
             programs::require(&["etcd", "etcdctl"])?;
         }
         if self.kubelets {
-            require_kubelets()?;
+            check_kubelets()?;
         }
         let bin_dir = match (self.bin_dir, self.without_flanneld || self.kubelets) {
             (Some(dir), _) => Some(dir),

@@ -65,7 +65,8 @@ pub use error::Error;
 pub use etcd::Etcd;
 pub use flow::{Flow, FlowReport, bulk};
 pub use kube::{
-    Api, BOX_IMAGE, Kube, Kubelet, Patch, Request, Response, Who, kube_bin_dir, not_run,
+    Api, BOX_IMAGE, Kube, Kubelet, Patch, Request, Response, Who, check_kubelets, kube_bin_dir,
+    not_run,
 };
 pub use lab::Lab;
 pub use machine::{Machine, debian_root};

@@ -1,6 +1,6 @@
 //! A client of the API server: objects as JSON, one request at a time, as somebody.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -113,12 +113,10 @@ impl Api {
         }
         request.push_str("\r\n");
         request.push_str(&body);
-        let answer = self
-            .exchange(request.as_bytes())
-            .map_err(|source| Error::Io {
-                what: format!("{method} https://{}{path}", self.server),
-                source,
-            })?;
+        let answer = self.send(request.as_bytes()).map_err(|source| Error::Io {
+            what: format!("{method} https://{}{path}", self.server),
+            source,
+        })?;
         let body = serde_json::from_slice(&answer.body)
             .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&answer.body).into_owned()));
         Ok(Response {
@@ -128,10 +126,10 @@ impl Api {
     }
 
     /// By a kept connection if there is one; the server may have closed it meanwhile, so then by a new one.
-    fn exchange(&self, request: &[u8]) -> io::Result<Answer> {
+    fn send(&self, request: &[u8]) -> io::Result<Answer> {
         let kept = self.idle().pop();
         if let Some(mut connection) = kept {
-            match self.exchange_by(&mut connection, request) {
+            match exchange(&mut connection, request) {
                 Ok(answer) => return Ok(self.done(connection, answer)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::TimedOut => {
                     return Err(e);
@@ -143,12 +141,8 @@ impl Api {
         let name = ServerName::IpAddress(self.server.ip().into());
         let tls = ClientConnection::new(self.tls.clone(), name).map_err(io::Error::other)?;
         let mut connection = StreamOwned::new(tls, tcp);
-        let answer = self.exchange_by(&mut connection, request)?;
+        let answer = exchange(&mut connection, request)?;
         Ok(self.done(connection, answer))
-    }
-
-    fn exchange_by(&self, by: &mut (impl Read + Write), request: &[u8]) -> io::Result<Answer> {
-        exchange(by, request)
     }
 
     fn done(&self, connection: Connection, answer: Answer) -> Answer {

@@ -41,11 +41,11 @@ pub struct Kubelet {
     _cgroup: Cgroup,
 }
 
-/// Checks that kubelets can run here, before anything is built for them.
+/// Whether kubelets can run here, before anything is built for them.
 ///
 /// # Errors
 /// [`Error::Needs`]: what is missing, and what to do.
-pub(crate) fn require() -> Result<(), Error> {
+pub fn check_kubelets() -> Result<(), Error> {
     if !nix::unistd::geteuid().is_root() || privilege::user_namespace() {
         let why = "kubelets need the machine's real root: cgroups, overlay mounts, devices";
         return Err(Error::Needs(why.into()));

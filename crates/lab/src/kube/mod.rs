@@ -16,8 +16,7 @@ pub use api::{Api, Patch, Response};
 pub use audit::Request;
 pub use control::Kube;
 pub use images::BOX_IMAGE;
-pub use kubelet::Kubelet;
-pub(crate) use kubelet::require as require_kubelets;
+pub use kubelet::{Kubelet, check_kubelets};
 pub(crate) use networks::Networks;
 pub use programs::{kube_bin_dir, not_run};
 

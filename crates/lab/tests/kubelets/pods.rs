@@ -56,7 +56,11 @@ pub(crate) fn they_reach_each_other(pods: &[Pod]) {
 /// service's address.
 pub(crate) fn they_reach_the_outside(lab: &Lab, pods: &[Pod]) {
     let server = lab.kube().unwrap().server().ip();
-    let service = SocketAddr::from(([10, 96, 0, 1], 443));
+    let service = match server {
+        IpAddr::V4(_) => "10.96.0.1:443",
+        IpAddr::V6(_) => "[fd00:96::1]:443",
+    };
+    let service: SocketAddr = service.parse().unwrap();
     for pod in pods {
         pod.place
             .exec(["ping", "-c1", "-W2", &server.to_string()])
