@@ -8,8 +8,8 @@ use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use model::kernel::ROUTE_PROTOCOL;
 use model::{Dual, Host, IfName, Lease, NetConfig, Object, SubnetKey};
 use store::{
-    AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings, KubeSettingsError, KubeStore,
-    NodeName, SettingsError, Store, Timing, Trouble,
+    AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,
+    KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble,
 };
 use tracing::{info, warn};
 
@@ -196,8 +196,13 @@ pub fn wrong_flag(error: &anyhow::Error) -> bool {
     let etcd = error
         .downcast_ref()
         .is_some_and(|error| matches!(error, Endpoint { .. } | NoEndpoint | Prefix(_) | Login(_)));
-    let kube = error
-        .downcast_ref()
-        .is_some_and(|error| matches!(error, KubeSettingsError::Prefix(..)));
+    let kube = error.downcast_ref().is_some_and(|error| match error {
+        KubeSettingsError::Prefix(..)
+        | KubeSettingsError::NoNode
+        | KubeSettingsError::Name { .. } => true,
+        KubeSettingsError::Access(error) => {
+            matches!(error, AccessError::Url { .. } | AccessError::NoPod)
+        }
+    });
     etcd || kube
 }

@@ -43,7 +43,7 @@ pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
-pub use kube::{KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
+pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
 pub use patience::Waits;
 pub use tls::TlsError;
 

@@ -137,10 +137,7 @@ fn flags_that_cannot_be() {
         ),
         (&["-v=loud"], &["-v loud", "number"]),
         (&["-subnet-file="], &["-subnet-file", "path"]),
-        (
-            &["-kube-subnet-mgr"],
-            &["-kube-subnet-mgr", "not in this version"],
-        ),
+        (&["-kube-subnet-mgr"], &["NODE_NAME is not set", "POD_NAME"]),
         (
             &["-etcd-endpoints=ftp://10.0.0.1:2379"],
             &["-etcd-endpoints", "ftp://10.0.0.1:2379"],
@@ -188,7 +185,7 @@ fn flags_that_cannot_be() {
         ),
         (
             "FLANNELD_KUBE_SUBNET_MGR=true",
-            &["FLANNELD_KUBE_SUBNET_MGR=true", "not in this version"],
+            &["NODE_NAME is not set", "POD_NAME"],
         ),
     ] {
         wrong.extend(refuses(node, 2, &[variable], &[], texts).err());
