@@ -17,18 +17,16 @@ use super::access::{self, Who};
 use super::api::{Api, trust};
 use super::audit::{self, Request};
 use super::networks::Networks;
+use super::servers::{self, PORT};
 use crate::certs::{Authority, Use, write_signing_key};
 use crate::error::Doing;
-use crate::fabric::{GATEWAY4, GATEWAY6, kernel_has_ipv6};
+use crate::fabric::{GATEWAY4, GATEWAY6};
 use crate::ground::Ground;
 use crate::process::Process;
 use crate::{Error, Etcd, KUBE_BIN_DIR, KUBE_DIR, Namespace, wait_for};
 
 /// How long a program may take to start or to stop, on a machine that does other things too.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// As clients in pods know it, by its service's address: no other port is needed.
-const PORT: u16 = 443;
 
 /// A Kubernetes control plane.
 #[derive(Debug)]
@@ -123,37 +121,7 @@ impl Kube {
         if running.is_some() {
             return Err(Error::Bad("kube-apiserver runs already".into()));
         }
-        let mut command = program("kube-apiserver");
-        let bind = if kernel_has_ipv6() { "::" } else { "0.0.0.0" };
-        let file = |name: &str| format!("{KUBE_DIR}/{name}");
-        for (flag, value) in [
-            ("etcd-servers", "http://127.0.0.1:2379"),
-            ("bind-address", bind),
-            ("secure-port", &PORT.to_string()),
-            ("advertise-address", &self.server.ip().to_string()),
-            ("tls-cert-file", &file("apiserver.pem")),
-            ("tls-private-key-file", &file("apiserver-key.pem")),
-            ("token-auth-file", &file("tokens.csv")),
-            ("service-account-issuer", "https://kubernetes.default.svc"),
-            ("service-account-key-file", &file("service-account-pub.pem")),
-            (
-                "service-account-signing-key-file",
-                &file("service-account-key.pem"),
-            ),
-            ("authorization-mode", "Node,RBAC"),
-            ("enable-admission-plugins", "NodeRestriction"),
-            ("service-cluster-ip-range", &self.networks.service_ranges()),
-            ("kubelet-preferred-address-types", "InternalIP"),
-            ("allow-privileged", "true"),
-            ("audit-policy-file", &file(audit::POLICY)),
-            ("audit-log-path", &file(audit::LOG)),
-            // At once: whoever has its answer finds its request in the log.
-            ("audit-log-mode", "blocking-strict"),
-            // Else a stop waits a minute for watches that nobody ends.
-            ("shutdown-watch-termination-grace-period", "1s"),
-        ] {
-            command.arg(format!("--{flag}={value}"));
-        }
+        let mut command = servers::apiserver(&self.networks, self.server);
         let process = self.run("kube-apiserver", &mut command)?;
         wait_for("kube-apiserver is ready", PATIENCE, || {
             if let Err(e) = process.must_run() {
@@ -171,41 +139,10 @@ impl Kube {
 
     fn start_others(&self) -> Result<(), Error> {
         let admin = self.kubeconfig(&Who::Admin);
-        let mut command = program("kube-controller-manager");
-        for (flag, value) in [
-            ("kubeconfig", admin.as_str()),
-            ("leader-elect", "false"),
-            ("secure-port", "0"),
-            ("allocate-node-cidrs", "true"),
-            ("cluster-cidr", &self.networks.pod_networks()),
-            ("service-cluster-ip-range", &self.networks.service_ranges()),
-            (
-                "service-account-private-key-file",
-                &format!("{KUBE_DIR}/service-account-key.pem"),
-            ),
-            ("root-ca-file", &format!("{KUBE_DIR}/ca.pem")),
-            // Else it makes one in /usr/libexec, of the whole machine.
-            (
-                "flex-volume-plugin-dir",
-                &format!("{KUBE_DIR}/volume-plugins"),
-            ),
-            // Its defaults make a hundred new Nodes wait for seconds.
-            ("kube-api-qps", "200"),
-            ("kube-api-burst", "400"),
-        ] {
-            command.arg(format!("--{flag}={value}"));
-        }
-        command.args(self.networks.mask_sizes());
-        if !self.kubelets {
-            // Without kubelets Nodes have no heartbeats: nobody is to be told that they are dead.
-            command.arg("--controllers=node-ipam-controller,namespace-controller,serviceaccount-controller,root-ca-certificate-publisher-controller,validatingadmissionpolicy-status-controller");
-        }
-        let mut others = vec![self.run("kube-controller-manager", &mut command)?];
+        let mut manager = servers::controller_manager(&self.networks, &admin, self.kubelets);
+        let mut others = vec![self.run("kube-controller-manager", &mut manager)?];
         if self.kubelets {
-            let mut command = program("kube-scheduler");
-            command.arg(format!("--kubeconfig={admin}"));
-            command.args(["--leader-elect=false", "--secure-port=0"]);
-            others.push(self.run("kube-scheduler", &mut command)?);
+            others.push(self.run("kube-scheduler", &mut servers::scheduler(&admin))?);
         }
         *lock(&self.others) = others;
         Ok(())
@@ -425,10 +362,6 @@ impl Kube {
 
 /// The network config's file, in [`KUBE_DIR`].
 const NET_CONF: &str = "net-conf.json";
-
-fn program(name: &str) -> Command {
-    Command::new(format!("{KUBE_BIN_DIR}/{name}"))
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

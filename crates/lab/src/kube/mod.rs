@@ -10,6 +10,7 @@ mod networks;
 mod objects;
 mod pods;
 mod programs;
+mod servers;
 
 pub use access::Who;
 pub use api::{Api, Patch, Response};
