@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use dataplane::fake::FakeKernel;
 use dataplane::{Dataplane, Kernel, Scope};
@@ -95,6 +96,12 @@ impl Real {
             sh(&format!("ip link set {peer} up && ip link set {name} up"));
             nets.split(' ')
                 .for_each(|net| drop(sh(&format!("ip address add {net} dev {name}"))));
+            // The kernel tells of the carrier when it comes to it, on a busy machine a second later.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !sh(&format!("ip link show dev {name}")).contains(" state UP ") {
+                assert!(Instant::now() < deadline, "{name} does not come up");
+                std::thread::sleep(Duration::from_millis(2));
+            }
         }
         Real { next_hops }
     }
