@@ -45,6 +45,7 @@ bench: ## Speed and memory beside `ip -batch` and `bridge -batch`
 	@scripts/setup release
 	$(CARGO) build --locked --release --workspace --bins
 	$(CARGO) build --locked --release -p cni --target $(MUSL)
+	@$(MAKE) --no-print-directory image
 	$(CARGO) run --locked --release --quiet -p bench --bin flannel-bench -- $(BENCH_ARGS)
 
 .PHONY: build

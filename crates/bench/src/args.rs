@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::parts::SIZES;
+use crate::goals::SIZES;
 use crate::target::Kind;
 
 /// What `flannel-bench --help` says.
@@ -12,7 +12,8 @@ Measures flanneld against ip -batch and bridge -batch, in network namespaces on 
 flannel-bench [--quick] [--only PART]... [--store STORE]... [--peers N]... [--save] [--bin-dir DIR]
 
   --quick        fewer runs: a first impression in about a minute
-  --only PART    cold, ready, follow, idle, rules, plugin or kube; repeatable
+  --only PART    cold, ready, follow, idle, rules, plugin, kube or pods;
+                 repeatable
   --store STORE  etcd or directory; repeatable
   --peers N      100, 1000, 5000, 10000 or 15000; repeatable
   --save         also write docs/benchmarks/ and the table in docs/benchmarks.md
@@ -33,8 +34,10 @@ pub enum Part {
     Follow,
     /// Nothing to do.
     Idle,
-    /// Kubernetes.
+    /// Kubernetes: thousands of Nodes.
     Kube,
+    /// Kubernetes: from the manifest to pods.
+    Pods,
     /// Traffic rules.
     Rules,
     /// The CNI plugin.
@@ -81,11 +84,12 @@ impl Args {
                     Some("follow") => Part::Follow,
                     Some("idle") => Part::Idle,
                     Some("kube") => Part::Kube,
+                    Some("pods") => Part::Pods,
                     Some("rules") => Part::Rules,
                     Some("plugin") => Part::Plugin,
                     other => {
                         return Err(format!(
-                            "--only {}: expected cold, ready, follow, idle, rules, plugin or kube",
+                            "--only {}: expected cold, ready, follow, idle, rules, plugin, kube or pods",
                             other.unwrap_or("")
                         ));
                     }
@@ -153,7 +157,7 @@ mod tests {
         assert!(parse("").unwrap().wants(Part::Follow));
         assert_eq!(
             parse("--only x").unwrap_err(),
-            "--only x: expected cold, ready, follow, idle, rules, plugin or kube"
+            "--only x: expected cold, ready, follow, idle, rules, plugin, kube or pods"
         );
         assert!(!parse("--peers 5000").unwrap().wants_peers(100));
         assert!(parse("--peers 7").is_err());

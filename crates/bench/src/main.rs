@@ -8,11 +8,13 @@ mod etcd;
 mod figure;
 mod fleet;
 mod follow;
+mod goals;
 mod idle;
 mod kube;
 mod parts;
 mod plot;
 mod plugin;
+mod pods;
 mod ready;
 mod reference;
 mod report;
@@ -84,6 +86,9 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     drop(stage);
     if args.wants(args::Part::Kube) {
         figures.extend(kube::measure(&bin_dir, args.quick)?);
+    }
+    if args.wants(args::Part::Pods) {
+        figures.extend(pods::measure(&root(), args.quick)?);
     }
     let report = Report {
         machine: Machine::this(),

@@ -1,4 +1,4 @@
-//! The parts of the benchmark: what is measured, how often, and against which goals.
+//! The parts of the benchmark: what is measured, and how often.
 
 use std::time::Duration;
 
@@ -7,6 +7,9 @@ use crate::args::{Args, Part};
 use crate::cold::{self, Cold};
 use crate::figure::{Figure, Goal, JudgedAs, thousands};
 use crate::follow;
+use crate::goals::{
+    COLD_RATIO, EVENT_CPU_MS, IDLE_PERCENT, READY_MS, REQUESTS, ROUTE_MS, ROUTE_P99_MS, SIZES, Size,
+};
 use crate::idle;
 use crate::ready;
 use crate::reference;
@@ -14,95 +17,6 @@ use crate::rules;
 use crate::stage::{Stage, pause};
 use crate::stats::{median, ms, percentile};
 use crate::target::{Kind, Target};
-
-/// A number of peers, and what is measured with it.
-pub struct Size {
-    /// How many.
-    pub peers: u32,
-    cold: bool,
-    ready: bool,
-    follow: bool,
-    idle: bool,
-    /// MiB.
-    memory: Option<Goal>,
-}
-
-const fn size(peers: u32) -> Size {
-    Size {
-        peers,
-        cold: false,
-        ready: false,
-        follow: false,
-        idle: false,
-        memory: None,
-    }
-}
-
-/// All there are, smallest first.
-pub const SIZES: [Size; 5] = [
-    Size {
-        cold: true,
-        ready: true,
-        follow: true,
-        ..size(100)
-    },
-    Size {
-        cold: true,
-        idle: true,
-        ..size(1_000)
-    },
-    Size {
-        cold: true,
-        follow: true,
-        memory: Some(Goal {
-            must: 14.0,
-            aim: 10.0,
-        }),
-        ..size(5_000)
-    },
-    Size {
-        follow: true,
-        ..size(10_000)
-    },
-    Size {
-        cold: true,
-        memory: Some(Goal {
-            must: 24.0,
-            aim: 16.0,
-        }),
-        ..size(15_000)
-    },
-];
-
-const COLD_RATIO: Goal = Goal {
-    must: 0.8,
-    aim: 0.4,
-};
-const REQUESTS: Goal = Goal {
-    must: 12.0,
-    aim: 8.0,
-};
-const ROUTE_MS: Goal = Goal {
-    must: 1.0,
-    aim: 0.3,
-};
-/// One goal only.
-const ROUTE_P99_MS: Goal = Goal {
-    must: 5.0,
-    aim: 5.0,
-};
-const EVENT_CPU_MS: Goal = Goal {
-    must: 0.3,
-    aim: 0.1,
-};
-const READY_MS: Goal = Goal {
-    must: 40.0,
-    aim: 25.0,
-};
-const IDLE_PERCENT: Goal = Goal {
-    must: 0.05,
-    aim: 0.02,
-};
 
 /// How often and how long.
 struct Effort {
