@@ -29,9 +29,12 @@ pub(crate) struct Cleanup {
     /// with host-gw or DirectRouting leaves. Where there is nothing of ours they are taken for that.
     #[arg(long)]
     pub(crate) gateway_routes: bool,
-    /// The containers' bridge, too, if nothing is plugged in and its addresses are of flannel's network
-    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "cni0")]
-    pub(crate) cni_bridge: Option<IfName>,
+    /// The containers' bridge; it goes if nothing is plugged in and its addresses are of flannel's network
+    #[arg(long, value_name = "NAME", default_value = "cni0")]
+    pub(crate) cni_bridge: IfName,
+    /// Leave the containers' bridge alone
+    #[arg(long)]
+    pub(crate) keep_cni_bridge: bool,
     /// Where the CNI plugin keeps what it must know to delete a container
     #[arg(long, value_name = "DIR", default_value = "/var/lib/cni/flannel")]
     pub(crate) cni_data_dir: PathBuf,

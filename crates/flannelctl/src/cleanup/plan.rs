@@ -48,8 +48,6 @@ impl Plan {
         plan.problems
             .extend(errors.iter().map(|e| format!("traffic rules: {e}")));
 
-        let cni0 = "cni0".parse()?;
-        let bridge = args.cni_bridge.unwrap_or(cni0);
         let Leftovers {
             devices,
             marked,
@@ -57,7 +55,7 @@ impl Plan {
             xfrm,
             strangers,
             bridge,
-        } = leftovers::find(&written, &bridge).await?;
+        } = leftovers::find(&written, &args.cni_bridge).await?;
         let alone = |object| Item::Kernel(object, Vec::new());
         plan.items.extend(xfrm.into_iter().map(Item::Xfrm));
         let marked_none = marked.is_empty();
@@ -84,7 +82,7 @@ impl Plan {
                 format!("no flannel made it: it is {kind}"),
             ));
         }
-        plan.decide_bridge(bridge, &written, args.cni_bridge.is_some());
+        plan.decide_bridge(bridge, &written, args.keep_cni_bridge);
         let found = files::find(args);
         for (file, why) in found.others {
             plan.left
@@ -95,7 +93,7 @@ impl Plan {
         Ok(plan)
     }
 
-    fn decide_bridge(&mut self, bridge: Option<Bridge>, written: &[Written], wanted: bool) {
+    fn decide_bridge(&mut self, bridge: Option<Bridge>, written: &[Written], keep: bool) {
         let Some(Bridge { link, addrs, ports }) = bridge else {
             return;
         };
@@ -104,8 +102,8 @@ impl Plan {
             format!("{ports} devices are plugged into it")
         } else if addrs.is_empty() || !addrs.iter().all(flannels) {
             "nothing tells that it is flannel's: its addresses are not those of a network in a subnet file".into()
-        } else if !wanted {
-            "--cni-bridge removes it".into()
+        } else if keep {
+            "--keep-cni-bridge".into()
         } else {
             return self.items.push(Item::Kernel(link, Vec::new()));
         };

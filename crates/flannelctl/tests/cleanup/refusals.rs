@@ -113,7 +113,7 @@ fn any_flanneld_that_runs_here_is_named() {
 }
 
 #[test]
-fn the_containers_bridge_goes_when_it_is_flannel_s_and_empty_and_asked_for() {
+fn the_containers_bridge_goes_when_it_is_flannel_s_and_empty() {
     let lab = alone();
     let node = lab.node(1);
     let before = witness(node);
@@ -123,23 +123,23 @@ fn the_containers_bridge_goes_when_it_is_flannel_s_and_empty_and_asked_for() {
         "ip link add cni0 type bridge; ip addr add 172.30.5.1/24 dev cni0; ip link set cni0 up
                ip link add port type veth peer name far; ip link set port master cni0";
     node.exec(["sh", "-ec", lay]).unwrap();
-    let (shown, err) = cleanup(node, 3, &["--cni-bridge"]);
+    let (shown, err) = cleanup(node, 3, &[]);
     assert!(
         !shown.contains("cni0") && err.contains("bridge cni0: 1 devices are plugged into it"),
         "{err}"
     );
     node.exec(["ip", "link", "del", "port"]).unwrap();
-    let (shown, err) = cleanup(node, 3, &[]);
+    let (shown, err) = cleanup(node, 3, &["--keep-cni-bridge"]);
     assert!(
-        !shown.contains("cni0") && err.contains("--cni-bridge removes it"),
+        !shown.contains("cni0") && err.contains("--keep-cni-bridge"),
         "{err}"
     );
     node.exec(["ip", "addr", "add", "10.1.1.1/24", "dev", "cni0"])
         .unwrap();
-    let (shown, _) = cleanup(node, 3, &["--cni-bridge"]);
+    let (shown, _) = cleanup(node, 3, &[]);
     assert!(!shown.contains("cni0"), "somebody else's address: {shown}");
     node.exec(["ip", "addr", "del", "10.1.1.1/24", "dev", "cni0"])
         .unwrap();
-    let shown = cleans(node, &before, &["--cni-bridge"]);
+    let shown = cleans(node, &before, &[]);
     assert!(shown.contains("ip link del cni0"), "{shown}");
 }

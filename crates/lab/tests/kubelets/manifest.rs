@@ -245,8 +245,7 @@ fn cleanup_leaves_what_was_there_before(lab: &Lab, before: &[Vec<String>]) {
             }
         })
         .unwrap();
-        node.exec(["flannelctl", "cleanup", "--yes", "--cni-bridge"])
-            .unwrap();
+        node.exec(["flannelctl", "cleanup", "--yes"]).unwrap();
         let after = traces(node);
         let left: Vec<_> = after.iter().filter(|line| !before.contains(line)).collect();
         let lost: Vec<_> = before.iter().filter(|line| !after.contains(line)).collect();
