@@ -10,12 +10,17 @@ use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
-use crate::Error;
 use crate::error::Doing;
+use crate::{Error, wait_for};
+
+/// How long the end of a lab's processes may take.
+const BURIAL: Duration = Duration::from_secs(20);
 
 /// The lab's process namespace and the process that ends it.
 #[derive(Debug)]
@@ -106,8 +111,17 @@ fn keep_watch(fd: RawFd, unlink: Option<&std::ffi::CStr>) -> ! {
 impl Drop for Guard {
     fn drop(&mut self) {
         self.pipe = None;
-        // Returns once every other process of the namespace is gone. Our own children among them
-        // have been waited for: each holds a reference to this guard until then.
-        let _ = nix::sys::wait::waitpid(self.pid, None);
+        // It is buried once every other process of the namespace is. Our own children among them have
+        // been waited for: each holds a reference to this guard until then. One that was spawned by
+        // hand and forgotten, say by an assertion that failed, would hold us here for ever.
+        let ended = wait_for("the lab's processes end", BURIAL, || {
+            match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::StillAlive) | Err(nix::Error::EINTR) => Err("one is left"),
+                _ => Ok(()),
+            }
+        });
+        if let Err(why) = ended {
+            eprintln!("lab: {why}: a child of this process that it never waited for?");
+        }
     }
 }

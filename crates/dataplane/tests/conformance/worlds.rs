@@ -100,7 +100,6 @@ impl Real {
             let deadline = Instant::now() + Duration::from_secs(20);
             while !sh(&format!("ip link show dev {name}")).contains(" state UP ") {
                 assert!(Instant::now() < deadline, "{name} does not come up");
-                std::thread::sleep(Duration::from_millis(2));
             }
         }
         Real { next_hops }
