@@ -77,7 +77,7 @@ pub use outside::{Handles, PlaceHandles};
 pub use picture::Picture;
 pub use pinger::{PingReport, Pinger};
 pub use pod::Pod;
-pub use privilege::{become_root, check as check_privilege, user_namespace};
+pub use privilege::{become_root, check as check_privilege, real_root_for, user_namespace};
 pub use process::Process;
 pub use programs::{flannel_bin_dir, flannel_image};
 pub use repair::Repair;

@@ -104,3 +104,13 @@ pub fn user_namespace() -> bool {
     let fields: Vec<&str> = map.split_whitespace().collect();
     fields != ["0", "0", "4294967295"]
 }
+
+/// Whether this is the machine's own root; if not, tells everybody that `what`, which needs it, was not run.
+pub fn real_root_for(what: &str) -> bool {
+    let root = !user_namespace();
+    if !root {
+        let why = "it needs the machine's root, not that of a user namespace";
+        crate::not_run(what, &Error::Needs(why.into()));
+    }
+    root
+}

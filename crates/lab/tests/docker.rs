@@ -9,26 +9,18 @@
     reason = "tests"
 )]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Docker, Lab, user_namespace, wait_for};
+use lab::{Docker, Lab, wait_for};
 
 /// A killed lab's processes are buried by the machine's first process, which may take its time.
 const SOON: Duration = Duration::from_secs(60);
 
 /// Whether docker can run here; says so, uncaptured, if not.
 fn possible() -> bool {
-    let possible = !user_namespace();
-    if !possible {
-        writeln!(
-            std::io::stderr(),
-            "NOT RUN: docker on a node: it needs the machine's root, not that of a user namespace"
-        )
-        .unwrap();
-    }
-    possible
+    lab::real_root_for("docker on a node")
 }
 
 fn lab() -> Lab {

@@ -10,28 +10,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use lab::{Lab, Machine, user_namespace, wait_for};
+use lab::{Lab, Machine, wait_for};
 
 /// A killed lab's processes are buried by the machine's first process, which may take its time.
 const SOON: Duration = Duration::from_secs(60);
 
 /// Whether machines can run here; says so if not.
 fn possible() -> bool {
-    let possible = !user_namespace();
-    if !possible {
-        // Not captured: it must be seen.
-        let test = std::thread::current().name().unwrap_or_default().to_owned();
-        let _ = writeln!(
-            std::io::stderr(),
-            "NOT RUN: {test}: a machine needs the computer's real root"
-        );
-    }
-    possible
+    let test = std::thread::current().name().unwrap_or_default().to_owned();
+    lab::real_root_for(&format!("{test}, on a machine with systemd"))
 }
 
 fn lab() -> Lab {

@@ -23,6 +23,8 @@ mod repair;
 mod restart;
 mod revoked;
 mod scene;
+#[path = "../seen/mod.rs"]
+mod seen;
 mod service;
 mod traffic;
 mod two_networks;

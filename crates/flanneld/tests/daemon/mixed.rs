@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use lab::{Lab, Node, Process, StoreKind, wait_for};
+use lab::{Error, Lab, Node, Process, StoreKind, wait_for};
 use serde_json::json;
 
 use crate::flow::Traffic;
@@ -28,8 +28,9 @@ fn program() -> Option<&'static Path> {
             ));
         }
         let error = String::from_utf8_lossy(&output.stderr);
-        eprintln!(
-            "NOT RUN: beside the real upstream flanneld, which cannot be built here: {error}"
+        lab::not_run(
+            "beside the real upstream flanneld",
+            &Error::Needs(error.into()),
         );
         None
     };

@@ -5,9 +5,11 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use lab::{Daemon, Error, Lab, LabBuilder, Namespace, Node, StoreKind, wait_for};
+use lab::{Error, Lab, LabBuilder, Namespace, Node, StoreKind, wait_for};
 use model::Family;
 use serde_json::{Value, json};
+
+pub use crate::seen::{says, shows};
 
 /// Long enough for anything that happens at all, also on a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -162,28 +164,4 @@ pub fn lease_of(lab: &Lab, node: &Node) -> (String, Value) {
     let found = own.next().expect("the node has a lease");
     assert!(own.next().is_none(), "two leases of {}", node.name());
     found
-}
-
-/// Waits until a line of the daemon's log holds all of `texts`; returns it.
-pub fn says(daemon: &Daemon, texts: &[&str]) -> String {
-    let look = || {
-        let log = daemon.log();
-        let line = log
-            .lines()
-            .find(|line| texts.iter().all(|text| line.contains(text)));
-        line.map(String::from).ok_or(log.clone())
-    };
-    wait_for(&format!("{} says {texts:?}", daemon.name()), SOON, look).unwrap()
-}
-
-/// Waits until `node` holds a line with all of `texts`.
-pub fn shows(node: &Node, texts: &[&str]) {
-    let look = || {
-        let picture = node.picture().unwrap();
-        match picture.has(texts) {
-            true => Ok(()),
-            false => Err(format!("{}\n{picture}", node.flanneld().log_tail(5))),
-        }
-    };
-    wait_for(&format!("{} shows {texts:?}", node.name()), SOON, look).unwrap();
 }

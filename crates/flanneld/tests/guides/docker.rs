@@ -153,7 +153,7 @@ fn unbroken(what: &str, streams: [Flow; 2]) {
 
 #[test]
 fn containers_of_two_hosts_and_restarts() {
-    if !scene::machine_root("containers of docker on two nodes") {
+    if !lab::real_root_for("containers of docker on two nodes") {
         return;
     }
     let lab = lab();

@@ -1,6 +1,5 @@
 //! What the guides have in common.
 
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,17 +47,4 @@ pub fn systemd_words(text: &str, name: &str) -> Vec<String> {
         .unwrap_or(value);
     assert!(!value.contains(['"', '\'', '\\', '$']), "{value}");
     value.split_whitespace().map(String::from).collect()
-}
-
-/// Whether this is the machine's root, as docker needs. Says so where it is not.
-pub fn machine_root(what: &str) -> bool {
-    let root = !lab::user_namespace();
-    if !root {
-        // Not captured: it must be seen.
-        let why = format!(
-            "NOT RUN: {what}: docker needs the machine's root, not that of a user namespace"
-        );
-        writeln!(std::io::stderr(), "{why}").unwrap();
-    }
-    root
 }

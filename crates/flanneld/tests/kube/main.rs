@@ -14,4 +14,6 @@ mod outage;
 mod peers;
 mod publishing;
 mod scene;
+#[path = "../seen/mod.rs"]
+mod seen;
 mod waiting;

@@ -6,6 +6,8 @@ use std::time::Duration;
 use lab::{Daemon, Error, Kube, Lab, LabBuilder, Node, Request, StoreKind, wait_for};
 use serde_json::{Value, json};
 
+pub use crate::seen::{says, shows};
+
 /// Long enough for anything that happens at all, also on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
 
@@ -91,30 +93,6 @@ pub fn becomes(kube: &Kube, node: &str, status: &str) -> Value {
         other => Err(format!("{other:?}")),
     };
     wait_for(&format!("{node}: NetworkUnavailable={status}"), SOON, look).unwrap()
-}
-
-/// Waits until a line of the daemon's log holds all of `texts`; returns it.
-pub fn says(daemon: &Daemon, texts: &[&str]) -> String {
-    let look = || {
-        let log = daemon.log();
-        let line = log
-            .lines()
-            .find(|line| texts.iter().all(|text| line.contains(text)));
-        line.map(String::from).ok_or(log.clone())
-    };
-    wait_for(&format!("{} says {texts:?}", daemon.name()), SOON, look).unwrap()
-}
-
-/// Waits until `node` holds a line with all of `texts`.
-pub fn shows(node: &Node, texts: &[&str]) {
-    let look = || {
-        let picture = node.picture().unwrap();
-        match picture.has(texts) {
-            true => Ok(()),
-            false => Err(format!("{}\n{picture}", node.flanneld().log_tail(5))),
-        }
-    };
-    wait_for(&format!("{} shows {texts:?}", node.name()), SOON, look).unwrap();
 }
 
 /// Waits until `node` holds no line with all of `texts`.
