@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::Counts;
 use super::fault::Faults;
 use super::tables::{Notice, Tables};
-use crate::netlink::uapi::{RTPROT_BOOT, RTPROT_KERNEL, RTPROT_RA};
+use crate::netlink::uapi::{RTPROT_BOOT, RTPROT_KERNEL};
 use crate::{KernelEvent, Scope};
 
 /// A program that uses the kernel.
@@ -123,7 +123,7 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
         Object::Link(..) | Object::Addr(_) | Object::Neigh(..) | Object::Fdb(..) => ours,
         Object::NextHop(..) => ours,
         Object::Route(key, route) => match dev {
-            _ if ours => !matches!(route.protocol, RTPROT_KERNEL | RTPROT_RA),
+            _ if ours => route.protocol != RTPROT_KERNEL,
             None => route.protocol == ROUTE_PROTOCOL && inside(scope, &key.dst),
             Some(dev) if dev == scope.iface => {
                 inside(scope, &key.dst)

@@ -6,7 +6,7 @@ use model::{IfName, Object, Op};
 use super::decode::{self, RawLink};
 use super::socket::{Failure, Requests};
 use super::uapi::*;
-use super::{encode, ethtool, wire::Batch};
+use super::{distrust, encode, ethtool, wire::Batch};
 
 /// A device as it was found.
 #[derive(Clone, Debug)]
@@ -139,11 +139,18 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
         encode::link_settings(batch, link.mac, Some(link.mtu));
         encode::link_kind(batch, &link.kind, beneath);
     };
-    let body = encode::link_body(0, Some(link.up));
+    // Down at first: an IPv6 link-local address is made, and router advertisements are listened to,
+    // at the moment a device comes up.
+    let body = encode::link_body(0, None);
     requests.call(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body, attrs, |_| {})?;
     let Some(made) = look(requests, name)? else {
         return Ok(());
     };
+    distrust::distrust(requests, made.index, name, &link.kind);
+    if link.up {
+        let body = encode::link_body(made.index, Some(true));
+        requests.call(RTM_NEWLINK, 0, &body, |_| {}, |_| {})?;
+    }
     offload(name, &made, link)?;
     // The kernel silently makes the MTU of a new vxlan device fit the one beneath.
     let got = made.link.mtu;

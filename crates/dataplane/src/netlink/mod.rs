@@ -8,12 +8,14 @@
 //! | `encode`, `decode` | model objects to messages, messages to what they say |
 //! | `link` | devices: looked at, made, changed, deleted |
 //! | `ethtool` | checksum offload, which rtnetlink does not know |
+//! | `distrust` | what a new device is told not to believe |
 //! | `foreign` | the deletion of routes that we would never write |
 //! | `observe` | dumps of everything in scope |
 //! | `scope` | what concerns us |
 //! | `events`, `filter` | the notice socket, and what it need not even see |
 
 pub(crate) mod decode;
+mod distrust;
 mod encode;
 mod ethtool;
 mod events;

@@ -110,7 +110,7 @@ impl View {
             RTN_UNICAST => {
                 let device = device?;
                 let concerns = match device.ours {
-                    true => !matches!(raw.protocol, RTPROT_KERNEL | RTPROT_RA),
+                    true => raw.protocol != RTPROT_KERNEL,
                     false => self.inside(raw) && self.ours_on_iface(raw),
                 };
                 concerns.then(|| target(raw, device.name))?

@@ -64,7 +64,6 @@ pub const RT_SCOPE_LINK: u8 = 253;
 pub const RT_SCOPE_NOWHERE: u8 = 255;
 pub const RTPROT_KERNEL: u8 = 2;
 pub const RTPROT_BOOT: u8 = 3;
-pub const RTPROT_RA: u8 = 9;
 pub const RTM_F_CLONED: u32 = 0x200;
 pub const RTNH_F_ONLINK: u32 = 4;
 
@@ -99,6 +98,9 @@ pub const IFLA_MTU: u16 = 4;
 pub const IFLA_MASTER: u16 = 10;
 pub const IFLA_LINKINFO: u16 = 18;
 pub const IFLA_EXT_MASK: u16 = 29;
+pub const IFLA_AF_SPEC: u16 = 26;
+pub const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+pub const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 pub const IFLA_INFO_KIND: u16 = 1;
 pub const IFLA_INFO_DATA: u16 = 2;
 pub const IFLA_VXLAN_ID: u16 = 1;

@@ -98,6 +98,47 @@ fn with(next_hops: bool) {
 }
 
 #[test]
+fn a_device_of_ours_believes_no_router() {
+    in_namespace(|| async {
+        let mut kernel = Real::new(true).plane();
+        kernel.set_scope(scope(&[OURS]));
+        for outcome in kernel.apply(&puts(&mesh(true))).await {
+            outcome.unwrap();
+        }
+        assert_eq!(
+            json("ip -j -d link show flannel.1")[0]["inet6_addr_gen_mode"],
+            "none"
+        );
+        assert!(!sh("ip -6 address show dev flannel.1").contains("fe80"));
+        for switch in [
+            "ipv6/conf/flannel.1/accept_ra",
+            "ipv6/conf/flannel.1/accept_redirects",
+        ] {
+            assert_eq!(
+                sh(&format!("cat /proc/sys/net/{switch}")).trim(),
+                "0",
+                "{switch}"
+            );
+        }
+
+        // Believed before we came, by a device that somebody else made.
+        sh("ip -6 route add default via fe80::bad dev flannel.1 proto ra metric 1024");
+        let mut seen = Vec::new();
+        kernel
+            .observe(&mut |object| seen.push(object))
+            .await
+            .unwrap();
+        let learnt = seen
+            .into_iter()
+            .find(|o| matches!(o, Object::Route(key, _) if key.dst.prefix_len() == 0));
+        for outcome in kernel.apply(&[Op::Del(learnt.unwrap())]).await {
+            outcome.unwrap();
+        }
+        assert_eq!(sh("ip -6 route show default"), "");
+    });
+}
+
+#[test]
 fn with_next_hop_objects() {
     with(true);
 }
