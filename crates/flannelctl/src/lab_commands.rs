@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::cli::Shape;
 use crate::output::{line, progress};
-use crate::running::{self, DIR_VAR, Running};
+use crate::running::{self, Claim, DIR_VAR, Running};
 
 /// How soon after a manifest every Node must be Ready.
 const NODES_READY: Duration = Duration::from_secs(120);
@@ -25,9 +25,6 @@ const MESH: Duration = Duration::from_secs(10);
 /// Builds a lab in a process of its own and leaves it there.
 pub(crate) fn up(shape: &Shape) -> Result<ExitCode> {
     let (name, file) = (&shape.name.name, running::file(&shape.name.name)?);
-    if Running::find(name).is_ok() {
-        bail!("there is a lab called {name} already; `flannelctl lab down --name={name}` ends it");
-    }
     let mut command = Command::new(std::env::current_exe().context("find this program")?);
     command
         .args(["lab", "hold"])
@@ -79,26 +76,30 @@ pub(crate) fn hold(shape: &Shape, file: &Path) -> Result<ExitCode> {
     let held = lab::become_root()
         .map_err(anyhow::Error::from)
         .and_then(|()| {
+            let claim = Claim::take(&shape.name.name, file)?;
             // Whoever asked for the lab is gone before it was ready: nobody wants it any more.
-            std::thread::spawn(|| {
+            let abandoned = claim.another()?;
+            std::thread::spawn(move || {
                 let mut word = String::new();
                 if std::io::stdin().take(5).read_to_string(&mut word).is_err() || word != "stay\n" {
+                    drop(abandoned);
                     std::process::exit(1);
                 }
+                abandoned.keep();
             });
             let lab = shape
                 .builder()
                 .unlink_at_end(file)
+                .held_until_end(claim.lock()?)
                 .progress(move |text| say("progress", text))
                 .build()?;
             start(shape, &lab)?;
             let name = shape.name.name.clone();
-            Running {
+            claim.publish(&Running {
                 name,
                 shape: shape.to_args(),
                 handles: lab.handles(),
-            }
-            .write(file)?;
+            })?;
             Ok(lab)
         });
     match held {
@@ -212,22 +213,20 @@ pub(crate) fn exec(name: &str, place: &str, command: &[String]) -> Result<ExitCo
 pub(crate) fn run(shape: &Shape, command: &[String]) -> Result<ExitCode> {
     let (name, dir) = (&shape.name.name, running::dir()?);
     let file = running::file(name)?;
-    if Running::find(name).is_ok() {
-        bail!("there is a lab called {name} already: give this one another --name");
-    }
     lab::become_root()?;
+    let claim = Claim::take(name, &file)?;
     let lab = shape
         .builder()
         .unlink_at_end(&file)
+        .held_until_end(claim.lock()?)
         .progress(progress)
         .build()?;
     start(shape, &lab)?;
-    Running {
+    claim.publish(&Running {
         name: name.clone(),
         shape: shape.to_args(),
         handles: lab.handles(),
-    }
-    .write(&file)?;
+    })?;
     let [program, args @ ..] = command else {
         bail!("no command")
     };

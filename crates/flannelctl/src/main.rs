@@ -26,8 +26,22 @@ use cli::{Cli, Command, LabCommand};
 
 fn main() -> ExitCode {
     output::tell_warnings_of_libraries();
-    // clap itself exits with status 2 on a command line that it cannot read.
-    let done = match Cli::parse_from(words::of_command_line()).command {
+    let status = match Cli::try_parse_from(words::of_command_line()) {
+        Ok(cli) => run(cli.command),
+        // Status 2 for a command line that clap cannot read, 0 for --help and --version.
+        Err(answer) => ExitCode::from(u8::try_from(output::clap_answer(&answer)).unwrap_or(1)),
+    };
+    match output::finish() {
+        Ok(()) => status,
+        Err(error) => {
+            output::problem(&format!("standard output: {error}"));
+            ExitCode::from(status::FAILED)
+        }
+    }
+}
+
+fn run(command: Command) -> ExitCode {
+    let done = match command {
         Command::Lab { command } => match command {
             LabCommand::Up(shape) => lab_commands::up(&shape),
             LabCommand::Down { name } => lab_commands::down(&name.name),

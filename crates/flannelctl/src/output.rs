@@ -5,19 +5,54 @@
     reason = "the one place of this program that prints"
 )]
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::sync::OnceLock;
 
-/// A line of what was asked for.
+/// The first write to standard output that failed.
+static FAILURE: OnceLock<io::Error> = OnceLock::new();
+
+/// A line of what was asked for. [`finish`] reports a line that could not be written.
 pub(crate) fn line(text: &str) {
-    // A closed pipe, as after `| head`, is nobody's fault.
-    let _ = writeln!(io::stdout().lock(), "{text}");
+    remember(writeln!(io::stdout().lock(), "{text}"));
+}
+
+/// Keeps the first failure of standard output for [`finish`].
+fn remember(written: io::Result<()>) {
+    if let Err(error) = written {
+        // Only the first one matters: the others follow from it.
+        let _ = FAILURE.set(error);
+    }
+}
+
+/// Writes what is still buffered, and reports whether all of standard output was written.
+///
+/// # Errors
+/// The first failed write. A reader that closed its end of a pipe, as `head` does, is no failure.
+pub(crate) fn finish() -> io::Result<()> {
+    remember(io::stdout().lock().flush());
+    match FAILURE.get() {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(io::Error::new(error.kind(), error.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints what clap answers: help and version to standard output, errors to standard error. Returns
+/// clap's exit status.
+pub(crate) fn clap_answer(answer: &clap::Error) -> i32 {
+    let written = answer.print();
+    if !answer.use_stderr() {
+        remember(written);
+    }
+    answer.exit_code()
 }
 
 /// On a terminal, a line that the next one overwrites.
 pub(crate) fn unfinished(ink: Ink, text: &str) {
     if ink.0 {
         let mut out = io::stdout().lock();
-        let _ = write!(out, "{text}\x1b[K\r").and_then(|()| out.flush());
+        remember(write!(out, "{text}\x1b[K\r").and_then(|()| out.flush()));
     }
 }
 

@@ -113,8 +113,17 @@ fn life(lab: &Lab, args: &[&str]) {
             "{err}"
         );
     }
+    let keys = ["changed", "misfits", "place", "refused", "warnings"];
+    let (out, _) = run(3, &["set", "--json", bad]);
+    let result: Value = serde_json::from_str(&out).unwrap();
+    let names: Vec<&String> = result.as_object().unwrap().keys().collect();
+    assert_eq!(names, keys, "refused for what it says: {result}");
+    assert!(!result["place"].as_str().unwrap().is_empty(), "{result}");
+    assert_eq!(result["refused"].as_array().unwrap().len(), 2, "{result}");
     let (out, _) = run(3, &["set", "--json", OTHER]);
     let result: Value = serde_json::from_str(&out).unwrap();
+    let names: Vec<&String> = result.as_object().unwrap().keys().collect();
+    assert_eq!(names, keys, "{result}");
     assert_eq!(result["changed"], false);
     assert_eq!(result["misfits"].as_array().unwrap().len(), 2, "{result}");
     assert_eq!(result["refused"].as_array().unwrap().len(), 1, "{result}");
@@ -257,5 +266,38 @@ fn validation_needs_no_store_and_tells_everything() {
         r#"{"Network":"10.0.0.0/8","Backend":{"Type":"gre"}}"#,
     ] {
         offline(3, &["validate", "-"], text);
+    }
+}
+
+/// A full disk, and a reader that has seen enough.
+#[test]
+fn output_that_cannot_be_written_is_a_failure() {
+    let to = |program: &[&str], out: Stdio| {
+        let mut command = Command::new(CTL);
+        command.args(program).env_clear().stdin(Stdio::null());
+        command.stdout(out).stderr(Stdio::piped()).output().unwrap()
+    };
+    let commands: [&[&str]; 5] = [
+        &["--help"],
+        &["--version"],
+        &["config", "--help"],
+        &["config", "validate", "--json", NET],
+        &["config", "validate", NET],
+    ];
+    for command in commands {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let output = to(command, full.into());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(said.contains("standard output: No space left"), "{said}");
+
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = to(command, writer.into());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &*said), (Some(0), ""), "{command:?}");
     }
 }

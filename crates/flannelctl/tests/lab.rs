@@ -250,6 +250,55 @@ fn a_killed_lab_leaves_nothing() {
 }
 
 #[test]
+fn of_several_that_build_one_name_at_once_one_gets_it() {
+    let dir = Dir::new("race");
+    let up = |_| {
+        let mut command = dir.command(&["lab", "up", "--name=one", "--nodes=1"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let all: Vec<_> = (0..3).map(up).collect();
+    let ended: Vec<Output> = all
+        .into_iter()
+        .map(|child| child.wait_with_output().unwrap())
+        .collect();
+    let (good, refused): (Vec<&Output>, Vec<&Output>) =
+        ended.iter().partition(|output| output.status.success());
+    assert_eq!(good.len(), 1, "{ended:?}");
+    for output in refused {
+        assert_eq!(output.status.code(), Some(1));
+        let said = both(output);
+        assert!(said.contains("there is a lab called one already"), "{said}");
+    }
+    let holders = || {
+        let all = dir.processes();
+        let holders = all.iter().filter(|command| command.contains("hold"));
+        holders.count()
+    };
+    // The one that holds the lab, and its guard, which is its child.
+    assert_eq!(holders(), 2);
+    // `lab run` takes the same name only when it is free.
+    let said = dir.fails(1, &["lab", "run", "--name=one", "--nodes=1", "--", "true"]);
+    assert!(said.contains("there is a lab called one already"), "{said}");
+    dir.ok(&["lab", "exec", "--name=one", "n1", "true"]);
+    dir.ok(&["lab", "down", "--name=one"]);
+    assert_eq!(dir.files(), [""; 0]);
+    assert_eq!(dir.processes(), [""; 0]);
+    // One that cannot be built leaves the name free.
+    dir.fails(
+        1,
+        &[
+            "lab",
+            "up",
+            "--name=one",
+            "--nodes=1",
+            "--flanneld-arg=-nosuch",
+        ],
+    );
+    assert_eq!(dir.files(), [""; 0]);
+}
+
+#[test]
 fn a_lab_that_nobody_waits_for_is_not_kept() {
     let dir = Dir::new("abandoned");
     let mut up = dir

@@ -1,5 +1,6 @@
 //! What a lab is to be like.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ pub struct LabBuilder {
     kubelets: bool,
     images: Vec<PathBuf>,
     unlink_at_end: Option<PathBuf>,
+    held_until_end: Option<OwnedFd>,
     progress: Progress,
 }
 
@@ -62,6 +64,7 @@ impl Default for LabBuilder {
             kubelets: false,
             images: Vec::new(),
             unlink_at_end: None,
+            held_until_end: None,
             progress: Box::new(|_| {}),
         }
     }
@@ -177,6 +180,13 @@ impl LabBuilder {
         self
     }
 
+    /// The open file of [`unlink_at_end`](Self::unlink_at_end): it stays open until the lab has ended,
+    /// in whatever way, and the file is removed. A lock on it lasts as long as the lab.
+    pub fn held_until_end(mut self, held: impl Into<OwnedFd>) -> Self {
+        self.held_until_end = Some(held.into());
+        self
+    }
+
     /// Is told what is being done.
     pub fn progress(mut self, tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.progress = Box::new(tell);
@@ -226,7 +236,11 @@ impl LabBuilder {
             bins.push((kube_bin_dir()?, KUBE_BIN_DIR));
         }
         tell("a network of its own, out of sight of this machine's");
-        let ground = Arc::new(Ground::lay(&bins, self.unlink_at_end.as_deref())?);
+        let ground = Arc::new(Ground::lay(
+            &bins,
+            self.unlink_at_end.as_deref(),
+            self.held_until_end.as_ref().map(AsFd::as_fd),
+        )?);
         let fabric = ground.place("fabric")?;
         fabric::build(&fabric, underlay)?;
 

@@ -2,7 +2,7 @@
 //! only the lab sees.
 
 use std::fs::{self, File, OpenOptions};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,9 +26,14 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Lays the ground: a tmpfs on `/run` of a mount namespace of its own, with directories of
-    /// programs (`bins`: from where, to where) bound into it. `unlink` is removed when the lab ends.
-    pub(crate) fn lay(bins: &[(PathBuf, &str)], unlink: Option<&Path>) -> Result<Ground, Error> {
-        let guard = Arc::new(Guard::start(unlink)?);
+    /// programs (`bins`: from where, to where) bound into it. `unlink` is removed when the lab ends,
+    /// and `held` is closed after that.
+    pub(crate) fn lay(
+        bins: &[(PathBuf, &str)],
+        unlink: Option<&Path>,
+        held: Option<BorrowedFd>,
+    ) -> Result<Ground, Error> {
+        let guard = Arc::new(Guard::start(unlink, held)?);
         let (mnt, run) = in_thread(|| {
             unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS)
                 .doing(|| "new mount namespace".into())?;

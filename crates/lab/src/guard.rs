@@ -7,7 +7,7 @@
 //! file descriptors and by those processes, and vanish with them.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -32,8 +32,9 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// Starts the guard; it also removes the file `unlink` at the end.
-    pub(crate) fn start(unlink: Option<&Path>) -> Result<Guard, Error> {
+    /// Starts the guard. At the end it removes the file `unlink`, and only then gives up `held`; if
+    /// there is a `held`, it is that file, and another one that took its place stays.
+    pub(crate) fn start(unlink: Option<&Path>, held: Option<BorrowedFd>) -> Result<Guard, Error> {
         let path = match unlink {
             Some(path) => CString::new(path.as_os_str().as_bytes())
                 .map(Some)
@@ -48,7 +49,7 @@ impl Guard {
         let pipe = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).doing(|| "pipe".into())?;
         // A thread of its own: its future children, and only its, belong to the new namespace.
         std::thread::scope(|s| {
-            s.spawn(|| start_in_this_thread(pipe, path))
+            s.spawn(|| start_in_this_thread(pipe, path, held))
                 .join()
                 .unwrap_or_else(|p| std::panic::resume_unwind(p))
         })
@@ -65,14 +66,19 @@ impl Guard {
     }
 }
 
-fn start_in_this_thread(pipe: (OwnedFd, OwnedFd), unlink: Option<CString>) -> Result<Guard, Error> {
+fn start_in_this_thread(
+    pipe: (OwnedFd, OwnedFd),
+    unlink: Option<CString>,
+    held: Option<BorrowedFd>,
+) -> Result<Guard, Error> {
     let (read, write) = pipe;
     unshare(CloneFlags::CLONE_NEWPID).doing(|| "new process namespace".into())?;
     let fd = read.as_raw_fd();
+    let held = held.map(|held| held.as_raw_fd());
     // SAFETY: the child of a process with several threads may only make async-signal-safe calls:
     // `keep_watch` makes system calls only, allocates nothing and never returns.
     let pid = match unsafe { nix::unistd::fork() }.doing(|| "fork".into())? {
-        ForkResult::Child => keep_watch(fd, unlink.as_deref()),
+        ForkResult::Child => keep_watch(fd, held, unlink.as_deref()),
         ForkResult::Parent { child } => child,
     };
     let path = format!("/proc/{pid}/ns/pid");
@@ -85,7 +91,7 @@ fn start_in_this_thread(pipe: (OwnedFd, OwnedFd), unlink: Option<CString>) -> Re
 }
 
 /// The guard's whole life.
-fn keep_watch(fd: RawFd, unlink: Option<&std::ffi::CStr>) -> ! {
+fn keep_watch(fd: RawFd, held: Option<RawFd>, unlink: Option<&std::ffi::CStr>) -> ! {
     // SAFETY: plain system calls on values that live in this frame.
     unsafe {
         libc::setsid();
@@ -94,15 +100,30 @@ fn keep_watch(fd: RawFd, unlink: Option<&std::ffi::CStr>) -> ! {
         libc::signal(libc::SIGCHLD, libc::SIG_IGN);
         // Hold nothing of the process that we were forked from: neither its ends of other pipes
         // nor its directory.
-        libc::syscall(libc::SYS_close_range, 0, fd - 1, 0);
-        libc::syscall(libc::SYS_close_range, fd + 1, libc::c_uint::MAX, 0);
+        let kept = held.unwrap_or(fd);
+        let (low, high) = (fd.min(kept), fd.max(kept));
+        libc::syscall(libc::SYS_close_range, 0, low - 1, 0);
+        if high - low > 1 {
+            libc::syscall(libc::SYS_close_range, low + 1, high - 1, 0);
+        }
+        libc::syscall(libc::SYS_close_range, high + 1, libc::c_uint::MAX, 0);
         libc::chdir(c"/".as_ptr());
         let mut byte = 0u8;
         while libc::read(fd, (&raw mut byte).cast(), 1) == -1
             && *libc::__errno_location() == libc::EINTR
         {}
         if let Some(path) = unlink {
-            libc::unlink(path.as_ptr());
+            // Whoever removed it already may have made room for another lab's.
+            let mut ours: libc::stat = std::mem::zeroed();
+            let mut there: libc::stat = std::mem::zeroed();
+            let another = held.is_some_and(|held| {
+                libc::fstat(held, &raw mut ours) == 0
+                    && libc::lstat(path.as_ptr(), &raw mut there) == 0
+                    && (ours.st_dev, ours.st_ino) != (there.st_dev, there.st_ino)
+            });
+            if !another {
+                libc::unlink(path.as_ptr());
+            }
         }
         libc::_exit(0)
     }

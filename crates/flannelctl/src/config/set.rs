@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use model::NetConfig;
+use serde::Serialize;
 use serde_json::{Value, json};
 use store::{Administer, AnyStore, ListedLease, StoredConfig};
 
@@ -24,7 +25,7 @@ pub(super) fn run(args: &Set) -> Result<ExitCode> {
     let store = args.store.open()?;
     let judged = match judge(&text) {
         Ok(judged) => judged,
-        Err(reasons) => return Ok(refuse(args, &reasons)),
+        Err(reasons) => return Ok(refuse(args, &store, reasons)),
     };
     let done = wait_for(write(args, &store, &text, &judged.config))?;
     Ok(report(args, &store, &done, &judged.warnings))
@@ -102,12 +103,37 @@ fn same(stored: &StoredConfig, text: &str) -> bool {
     stored.json.trim_ascii() == text.as_bytes() || (old.is_some() && old == new)
 }
 
-fn refuse(args: &Set, reasons: &[String]) -> ExitCode {
-    match args.json {
-        true => line(&json!({"changed": false, "refused": reasons}).to_string()),
-        false => tell_reasons("refused", reasons),
+/// A configuration that no flanneld could use.
+fn refuse(args: &Set, store: &AnyStore, reasons: Vec<String>) -> ExitCode {
+    if args.json {
+        let answer = Answer {
+            changed: false,
+            place: store.config_place(),
+            warnings: &[],
+            misfits: Vec::new(),
+            refused: reasons,
+        };
+        answer.print();
+    } else {
+        tell_reasons("refused", &reasons);
     }
     status::no()
+}
+
+/// What `--json` prints: every key, whatever the outcome.
+#[derive(Serialize)]
+struct Answer<'a> {
+    changed: bool,
+    place: String,
+    warnings: &'a [String],
+    misfits: Vec<Value>,
+    refused: Vec<String>,
+}
+
+impl Answer<'_> {
+    fn print(&self) {
+        line(&json!(self).to_string());
+    }
 }
 
 fn report(args: &Set, store: &AnyStore, done: &Done, warnings: &[String]) -> ExitCode {
@@ -116,11 +142,14 @@ fn report(args: &Set, store: &AnyStore, done: &Done, warnings: &[String]) -> Exi
     let refused = done.outcome == Outcome::Misfits;
     if args.json {
         let refused: Vec<String> = refused.then(|| summary(done)).into_iter().collect();
-        let misfits: Vec<Value> = done.misfits.iter().map(described).collect();
-        let result = json!({
-            "changed": changed, "place": place, "warnings": warnings, "misfits": misfits, "refused": refused,
-        });
-        line(&result.to_string());
+        let answer = Answer {
+            changed,
+            place,
+            warnings,
+            misfits: done.misfits.iter().map(described).collect(),
+            refused,
+        };
+        answer.print();
     } else {
         tell_warnings(warnings);
         tell_misfits(done);
