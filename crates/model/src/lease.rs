@@ -1,6 +1,7 @@
 //! Who owns a subnet, and how its owner is reached: the JSON that nodes publish for each other.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::{Dual, SubnetKey};
 
 /// The kind of a backend: `Backend.Type` of the configuration, `BackendType` of a lease.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BackendType {
     /// Kernel VXLAN.
     Vxlan,
@@ -86,23 +87,34 @@ pub struct LeaseAttrs {
     pub data: Dual<Box<RawValue>>,
 }
 
+impl LeaseAttrs {
+    /// Borrows everything that two equal values have in common: JSON data are compared as text.
+    fn parts(&self) -> (&Dual<IpAddr>, Option<&BackendType>, Dual<&str>) {
+        let text = |family| self.data.get(family).map(|data| data.get());
+        (
+            &self.public_ip,
+            self.backend_type.as_ref(),
+            Dual::from_fn(text),
+        )
+    }
+}
+
 impl PartialEq for LeaseAttrs {
     fn eq(&self, other: &Self) -> bool {
-        let text = |attrs: &LeaseAttrs| {
-            attrs
-                .data
-                .iter()
-                .map(|(f, d)| (f, d.get().to_owned()))
-                .collect::<Vec<_>>()
-        };
-        self.public_ip == other.public_ip
-            && self.backend_type == other.backend_type
-            && text(self) == text(other)
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for LeaseAttrs {}
+
+impl Hash for LeaseAttrs {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
     }
 }
 
 /// A subnet and its owner, as one store entry says.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
     /// The subnets, which are also the lease's name.
     pub key: SubnetKey,
