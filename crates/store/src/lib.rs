@@ -33,6 +33,7 @@ mod endpoint;
 pub mod etcd;
 mod feed;
 pub mod kube;
+pub mod own_lease;
 mod patience;
 mod presence;
 mod task;

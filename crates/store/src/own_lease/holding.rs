@@ -1,0 +1,302 @@
+//! The lease that the node has: kept as desired, or revoked.
+
+use model::{Lease, LeaseAttrs, SubnetKey};
+
+use super::conflict::ConflictPolicy;
+use super::terms::{
+    Action, Answer, Cause, Entry, Event, Life, Look, Notice, Request, Revocation, Signature, Time,
+    Value, WriterId, same_node,
+};
+use super::{Next, Policy, Step};
+
+/// How many values of unknown fate are remembered.
+const SENT: usize = 8;
+
+/// Desired against observed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Holding<M> {
+    key: SubnetKey,
+    desired: LeaseAttrs,
+    /// `None`: the key is not there.
+    observed: Option<Entry<M>>,
+    /// The key is to be created without an end.
+    reserved: bool,
+    /// When the key ended, or would have, by the last that is known.
+    ends: Option<Time>,
+    since: Time,
+    /// Values that were sent, and may be what the store shows next.
+    sent: Vec<Value>,
+    /// The fate of a request is unknown: look first.
+    uncertain: bool,
+    /// The store lost data: an older state of the key is no foreign write.
+    lost: bool,
+    conflict: ConflictPolicy,
+    published: Option<LeaseAttrs>,
+}
+
+impl<M: Clone + PartialEq> Holding<M> {
+    pub(super) fn new(entry: Entry<M>, desired: LeaseAttrs, now: Time) -> Holding<M> {
+        let mut holding = Holding {
+            key: entry.key,
+            desired,
+            observed: None,
+            reserved: false,
+            ends: None,
+            since: now,
+            sent: Vec::new(),
+            uncertain: false,
+            lost: false,
+            conflict: ConflictPolicy::default(),
+            published: entry.attrs.clone(),
+        };
+        holding.set(entry);
+        holding
+    }
+
+    pub(super) fn observed(&self) -> Option<&Entry<M>> {
+        self.observed.as_ref()
+    }
+
+    pub(super) fn key(&self) -> SubnetKey {
+        self.key
+    }
+
+    pub(super) fn next(&self, writer: WriterId, policy: &Policy, now: Time) -> Next<M> {
+        if self.uncertain {
+            return Next::Do(Request::Look { key: self.key });
+        }
+        let write = |over| {
+            Next::Do(Request::Write {
+                key: self.key,
+                value: Value {
+                    attrs: self.desired.clone(),
+                    signature: self.conflict.signature(writer),
+                },
+                over,
+                reserved: self.reserved,
+            })
+        };
+        let Some(entry) = &self.observed else {
+            // Where the subnet is assigned, the key comes back with its assignment.
+            return if policy.contended {
+                write(None)
+            } else {
+                Next::Wait(None)
+            };
+        };
+        let differs = entry.attrs.as_ref() != Some(&self.desired) || entry.life == Life::Foreign;
+        let write_at = match self.conflict.due() {
+            Some(at) => Some(at),
+            None => differs.then_some(now),
+        };
+        let renew_at = match entry.life {
+            Life::Until { renew, .. } => Some(renew),
+            Life::Reserved | Life::Foreign => None,
+        };
+        if write_at.is_some_and(|at| at <= now) {
+            write(Some(entry.mark.clone()))
+        } else if renew_at.is_some_and(|at| at <= now) {
+            Next::Do(Request::Renew)
+        } else {
+            Next::Wait(write_at.into_iter().chain(renew_at).min())
+        }
+    }
+
+    pub(super) fn on(
+        &mut self,
+        event: Event<M>,
+        request: Option<Request<M>>,
+        writer: WriterId,
+        policy: &Policy,
+        now: Time,
+    ) -> Step<M> {
+        match event {
+            Event::Publish(attrs) | Event::Want(attrs) => {
+                self.desired = attrs;
+                self.conflict.hurry(now);
+                Step::Stay(Vec::new())
+            }
+            Event::Observed(look) => self.look(look, writer, policy, now),
+            Event::HistoryLost => {
+                self.lost = true;
+                self.uncertain = true;
+                Step::Stay(Vec::new())
+            }
+            Event::Answer(answer) => self.answer(answer, request, writer, policy, now),
+            Event::ListingBegan | Event::Entry(_) | Event::Retry | Event::Tick => {
+                Step::Stay(Vec::new())
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        answer: Answer<M>,
+        request: Option<Request<M>>,
+        writer: WriterId,
+        policy: &Policy,
+        now: Time,
+    ) -> Step<M> {
+        match answer {
+            Answer::Written { entry, .. } => {
+                self.sent.clear();
+                self.lost = false;
+                self.conflict.written(now);
+                let restored = self.observed.is_none();
+                self.set(entry);
+                let mut actions = self.changed();
+                if restored {
+                    actions.push(Action::Say(Notice::Restored(self.key)));
+                }
+                Step::Stay(actions)
+            }
+            Answer::Differs(Some(entry)) => self.look(Look::There(entry), writer, policy, now),
+            Answer::Looked { look, .. } => {
+                self.uncertain = false;
+                self.look(look, writer, policy, now)
+            }
+            Answer::Renewed(life) => {
+                if let Some(entry) = &mut self.observed {
+                    entry.life = life;
+                }
+                self.note_end(life);
+                Step::Stay(Vec::new())
+            }
+            Answer::LifeOver => {
+                if let Some(entry) = &mut self.observed {
+                    entry.life = Life::Foreign;
+                }
+                self.uncertain = true;
+                Step::Stay(Vec::new())
+            }
+            Answer::Failed => {
+                if let Some(Request::Write { value, .. }) = request {
+                    remember(&mut self.sent, value);
+                }
+                self.uncertain = true;
+                Step::Stay(Vec::new())
+            }
+            Answer::Differs(None) | Answer::Deleted => {
+                self.uncertain = true;
+                Step::Stay(Vec::new())
+            }
+            Answer::Read { .. } | Answer::Picked(_) => Step::Stay(Vec::new()),
+        }
+    }
+
+    fn look(&mut self, look: Look<M>, writer: WriterId, policy: &Policy, now: Time) -> Step<M> {
+        match look {
+            Look::There(entry) => self.seen(entry, writer, policy, now),
+            Look::Gone(cause) => {
+                let ran_out = self.ends.is_some_and(|end| end <= now);
+                let on_purpose = cause == Cause::Deleted && !ran_out && !self.lost;
+                self.observed = None;
+                if on_purpose && policy.contended {
+                    return Step::Over(Action::Revoked(Revocation::Deleted(self.key)));
+                }
+                self.uncertain = false;
+                Step::Stay(Vec::new())
+            }
+        }
+    }
+
+    /// The key is there: as known, as we wrote it, or as somebody else did.
+    fn seen(&mut self, entry: Entry<M>, writer: WriterId, policy: &Policy, now: Time) -> Step<M> {
+        let known = self.observed.as_ref();
+        if known.is_some_and(|known| known.mark == entry.mark) && !self.lost {
+            self.set(entry);
+            return Step::Stay(Vec::new());
+        }
+        let by_us = self.sent.iter().any(|value| entry.says(value))
+            || matches!(entry.signature,
+                Some(Signature::Holder(id) | Signature::Claimant(id)) if id == writer);
+        let other = entry.attrs.as_ref().filter(|attrs| {
+            let before = self.published.as_ref().map(|attrs| attrs.public_ip);
+            !same_node(attrs, &self.desired.public_ip)
+                && !before.is_some_and(|before| same_node(attrs, &before))
+        });
+        if !by_us && policy.contended {
+            if let Some(other) = other {
+                return Step::Over(Action::Revoked(Revocation::Taken(
+                    self.key,
+                    other.public_ip,
+                )));
+            }
+            let outranked = match entry.signature {
+                Some(Signature::Holder(id)) => now < self.since + policy.young || id < writer,
+                _ => false,
+            };
+            if outranked && !self.lost {
+                let ours = self.desired.public_ip;
+                return Step::Over(Action::Revoked(Revocation::Outranked(self.key, ours)));
+            }
+        }
+        let mut actions = Vec::new();
+        let same = entry.attrs.as_ref() == Some(&self.desired);
+        if !by_us && !self.lost {
+            match entry.signature.filter(|_| policy.contended) {
+                Some(Signature::Claimant(_)) => {
+                    self.conflict.asked(now);
+                    actions.push(Action::Say(Notice::Asked(self.key)));
+                }
+                Some(Signature::Holder(_)) => self.conflict.asked(now),
+                // Somebody made it a reservation, or gave it back its end: that is for them to say.
+                None if same && known.is_some_and(|k| reserved(k) != reserved(&entry)) => {}
+                None if same && !policy.contended => {}
+                None if same => self.conflict.asked(now),
+                None => {
+                    self.conflict.overwritten(now);
+                    actions.push(Action::Say(Notice::Overwritten(self.key)));
+                }
+            }
+        }
+        self.lost = false;
+        self.set(entry);
+        actions.extend(self.changed());
+        Step::Stay(actions)
+    }
+
+    fn set(&mut self, entry: Entry<M>) {
+        self.note_end(entry.life);
+        self.reserved = entry.life == Life::Reserved;
+        self.observed = Some(entry);
+    }
+
+    fn note_end(&mut self, life: Life) {
+        match life {
+            Life::Until { ends, .. } => self.ends = Some(ends),
+            Life::Reserved => self.ends = None,
+            Life::Foreign => {}
+        }
+    }
+
+    /// Reports the lease if the store now shows what is desired and did not before.
+    fn changed(&mut self) -> Vec<Action<M>> {
+        let Some(entry) = &self.observed else {
+            return Vec::new();
+        };
+        if entry.attrs.as_ref() != Some(&self.desired) {
+            return Vec::new();
+        }
+        self.published = Some(self.desired.clone());
+        vec![Action::Changed(Lease {
+            key: self.key,
+            attrs: self.desired.clone(),
+            seniority: entry.seniority,
+        })]
+    }
+}
+
+fn reserved<M>(entry: &Entry<M>) -> bool {
+    entry.life == Life::Reserved
+}
+
+/// Remembers a value whose fate is unknown.
+pub(super) fn remember(sent: &mut Vec<Value>, value: Value) {
+    if !sent.contains(&value) {
+        if sent.len() == SENT {
+            sent.remove(0);
+        }
+        sent.push(value);
+    }
+}

@@ -1,0 +1,324 @@
+//! Events, actions, and the values in them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use model::{Dual, Lease, LeaseAttrs, SubnetKey};
+
+/// A time: since an origin that the driver chooses. It counts while the machine sleeps.
+pub type Time = Duration;
+
+/// Tells one run of a daemon from every other one; the lower one is older.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WriterId(pub u64);
+
+/// Who wrote a value, and as what: a JSON key of the value that other programs ignore. Only
+/// questions and their answers are signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Signature {
+    /// A newcomer asks whether the lease's holder lives.
+    Claimant(WriterId),
+    /// The holder answers that it does.
+    Holder(WriterId),
+}
+
+/// A value to write.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Value {
+    /// What peers read.
+    pub attrs: LeaseAttrs,
+    /// What other daemons of this kind read.
+    pub signature: Option<Signature>,
+}
+
+/// How long a key lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Life {
+    /// It does not expire, and must not begin to.
+    Reserved,
+    /// It ends at `ends` unless it is renewed; that is to be done at `renew`.
+    Until {
+        /// No later than when the store ends it.
+        ends: Time,
+        /// When to renew it.
+        renew: Time,
+    },
+    /// It expires, and this node does not renew it yet.
+    Foreign,
+}
+
+/// A key of the store as it was seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Entry<M> {
+    /// The subnet.
+    pub key: SubnetKey,
+    /// The owner; `None` if the value cannot be read.
+    pub attrs: Option<LeaseAttrs>,
+    /// Who wrote it.
+    pub signature: Option<Signature>,
+    /// How long it lives.
+    pub life: Life,
+    /// See [`Lease::seniority`].
+    pub seniority: u64,
+    /// The network configuration allows it.
+    pub fits: bool,
+    /// What the store needs to change it only if it is still as seen: equal if nothing was written.
+    pub mark: M,
+}
+
+impl<M> Entry<M> {
+    /// Whether the store holds exactly this value.
+    pub(super) fn says(&self, value: &Value) -> bool {
+        self.attrs.as_ref() == Some(&value.attrs) && self.signature == value.signature
+    }
+}
+
+/// Why a key is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// Somebody deleted it.
+    Deleted,
+    /// The store lost it: restored from a backup, or its data are gone.
+    Lost,
+}
+
+/// What one look at a key shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Look<M> {
+    /// It is there.
+    There(Entry<M>),
+    /// It is not.
+    Gone(Cause),
+}
+
+/// One piece of work for the store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Request<M> {
+    /// Read some more keys; `anew`: from the beginning.
+    Read {
+        /// Forget what was read.
+        anew: bool,
+    },
+    /// Choose a free subnet. `lost`: how many times another node was faster.
+    Pick {
+        /// Widens the choice.
+        lost: u32,
+    },
+    /// Write `value` under `key`, if the key is still as `over` says (`None`: not there).
+    Write {
+        /// Where.
+        key: SubnetKey,
+        /// What.
+        value: Value,
+        /// The state that is replaced.
+        over: Option<M>,
+        /// It is not to expire.
+        reserved: bool,
+    },
+    /// Delete `key`, if it is still as `over` says.
+    Delete {
+        /// Which.
+        key: SubnetKey,
+        /// The state that is deleted.
+        over: M,
+    },
+    /// Read `key`.
+    Look {
+        /// Which.
+        key: SubnetKey,
+    },
+    /// Extend the life of the own key.
+    Renew,
+}
+
+/// How a [`Request`] ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Answer<M> {
+    /// Some keys were read; whether all are.
+    Read {
+        /// There are no more.
+        all: bool,
+    },
+    /// A free subnet, or why there is none.
+    Picked(Result<SubnetKey, String>),
+    /// It was written. `rival`: an older key whose subnet overlaps.
+    Written {
+        /// As it is now.
+        entry: Entry<M>,
+        /// Who was there first.
+        rival: Option<SubnetKey>,
+    },
+    /// It was not written or deleted: the key is so.
+    Differs(Option<Entry<M>>),
+    /// It was deleted, or was not there.
+    Deleted,
+    /// The key is so. `rival`: as in [`Answer::Written`].
+    Looked {
+        /// What is there.
+        look: Look<M>,
+        /// Who was there first.
+        rival: Option<SubnetKey>,
+    },
+    /// The own key lives so long now.
+    Renewed(Life),
+    /// There is no life to be renewed: the key is gone, or about to go.
+    LifeOver,
+    /// No answer, or a refusal. It may have been carried out.
+    Failed,
+}
+
+/// What a store reports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Event<M> {
+    /// All keys are read from the beginning: what was read before does not count.
+    ListingBegan,
+    /// A key that may be this node's.
+    Entry(Entry<M>),
+    /// A request ended.
+    Answer(Answer<M>),
+    /// The node wants a subnet, to publish this under it.
+    Want(LeaseAttrs),
+    /// The node wants this published.
+    Publish(LeaseAttrs),
+    /// The own key is so now.
+    Observed(Look<M>),
+    /// The store has lost data, or is another one.
+    HistoryLost,
+    /// Failed requests may be tried again.
+    Retry,
+    /// Time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Action<M> {
+    /// Work for the store.
+    Do(Request<M>),
+    /// The node has this lease.
+    Acquired(Lease),
+    /// The store shows the node's lease so now.
+    Changed(Lease),
+    /// There is no free subnet.
+    Full(String),
+    /// The lease is lost, or not to be had; nothing follows.
+    Revoked(Revocation),
+    /// For the log.
+    Say(Notice),
+    /// Send [`Event::Tick`] then, unless another event leads to another time.
+    WakeAt(Time),
+}
+
+/// Why a node has no lease.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Revocation {
+    /// Somebody deleted the key.
+    Deleted(SubnetKey),
+    /// The key belongs to the node with these addresses.
+    Taken(SubnetKey, Dual<IpAddr>),
+    /// A living node publishes the same address and holds the key.
+    Outranked(SubnetKey, Dual<IpAddr>),
+}
+
+impl std::fmt::Display for Revocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Revocation::Deleted(key) => write!(f, "{key} was deleted from the store"),
+            Revocation::Taken(key, owner) => {
+                write!(f, "{key} belongs to {} now", addresses(owner))
+            }
+            Revocation::Outranked(key, ours) => write!(
+                f,
+                "another living node publishes our public address {} and holds {key}: give one of the two another \
+                 address (--public-ip)",
+                addresses(ours)
+            ),
+        }
+    }
+}
+
+/// Something for the log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Notice {
+    /// A lease from an earlier run is used again.
+    Adopted {
+        /// Which.
+        key: SubnetKey,
+        /// It does not expire.
+        reserved: bool,
+    },
+    /// A lease from an earlier run is about to be used if no living node holds it.
+    Asking(SubnetKey),
+    /// A new lease.
+    Created(SubnetKey),
+    /// A lease from an earlier run does not fit the configuration and is deleted.
+    Discarded(SubnetKey),
+    /// Somebody else wrote the own key; it is written again.
+    Overwritten(SubnetKey),
+    /// Another node asked whether this one lives.
+    Asked(SubnetKey),
+    /// The own key had been lost and was written again.
+    Restored(SubnetKey),
+}
+
+/// How a node recognises its lease.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Who {
+    /// Its public addresses.
+    pub public_ip: Dual<IpAddr>,
+    /// The subnet that an old `subnet.env` names.
+    pub previous: Option<SubnetKey>,
+    /// Texts in the backend data that name one of its devices: a MAC, a public key.
+    pub devices: Vec<String>,
+}
+
+/// By what a lease was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Likeness {
+    /// The public address.
+    Address,
+    /// A device in the backend data; the address is another one.
+    Device,
+}
+
+impl Who {
+    /// Whether a lease with these attributes may be this node's.
+    pub fn likeness(&self, attrs: &LeaseAttrs) -> Option<Likeness> {
+        if same_node(attrs, &self.public_ip) {
+            return Some(Likeness::Address);
+        }
+        let names = |data: &str| self.devices.iter().any(|device| named_in(data, device));
+        attrs
+            .data
+            .iter()
+            .any(|(_, data)| names(data.get()))
+            .then_some(Likeness::Device)
+    }
+}
+
+/// Whether `device` is one of the strings in the JSON `data`, whatever its case.
+fn named_in(data: &str, device: &str) -> bool {
+    !device.is_empty()
+        && data
+            .split('"')
+            .any(|text| text.eq_ignore_ascii_case(device))
+}
+
+/// Whether a lease was published by a node with these public addresses. The IPv4 address decides
+/// where both have one.
+pub fn same_node(attrs: &LeaseAttrs, ours: &Dual<IpAddr>) -> bool {
+    match (attrs.public_ip.v4, ours.v4) {
+        (Some(theirs), Some(ours)) => theirs == ours,
+        _ => attrs.public_ip.v6.is_some() && attrs.public_ip.v6 == ours.v6,
+    }
+}
+
+/// Addresses for a message: `10.0.0.1`, or `10.0.0.1 and fd00::1`.
+pub(crate) fn addresses(ips: &Dual<IpAddr>) -> String {
+    let all: Vec<String> = ips.iter().map(|(_, ip)| ip.to_string()).collect();
+    if all.is_empty() {
+        "another node".into()
+    } else {
+        all.join(" and ")
+    }
+}

@@ -1,0 +1,6 @@
+//! The machine against a small store in memory: thousands of random histories, and the named
+//! situations that went wrong before.
+
+mod histories;
+mod sim;
+mod situations;

@@ -1,0 +1,135 @@
+//! Random histories: lost answers, faults between any two steps, restarts, foreign writes,
+//! deletions, restores, expiries. Once the faults end, every living node has exactly one lease, the
+//! store shows what it wants, and no two nodes have the same.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::super::*;
+use super::sim::{Fault, Node, Sim, attrs, key, settle};
+use fastrand::Rng;
+
+fn history(seed: u64) {
+    let mut rng = Rng::with_seed(seed);
+    let mut sim = Sim::default();
+    let mut backup = sim.clone();
+    let mut writer = 1;
+    // Each node has an address of its own, but for the two last ones.
+    let twins = rng.bool();
+    let ip = |n: usize| match n {
+        3 if twins => 3,
+        n => n as u8 + 1,
+    };
+    let count = if twins { 4 } else { 3 };
+    let mut wants: Vec<u8> = (0..count).map(|n| n as u8 + 1).collect();
+    let mut start = |sim: &Sim, n: usize, previous| {
+        writer += 1;
+        Node::start(sim, ip(n), n as u8 + 1, writer, previous)
+    };
+    let mut nodes: Vec<Node> = (0..count).map(|n| start(&sim, n, None)).collect();
+    for _ in 0..rng.usize(20..120) {
+        let n = rng.usize(..count);
+        match rng.u32(..40) {
+            0 => backup = sim.clone(),
+            1 => {
+                let bump = [0, 0, 3, 1_000_000][rng.usize(..4)];
+                sim.restore(&backup.clone(), bump);
+            }
+            2 => {
+                if let Some(own) = nodes[n].ready {
+                    sim.keys.remove(&own);
+                    sim.revision += 1;
+                }
+            }
+            3 => {
+                if let Some(own) = nodes[n].ready {
+                    let life = sim.keys.get(&own).and_then(|stored| stored.hangs_on);
+                    let value = (rng.bool()).then(|| attrs(nodes[n].ip, 200 + rng.u8(..9)));
+                    sim.put(own, value, life.filter(|_| rng.bool()));
+                }
+            }
+            4 => {
+                let (previous, data) = (nodes[n].ready.filter(|_| rng.bool()), n);
+                wants[n] = data as u8 + 1;
+                nodes[n] = start(&sim, n, previous);
+            }
+            5 => {
+                let data = wants[n] | 0x40;
+                if nodes[n].machine.key().is_some() {
+                    wants[n] = data;
+                    let event = Event::Publish(attrs(nodes[n].ip, data));
+                    nodes[n].tell(&sim, event);
+                }
+            }
+            6 => sim.pass(Duration::from_secs(rng.u64(1..100))),
+            7 => {
+                let other = key(rng.u8(1..=12));
+                if !sim.keys.contains_key(&other) {
+                    sim.put(other, Some(attrs(150, 150)), None);
+                }
+            }
+            8..=12 => sim.pass(Duration::from_millis(rng.u64(1..3000))),
+            _ => {
+                let fault = [Fault::None, Fault::None, Fault::Before, Fault::After][rng.usize(..4)];
+                nodes[n].hear(&sim);
+                nodes[n].step(&mut sim, fault, rng.usize(..100));
+            }
+        }
+    }
+    // The faults end; a supervisor starts what ended, for ten minutes.
+    for _ in 0..60 {
+        settle(&mut sim, &mut nodes, Duration::from_secs(10));
+        for n in 0..count {
+            if nodes[n].ended.is_some() || nodes[n].full {
+                wants[n] = n as u8 + 1;
+                let previous = nodes[n].ready;
+                nodes[n] = start(&sim, n, previous);
+            }
+        }
+    }
+    settle(&mut sim, &mut nodes, Duration::from_secs(9));
+    let mut owned = BTreeSet::new();
+    let mut addresses = BTreeSet::new();
+    for (n, node) in nodes
+        .iter()
+        .enumerate()
+        .filter(|(_, node)| node.ended.is_none())
+    {
+        let Some(own) = node.ready else { continue };
+        assert!(owned.insert(own), "seed {seed}: two owners of {own}");
+        assert!(
+            addresses.insert(node.ip),
+            "seed {seed}: two owners of an address"
+        );
+        let stored = sim
+            .keys
+            .get(&own)
+            .unwrap_or_else(|| panic!("seed {seed}: {own} is not there"));
+        let wanted = attrs(node.ip, wants[n]);
+        assert_eq!(stored.attrs, Some(wanted), "seed {seed}: node {n}");
+    }
+    assert_eq!(
+        addresses.len(),
+        3,
+        "seed {seed}: a node has no lease: {nodes:#?}"
+    );
+    // A key that nobody holds is a leak, unless it is about to expire.
+    let kept: Vec<_> = sim
+        .keys
+        .iter()
+        .filter(|(key, stored)| {
+            let alive = stored
+                .hangs_on
+                .is_some_and(|id| sim.lives.contains_key(&id));
+            alive && !owned.contains(key)
+        })
+        .collect();
+    assert!(kept.is_empty(), "seed {seed}: leaked {kept:?}");
+}
+
+#[test]
+fn every_history_ends_with_one_lease_a_node() {
+    for seed in 0..3000 {
+        history(seed);
+    }
+}
