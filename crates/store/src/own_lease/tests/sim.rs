@@ -116,7 +116,6 @@ pub enum Fault {
 pub struct Node {
     pub machine: OwnLease<(u64, u32)>,
     pub ip: u8,
-    pub writer: u64,
     /// Its own etcd lease.
     life: u64,
     ends: Time,
@@ -148,7 +147,6 @@ impl Node {
         let mut node = Node {
             machine,
             ip,
-            writer,
             life: writer << 8,
             ends: Duration::ZERO,
             todo: VecDeque::new(),
