@@ -104,7 +104,7 @@ enum Next<M> {
 /// What a stage makes of an event.
 enum Step<M> {
     Stay(Vec<Action<M>>),
-    Acquired(Holding<M>, Vec<Action<M>>),
+    Acquired(Box<Holding<M>>, Vec<Action<M>>),
     Over(Action<M>),
 }
 
@@ -162,7 +162,7 @@ impl<M: Clone + PartialEq> OwnLease<M> {
         let mut actions = match step {
             Step::Stay(actions) => actions,
             Step::Acquired(holding, actions) => {
-                self.stage = Stage::Held(holding);
+                self.stage = Stage::Held(*holding);
                 actions
             }
             Step::Over(action) => {

@@ -329,12 +329,11 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         };
         if self.undo.as_ref().is_some_and(|(undo, _)| *undo == key) {
             // The deletion of our own key did not take place, or somebody else took it since.
-            match self.is_sent(&entry) || self.is_wanted(&entry) {
-                true => self.undo = Some((key, entry.mark)),
-                false => {
-                    self.undo = None;
-                    self.race_lost();
-                }
+            if self.is_sent(&entry) || self.is_wanted(&entry) {
+                self.undo = Some((key, entry.mark));
+            } else {
+                self.undo = None;
+                self.race_lost();
             }
             return Step::Stay(Vec::new());
         }
@@ -414,7 +413,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             attrs: wanted.clone(),
             seniority: entry.seniority,
         };
-        let holding = Holding::new(entry, wanted, now);
+        let holding = Box::new(Holding::new(entry, wanted, now));
         Step::Acquired(holding, vec![Action::Say(notice), Action::Acquired(lease)])
     }
 }
