@@ -3,6 +3,7 @@
 mod netlink;
 
 pub mod fake;
+pub mod guard;
 pub mod host;
 pub mod leftovers;
 pub mod rules;

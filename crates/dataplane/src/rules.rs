@@ -15,18 +15,18 @@
 //! | `bridge` | whether bridged packets meet iptables at all |
 
 mod bridge;
-mod contention;
+pub(crate) mod contention;
 mod error;
 mod iptables;
 mod legacy;
-mod nfnetlink;
+pub(crate) mod nfnetlink;
 mod nftables;
 mod place;
 mod removal;
 mod save;
 mod tools;
 mod variant;
-mod watch;
+pub(crate) mod watch;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -58,6 +58,9 @@ impl Daemon {
         let lease = store.acquire(&config, &claim).await?;
         info!("lease {} acquired, backend {}", lease.key, backend.kind());
 
+        let objects = backend.node(&lease, &host);
+        let ports = traffic::tunnel_ports(&objects);
+        let guard = traffic::start_guard(&config, &host, ports, former.clone(), &status);
         // Their programs run while the kernel's objects are made here.
         let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
         forwarding::check(&config, &host.iface);
@@ -66,10 +69,11 @@ impl Daemon {
         let mut roster = Roster::new(&config, backend.kind(), backend.identities());
         roster.set_own(lease.key, host.public_ip);
         let mut reconciler = Reconciler::new(kernel, scope);
-        reconciler.want(backend.node(&lease, &host));
+        reconciler.want(objects);
         reconciler.want(options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
-        let keepers = vec![rules.settled().await];
+        let mut keepers = vec![rules.settled().await];
+        keepers.extend(guard);
 
         let mut daemon = Daemon {
             cluster: Cluster::new(roster, backend, host),

@@ -1,14 +1,16 @@
-//! Traffic rules beside the main loop: a task of its own, since writing them may have to wait for
+//! Traffic rules and the guard beside the main loop: a task of its own, since writing them may have to wait for
 //! another program that holds iptables' lock, and packets must not.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use dataplane::guard::GuardKeeper;
 use dataplane::rules::{BridgeFilter, Change, Mode, RulesError, RulesKeeper, bridge_filter};
 use ipnet::IpNet;
-use model::kernel::{Route, RouteKey, RouteTo};
+use model::guard::Guard;
+use model::kernel::{LinkKind, Route, RouteKey, RouteTo};
 use model::rules::RuleFlags;
-use model::{NetConfig, Object, SubnetKey, TrafficRules};
+use model::{Host, NetConfig, Object, SubnetKey, TrafficRules};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
@@ -86,7 +88,78 @@ pub async fn remove(
     };
     let desired = TrafficRules::new(config, own, none).and_formerly(former);
     let mut keeper = RulesKeeper::new(mode(config), desired, options.resync);
-    keeper.ensure().await.map(drop)
+    let removed = keeper.ensure().await.map(drop);
+    match guard_keeper(config, Guard::default(), Vec::new()) {
+        Some(guard) => removed.and(guard.remove()),
+        None => removed,
+    }
+}
+
+/// The UDP ports on which the devices among `objects` receive their tunnel's packets.
+pub fn tunnel_ports(objects: &[Object]) -> BTreeSet<u16> {
+    let port = |object: &Object| match object {
+        Object::Link(_, link) => match &link.kind {
+            LinkKind::Vxlan(vxlan) => Some(vxlan.port),
+            LinkKind::Foreign(_) => None,
+        },
+        _ => None,
+    };
+    objects.iter().filter_map(port).collect()
+}
+
+/// The keeper of the table that drops forged packets. `former` are the networks of this node whose
+/// table is to go.
+fn guard_keeper(config: &NetConfig, guard: Guard, former: Vec<IpNet>) -> Option<GuardKeeper> {
+    let (_, pool) = config.pools.iter().next()?;
+    Some(GuardKeeper::new(guard, &pool.network, former))
+}
+
+/// Begins to keep forged packets out, in a task on the current thread: the table is in place when this
+/// returns, before any device is made. Must be called on a `LocalSet`.
+pub fn start_guard(
+    config: &NetConfig,
+    host: &Host,
+    ports: BTreeSet<u16>,
+    former: Vec<IpNet>,
+    status: &Status,
+) -> Option<AbortHandle> {
+    let networks = config.pools.map(|_, pool| pool.network);
+    let guard = Guard::new(&networks, &host.public_ip, ports);
+    let mut keeper = guard_keeper(config, guard, former)?;
+    let mut fault = None;
+    let first = keeper.ensure();
+    report_guard(first.map(|_| false), &mut fault, status);
+    let status = status.clone();
+    let keeping = async move {
+        loop {
+            keeper.changed().await;
+            report_guard(keeper.ensure(), &mut fault, &status);
+        }
+    };
+    Some(tokio::task::spawn_local(keeping).abort_handle())
+}
+
+/// Reports a fault of the guard once, and its end.
+fn report_guard(ensured: Result<bool, RulesError>, fault: &mut Option<String>, status: &Status) {
+    match ensured {
+        Ok(repaired) => {
+            if fault.take().is_some() {
+                info!("forged router advertisements and tunnel packets are dropped now");
+            } else if repaired {
+                info!("repaired the rules against forged packets");
+                status.update(|n| n.rules_repaired += 1);
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            if fault.as_ref() != Some(&text) {
+                warn!(
+                    "forged router advertisements and tunnel packets are not dropped: {text}; the kernel needs nf_tables (modprobe nf_tables), until then set net.ipv6.conf.default.accept_ra=0 and keep pods from the tunnel's port by another firewall; retrying"
+                );
+                *fault = Some(text);
+            }
+        }
+    }
 }
 
 fn mode(config: &NetConfig) -> Mode {

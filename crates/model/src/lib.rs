@@ -14,10 +14,12 @@
 //! | [`state`] | [`KernelState`]: one table for each kind of object, and the order of the work |
 //! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
 //! | [`rules`] | [`TrafficRules`]: masquerading and forwarding as a list of values |
+//! | [`guard`] | which packets a node never lets in, whatever its other rules |
 //! | [`host`] | [`Host`]: what a backend must know of the machine |
 
 pub mod config;
 pub mod family;
+pub mod guard;
 pub mod host;
 pub mod kernel;
 pub mod lease;

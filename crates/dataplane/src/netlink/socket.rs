@@ -181,6 +181,39 @@ impl Requests {
         unknown.for_each(|(i, _)| failed(i, Failure::because(libc::ENOBUFS, text.clone())));
     }
 
+    /// Sends messages that are one transaction of nf_tables, of which at least one asks for its
+    /// acknowledgement: all of them take effect or none.
+    ///
+    /// # Errors
+    /// The kernel's first refusal, or its answer was lost.
+    pub fn transact(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+        let (first, count) = (self.seq.wrapping_add(1), batch.count() as u32);
+        self.seq = self.seq.wrapping_add(count);
+        batch.number(first);
+        self.socket.send(batch.bytes(), 0)?;
+        let (mut refused, mut acknowledged) = (None, false);
+        let lost = loop {
+            let bytes = match self.receive() {
+                Err(err) if err.raw_os_error() == Some(libc::EINTR) => continue,
+                Err(err) => break err,
+                Ok(bytes) => bytes,
+            };
+            for message in Messages(bytes).filter(|m| m.kind == NLMSG_ERROR) {
+                if message.seq.wrapping_sub(first) < count {
+                    match refusal(&message) {
+                        Some(failure) => refused = refused.or(Some(failure)),
+                        None => acknowledged = true,
+                    }
+                }
+            }
+        };
+        match (refused, acknowledged) {
+            (Some(failure), _) => Err(failure),
+            (None, true) => Ok(()),
+            (None, false) => Err(Failure::from(lost)),
+        }
+    }
+
     /// Reads a whole table: `body` is the request's fixed part, `attrs` adds its filters, `each`
     /// sees every message.
     ///

@@ -11,6 +11,7 @@ use crate::netlink::socket::{Failure, Requests};
 use crate::netlink::wire::{Attrs, Batch, Message, af, text};
 
 const SUBSYSTEM: u16 = 10 << 8;
+pub const NEWTABLE: u16 = SUBSYSTEM;
 const GETTABLE: u16 = SUBSYSTEM | 1;
 pub const DELTABLE: u16 = SUBSYSTEM | 2;
 pub const NEWCHAIN: u16 = SUBSYSTEM | 3;
@@ -21,6 +22,13 @@ const GETRULE: u16 = SUBSYSTEM | 7;
 pub const DELRULE: u16 = SUBSYSTEM | 8;
 pub const NEWGEN: u16 = SUBSYSTEM | 15;
 const GETGEN: u16 = SUBSYSTEM | 16;
+/// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+/// `NFNL_SUBSYS_NFTABLES`, as the resource of a transaction.
+const BATCH_BODY: [u8; FIXED] = [0, 0, 0, 10];
+/// `NFPROTO_INET`.
+const INET: [u8; FIXED] = [1, 0, 0, 0];
 
 /// The attribute that holds a table's name, in messages about tables, chains and rules.
 pub const TABLE: u16 = 1;
@@ -95,6 +103,76 @@ impl NfTables {
         )
     }
 
+    /// The names of the tables of one netfilter family, by its number.
+    ///
+    /// # Errors
+    /// The kernel's refusal; a kernel without nf_tables has no tables.
+    pub fn tables(&mut self, family: u8) -> Result<Vec<String>, Failure> {
+        let mut found = BTreeSet::new();
+        let body = [family, 0, 0, 0];
+        let dumped = self.requests.dump(
+            GETTABLE,
+            &body,
+            |_| {},
+            |message| {
+                found.extend(attr(message, TABLE).and_then(text).map(str::to_owned));
+            },
+        );
+        there(dumped)?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Whether an `inet` table exists.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn has_inet_table(&mut self, table: &str) -> Result<bool, Failure> {
+        self.get_inet_table(table, |_| {})
+    }
+
+    /// Shows an `inet` table to `each`; `false` if there is none.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn get_inet_table(
+        &mut self,
+        table: &str,
+        each: impl FnMut(&Message),
+    ) -> Result<bool, Failure> {
+        let name = |batch: &mut Batch| put(batch, TABLE, table);
+        there(self.requests.call(GETTABLE, 0, &INET, name, each))
+    }
+
+    /// Shows every chain of the `inet` family to `each`.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn dump_inet_chains(&mut self, each: impl FnMut(&Message)) -> Result<(), Failure> {
+        self.requests.dump(GETCHAIN, &INET, |_| {}, each)
+    }
+
+    /// Shows every rule of an `inet` table to `each`, in order; older kernels show those of other
+    /// tables too.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn dump_inet_rules(
+        &mut self,
+        table: &str,
+        each: impl FnMut(&Message),
+    ) -> Result<(), Failure> {
+        let name = |batch: &mut Batch| put(batch, TABLE, table);
+        self.requests.dump(GETRULE, &INET, name, each)
+    }
+
+    /// Carries out a transaction: all of it or nothing. See [`begin`] and [`end`].
+    ///
+    /// # Errors
+    /// The kernel's first refusal.
+    pub fn transact(&mut self, batch: &mut Batch) -> Result<(), Failure> {
+        self.requests.transact(batch)
+    }
+
     /// Every chain of a family: its table and its name.
     ///
     /// # Errors
@@ -167,7 +245,20 @@ fn body(family: Family) -> [u8; FIXED] {
     [af(family), 0, 0, 0]
 }
 
-fn put(batch: &mut Batch, kind: u16, name: &str) {
+/// Begins a transaction. The last message in it must ask for its acknowledgement.
+pub fn begin(batch: &mut Batch) {
+    batch.open(BATCH_BEGIN, 0, &BATCH_BODY);
+    batch.close();
+}
+
+/// Ends a transaction.
+pub fn end(batch: &mut Batch) {
+    batch.open(BATCH_END, 0, &BATCH_BODY);
+    batch.close();
+}
+
+/// Adds a name, with the NUL that the kernel wants.
+pub fn put(batch: &mut Batch, kind: u16, name: &str) {
     let mut bytes = name.as_bytes().to_vec();
     bytes.push(0);
     batch.attr(kind, &bytes);

@@ -5,17 +5,27 @@ use model::{Family, TrafficRules};
 use super::nfnetlink::NfTables;
 use super::place::Place;
 use super::{RulesError, RulesKeeper};
+use crate::guard;
 
 /// Rules of ours that stand in one place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Removal {
-    /// Whose packets they are about.
-    pub family: Family,
+    /// What they are, such as "IPv4 traffic rules".
+    pub what: String,
     /// The program that would remove them: `iptables-nft-restore --noflush`, `nft -f -`.
     pub by: String,
     /// What it would be told.
     pub commands: String,
-    place: Place,
+    held: Held,
+}
+
+/// Where rules of ours are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Held {
+    /// Traffic rules of one family.
+    Traffic(Place, Family),
+    /// A guard table of this name.
+    Guard(String),
 }
 
 impl RulesKeeper {
@@ -41,14 +51,24 @@ impl RulesKeeper {
                     .await
                 {
                     Ok(found) => removals.extend(found.commands.map(|commands| Removal {
-                        family,
+                        what: format!("{family} traffic rules"),
                         by: place.writer(&self.tools, family),
                         commands,
-                        place,
+                        held: Held::Traffic(place, family),
                     })),
                     Err(error) => errors.push(error),
                 }
             }
+        }
+        let guards = self.nft.as_mut().map(guard::tables);
+        match guards.transpose() {
+            Ok(names) => removals.extend(names.into_iter().flatten().map(|name| Removal {
+                what: "rules against forged packets".into(),
+                by: "nft -f -".into(),
+                commands: format!("delete table inet {name}\n"),
+                held: Held::Guard(name),
+            })),
+            Err(error) => errors.push(error),
         }
         (removals, errors)
     }
@@ -58,12 +78,12 @@ impl RulesKeeper {
     /// # Errors
     /// The program is missing, or refuses.
     pub async fn remove(&self, removal: &Removal) -> Result<(), RulesError> {
-        let Removal {
-            family,
-            place,
-            commands,
-            ..
-        } = removal;
-        place.write(&self.tools, *family, commands).await.map(drop)
+        match &removal.held {
+            Held::Traffic(place, family) => {
+                let done = place.write(&self.tools, *family, &removal.commands).await;
+                done.map(drop)
+            }
+            Held::Guard(name) => guard::delete(name),
+        }
     }
 }

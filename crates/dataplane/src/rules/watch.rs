@@ -13,6 +13,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::nfnetlink::{self, attr, be32};
 use super::{iptables, nftables};
+use crate::guard;
 use crate::netlink::socket::grow;
 use crate::netlink::wire::{Message, Messages, af, text};
 
@@ -32,6 +33,8 @@ pub enum Realm {
     Own,
     /// In chains of our own within iptables' tables.
     Iptables,
+    /// In the tables of [`crate::guard`].
+    Guard,
 }
 
 /// What was changed by somebody else.
@@ -159,10 +162,18 @@ impl Watch {
     }
 
     fn judge(&self, message: &Message) -> Touched {
+        let named = |kind| attr(message, kind).and_then(text);
+        if self.realm == Realm::Guard {
+            let ours = named(nfnetlink::TABLE).is_some_and(|t| t.starts_with(guard::PREFIX));
+            return if ours {
+                Touched::Ours
+            } else {
+                Touched::Nothing
+            };
+        }
         let Some(family) = family(message) else {
             return Touched::Nothing;
         };
-        let named = |kind| attr(message, kind).and_then(text);
         let Some(table) = named(nfnetlink::TABLE) else {
             return Touched::Nothing;
         };

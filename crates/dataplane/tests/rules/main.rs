@@ -8,6 +8,7 @@
 )]
 
 mod coexist;
+mod guard;
 mod modes;
 mod packets;
 mod repair;

@@ -189,7 +189,7 @@ impl Item {
             Item::Kernel(Object::Link(_, link), held) => {
                 Some(format!("{}{}", kind_of(link), counted(held)))
             }
-            Item::Rules(removal) => Some(format!("{} traffic rules", removal.family)),
+            Item::Rules(removal) => Some(removal.what.clone()),
             _ => None,
         }
     }

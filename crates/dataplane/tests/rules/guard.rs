@@ -1,0 +1,274 @@
+//! What a node never lets in, attacked by sockets without any privilege.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use dataplane::guard::{GuardKeeper, PREFIX};
+use model::Dual;
+use model::guard::Guard;
+
+use crate::world::{Net, Site, in_namespace, sh};
+
+const PORT: u16 = 8472;
+
+fn keeper() -> GuardKeeper {
+    let networks = Dual {
+        v4: Some("10.1.0.0/16".parse().unwrap()),
+        v6: Some("fd00::/47".parse().unwrap()),
+    };
+    let public = Dual {
+        v4: Some("192.0.2.10".parse().unwrap()),
+        v6: Some("2001:db8::10".parse().unwrap()),
+    };
+    let guard = Guard::new(&networks, &public, [PORT]);
+    GuardKeeper::new(guard, &"10.1.0.0/16".parse().unwrap(), Vec::new())
+}
+
+fn table() -> String {
+    sh(
+        "nft list table inet flannel-guard-10.1.0.0-16 | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'",
+    )
+}
+
+/// Waits until `well`, on a busy machine too.
+fn eventually(what: &str, well: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !well() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The checksum of ICMPv6 over its pseudo header.
+fn checksum(source: &[u8], destination: &[u8], message: &[u8]) -> u16 {
+    let mut pseudo = [source, destination].concat();
+    pseudo.extend((message.len() as u32).to_be_bytes());
+    pseudo.extend([0, 0, 0, 58]);
+    pseudo.extend(message);
+    let words = pseudo
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or_default()));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// A VXLAN packet that holds a router advertisement: a default router for half an hour.
+fn advertisement(vni: u32) -> Vec<u8> {
+    let source = "fe80::bad".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let group = "ff02::1".parse::<std::net::Ipv6Addr>().unwrap().octets();
+    let mut message = vec![134, 0, 0, 0, 64, 0x08, 0x07, 0x08];
+    message.extend([0; 8]);
+    message.extend([1, 1, 2, 0, 0, 0, 0, 0xba]);
+    let sum = checksum(&source, &group, &message).to_be_bytes();
+    message[2..4].copy_from_slice(&sum);
+    let mut packet = vec![8, 0, 0, 0];
+    packet.extend((vni << 8).to_be_bytes());
+    packet.extend([0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0xba, 0x86, 0xdd]);
+    packet.extend([0x60, 0, 0, 0]);
+    packet.extend((message.len() as u16).to_be_bytes());
+    packet.extend([58, 255]);
+    packet.extend(source);
+    packet.extend(group);
+    packet.extend(message);
+    packet
+}
+
+/// A host that does not forward IPv6 and has a VXLAN device; somebody sends it what he likes.
+fn attacked() -> Net {
+    let attacker = Net::new();
+    sh(&format!(
+        "ip link add eth0 type veth peer name eth0 netns {}
+         ip address add 192.0.2.10/24 dev eth0 && ip link set eth0 up
+         ip link add flannel.1 type vxlan id 1 dstport {PORT} local 192.0.2.10 dev eth0 nolearning
+         ip link set flannel.1 up",
+        attacker.path()
+    ));
+    attacker.sh("ip address add 192.0.2.66/24 dev eth0 && ip link set eth0 up");
+    eventually("the link-local address is settled", || {
+        let shown = sh("ip -6 address show dev flannel.1");
+        shown.contains("fe80") && !shown.contains("tentative")
+    });
+    attacker
+}
+
+fn received() -> u64 {
+    let shown = sh("ip -s -j link show flannel.1");
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    shown[0]["stats64"]["rx"]["packets"].as_u64().unwrap()
+}
+
+fn send(attacker: &Net, packet: &[u8]) {
+    let before = received();
+    let socket = attacker.run(|| UdpSocket::bind("192.0.2.66:0").unwrap());
+    eventually("the packet arrives on flannel.1", || {
+        socket.send_to(packet, ("192.0.2.10", PORT)).unwrap();
+        received() > before
+    });
+}
+
+#[test]
+fn a_forged_router_advertisement_changes_nothing() {
+    in_namespace(|| async {
+        let attacker = attacked();
+        let mut keeper = keeper();
+        assert!(keeper.ensure().unwrap());
+        send(&attacker, &advertisement(1));
+        assert_eq!(sh("ip -6 route show default"), "");
+        eventually("the drop is counted", || {
+            let listed = sh("nft list table inet flannel-guard-10.1.0.0-16");
+            listed
+                .lines()
+                .any(|l| l.contains("nd-router-advert") && !l.contains("packets 0 "))
+        });
+
+        // Without the guard the same packet takes over the default route: the attack is a real one.
+        keeper.remove().unwrap();
+        eventually("the attack works without the guard", || {
+            send(&attacker, &advertisement(1));
+            sh("ip -6 route show default").contains("fe80::bad dev flannel.1 proto ra")
+        });
+    });
+}
+
+/// Whether a packet from `from` to `to` arrives at a socket in `at`.
+fn arrives(from: (Option<&Net>, &str), at: Option<&Net>, to: &str, port: u16) -> bool {
+    let bind = |net: Option<&Net>, address: SocketAddr| {
+        let open = move || UdpSocket::bind(address).unwrap();
+        net.map_or_else(open, |net| net.run(open))
+    };
+    let any = if to.contains(':') { "[::]" } else { "0.0.0.0" };
+    let listener = bind(at, format!("{any}:{port}").parse().unwrap());
+    listener
+        .set_read_timeout(Some(Duration::from_millis(150)))
+        .unwrap();
+    let sender = bind(from.0, SocketAddr::new(from.1.parse().unwrap(), 0));
+    let to = SocketAddr::new(to.parse().unwrap(), port);
+    (0..4).any(|_| {
+        sender.send_to(b"?", to).unwrap();
+        listener.recv_from(&mut [0; 8]).is_ok()
+    })
+}
+
+#[test]
+fn a_pod_cannot_reach_the_tunnels_port_of_any_node() {
+    in_namespace(|| async {
+        let site = Site::new();
+        let pod = Some(&site.pod);
+        let outside = Some(&site.outside);
+        // In both families: to another node, to its own by the node's and the bridge's address.
+        let attacks = [
+            (("10.1.5.2"), outside, "192.0.2.1"),
+            (("10.1.5.2"), None, "192.0.2.10"),
+            (("10.1.5.2"), None, "10.1.5.1"),
+            (("fd00:0:0:5::2"), outside, "2001:db8::1"),
+            (("fd00:0:0:5::2"), None, "2001:db8::10"),
+        ];
+        for (source, at, to) in attacks {
+            assert!(
+                arrives((pod, source), at, to, PORT),
+                "{to}: without the guard"
+            );
+        }
+        let mut keeper = keeper();
+        keeper.ensure().unwrap();
+        for (source, at, to) in attacks {
+            assert!(!arrives((pod, source), at, to, PORT), "{to}");
+            assert!(
+                arrives((pod, source), at, to, PORT + 1),
+                "{to}: another port"
+            );
+        }
+        // A remote pod whose packet was not masqueraded.
+        let remote = Some(&site.remote);
+        assert!(!arrives((remote, "10.1.9.2"), None, "10.1.5.0", PORT));
+        // Nodes among themselves, the node to its pods and pods among themselves.
+        assert!(arrives((outside, "192.0.2.1"), None, "192.0.2.10", PORT));
+        assert!(arrives((None, "192.0.2.10"), outside, "192.0.2.1", PORT));
+        assert!(arrives((None, "10.1.5.1"), pod, "10.1.5.2", PORT));
+        assert!(arrives((pod, "10.1.5.2"), remote, "10.1.9.2", PORT));
+    });
+}
+
+#[test]
+fn the_table_is_kept_and_removed() {
+    in_namespace(|| async {
+        let mut keeper = keeper();
+        assert!(keeper.ensure().unwrap());
+        let right = table();
+        assert!(
+            right.contains(r#"iifname "flannel*" icmpv6 type nd-router-advert"#),
+            "{right}"
+        );
+        assert!(
+            right.contains("ip saddr 10.1.0.0/16 ip daddr != 10.1.0.0/16 udp dport 8472"),
+            "{right}"
+        );
+        assert!(
+            right.contains("ip6 saddr fd00::/47 udp dport 8472"),
+            "{right}"
+        );
+        assert!(
+            !keeper.ensure().unwrap(),
+            "what is right is not written again"
+        );
+        // Traffic that is counted is no change.
+        sh("nft reset counters >/dev/null 2>&1 || true");
+        assert!(!keeper.ensure().unwrap());
+
+        let name = "flannel-guard-10.1.0.0-16";
+        for damage in [
+            format!("nft delete table inet {name}"),
+            format!("nft flush chain inet {name} input"),
+            format!("nft insert rule inet {name} input accept"),
+            format!("nft 'add chain inet {name} forward {{ policy drop; }}'"),
+            format!("nft 'add table inet {name} {{ flags dormant; }}'"),
+            "nft flush ruleset".into(),
+        ] {
+            sh(&damage);
+            let noticed = tokio::time::timeout(Duration::from_secs(10), keeper.changed()).await;
+            assert!(noticed.is_ok(), "{damage}: not noticed");
+            assert!(keeper.ensure().unwrap(), "{damage}");
+            assert_eq!(table(), right, "{damage}");
+        }
+        // Others' changes, and its own writing, wake it not.
+        sh("nft add table inet firewalld");
+        let idle = tokio::time::timeout(Duration::from_millis(200), keeper.changed()).await;
+        assert!(idle.is_err());
+
+        // A second network's table, and one of a former network.
+        let other = "10.60.0.0/16".parse().unwrap();
+        GuardKeeper::new(Guard::default(), &other, Vec::new())
+            .ensure()
+            .unwrap();
+        let former = "10.61.0.0/16".parse().unwrap();
+        GuardKeeper::new(Guard::default(), &former, Vec::new())
+            .ensure()
+            .unwrap();
+        GuardKeeper::new(Guard::default(), &other, vec![former])
+            .ensure()
+            .unwrap();
+        keeper.remove().unwrap();
+        keeper.remove().unwrap();
+        let left = sh("nft list tables");
+        assert_eq!(left.matches(PREFIX).count(), 1, "{left}");
+        assert!(left.contains("flannel-guard-10.60.0.0-16"), "{left}");
+    });
+}
+
+#[test]
+fn nothing_but_net_admin_is_needed() {
+    in_namespace(|| async {
+        // SAFETY: the two structures are what `capset` reads; this thread ends with the test.
+        let kept = unsafe {
+            let header = [0x2008_0522u32, 0];
+            let net_admin = 1u32 << 12;
+            let data = [net_admin, net_admin, 0, 0, 0, 0];
+            libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr())
+        };
+        assert_eq!(kept, 0);
+        assert!(keeper().ensure().unwrap());
+    });
+}
