@@ -4,6 +4,8 @@
 //! To add a backend: write its module, list it in [`new`], add it to the golden tests
 //! (`tests/plan.rs`), and describe its options in the README.
 
+#![forbid(unsafe_code)]
+
 mod alloc;
 mod check;
 mod error;

@@ -13,6 +13,8 @@
 //! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
 
+#![forbid(unsafe_code)]
+
 pub mod cluster;
 mod cni_conf;
 pub mod daemon;

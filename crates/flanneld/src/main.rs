@@ -1,5 +1,7 @@
 //! `flanneld`: see `flanneld -help`.
 
+#![forbid(unsafe_code)]
+
 use std::io::Write;
 use std::process::ExitCode;
 

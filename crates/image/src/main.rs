@@ -11,6 +11,8 @@
 //! | `sbom` | what is in it, as a CycloneDX document |
 //! | `archive` | a tree as the archive that `ctr images import` and `docker load` take |
 
+#![forbid(unsafe_code)]
+
 mod archive;
 mod crates;
 mod debian;

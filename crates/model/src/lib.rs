@@ -17,6 +17,8 @@
 //! | [`guard`] | which packets a node never lets in, whatever its other rules |
 //! | [`host`] | [`Host`]: what a backend must know of the machine |
 
+#![forbid(unsafe_code)]
+
 pub mod config;
 pub mod family;
 pub mod guard;

@@ -52,7 +52,7 @@ struct ChainStanding {
     rules: Vec<Option<Rule>>,
     /// Rules of ours in the shared chain, each as it is spelled after `-A POSTROUTING`.
     entries: Vec<Entry>,
-    /// Somebody's chain leads into ours, which therefore cannot be deleted.
+    /// Somebody's rule leads into our chain, which therefore cannot be deleted.
     used_elsewhere: bool,
 }
 
@@ -110,7 +110,9 @@ pub fn read(saved: &str) -> Standing {
             save::Line::Rule { in_chain, spelled } => {
                 let words = Words::of(spelled);
                 let leads = words.target() == Some(own(chain));
-                let ours = leads || words.comment() == Some(chain.comment());
+                // A jump under a condition, without our comment, is an administrator's.
+                let ours =
+                    words.comment() == Some(chain.comment()) || (leads && words.is_bare_jump());
                 match ours && in_chain == shared(chain) {
                     true => here.entries.push(Entry {
                         spelled: spelled.to_owned(),
@@ -153,7 +155,8 @@ fn changes(chain: Chain, desired: &[Rule], standing: &ChainStanding) -> String {
     let keep = standing.entries.iter().position(|e| e.jump && wanted);
 
     let mut text = String::new();
-    if !right && (wanted || standing.exists) {
+    let emptied = standing.used_elsewhere && standing.rules.is_empty();
+    if !right && (wanted || (standing.exists && !emptied)) {
         // Made if it is missing, emptied if it is there.
         let _ = writeln!(text, ":{own} - [0:0]");
     }

@@ -33,8 +33,11 @@ const INFO: usize = 84;
 const INFO_HOOKS: usize = 32;
 const INFO_ENTRIES: usize = 76;
 const INFO_SIZE: usize = 80;
-/// Where the first entry begins in the answer to `GET_ENTRIES`.
-const FIRST_ENTRY: usize = 40;
+/// The kernel aligns 64-bit counters as the calling program's architecture does: to 4 bytes on i686,
+/// to 8 elsewhere, 32-bit ARM included.
+const ALIGN: usize = align_of::<u64>();
+/// Where the first entry begins in the answer to `GET_ENTRIES`: after the name and the size.
+const FIRST_ENTRY: usize = (NAME + 4).next_multiple_of(ALIGN);
 /// A table that changes under every try is looked at no longer.
 const TRIES: usize = 4;
 
@@ -46,12 +49,12 @@ struct Layout {
     counters_end: usize,
 }
 
-fn layout(family: Family) -> Layout {
+fn layout(family: Family, align: usize) -> Layout {
     let addresses = match family {
         Family::V4 => 84,
         Family::V6 => 136,
     };
-    let counters_at = (addresses + 12usize).next_multiple_of(8);
+    let counters_at = (addresses + 12usize).next_multiple_of(align);
     Layout {
         target_at: addresses + 4,
         counters_at,
@@ -111,7 +114,7 @@ fn read(family: Family, bytes: &mut [u8], built_in: usize, count: usize, ours: &
         target_at,
         counters_at,
         counters_end,
-    } = layout(family);
+    } = layout(family, ALIGN);
     let (mut at, mut chains) = (0, Vec::new());
     while let Some(entry) = bytes.get_mut(at..) {
         let Some(target) = u16_at(entry, target_at).map(usize::from) else {
@@ -189,5 +192,26 @@ fn ask(socket: &OwnedFd, family: Family, what: i32, buffer: &mut [u8]) -> io::Re
     match done {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_where_each_architecture_has_them() {
+        for (family, align, counters) in [
+            (Family::V4, 8, 96),
+            (Family::V4, 4, 96),
+            (Family::V6, 8, 152),
+            (Family::V6, 4, 148),
+        ] {
+            assert_eq!(
+                layout(family, align).counters_at,
+                counters,
+                "{family} {align}"
+            );
+        }
     }
 }

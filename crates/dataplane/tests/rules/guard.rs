@@ -35,7 +35,6 @@ fn eventually(what: &str, well: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !well() {
         assert!(Instant::now() < deadline, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -136,7 +135,15 @@ fn a_forged_router_advertisement_changes_nothing() {
 /// Whether a packet from `from` to `to` arrives at a socket in `at`.
 fn arrives(from: (Option<&Net>, &str), at: Option<&Net>, to: &str, port: u16) -> bool {
     let bind = |net: Option<&Net>, address: SocketAddr| {
-        let open = move || UdpSocket::bind(address).unwrap();
+        // An address of a device that just came up may not be usable yet.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let open = move || loop {
+            match UdpSocket::bind(address) {
+                Ok(socket) => return socket,
+                Err(error) => assert!(Instant::now() < deadline, "{address}: {error}"),
+            }
+            std::thread::yield_now();
+        };
         net.map_or_else(open, |net| net.run(open))
     };
     let any = if to.contains(':') { "[::]" } else { "0.0.0.0" };

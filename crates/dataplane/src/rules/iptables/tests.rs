@@ -175,6 +175,22 @@ fn what_is_not_wanted_is_removed_whole() {
 }
 
 #[test]
+fn an_administrators_own_jump_into_our_chain_stays() {
+    let theirs = "-A POSTROUTING -o eth0 -m mark --mark 0x7 -j FLANNEL-POSTRTG\n";
+    let saved = FRESH_V4.replacen("-A POSTROUTING", &format!("{theirs}-A POSTROUTING"), 1);
+    assert_eq!(patched(&saved, &desired(true)), None);
+    // Only ours goes; the chain that his leads into stays, empty, and is then left alone.
+    let nothing = TrafficRules::default();
+    let text = patched(&saved, &nothing).unwrap();
+    assert!(
+        !text.contains("--mark 0x7") && !text.contains("-X FLANNEL-POSTRTG"),
+        "{text}"
+    );
+    let left = format!("*nat\n:FLANNEL-POSTRTG - [0:0]\n{theirs}COMMIT\n");
+    assert_eq!(patched(&left, &nothing), None);
+}
+
+#[test]
 fn garbage_is_no_rule_of_ours_and_no_panic() {
     for text in [
         "",
