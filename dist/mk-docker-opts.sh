@@ -3,12 +3,13 @@
 
 set -u
 
-flannel_env=/run/flannel/subnet.env
-docker_env=/run/docker_opts.env
-combined_key=DOCKER_OPTS
-individual=
-combined=
-ipmasq=yes
+# The variable of -k may have any name, so the script's own ones have a prefix.
+mdo_flannel_env=/run/flannel/subnet.env
+mdo_docker_env=/run/docker_opts.env
+mdo_combined_key=DOCKER_OPTS
+mdo_individual=
+mdo_combined=
+mdo_ipmasq=yes
 
 usage() {
 	cat <<EOF
@@ -16,30 +17,34 @@ usage: ${0##*/} [-f FILE] [-d FILE] [-i] [-c] [-m] [-k NAME]
 
 Reads the subnet file of flanneld and writes options for the docker daemon.
 
-  -f FILE   the subnet file ($flannel_env)
-  -d FILE   the file to write ($docker_env)
+  -f FILE   the subnet file ($mdo_flannel_env)
+  -d FILE   the file to write ($mdo_docker_env)
   -i        write one variable for each option
   -c        write one variable with all options; with neither, both
-  -k NAME   the name of that variable ($combined_key); what it holds in
+  -k NAME   the name of that variable ($mdo_combined_key); what it holds in
             the environment is kept in front of the options
   -m        leave --ip-masq out
   -h        this text
 EOF
 }
 
-fail() {
+warn() {
 	printf '%s: %s\n' "${0##*/}" "$*" >&2
+}
+
+fail() {
+	warn "$@"
 	exit 1
 }
 
-while getopts f:d:ick:mh opt; do
-	case $opt in
-	f) flannel_env=$OPTARG ;;
-	d) docker_env=$OPTARG ;;
-	i) individual=yes ;;
-	c) combined=yes ;;
-	k) combined_key=$OPTARG ;;
-	m) ipmasq= ;;
+while getopts f:d:ick:mh mdo_opt; do
+	case $mdo_opt in
+	f) mdo_flannel_env=$OPTARG ;;
+	d) mdo_docker_env=$OPTARG ;;
+	i) mdo_individual=yes ;;
+	c) mdo_combined=yes ;;
+	k) mdo_combined_key=$OPTARG ;;
+	m) mdo_ipmasq= ;;
 	h)
 		usage
 		exit 0
@@ -53,61 +58,101 @@ done
 shift $((OPTIND - 1))
 [ $# -eq 0 ] || fail "unexpected argument '$1'; -h lists the options"
 
-if [ -z "$individual$combined" ]; then
-	individual=yes
-	combined=yes
+if [ -z "$mdo_individual$mdo_combined" ]; then
+	mdo_individual=yes
+	mdo_combined=yes
 fi
 
 # It is given to eval below, so nothing but a name will do.
-case $combined_key in
-'' | [0-9]* | *[!A-Za-z0-9_]*) fail "-k '$combined_key' is not a variable's name" ;;
+case $mdo_combined_key in
+'' | [0-9]* | *[!A-Za-z0-9_]*) fail "-k '$mdo_combined_key' is not a variable's name" ;;
 esac
+eval "mdo_held=\${$mdo_combined_key-}"
 
-[ -f "$flannel_env" ] || fail "$flannel_env does not exist: see that flanneld runs and what its log says"
-[ -r "$flannel_env" ] || fail "$flannel_env cannot be read"
+[ -f "$mdo_flannel_env" ] || fail "$mdo_flannel_env does not exist: see that flanneld runs and what its log says"
+[ -r "$mdo_flannel_env" ] || fail "$mdo_flannel_env cannot be read"
 
 # The file is read, not run. A last line without its end may have been cut off anywhere, so that only a word
 # that can be told to be whole is taken from it.
-subnet=
-mtu=
-masq=
-cut=
-while IFS= read -r line || { cut=yes && [ -n "$line" ]; }; do
-	value=${line#*=}
-	value=${value#\"}
-	value=${value%\"}
-	case $cut$line in
-	FLANNEL_SUBNET=*) subnet=$value ;;
-	FLANNEL_MTU=*) mtu=$value ;;
-	FLANNEL_IPMASQ=* | yesFLANNEL_IPMASQ=*) masq=$value ;;
+mdo_subnet=
+mdo_subnet6=
+mdo_mtu=
+mdo_masq=
+mdo_cut=
+while IFS= read -r mdo_line || { [ -n "$mdo_line" ] && mdo_cut=yes; }; do
+	# A carriage return and blanks at the end, quotes, and "export" mean to a shell what they mean here.
+	mdo_line=${mdo_line%"${mdo_line##*[![:space:]]}"}
+	mdo_line=${mdo_line#export }
+	mdo_value=${mdo_line#*=}
+	case $mdo_value in
+	\"*\" | \'*\')
+		mdo_value=${mdo_value#?}
+		mdo_value=${mdo_value%?}
+		;;
 	esac
-done <"$flannel_env"
+	if [ -n "$mdo_cut" ]; then
+		case $mdo_line in
+		FLANNEL_IPMASQ=true | FLANNEL_IPMASQ=false) ;;
+		F | FL*) fail "$mdo_flannel_env is cut off at '$mdo_line'; restart flanneld to have it written again" ;;
+		esac
+	fi
+	case $mdo_line in
+	FLANNEL_SUBNET=*) mdo_subnet=$mdo_value ;;
+	FLANNEL_IPV6_SUBNET=*) mdo_subnet6=$mdo_value ;;
+	FLANNEL_MTU=*) mdo_mtu=$mdo_value ;;
+	FLANNEL_IPMASQ=*) mdo_masq=$mdo_value ;;
+	esac
+	[ -z "$mdo_cut" ] || break
+done <"$mdo_flannel_env"
 
-missing=
-[ -n "$subnet" ] || missing="$missing FLANNEL_SUBNET"
-[ -n "$mtu" ] || missing="$missing FLANNEL_MTU"
-[ -n "$masq" ] || [ -z "$ipmasq" ] || missing="$missing FLANNEL_IPMASQ"
-[ -z "$missing" ] || fail "$flannel_env lacks$missing: it is not flanneld's or was cut off; restart flanneld to have it written anew"
+[ -n "$mdo_subnet$mdo_subnet6" ] || fail "$mdo_flannel_env lacks FLANNEL_SUBNET: it is not flanneld's or was cut off; restart flanneld to have it written again"
+[ -n "$mdo_subnet" ] || warn "$mdo_flannel_env has no FLANNEL_SUBNET, only IPv6: --bip is left out"
+[ -n "$mdo_mtu" ] || warn "$mdo_flannel_env has no FLANNEL_MTU: --mtu is left out"
+[ -n "$mdo_masq" ] || [ -z "$mdo_ipmasq" ] || warn "$mdo_flannel_env has no FLANNEL_IPMASQ: --ip-masq is left out"
+
+# Succeeds if $1 is a number of at most $3 digits, without a leading zero, and not above $2.
+is_number() {
+	case $1 in
+	'' | *[!0-9]* | 0?*) return 1 ;;
+	esac
+	[ ${#1} -le "$3" ] && [ "$1" -le "$2" ]
+}
+
+# Succeeds if $1 is an IPv4 address with its prefix length.
+is_subnet() {
+	(
+		case $1 in
+		*[!0-9./]* | */*/* | *.) exit 1 ;;
+		*/*) ;;
+		*) exit 1 ;;
+		esac
+		is_number "${1#*/}" 32 2 || exit 1
+		# The character class above leaves nothing that a shell would expand.
+		IFS=.
+		address=${1%/*}
+		case $address in *.) exit 1 ;; esac
+		set -- $address
+		[ $# -eq 4 ] || exit 1
+		for byte; do
+			is_number "$byte" 255 3 || exit 1
+		done
+	)
+}
 
 # What goes to the daemon's command line must be what it says it is.
-case $subnet in
-*[!0-9./]* | */*/* | /* | */) fail "$flannel_env: FLANNEL_SUBNET=$subnet is not an IPv4 address with its length" ;;
-*.*.*.*/*) ;;
-*) fail "$flannel_env: FLANNEL_SUBNET=$subnet is not an IPv4 address with its length" ;;
-esac
-case $mtu in
-*[!0-9]*) fail "$flannel_env: FLANNEL_MTU=$mtu is not a number" ;;
-esac
+[ -z "$mdo_subnet" ] || is_subnet "$mdo_subnet" || fail "$mdo_flannel_env: FLANNEL_SUBNET=$mdo_subnet is not an IPv4 address with its length"
+[ -z "$mdo_mtu" ] || is_number "$mdo_mtu" 65535 5 || fail "$mdo_flannel_env: FLANNEL_MTU=$mdo_mtu is not a number from 0 to 65535"
 
-bip_opt=--bip=$subnet
-mtu_opt=--mtu=$mtu
-masq_opt=
-if [ -n "$ipmasq" ]; then
+mdo_bip_opt=${mdo_subnet:+--bip=$mdo_subnet}
+mdo_mtu_opt=${mdo_mtu:+--mtu=$mdo_mtu}
+mdo_masq_opt=
+if [ -n "$mdo_ipmasq" ]; then
 	# One of the two masquerades, never both.
-	case $masq in
-	true) masq_opt=--ip-masq=false ;;
-	false) masq_opt=--ip-masq=true ;;
-	*) fail "$flannel_env: FLANNEL_IPMASQ=$masq is neither true nor false" ;;
+	case $mdo_masq in
+	true) mdo_masq_opt=--ip-masq=false ;;
+	false) mdo_masq_opt=--ip-masq=true ;;
+	'') ;;
+	*) fail "$mdo_flannel_env: FLANNEL_IPMASQ=$mdo_masq is neither true nor false" ;;
 	esac
 fi
 
@@ -117,36 +162,46 @@ quoted() {
 }
 
 output() {
-	if [ -n "$individual" ]; then
-		printf 'DOCKER_OPT_BIP="%s"\n' "$bip_opt"
-		[ -z "$masq_opt" ] || printf 'DOCKER_OPT_IPMASQ="%s"\n' "$masq_opt"
-		printf 'DOCKER_OPT_MTU="%s"\n' "$mtu_opt"
+	if [ -n "$mdo_individual" ]; then
+		[ -z "$mdo_bip_opt" ] || printf 'DOCKER_OPT_BIP="%s"\n' "$mdo_bip_opt"
+		[ -z "$mdo_masq_opt" ] || printf 'DOCKER_OPT_IPMASQ="%s"\n' "$mdo_masq_opt"
+		[ -z "$mdo_mtu_opt" ] || printf 'DOCKER_OPT_MTU="%s"\n' "$mdo_mtu_opt"
 	fi
-	if [ -n "$combined" ]; then
-		eval "held=\${$combined_key-}"
-		printf '%s="%s"\n' "$combined_key" "$(quoted "$held") $bip_opt${masq_opt:+ $masq_opt} $mtu_opt"
+	if [ -n "$mdo_combined" ]; then
+		printf '%s="%s"\n' "$mdo_combined_key" "$(quoted "$mdo_held")${mdo_bip_opt:+ $mdo_bip_opt}${mdo_masq_opt:+ $mdo_masq_opt}${mdo_mtu_opt:+ $mdo_mtu_opt}"
 	fi
 }
 
-[ ! -d "$docker_env" ] || fail "$docker_env is a directory"
-case $docker_env in
-/dev/*)
-	# Not a file that could be replaced, such as /dev/stdout.
-	output >"$docker_env" || fail "$docker_env cannot be written"
+[ ! -d "$mdo_docker_env" ] || fail "$mdo_docker_env is a directory"
+in_place() {
+	output >"$mdo_docker_env" || fail "$mdo_docker_env cannot be written"
 	exit 0
-	;;
+}
+
+# Not a file that could be replaced, such as a FIFO or /dev/stdout.
+case $mdo_docker_env in
+/dev/*) in_place ;;
 esac
-[ ! -L "$docker_env" ] || docker_env=$(readlink -f "$docker_env") || fail "the link $docker_env leads nowhere"
+[ ! -e "$mdo_docker_env" ] || [ -f "$mdo_docker_env" ] || in_place
+[ ! -L "$mdo_docker_env" ] || mdo_docker_env=$(readlink -f "$mdo_docker_env") || fail "the link $mdo_docker_env leads nowhere"
 
 # A file beside it, then a rename: a reader sees the old one or the new one, whole.
-case $docker_env in
-*/*) dir=${docker_env%/*}/ ;;
-*) dir=./ ;;
+case $mdo_docker_env in
+*/*) mdo_dir=${mdo_docker_env%/*}/ ;;
+*) mdo_dir=./ ;;
 esac
-new=
-trap '[ -z "$new" ] || rm -f "$new"' EXIT
+mdo_new=
+trap '[ -z "$mdo_new" ] || rm -f "$mdo_new"' EXIT
 trap 'exit 1' HUP INT TERM
-mkdir -p "$dir" || fail "the directory of $docker_env cannot be made"
-new=$(mktemp "${dir}.docker_opts.XXXXXX") || fail "$docker_env cannot be written"
-output >"$new" && chmod 0644 "$new" && mv -f "$new" "$docker_env" || fail "$docker_env cannot be written"
-new=
+mkdir -p "$mdo_dir" || fail "the directory of $mdo_docker_env cannot be made"
+if ! mdo_new=$(mktemp "${mdo_dir}.docker_opts.XXXXXX" 2>/dev/null); then
+	[ -f "$mdo_docker_env" ] || fail "$mdo_docker_env cannot be written: no file can be made in $mdo_dir"
+	in_place
+fi
+output >"$mdo_new" && chmod 0644 "$mdo_new" || fail "$mdo_docker_env cannot be written"
+if mv -f "$mdo_new" "$mdo_docker_env" 2>/dev/null; then
+	mdo_new=
+else
+	# A file that is mounted by itself, as into a container, cannot be replaced.
+	in_place
+fi

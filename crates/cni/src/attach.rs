@@ -1,19 +1,16 @@
 //! ADD, DEL and CHECK: one container.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
-
-use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::value::RawValue;
+use std::path::{Path, PathBuf};
 
 use crate::bridge::Stale;
 use crate::delegate::Delegate;
 use crate::failure::{Code, Failure, Refusal, note};
 use crate::network::Network;
 use crate::object::Object;
+use crate::previous_result::with_gateways;
 use crate::request::Command;
-use crate::saved::{Entry, Saved};
+use crate::sandbox::Sandbox;
+use crate::saved::{Entry, Origin, Saved, SavedFile, Written};
 use crate::subnet_env::SubnetEnv;
 use crate::version::Version;
 
@@ -23,8 +20,22 @@ pub struct Attachment<'a> {
     pub network: &'a Network,
     /// The container's identifier, checked.
     pub container: &'a str,
+    /// The interface's name in the container, checked.
+    pub ifname: &'a str,
+    /// The container's network namespace, as the runtime names it.
+    pub netns: &'a str,
     /// Where plugins are.
     pub path: &'a [PathBuf],
+}
+
+/// What the container's namespace had under the interface's name before ADD.
+enum Before {
+    /// Nothing.
+    Free,
+    /// An interface, which is not this ADD's.
+    Taken,
+    /// The namespace could not be looked at.
+    Unknown,
 }
 
 impl Attachment<'_> {
@@ -53,26 +64,61 @@ impl Attachment<'_> {
             note(format_args!("{said}"));
         }
 
-        let new = self.saved().write(self.container, &config)?;
-        delegate.run(Command::Add, &config, &[]).map_err(|refusal| {
-            // Where there was an attachment already, a second ADD must not take it away.
-            if new {
-                self.undo(&delegate, &config);
-            }
-            match &stale {
-                Some((said, found)) => explain(refusal, said, &found.cure()),
-                None => refusal,
-            }
-        })
+        let (id, before) = self.look();
+        let origin = Origin {
+            ifname: self.ifname.to_owned(),
+            netns: self.netns.to_owned(),
+            id,
+        };
+        let written = self.saved().write(self.container, &config, &origin)?;
+        let refusal = match delegate.run(Command::Add, &config, &[]) {
+            Ok(answer) if is_result(&answer) => return Ok(answer),
+            Ok(answer) => delegate.no_result(&answer).into(),
+            Err(refusal) => refusal,
+        };
+        let taken = matches!(before, Before::Taken);
+        self.undo(&delegate, &config, written, before);
+        let mut details = Vec::new();
+        if taken {
+            details.push(format!(
+                "{} was in the namespace before this ADD and is left as it is",
+                self.ifname
+            ));
+        }
+        if let Some((said, found)) = &stale {
+            details.extend([said.clone(), found.remedy()]);
+        }
+        Err(explain(refusal, &details))
     }
 
-    /// Has the delegate take back the half of an ADD that it did. Should it not, the saved file stays for the
-    /// runtime's DEL.
-    fn undo(&self, delegate: &Delegate, config: &Object) {
-        let undone = delegate
-            .run(Command::Del, config, &[])
-            .and_then(|_| Ok(self.saved().remove(self.container)?));
-        if let Err(error) = undone {
+    /// Looks whether the interface exists already, and returns the namespace's identity, empty where it is not known.
+    fn look(&self) -> (String, Before) {
+        match Sandbox::open(Path::new(self.netns)) {
+            Ok(None) => (String::new(), Before::Free),
+            Err(_) => (String::new(), Before::Unknown),
+            Ok(Some(sandbox)) => {
+                let before = match sandbox.has_interface(self.ifname) {
+                    Ok(true) => Before::Taken,
+                    Ok(false) => Before::Free,
+                    Err(_) => Before::Unknown,
+                };
+                (sandbox.id().to_owned(), before)
+            }
+        }
+    }
+
+    /// Ends a failed ADD. The delegate's DEL takes an interface away by its name and an address by the container's: it is
+    /// run only where both can only be of this ADD.
+    fn undo(&self, delegate: &Delegate, config: &Object, written: Written, before: Before) {
+        let outcome = match before {
+            // The runtime's DEL will find the file.
+            Before::Unknown if !written.replaced() => return,
+            Before::Free if !written.replaced() => delegate
+                .run(Command::Del, config, &[])
+                .and_then(|_| Ok(self.saved().restore(written)?)),
+            _ => self.saved().restore(written).map_err(Refusal::from),
+        };
+        if let Err(error) = outcome {
             note(format_args!(
                 "after its failed ADD, {}'s DEL failed too: {error}",
                 delegate.name()
@@ -83,33 +129,47 @@ impl Attachment<'_> {
     /// Detaches the container with the configuration that it was attached with.
     ///
     /// # Errors
-    /// What is kept of the container then stays, so that the runtime can try again.
+    /// The delegate's. What is kept of the container then stays, so that the runtime can retry.
     pub fn del(&self) -> Result<Vec<u8>, Refusal> {
-        let config = match self.saved().read(self.container)? {
+        let (file, entry) = self.saved().find(self.container, self.ifname);
+        let config = match entry {
             Entry::Absent => return Ok(Vec::new()),
-            Entry::Config(config) => self.with_previous(config, false)?,
-            Entry::Broken(why) => self.rebuilt(&why)?,
+            Entry::Config(config, _) => self.with_previous(config, false)?,
+            Entry::Broken(why) => return Ok(self.del_broken(&file, &why)),
         };
         let delegate = Delegate::find(&config, self.path)?;
         let answer = delegate.run(Command::Del, &config, &[])?;
-        self.saved().remove(self.container)?;
+        file.forget();
         Ok(answer)
     }
 
-    /// The configuration for a container whose saved one is broken: what an ADD would get now. The
-    /// delegate finds the container by its identifier, so that it will do.
-    fn rebuilt(&self, why: &str) -> Result<Object, Failure> {
-        let file = self.network.data_dir.join(self.container);
-        let said = format!("{} is broken ({why})", file.display());
+    /// Detaches a container whose saved configuration is broken with the one that an ADD would get now: the delegate finds
+    /// the container by its identifier. Retrying would not help, so that the runtime is not told to.
+    fn del_broken(&self, file: &SavedFile, why: &str) -> Vec<u8> {
         note(format_args!(
-            "{said}: its container is deleted with a configuration made anew"
+            "{} is broken ({why}): its container is deleted with a new configuration",
+            file.path.display()
         ));
-        SubnetEnv::read(&self.network.subnet_file)
-            .and_then(|env| self.network.delegate_config(&env))
-            .map_err(|failure| Failure {
-                msg: format!("{said}, and another cannot be made: {}", failure.msg),
-                ..failure
-            })
+        let outcome = self
+            .network
+            .delegate_config_for_del()
+            .and_then(|config| Ok((Delegate::find(&config, self.path)?, config)))
+            .map_err(Refusal::from)
+            .and_then(|(delegate, config)| delegate.run(Command::Del, &config, &[]));
+        match outcome {
+            Ok(answer) => {
+                file.forget();
+                answer
+            }
+            Err(refusal) => {
+                note(format_args!(
+                    "{} stays, and what container {} had may be left: {refusal}",
+                    file.path.display(),
+                    self.container
+                ));
+                Vec::new()
+            }
+        }
     }
 
     /// Has the delegate check the container.
@@ -135,14 +195,15 @@ impl Attachment<'_> {
             )
             .into());
         }
-        let file = self.network.data_dir.join(self.container);
-        let config = match self.saved().read(self.container)? {
+        let (file, entry) = self.saved().find(self.container, self.ifname);
+        let config = match entry {
             Entry::Absent => {
                 return Err(Failure::new(
                     Code::UnknownContainer,
                     format!(
-                        "{} does not exist: this container was not added, or is deleted",
-                        file.display()
+                        "{} does not exist for {}: this container was not added, or is deleted",
+                        file.path.display(),
+                        self.ifname
                     ),
                 )
                 .into());
@@ -150,17 +211,17 @@ impl Attachment<'_> {
             Entry::Broken(why) => {
                 return Err(Failure::new(
                     Code::Decode,
-                    format!("{} is broken ({why})", file.display()),
+                    format!("{} is broken ({why})", file.path.display()),
                 )
-                .advise("delete the container: DEL copes with it")
+                .advise("delete the container: DEL works with a broken file")
                 .into());
             }
-            Entry::Config(config) => self.with_previous(config, true)?,
+            Entry::Config(config, _) => self.with_previous(config, true)?,
         };
         Delegate::find(&config, self.path)?.run(Command::Check, &config, &[])
     }
 
-    /// `config` with the runtime's `prevResult`. That result is of the network's version; where `config` was
+    /// Returns `config` with the runtime's `prevResult`. That result is of the network's version; where `config` was
     /// saved under another one, either the version follows (`follow`) or the result is left out.
     fn with_previous(&self, mut config: Object, follow: bool) -> Result<Object, Failure> {
         let Some(result) = self.network.previous_result() else {
@@ -180,88 +241,34 @@ impl Attachment<'_> {
     }
 }
 
-/// A result whose routes all say which gateway they go through: where none is given, the address's own, as the
-/// plugins do when they add the route. Their CHECK (seen in 1.1.1's bridge) searches the kernel for a route without
-/// any, does not find it, and calls every healthy container broken.
-fn with_gateways(result: &RawValue) -> Box<RawValue> {
-    #[derive(Deserialize)]
-    struct Address {
-        gateway: Option<IpAddr>,
-    }
-    let complete = || {
-        let mut object: Object = serde_json::from_str(result.get()).ok()?;
-        let addresses: Vec<Address> = object.decode("ips").ok()??;
-        let mut routes: Vec<Object> = object.decode("routes").ok()??;
-        for route in &mut routes {
-            let given: Option<String> = route.decode("gw").ok()?;
-            let dst: IpNet = route.decode::<String>("dst").ok()??.parse().ok()?;
-            let own = addresses
-                .iter()
-                .filter_map(|address| address.gateway)
-                .find(|gateway| gateway.is_ipv4() == dst.addr().is_ipv4());
-            if let (None | Some(""), Some(own)) = (given.as_deref(), own) {
-                route.set("gw", &own.to_string()).ok()?;
-            }
-        }
-        object.set("routes", &routes).ok()?;
-        serde_json::value::to_raw_value(&object).ok()
-    };
-    complete().unwrap_or_else(|| result.to_owned())
+/// Returns whether a successful delegate's answer is a result: an object, and not one of an error.
+fn is_result(answer: &[u8]) -> bool {
+    serde_json::from_str::<Object>(&String::from_utf8_lossy(answer))
+        .is_ok_and(|object| !object.has("code"))
 }
 
-/// The delegate's refusal with what we know about its cause, which goes to the object's `details`; all else
-/// stays the delegate's.
-fn explain(refusal: Refusal, said: &str, cure: &str) -> Refusal {
+/// Adds what we know about the cause to the delegate's refusal, in the object's `details`; all else stays the delegate's.
+fn explain(refusal: Refusal, more: &[String]) -> Refusal {
+    if more.is_empty() {
+        return refusal;
+    }
+    let join = |details: &str| {
+        let all = std::iter::once(details).chain(more.iter().map(String::as_str));
+        let all: Vec<&str> = all.filter(|part| !part.is_empty()).collect();
+        all.join("; ")
+    };
     match refusal {
         Refusal::Ours(failure) => {
-            let details = join(&[&failure.details, said, cure]);
+            let details = join(&failure.details);
             Refusal::Ours(failure.advise(details))
         }
         Refusal::Delegates(answer) => {
             let explained = serde_json::from_slice::<Object>(&answer).and_then(|mut object| {
                 let details: Option<String> = object.decode("details").unwrap_or_default();
-                object.set(
-                    "details",
-                    &join(&[&details.unwrap_or_default(), said, cure]),
-                )?;
+                object.set("details", &join(&details.unwrap_or_default()))?;
                 serde_json::to_vec(&object)
             });
             Refusal::Delegates(explained.unwrap_or(answer))
-        }
-    }
-}
-
-fn join(parts: &[&str]) -> String {
-    let parts: Vec<&str> = parts
-        .iter()
-        .copied()
-        .filter(|part| !part.is_empty())
-        .collect();
-    parts.join("; ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_route_without_a_gateway_gets_its_familys() {
-        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
-        let result = raw(
-            r#"{"odd":1.50,"ips":[{"address":"10.1.2.2/24","gateway":"10.1.2.1"},{"address":"fd00::2/64","gateway":"fd00::1"},{"address":"10.9.9.9/32"}],"routes":[{"dst":"10.0.0.0/8","mtu":9},{"dst":"::/0","gw":""},{"dst":"0.0.0.0/0","gw":"10.1.2.9"}]}"#,
-        );
-        let expected = r#"{"odd":1.50,"ips":[{"address":"10.1.2.2/24","gateway":"10.1.2.1"},{"address":"fd00::2/64","gateway":"fd00::1"},{"address":"10.9.9.9/32"}],"routes":[{"dst":"10.0.0.0/8","mtu":9,"gw":"10.1.2.1"},{"dst":"::/0","gw":"fd00::1"},{"dst":"0.0.0.0/0","gw":"10.1.2.9"}]}"#;
-        assert_eq!(with_gateways(&result).get(), expected);
-
-        // What cannot be understood, or needs nothing, stays as it is.
-        for text in [
-            "7",
-            r#"{"ip4":{"ip":"10.1.2.2/24"}}"#,
-            r#"{"ips":[{"gateway":"x"}],"routes":[]}"#,
-            r#"{"ips":[],"routes":[{"dst":"somewhere"}]}"#,
-            r#"{"ips":[],"routes":[{"dst":"10.0.0.0/8"}]}"#,
-        ] {
-            assert_eq!(with_gateways(&raw(text)).get(), text);
         }
     }
 }

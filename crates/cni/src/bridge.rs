@@ -28,7 +28,7 @@ impl Stale {
         let is = |key| matches!(config.decode::<bool>(key), Ok(Some(true)));
         let kind = config.decode::<String>("type").ok().flatten();
         let gateway = is("isGateway") || is("isDefaultGateway");
-        // With forceAddress the delegate itself mends what it finds.
+        // With forceAddress the delegate itself replaces what it finds.
         if kind.as_deref() != Some("bridge") || !gateway || is("forceAddress") {
             return None;
         }
@@ -46,7 +46,8 @@ impl Stale {
             })
             .ok()
             .flatten()?;
-        addresses.retain(|net| is_stale(net, subnets));
+        let all = addresses.clone();
+        addresses.retain(|net| is_stale(net, &all, subnets));
         (!addresses.is_empty()).then(|| Stale {
             bridge,
             index,
@@ -61,13 +62,14 @@ impl Stale {
     /// # Errors
     /// What is left, and why, as one sentence.
     pub fn repair(&self) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("{self}, and it could not be mended: {error}");
+        let failed =
+            |error: std::io::Error| format!("{self}, and it could not be removed: {error}");
         let netlink = Netlink::open().map_err(failed)?;
         match netlink.ports(self.index).map_err(failed)? {
             0 => {}
             ports => {
                 return Err(format!(
-                    "{self}, and is in use by {ports} interface(s): it is mended once they are gone"
+                    "{self}, and is in use by {ports} interface(s): it is removed once they are gone"
                 ));
             }
         }
@@ -83,8 +85,8 @@ impl Stale {
         Ok(())
     }
 
-    /// What to do about it by hand.
-    pub fn cure(&self) -> String {
+    /// Returns what to do about it by hand.
+    pub fn remedy(&self) -> String {
         format!(
             "drain this node, then `ip link delete {}`; or set \"repairBridge\": true, which takes the address off when no container uses the bridge",
             self.bridge
@@ -110,24 +112,22 @@ impl std::fmt::Display for Stale {
     }
 }
 
-/// Whether an address is of another subnet than this node's of its family. Addresses that nobody leases,
-/// and families that this node has no lease of, do not count.
-fn is_stale(net: &IpNet, subnets: &[IpNet]) -> bool {
+/// Returns whether an address is not of this node's subnet of its family. One in it with another prefix length is of a
+/// lease of another size, for which the bridge plugin refuses every container, unless the bridge has one with the right
+/// length `among` its addresses. Addresses that nobody leases, and families that this node has no lease of, do not count.
+fn is_stale(net: &IpNet, among: &[IpNet], subnets: &[IpNet]) -> bool {
     let local = match net {
         IpNet::V4(net) => net.addr().is_link_local(),
         IpNet::V6(net) => net.addr().is_unicast_link_local(),
     };
-    let same_family = |own: &&IpNet| {
-        matches!(
-            (own, net),
-            (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
-        )
-    };
+    let is_v4 = |net: &IpNet| matches!(net, IpNet::V4(_));
+    let own = subnets.iter().find(|own| is_v4(own) == is_v4(net));
     !local
-        && subnets
-            .iter()
-            .find(same_family)
-            .is_some_and(|own| !own.contains(&net.addr()))
+        && own.is_some_and(|own| {
+            let suits =
+                |net: &IpNet| own.contains(&net.addr()) && net.prefix_len() == own.prefix_len();
+            !own.contains(&net.addr()) || !suits(net) && !among.iter().any(suits)
+        })
 }
 
 #[cfg(test)]
@@ -143,7 +143,10 @@ mod tests {
             ("10.1.2.1/24", "10.1.2.0/24", false),
             ("10.1.3.1/24", "10.1.2.0/24", true),
             // An older lease of another length.
-            ("10.1.2.1/16", "10.1.2.0/24", false),
+            ("10.1.2.1/16", "10.1.2.0/24", true),
+            ("10.1.2.1/24", "10.1.2.0/25", true),
+            ("10.1.2.1/24", "10.1.2.0/23", true),
+            ("fd00::1/64", "fd00::/80", true),
             ("10.1.0.1/16", "10.1.2.0/24", true),
             ("fd00:0:0:2::1/64", "10.1.2.0/24", false),
             ("fd00:0:0:2::1/64", "10.1.2.0/24 fd00:0:0:1::/64", true),
@@ -151,10 +154,13 @@ mod tests {
             ("169.254.1.1/16", "10.1.2.0/24", false),
         ] {
             assert_eq!(
-                is_stale(&address.parse().unwrap(), &nets(subnets)),
+                is_stale(&address.parse().unwrap(), &nets(address), &nets(subnets)),
                 stale,
                 "{address}"
             );
         }
+        // Somebody's second address beside the right one.
+        let both = nets("10.1.2.1/24 10.1.2.9/32");
+        assert!(!is_stale(&both[1], &both, &nets("10.1.2.0/24")));
     }
 }

@@ -1,12 +1,15 @@
 //! The plugin that does the work: found on `CNI_PATH`, run with our environment.
 
 use std::fs;
-use std::io::{Seek, Write};
+use std::io::{self, Seek, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use rustix::process::Signal;
 
 use crate::failure::{Code, Failure, Refusal};
 use crate::files;
@@ -88,39 +91,45 @@ impl Delegate {
         config: &Object,
         vars: &[(&str, &str)],
     ) -> Result<Vec<u8>, Refusal> {
-        let io = |what: &str, error: &dyn std::fmt::Display| {
+        let failed = |what: &str, error: &dyn std::fmt::Display| {
             Failure::new(
                 Code::Io,
                 format!("{}: {what}: {error}", self.program.display()),
             )
         };
         // A file in memory, not a pipe: a plugin that answers without reading blocks nobody.
-        let mut stdin = rustix::fs::memfd_create("flannel-delegate", MemfdFlags::CLOEXEC)
-            .map(fs::File::from)
-            .map_err(|error| io("make its input", &error))?;
+        let mut stdin = memory_file().map_err(|error| failed("make its input", &error))?;
         serde_json::to_vec(config)
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .and_then(|text| stdin.write_all(&text))
             .and_then(|()| stdin.rewind())
-            .map_err(|error| io("make its input", &error))?;
+            .map_err(|error| failed("make its input", &error))?;
 
-        let mut child = std::process::Command::new(&self.program)
+        let mut program = std::process::Command::new(&self.program);
+        // A DEL whose plugin is killed may finish: the next one finds less to do.
+        if !matches!(command, Command::Del | Command::Gc) {
+            end_with_us(&mut program);
+        }
+        let mut child = program
             .env("CNI_COMMAND", command.name())
             .envs(vars.iter().copied())
             .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .spawn()
-            .map_err(|error| io("cannot be run", &error))?;
+            .map_err(|error| failed("cannot be run", &error))?;
         // Should this end early, `stdout` is closed, and a plugin that goes on writing fails.
         let answer = child.stdout.take().map(files::read_limited);
-        let status = child.wait().map_err(|error| io("wait for it", &error))?;
+        let status = child
+            .wait()
+            .map_err(|error| failed("wait for it", &error))?;
         let answer = answer
             .unwrap_or_else(|| Ok(Vec::new()))
-            .map_err(|error| io("read its answer", &error))?;
-        match status.success() {
-            true => Ok(answer),
-            false => Err(self.refusal(command, status, answer)),
+            .map_err(|error| failed("read its answer", &error))?;
+        if status.success() {
+            Ok(answer)
+        } else {
+            Err(self.refusal(command, status, answer))
         }
     }
 
@@ -141,24 +150,64 @@ impl Delegate {
         if serde_json::from_slice::<Object>(&answer).is_ok_and(|object| object.has("code")) {
             return Refusal::Delegates(answer);
         }
-        let said = String::from_utf8_lossy(&answer);
-        Failure::new(
-            Code::DelegateFailed,
-            format!(
-                "the delegate {} failed at {} without an error object ({status})",
-                self.name,
+        self.said_wrong(
+            &format!(
+                "failed at {} without an error object ({status})",
                 command.name()
             ),
+            &answer,
+        )
+        .into()
+    }
+
+    /// Returns the failure of an ADD that ended with success but whose `answer` is not a result.
+    pub fn no_result(&self, answer: &[u8]) -> Failure {
+        self.said_wrong("ended ADD with success but without a result", answer)
+    }
+
+    fn said_wrong(&self, what: &str, answer: &[u8]) -> Failure {
+        let said = String::from_utf8_lossy(answer);
+        Failure::new(
+            Code::DelegateFailed,
+            format!("the delegate {} {what}", self.name),
         )
         .advise(match said.trim() {
             "" => format!(
-                "it said nothing on stdout; see the runtime's log for what {} wrote to stderr",
+                "its stdout is empty; see the runtime's log for what {} wrote to stderr",
                 self.program.display()
             ),
             said => format!("it said: {}", short(said)),
         })
-        .into()
     }
+}
+
+/// Makes a file in memory. It is never run, which has to be said where the system forbids what could be
+/// (`vm.memfd_noexec=2`); kernels before 6.3 do not know the flag.
+fn memory_file() -> io::Result<fs::File> {
+    let make = |flags| rustix::fs::memfd_create("flannel-delegate", MemfdFlags::CLOEXEC | flags);
+    let made = match make(MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => make(MemfdFlags::empty()),
+        other => other,
+    };
+    Ok(made?.into())
+}
+
+/// Has the kernel kill the program when this process is killed. A runtime that kills the plugin takes the container for
+/// not attached; a delegate that went on would attach it after the runtime's DEL.
+#[allow(unsafe_code)]
+fn end_with_us(program: &mut std::process::Command) {
+    let parent = rustix::process::getpid();
+    let before_exec = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            // This process was killed before that.
+            Err(Errno::SRCH.into())
+        }
+    };
+    // SAFETY: between fork and exec it makes two system calls, allocates nothing and takes no lock.
+    unsafe { program.pre_exec(before_exec) };
 }
 
 /// Whether `name` can be the name of a plugin: a file's name and no path.

@@ -1,32 +1,44 @@
 //! Reading what somebody else may have put there: regular files of a sane size, nothing that blocks.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// The longest input that is read, in bytes: a few hundred times the largest configuration seen.
-pub const LIMIT: u64 = 4 << 20;
+/// The longest input that is read, in bytes: ten times what an API server or etcd would keep of a configuration.
+pub const LIMIT: u64 = 16 << 20;
 
 /// Reads a regular file; symbolic links are followed.
 ///
 /// # Errors
 /// The system's; `InvalidData` for what is not a regular file or longer than [`LIMIT`].
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
-    open_and_read(path, OFlags::empty())
+    read_limited(open_regular(path, OFlags::empty())?)
 }
 
-/// Reads a regular file that must itself be at `path`: a symbolic link there is an error.
+/// Reads a regular file that nobody but this user and root could have written. A symbolic link is an error.
 ///
 /// # Errors
-/// As for [`read`].
-pub fn read_no_link(path: &Path) -> io::Result<Vec<u8>> {
-    open_and_read(path, OFlags::NOFOLLOW)
+/// As for [`read`]; `PermissionDenied` for a file of somebody else's, with the reason.
+pub fn read_private(path: &Path) -> io::Result<Vec<u8>> {
+    let file = open_regular(path, OFlags::NOFOLLOW)?;
+    let meta = file.metadata()?;
+    let denied = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
+        return denied(format!("it belongs to user {}, not to root", meta.uid()));
+    }
+    if meta.mode() & 0o022 != 0 {
+        return denied(format!(
+            "others may write to it (mode {:04o})",
+            meta.mode() & 0o7777
+        ));
+    }
+    read_limited(file)
 }
 
-fn open_and_read(path: &Path, flags: OFlags) -> io::Result<Vec<u8>> {
+fn open_regular(path: &Path, flags: OFlags) -> io::Result<File> {
     // Without NONBLOCK, opening a FIFO that nobody writes to would wait for ever.
     let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = OpenOptions::new()
@@ -39,7 +51,7 @@ fn open_and_read(path: &Path, flags: OFlags) -> io::Result<Vec<u8>> {
             "not a regular file",
         ));
     }
-    read_limited(file)
+    Ok(file)
 }
 
 /// Reads to the end.

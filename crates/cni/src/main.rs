@@ -3,16 +3,22 @@
 //! It makes no interface itself. It reads what flanneld wrote about this node's subnet, completes with it the
 //! configuration of another plugin (bridge, unless said otherwise), and runs that plugin.
 
-mod arena;
+#![deny(unsafe_code)]
+
 mod attach;
 mod bridge;
 mod delegate;
 mod failure;
 mod files;
+mod gc;
+mod go_json;
 mod netlink;
 mod network;
 mod object;
+mod previous_result;
+mod ranges;
 mod request;
+mod sandbox;
 mod saved;
 mod subnet_env;
 mod upkeep;
@@ -26,9 +32,6 @@ use failure::{Code, Failure, Refusal};
 use network::Network;
 use request::{Command, Request};
 use version::Version;
-
-#[global_allocator]
-static MEMORY: arena::Arena = arena::Arena::new();
 
 const HELP: &str = "\
 flannel: a CNI plugin, started by container runtimes and not by hand.
@@ -70,9 +73,10 @@ fn main() -> ExitCode {
 }
 
 fn code(success: bool) -> ExitCode {
-    match success {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    if success {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
     }
 }
 
@@ -94,6 +98,8 @@ fn run(version: &mut Version) -> Result<Vec<u8>, Refusal> {
     let attachment = Attachment {
         network: &network,
         container: &request.container,
+        ifname: &request.interface,
+        netns: &request.netns,
         path: &request.path,
     };
     match request.command {
@@ -101,7 +107,7 @@ fn run(version: &mut Version) -> Result<Vec<u8>, Refusal> {
         Command::Del => attachment.del(),
         Command::Check => attachment.check(),
         Command::Status => upkeep::status(&network, &request.path),
-        Command::Gc => upkeep::gc(&network, &request.path),
+        Command::Gc => gc::gc(&network, &request.path),
         Command::Version => Ok(Vec::new()),
     }
 }

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, note};
+use crate::go_json::normalize;
 use crate::object::Object;
+use crate::ranges::ranges;
 use crate::request::{is_identifier, short};
 use crate::subnet_env::SubnetEnv;
 use crate::version::Version;
@@ -33,11 +35,12 @@ pub struct Network {
 }
 
 /// An attachment that a GC is to keep.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct ValidAttachment {
     /// The container.
-    #[serde(rename = "containerID")]
     pub container: String,
+    /// The interface; empty for all of the container's.
+    pub ifname: String,
 }
 
 impl Network {
@@ -60,12 +63,13 @@ impl Network {
         };
         let name = text(&object, "name")?.unwrap_or_default();
         if !is_identifier(&name) {
-            return Err(match name.is_empty() {
-                true => invalid("\"name\" is missing"),
-                false => invalid(format!(
+            return Err(if name.is_empty() {
+                invalid("\"name\" is missing")
+            } else {
+                invalid(format!(
                     "\"name\": {:?} is not a network's name",
                     short(&name)
-                )),
+                ))
             }
             .advise("a letter or digit, then letters, digits, '_', '.' and '-'"));
         }
@@ -107,12 +111,24 @@ impl Network {
         else {
             return Ok(None);
         };
-        let list: Option<Vec<ValidAttachment>> = self.object.decode(key).map_err(|error| {
+        let bad = || {
             invalid(format!(
-                "{key:?} must be a list of {{\"containerID\", \"ifname\"}}: {error}"
+                "{key:?} must be a list of {{\"containerID\", \"ifname\"}}"
             ))
-        })?;
-        Ok(Some((list.unwrap_or_default(), raw)))
+        };
+        let list: Option<Vec<Object>> = self.object.decode(key).map_err(|_| bad())?;
+        let list = list.unwrap_or_default();
+        let attachment = |one: &Object| {
+            Some(ValidAttachment {
+                container: one.decode("containerID").ok()??,
+                ifname: one.decode("ifname").ok()?.unwrap_or_default(),
+            })
+        };
+        let list: Vec<ValidAttachment> = list
+            .iter()
+            .map(|one| attachment(one).ok_or_else(bad))
+            .collect::<Result<_, _>>()?;
+        Ok(Some((list, raw)))
     }
 
     /// The configuration of the delegate: what was given under `delegate` and `ipam`, completed with
@@ -121,13 +137,43 @@ impl Network {
     /// # Errors
     /// [`Code::InvalidConfig`] with the key by name.
     pub fn delegate_config(&self, env: &SubnetEnv) -> Result<Object, Failure> {
-        let mut delegate: Object = self
-            .object
-            .decode("delegate")
-            .map_err(|_| invalid("\"delegate\" must be an object"))?
-            .unwrap_or_default();
+        self.complete(
+            env,
+            ranges(self.merged("ipam")?.get("ranges"), &env.subnets)?,
+        )
+    }
+
+    /// Returns a configuration that is good enough for a DEL whose own was lost. Address managers find a container by its
+    /// identifier and not by the range, so that it does not take a running flanneld.
+    ///
+    /// # Errors
+    /// [`Code::InvalidConfig`] with the key by name.
+    pub fn delegate_config_for_del(&self) -> Result<Object, Failure> {
+        let env = SubnetEnv::read(&self.subnet_file).unwrap_or_else(|failure| {
+            note(format_args!("{}: continuing without it", failure.msg));
+            SubnetEnv::placeholder()
+        });
+        self.complete(&env, ranges(None, &env.subnets)?)
+    }
+
+    /// Returns the object under `key`. Written twice, it is merged, as Go's decoder does.
+    fn merged(&self, key: &str) -> Result<Object, Failure> {
+        let mut merged = Object::default();
+        for value in self.object.all(key) {
+            match serde_json::from_str::<Option<Object>>(value.get()) {
+                Ok(Some(object)) => merged.extend(object),
+                Ok(None) => merged = Object::default(),
+                Err(_) => return Err(invalid(format!("{key:?} must be an object"))),
+            }
+        }
+        Ok(merged)
+    }
+
+    fn complete(&self, env: &SubnetEnv, ranges: Vec<Vec<Object>>) -> Result<Object, Failure> {
+        let mut delegate = self.merged("delegate")?;
         for key in ["name", "ipam"] {
-            if delegate.has(key) {
+            // Other spellings of them are overwritten, as with upstream.
+            if delegate.keys().any(|given| given == key) {
                 return Err(invalid(format!("\"delegate\" must not hold {key:?}"))
                     .advise(format!("write {key:?} beside \"delegate\", not in it")));
             }
@@ -150,7 +196,7 @@ impl Network {
             }
             Ok::<_, serde_json::Error>(())
         })();
-        let ipam = self.ipam(env)?;
+        let ipam = self.ipam(env, ranges)?;
         made.and_then(|()| delegate.set("ipam", &ipam))
             .map_err(|error| invalid(format!("\"delegate\": {error}")))?;
 
@@ -170,21 +216,13 @@ impl Network {
     }
 
     /// `ipam` as given, with this node's subnets as ranges and a route to every network.
-    fn ipam(&self, env: &SubnetEnv) -> Result<Object, Failure> {
+    fn ipam(&self, env: &SubnetEnv, ranges: Vec<Vec<Object>>) -> Result<Object, Failure> {
         #[derive(Serialize)]
-        struct Range {
-            subnet: String,
-        }
-        #[derive(Serialize, Deserialize)]
         struct Route {
             dst: String,
         }
 
-        let mut ipam: Object = self
-            .object
-            .decode("ipam")
-            .map_err(|_| invalid("\"ipam\" must be an object"))?
-            .unwrap_or_default();
+        let mut ipam = self.merged("ipam")?;
         let mut routes: Vec<Box<RawValue>> = ipam
             .decode("routes")
             .map_err(|_| invalid("\"ipam\": \"routes\" must be a list"))?
@@ -192,18 +230,10 @@ impl Network {
         // What is given wins: the same destination twice would have the delegate fail.
         let mut known: Vec<IpNet> = routes
             .iter()
-            .filter_map(|route| serde_json::from_str::<Route>(route.get()).ok())
-            .filter_map(|route| route.dst.parse::<IpNet>().ok())
+            .filter_map(|route| serde_json::from_str::<Object>(route.get()).ok())
+            .filter_map(|route| route.decode::<String>("dst").ok().flatten())
+            .filter_map(|dst| dst.parse::<IpNet>().ok())
             .map(|dst| dst.trunc())
-            .collect();
-        let ranges: Vec<[Range; 1]> = env
-            .subnets
-            .iter()
-            .map(|subnet| {
-                [Range {
-                    subnet: subnet.to_string(),
-                }]
-            })
             .collect();
         (|| {
             for &dst in &env.networks {
@@ -232,9 +262,8 @@ pub fn decode_object(bytes: &[u8], what: &str) -> Result<Object, Failure> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(bad("is empty".into()));
     }
-    let text = std::str::from_utf8(bytes)
-        .map_err(|error| bad(format!("is not UTF-8 from byte {}", error.valid_up_to())))?;
-    serde_json::from_str(text).map_err(|error| bad(format!("is not a JSON object: {error}")))
+    serde_json::from_str(&normalize(bytes))
+        .map_err(|error| bad(format!("is not a JSON object: {error}")))
 }
 
 fn text(object: &Object, key: &str) -> Result<Option<String>, Failure> {
@@ -297,6 +326,6 @@ mod tests {
                 }
             }
         }
-        assert!(parsed > made && made > 100, "{parsed} {made}");
+        assert!(parsed >= made && made > 100, "{parsed} {made}");
     }
 }

@@ -14,11 +14,33 @@ use serde_json::value::RawValue;
 pub struct Object(Vec<(String, Box<RawValue>)>);
 
 impl Object {
-    /// The value of `key`, as text. Of a key that was written twice the later value counts, as
-    /// everywhere in CNI's world.
+    /// Returns the value of `key`, as text. As with Go's decoder, upper and lower case are the same, and of a key that was
+    /// written twice the later value counts.
     pub fn get(&self, key: &str) -> Option<&RawValue> {
-        let (_, value) = self.0.iter().rfind(|(name, _)| name == key)?;
-        Some(value)
+        self.all(key).next_back()
+    }
+
+    /// Returns all values of `key`, in the order they were written.
+    pub fn all(&self, key: &str) -> impl DoubleEndedIterator<Item = &RawValue> {
+        self.0
+            .iter()
+            .filter(move |(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| &**value)
+    }
+
+    /// Returns the keys, as they were written.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Appends the keys of another object, which count more than equal ones that are there.
+    pub fn extend(&mut self, other: Object) {
+        self.0.extend(other.0);
+    }
+
+    /// Removes `key`.
+    pub fn remove(&mut self, key: &str) {
+        self.0.retain(|(name, _)| !name.eq_ignore_ascii_case(key));
     }
 
     /// Whether `key` is there, with whatever value.
@@ -38,12 +60,22 @@ impl Object {
             .map_or(Ok(None), |value| serde_json::from_str(value.get()))
     }
 
-    /// Sets `key`, in its old place if it has one, else at the end.
+    /// Sets `key`, in its old place if it has one, else at the end. Other spellings of it and earlier values are removed:
+    /// a decoder may merge an object with an earlier one of the same key.
     pub fn put(&mut self, key: &str, value: Box<RawValue>) {
-        match self.0.iter_mut().rfind(|(name, _)| name == key) {
-            Some((_, old)) => *old = value,
-            None => self.0.push((key.to_owned(), value)),
+        let is = |name: &str| name.eq_ignore_ascii_case(key);
+        let Some(place) = self.0.iter().rposition(|(name, _)| is(name)) else {
+            self.0.push((key.to_owned(), value));
+            return;
+        };
+        if let Some(pair) = self.0.get_mut(place) {
+            *pair = (key.to_owned(), value);
         }
+        let mut at = 0;
+        self.0.retain(|(name, _)| {
+            at += 1;
+            at > place || !is(name)
+        });
     }
 
     /// [`Object::put`] of a value of ours.
@@ -67,9 +99,10 @@ impl Object {
         key: &str,
         value: &(impl Serialize + ?Sized),
     ) -> Result<(), serde_json::Error> {
-        match self.has(key) {
-            true => Ok(()),
-            false => self.set(key, value),
+        if self.has(key) {
+            Ok(())
+        } else {
+            self.set(key, value)
         }
     }
 }
@@ -123,15 +156,18 @@ mod tests {
 
     #[test]
     fn a_key_keeps_its_place_and_the_later_of_two_counts() {
-        let mut object = parse(r#"{"a":1,"b":2,"a":3}"#);
+        let mut object = parse(r#"{"a":1,"b":2,"A":3}"#);
         object.set("b", "x").unwrap();
         object.set_default("a", &9).unwrap();
         object.set_default("c", &9).unwrap();
         assert_eq!(
             serde_json::to_string(&object).unwrap(),
-            r#"{"a":1,"b":"x","a":3,"c":9}"#
+            r#"{"a":1,"b":"x","A":3,"c":9}"#
         );
         assert_eq!(object.decode("a").unwrap(), Some(3));
+        object.set("a", &4).unwrap();
+        object.remove("B");
+        assert_eq!(serde_json::to_string(&object).unwrap(), r#"{"a":4,"c":9}"#);
     }
 
     #[test]

@@ -59,6 +59,10 @@ pub struct Request {
     pub command: Command,
     /// The container, safe as a file name. Empty where the command is about none.
     pub container: String,
+    /// The interface's name in the container. Empty where the command is about none.
+    pub interface: String,
+    /// The container's network namespace, not checked; may be empty.
+    pub netns: String,
     /// The directories to look for plugins in, in order.
     pub path: Vec<PathBuf>,
 }
@@ -121,8 +125,9 @@ impl Request {
                 ));
             }
         }
+        let mut interface = String::new();
         if wants("CNI_IFNAME") {
-            let interface = text("CNI_IFNAME")?.unwrap_or_default();
+            interface = text("CNI_IFNAME")?.unwrap_or_default();
             if !is_interface(&interface) {
                 return Err(invalid(format!(
                     "CNI_IFNAME={:?} is not an interface's name",
@@ -136,6 +141,8 @@ impl Request {
         Ok(Request {
             command,
             container,
+            interface,
+            netns: text("CNI_NETNS").ok().flatten().unwrap_or_default(),
             path: var("CNI_PATH").map_or_else(Vec::new, |path| {
                 std::env::split_paths(&path)
                     .filter(|dir| !dir.as_os_str().is_empty())
@@ -155,7 +162,8 @@ pub fn is_identifier(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
 }
 
-fn is_interface(text: &str) -> bool {
+/// Returns whether `text` can be the name of an interface.
+pub fn is_interface(text: &str) -> bool {
     (1..=15).contains(&text.len())
         && text != "."
         && text != ".."

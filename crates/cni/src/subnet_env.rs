@@ -1,11 +1,12 @@
 //! `subnet.env`: what flanneld says about this node's subnet.
 
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, note};
 use crate::files;
 
 /// This node's part of the network.
@@ -57,12 +58,24 @@ impl SubnetEnv {
             .advise("see that flanneld runs and what its log says; its -subnet-file and the plugin's \"subnetFile\" must name the same file"),
             _ => Failure::new(Code::Io, format!("{shown} cannot be read: {error}")),
         })?;
-        let text = std::str::from_utf8(&bytes)
-            .map_err(|error| Failure::new(Code::Decode, format!("{shown} is not text: {error}")))?;
-        parse(text).map_err(|failure| Failure {
+        // Somebody's comment in another encoding is no reason to fail.
+        parse(&String::from_utf8_lossy(&bytes)).map_err(|failure| Failure {
             msg: format!("{shown}: {}", failure.msg),
             ..failure
         })
+    }
+}
+
+impl SubnetEnv {
+    /// Returns a subnet that no node has, for a DEL while the file is missing.
+    pub fn placeholder() -> SubnetEnv {
+        let documentation = Ipv4Net::new_assert(Ipv4Addr::new(192, 0, 2, 0), 24);
+        SubnetEnv {
+            networks: Vec::new(),
+            subnets: vec![documentation.into()],
+            mtu: 1450,
+            ip_masq: false,
+        }
     }
 }
 
@@ -76,32 +89,53 @@ fn parse(text: &str) -> Result<SubnetEnv, Failure> {
             .next_back()
             .filter(|value| !value.is_empty())
     };
-    let given = |names: &&Names| value(names.network).is_some() || value(names.subnet).is_some();
-    let mut families: Vec<&Names> = FAMILIES.iter().filter(given).collect();
-    if families.is_empty() {
-        families.push(&FAMILIES[0]);
+    // One family is enough, and half a family is none, as with upstream.
+    let has =
+        |name: fn(&Names) -> &'static str| FAMILIES.iter().any(|one| value(name(one)).is_some());
+    let mut missing = Vec::new();
+    if !has(|names| names.network) {
+        missing.push("FLANNEL_NETWORK");
     }
-
-    let missing: Vec<&str> = families
-        .iter()
-        .flat_map(|names| [names.network, names.subnet])
-        .chain(["FLANNEL_MTU", "FLANNEL_IPMASQ"])
-        .filter(|name| value(name).is_none())
-        .collect();
+    if !has(|names| names.subnet) {
+        missing.push("FLANNEL_SUBNET");
+    }
+    let is_written = |name: &str| {
+        text.lines()
+            .filter_map(|line| line.trim().split_once('='))
+            .any(|(key, _)| key == name)
+    };
+    missing.extend(value("FLANNEL_MTU").is_none().then_some("FLANNEL_MTU"));
+    missing.extend((!is_written("FLANNEL_IPMASQ")).then_some("FLANNEL_IPMASQ"));
     if !missing.is_empty() {
         return Err(Failure::new(
             Code::TryAgainLater,
             format!("{} missing", missing.join(", ")),
         )
-        .advise("flanneld writes all of them at once: the file is not flanneld's, or was cut off; restart flanneld to have it written anew"));
+        .advise("flanneld writes all of them at once: the file is not flanneld's, or was cut off; restart flanneld to have it written again"));
     }
 
     let bad = |name: &str, value: &str, what: &str| {
         Failure::new(Code::Decode, format!("{name}={value} is not {what}"))
-            .advise("restart flanneld to have the file written anew")
+            .advise("restart flanneld to have the file written again")
     };
     let (mut networks, mut subnets) = (Vec::new(), Vec::new());
-    for names in families {
+    for names in &FAMILIES {
+        match (value(names.network), value(names.subnet)) {
+            (None, None) => continue,
+            (Some(_), Some(_)) => {}
+            // A route without an address of its family would fail; an address without a route does no harm.
+            (Some(_), None) => {
+                note(format_args!(
+                    "{} without {}: left out",
+                    names.network, names.subnet
+                ));
+                continue;
+            }
+            (None, Some(_)) => note(format_args!(
+                "{} without {}: no route to the network",
+                names.subnet, names.network
+            )),
+        }
         let nets = |name: &'static str, what: &'static str| {
             let value = value(name).unwrap_or_default();
             value
@@ -111,8 +145,10 @@ fn parse(text: &str) -> Result<SubnetEnv, Failure> {
                     _ => Err(bad(name, value, what)),
                 })
         };
-        for net in nets(names.network, "a network of its family") {
-            networks.push(net?);
+        if value(names.network).is_some() {
+            for net in nets(names.network, "a network of its family") {
+                networks.push(net?);
+            }
         }
         let mut own = nets(names.subnet, "one subnet of its family");
         match (own.next(), own.next()) {
@@ -135,7 +171,13 @@ fn parse(text: &str) -> Result<SubnetEnv, Failure> {
         ip_masq: match masq {
             "true" | "True" | "TRUE" | "t" | "T" | "1" => true,
             "false" | "False" | "FALSE" | "f" | "F" | "0" => false,
-            _ => return Err(bad("FLANNEL_IPMASQ", masq, "true or false")),
+            // As upstream. The delegate then masquerades, which does no harm where flanneld does, too.
+            _ => {
+                note(format_args!(
+                    "FLANNEL_IPMASQ={masq} is neither true nor false: taken for false"
+                ));
+                false
+            }
         },
     })
 }
@@ -190,8 +232,8 @@ mod tests {
             (V4, "FLANNEL_MTU, FLANNEL_IPMASQ missing"),
             (V6, "FLANNEL_MTU, FLANNEL_IPMASQ missing"),
             (
-                "FLANNEL_SUBNET=172.30.80.1/24\nFLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_MTU=1\nFLANNEL_IPMASQ=true",
-                "FLANNEL_NETWORK, FLANNEL_IPV6_SUBNET missing",
+                "FLANNEL_SUBNET=172.30.80.1/24\nFLANNEL_MTU=1\nFLANNEL_IPMASQ=true",
+                "FLANNEL_NETWORK missing",
             ),
             (
                 "FLANNEL_NETWORK=10.0.0.0/8\nFLANNEL_SUB",
@@ -205,13 +247,27 @@ mod tests {
     }
 
     #[test]
+    fn half_a_family_is_none_and_masquerading_is_true_or_false() {
+        for (line, networks, subnets, masq) in [
+            ("FLANNEL_IPV6_NETWORK=fd00::/48", 1, 1, true),
+            ("FLANNEL_IPV6_SUBNET=fd00::1/64", 1, 2, true),
+            ("FLANNEL_IPMASQ=yes", 1, 1, false),
+            ("FLANNEL_IPMASQ=", 1, 1, false),
+            ("FLANNEL_IPMASQ=TRUE", 1, 1, true),
+        ] {
+            let env = parse(&format!("{V4}{REST}{line}\n")).unwrap();
+            let found = (env.networks.len(), env.subnets.len(), env.ip_masq);
+            assert_eq!(found, (networks, subnets, masq), "{line}");
+        }
+    }
+
+    #[test]
     fn a_bad_value_is_named() {
         for (line, named) in [
             ("FLANNEL_SUBNET=fd00::1/64", "FLANNEL_SUBNET=fd00::1/64"),
             ("FLANNEL_SUBNET=10.1.0.1/24,10.2.0.1/24", "FLANNEL_SUBNET="),
             ("FLANNEL_NETWORK=10.0.0.0/8,", "FLANNEL_NETWORK=10.0.0.0/8,"),
             ("FLANNEL_MTU=-1", "FLANNEL_MTU=-1"),
-            ("FLANNEL_IPMASQ=maybe", "FLANNEL_IPMASQ=maybe"),
         ] {
             let failure = parse(&format!("{V4}{REST}{line}\n")).unwrap_err();
             assert!(failure.msg.contains(named), "{}", failure.msg);

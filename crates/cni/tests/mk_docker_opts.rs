@@ -212,12 +212,20 @@ fn what_the_variable_holds_is_kept() {
             "{text}"
         );
         // Names that the script itself uses.
-        for key in ["subnet", "opt", "new", "held", "PATH"] {
-            assert!(
-                combined(key, &[]).ends_with(&format!("{options}\"\n")),
-                "{key}"
+        for key in [
+            "subnet", "opt", "new", "held", "masq", "bip_opt", "mtu", "combined", "line", "dir",
+        ] {
+            assert_eq!(
+                combined(key, &[]),
+                format!("{key}=\" {options}\"\n"),
+                "nothing is held"
+            );
+            assert_eq!(
+                combined(key, &[(key, "--debug")]),
+                format!("{key}=\"--debug {options}\"\n")
             );
         }
+        assert!(combined("PATH", &[]).ends_with(&format!("{options}\"\n")));
         // The environment's own FLANNEL_* are not the file's.
         assert_eq!(
             combined("OPTS", &[("FLANNEL_MTU", "9000"), ("FLANNEL_SUBNET", "x")]),
@@ -233,18 +241,23 @@ fn a_missing_or_half_written_file_leaves_the_old_output_alone() {
             &["-f", "absent.env", "-d", "out"],
             "absent.env does not exist",
         );
-        for length in 0..FULL.trim_end().len() {
+        // Where it was cut between two lines nobody can tell; both flannelds replace the file whole.
+        let cuts = (0..FULL.trim_end().len()).filter(|&length| !FULL[..length].ends_with('\n'));
+        for length in cuts {
             scene.write("subnet.env", &FULL[..length]);
             scene.fails(&FILES, "subnet.env");
         }
         scene.write("subnet.env", "FLANNEL_NETWORK=172.30.0.0/16\n");
-        scene.fails(&FILES, "lacks FLANNEL_SUBNET FLANNEL_MTU FLANNEL_IPMASQ");
+        scene.fails(&FILES, "lacks FLANNEL_SUBNET");
         // Without --ip-masq its variable is not needed, but a number that may have been longer is none.
         scene.write(
             "subnet.env",
             "FLANNEL_SUBNET=172.30.80.1/24\nFLANNEL_MTU=14",
         );
-        scene.fails(&[&FILES[..], &["-m"]].concat(), "lacks FLANNEL_MTU");
+        scene.fails(
+            &[&FILES[..], &["-m"]].concat(),
+            "cut off at 'FLANNEL_MTU=14'",
+        );
         for (line, named) in [
             (
                 "FLANNEL_IPMASQ=maybe",
@@ -255,6 +268,30 @@ fn a_missing_or_half_written_file_leaves_the_old_output_alone() {
                 "FLANNEL_IPMASQ=TRUE is neither true nor false",
             ),
             ("FLANNEL_MTU=14x", "FLANNEL_MTU=14x is not a number"),
+            (
+                "FLANNEL_MTU=99999999999",
+                "FLANNEL_MTU=99999999999 is not a number",
+            ),
+            ("FLANNEL_MTU=65536", "from 0 to 65535"),
+            ("FLANNEL_SUBNET=1...4/24", "FLANNEL_SUBNET=1...4/24 is not"),
+            ("FLANNEL_SUBNET=.../2.", "FLANNEL_SUBNET=.../2. is not"),
+            (
+                "FLANNEL_SUBNET=999.1.1.1/24",
+                "FLANNEL_SUBNET=999.1.1.1/24 is not",
+            ),
+            (
+                "FLANNEL_SUBNET=1.2.3.4./24",
+                "FLANNEL_SUBNET=1.2.3.4./24 is not",
+            ),
+            (
+                "FLANNEL_SUBNET=1.2.3.4.5/24",
+                "FLANNEL_SUBNET=1.2.3.4.5/24 is not",
+            ),
+            (
+                "FLANNEL_SUBNET=1.2.3.4/33",
+                "FLANNEL_SUBNET=1.2.3.4/33 is not",
+            ),
+            ("FLANNEL_SUBNET=1.2.3.4", "FLANNEL_SUBNET=1.2.3.4 is not"),
             (
                 "FLANNEL_SUBNET=fd00::1/64",
                 "FLANNEL_SUBNET=fd00::1/64 is not",
@@ -277,6 +314,83 @@ fn a_missing_or_half_written_file_leaves_the_old_output_alone() {
                 .status
                 .success()
         );
+    });
+}
+
+#[test]
+fn what_the_file_does_not_say_is_left_out() {
+    Scene::each(|scene| {
+        for (env, expected, named) in [
+            (
+                "FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n",
+                "DOCKER_OPT_IPMASQ=\"--ip-masq=false\"\nDOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --ip-masq=false --mtu=1450\"\n",
+                "only IPv6: --bip is left out",
+            ),
+            (
+                "FLANNEL_SUBNET=172.30.80.1/24\n",
+                "DOCKER_OPT_BIP=\"--bip=172.30.80.1/24\"\nDOCKER_OPTS=\" --bip=172.30.80.1/24\"\n",
+                "no FLANNEL_MTU: --mtu is left out",
+            ),
+            // As a shell reads it.
+            (
+                "export FLANNEL_SUBNET='172.30.80.1/24'\r\nFLANNEL_MTU=\"1450\" \nFLANNEL_IPMASQ=true \n",
+                "DOCKER_OPT_BIP=\"--bip=172.30.80.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\nDOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=172.30.80.1/24 --ip-masq=false --mtu=1450\"\n",
+                "",
+            ),
+        ] {
+            scene.write("subnet.env", env);
+            let output = scene.run(&FILES, &[]);
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(scene.read("out"), expected, "{:?}", scene.shell);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(said.contains(named), "{:?} {said}", scene.shell);
+            assert_eq!(said.is_empty(), named.is_empty(), "{said}");
+        }
+    });
+}
+
+#[test]
+fn what_cannot_be_replaced_is_written_in_place() {
+    let expected = "DOCKER_OPTS=\" --bip=172.30.80.1/24 --ip-masq=false --mtu=1450\"\n";
+    Scene::each(|scene| {
+        let path = |name: &str| scene.dir.path().join(name);
+        assert!(
+            Command::new("mkfifo")
+                .arg(path("fifo"))
+                .status()
+                .unwrap()
+                .success()
+        );
+        let reader = {
+            let fifo = path("fifo");
+            std::thread::spawn(move || fs::read_to_string(fifo).unwrap())
+        };
+        let output = scene.run(&["-c", "-f", "subnet.env", "-d", "fifo"], &[]);
+        assert!(output.status.success(), "{:?} {output:?}", scene.shell);
+        assert_eq!(reader.join().unwrap(), expected, "{:?}", scene.shell);
+        assert!(!path("fifo").is_file());
+
+        // As `docker run -v FILE:FILE` mounts it.
+        scene.write(
+            "outside",
+            "the old one, which is longer than the new one is going to be, by a few words\n",
+        );
+        scene.write("inside", "");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/mk-docker-opts.sh");
+        let line = format!(
+            "mount --bind outside inside && exec {} '{}' -c -f subnet.env -d inside",
+            scene.shell.join(" "),
+            script.canonicalize().unwrap().display()
+        );
+        let output = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &line])
+            .current_dir(scene.dir.path())
+            .env_remove("DOCKER_OPTS")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{:?} {output:?}", scene.shell);
+        assert_eq!(scene.read("outside"), expected, "{:?}", scene.shell);
+        assert!(scene.names().iter().all(|name| !name.starts_with('.')));
     });
 }
 

@@ -1,7 +1,9 @@
 //! ADD, DEL and CHECK against recorders.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -14,7 +16,7 @@ fn mode(scene: &Scene, name: &str) -> u32 {
 #[test]
 fn add_saves_for_root_only_and_passes_the_answer_on_byte_for_byte() {
     let scene = Scene::new();
-    let result = b" {\"ips\": [ ],\n\n \"odd\": \xff}\n\n";
+    let result = b" {\"ips\": [ ],\n\n \"odd\": \"\xff\"}\n\n";
     scene.write("bin/answer.ADD", result);
     let mut vars = scene.vars("ADD");
     vars.insert("CNI_ARGS".into(), "K8S_POD_NAME=p".into());
@@ -171,7 +173,10 @@ fn a_delegate_that_ends_without_a_word_is_named() {
 fn a_delegate_that_reads_nothing_or_writes_much_blocks_nobody() {
     let scene = Scene::new();
     let config = scene.config(json!({"delegate": {"type": "big", "filler": "x".repeat(1 << 20)}}));
-    scene.plugin("big", "#!/bin/sh\nhead -c 1000000 /dev/zero\n");
+    scene.plugin(
+        "big",
+        "#!/bin/sh\nprintf '{\"x\":\"'; head -c 999992 /dev/zero | tr '\\0' x; printf '\"}'\n",
+    );
     assert_eq!(
         scene.run("ADD", &config).succeeded().stdout.len(),
         1_000_000
@@ -181,7 +186,7 @@ fn a_delegate_that_reads_nothing_or_writes_much_blocks_nobody() {
         scene
             .run("ADD", &config)
             .failed(5)
-            .contains("longer than 4 MiB")
+            .contains("longer than 16 MiB")
     );
 }
 
@@ -243,7 +248,7 @@ fn a_broken_saved_file_does_not_keep_a_container_from_being_deleted() {
     let good = scene.read("data/c1");
     let target = scene.path("target");
     scene.write("target", &good);
-    let breaks: [(&str, &dyn Fn()); 7] = [
+    let breaks: [(&str, &dyn Fn()); 8] = [
         ("empty, as after a power cut", &|| {
             scene.write("data/c1", "")
         }),
@@ -254,6 +259,10 @@ fn a_broken_saved_file_does_not_keep_a_container_from_being_deleted() {
             scene.write("data/c1", r#"{"type":"../target"}"#)
         }),
         ("huge", &|| scene.write("data/c1", vec![b' '; 5 << 20])),
+        ("one that others may write to", &|| {
+            let others = fs::Permissions::from_mode(0o666);
+            fs::set_permissions(scene.path("data/c1"), others).unwrap();
+        }),
         ("a symbolic link", &|| {
             fs::remove_file(scene.path("data/c1")).unwrap();
             std::os::unix::fs::symlink(&target, scene.path("data/c1")).unwrap();
@@ -269,7 +278,11 @@ fn a_broken_saved_file_does_not_keep_a_container_from_being_deleted() {
             "{what}: {}",
             answer.stderr
         );
-        assert_eq!(scene.read("bin/stdin.DEL"), good, "{what}");
+        assert_eq!(
+            scene.read("bin/stdin.DEL"),
+            scene.read("bin/stdin.ADD"),
+            "{what}"
+        );
         assert!(
             fs::symlink_metadata(scene.path("data/c1")).is_err(),
             "{what}"
@@ -281,15 +294,148 @@ fn a_broken_saved_file_does_not_keep_a_container_from_being_deleted() {
         "what a link pointed to is left alone"
     );
 
-    // Without flanneld's file there is nothing to make another of: say both.
+    // The delegate finds the container whatever the range is, so that flanneld is not needed.
+    scene.run("ADD", &config).succeeded();
     scene.write("data/c1", "");
     fs::remove_file(scene.path("subnet.env")).unwrap();
-    let said = scene.run("DEL", &config).failed(11);
+    let answer = scene.run("DEL", &config).succeeded();
     assert!(
-        said.contains("data/c1 is broken") && said.contains("subnet.env does not exist"),
-        "{said}"
+        answer.stderr.contains("subnet.env does not exist"),
+        "{}",
+        answer.stderr
     );
-    assert!(scene.path("data/c1").exists());
+    assert!(scene.read("bin/stdin.DEL").contains("192.0.2.0/24"));
+    assert!(!scene.path("data/c1").exists());
+
+    // Where even that fails, a retry would fail as well: as with upstream, the container can go.
+    scene.write("data/c1", "");
+    scene.write("bin/exit.DEL", "1");
+    let answer = scene.run("DEL", &config).succeeded();
+    assert!(
+        answer.stderr.contains("bridge failed at DEL"),
+        "{}",
+        answer.stderr
+    );
+    assert!(scene.path("data/c1").exists(), "left for GC");
+}
+
+#[test]
+fn what_cannot_be_removed_or_read_does_not_keep_a_container_from_being_deleted() {
+    let scene = Scene::new();
+    let config = scene.config(json!({}));
+    fs::create_dir_all(scene.path("data/c1/x")).unwrap();
+    let answer = scene.run("DEL", &config).succeeded();
+    assert!(
+        answer.stderr.contains("cannot be removed"),
+        "{}",
+        answer.stderr
+    );
+    assert_eq!(scene.calls(), "DEL c1\n");
+
+    // The directory is none.
+    fs::remove_dir_all(scene.path("data")).unwrap();
+    scene.write("data", "");
+    scene.run("DEL", &config).succeeded();
+    assert_eq!(scene.calls(), "DEL c1\nDEL c1\n");
+}
+
+#[test]
+fn every_interface_of_a_container_has_its_own_file() {
+    let scene = Scene::new();
+    let run = |command: &str, ifname: &str, mark: u32| {
+        let mut vars = scene.vars(command);
+        vars.insert("CNI_IFNAME".into(), ifname.into());
+        let config = scene.config(json!({"delegate": {"mark": mark}}));
+        scene
+            .run_with(&vars, config.to_string().as_bytes())
+            .succeeded();
+        scene.read(&format!("bin/stdin.{command}"))
+    };
+    for order in [["eth0", "net1"], ["net1", "eth0"]] {
+        let first = run("ADD", "eth0", 1);
+        let second = run("ADD", "net1", 2);
+        assert!(scene.path("data/c1").exists() && scene.path("data/c1@net1").exists());
+        for ifname in order {
+            let expected = if ifname == "eth0" { &first } else { &second };
+            assert_eq!(&run("DEL", ifname, 3), expected);
+        }
+        assert_eq!(fs::read_dir(scene.path("data")).unwrap().count(), 0);
+    }
+    // The second one stays where it is when the first is gone.
+    run("ADD", "eth0", 1);
+    run("ADD", "net1", 2);
+    run("DEL", "eth0", 1);
+    run("ADD", "net1", 3);
+    assert_eq!(fs::read_dir(scene.path("data")).unwrap().count(), 1);
+    run("DEL", "net1", 3);
+
+    // Upstream's file does not say whose it is, and serves either.
+    for ifname in ["eth0", "net1"] {
+        scene.write("data/c1", r#"{"type":"bridge","name":"net","mark":9}"#);
+        assert!(run("DEL", ifname, 3).contains("\"mark\":9"));
+        assert!(!scene.path("data/c1").exists());
+    }
+    // An ADD does not take it away.
+    scene.write("data/c1", r#"{"type":"bridge","name":"net","mark":9}"#);
+    run("ADD", "net1", 2);
+    assert!(scene.read("data/c1").contains("\"mark\":9"));
+}
+
+#[test]
+fn a_failed_second_add_puts_the_first_ones_file_back() {
+    let scene = Scene::new();
+    scene
+        .run("ADD", &scene.config(json!({"delegate": {"mark": 1}})))
+        .succeeded();
+    let saved = scene.read("data/c1");
+    scene.write("bin/exit.ADD", "1");
+    let other = scene.config(json!({"delegate": {"mark": 2}}));
+    assert!(!scene.run("ADD", &other).success);
+    assert_eq!(scene.read("data/c1"), saved);
+    assert_eq!(scene.calls(), "ADD c1\nADD c1\n");
+}
+
+#[test]
+fn success_without_a_result_is_a_failure() {
+    let scene = Scene::new();
+    let config = scene.config(json!({}));
+    for answer in ["", "hello", "[]", "{", r#"{"code":7,"msg":"no"}"#] {
+        scene.write("bin/answer.ADD", answer);
+        scene.write("bin/calls", "");
+        let said = scene.run("ADD", &config).failed(100);
+        assert!(
+            said.contains("without a result") && said.contains(answer),
+            "{said}"
+        );
+        assert_eq!(scene.calls(), "ADD c1\nDEL c1\n", "it is undone");
+        assert!(!scene.path("data/c1").exists());
+    }
+}
+
+#[test]
+fn a_delegate_ends_with_its_plugin() {
+    let scene = Scene::new();
+    let fifo = scene.path("fifo");
+    let made = Command::new("mkfifo").arg(&fifo).status().unwrap();
+    assert!(made.success());
+    let script = format!("#!/bin/sh\nexec 3>{}\nexec sleep 1000\n", fifo.display());
+    scene.plugin("bridge", &script);
+    let mut plugin = Command::new(env!("CARGO_BIN_EXE_flannel"))
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .envs(scene.vars("ADD"))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let config = scene.config(json!({})).to_string();
+    let mut stdin = plugin.stdin.take().unwrap();
+    stdin.write_all(config.as_bytes()).unwrap();
+    drop(stdin);
+    // It opens once the delegate has it, and ends with the delegate.
+    let mut delegate = fs::File::open(&fifo).unwrap();
+    plugin.kill().unwrap();
+    plugin.wait().unwrap();
+    assert_eq!(delegate.read(&mut [0]).unwrap(), 0);
 }
 
 #[test]

@@ -33,9 +33,13 @@ fn the_delegates_configuration_is_the_golden_one() {
             .succeeded();
 
         let given = scene.read("bin/stdin.ADD");
+        // Beside it, the file says which interface it is for.
+        let saved = scene.read("data/c1");
+        let (config, origin) = saved.split_once(",\"flannelAttachment\":").unwrap();
+        assert!(origin.starts_with("{\"ifname\":\"eth0\""), "{origin}");
         assert_eq!(
             given,
-            scene.read("data/c1"),
+            format!("{config}}}"),
             "{}: saved and given differ",
             case.display()
         );
@@ -153,7 +157,11 @@ fn what_subnet_env_lacks_is_all_listed() {
     );
 
     scene.write("subnet.env", b"FLANNEL_NETWORK=\xff\n");
-    assert!(scene.run("ADD", &config).failed(6).contains(&file));
+    assert!(scene.run("ADD", &config).failed(11).contains(&file));
+    let comment = [b"# caf\xe9\n", crate::scene::ENV_V4.as_bytes()].concat();
+    scene.write("subnet.env", comment);
+    scene.run("ADD", &config).succeeded();
+    scene.write("bin/calls", "");
     std::fs::remove_file(scene.path("subnet.env")).unwrap();
     let said = scene.run("ADD", &config).failed(11);
     assert!(
@@ -161,4 +169,71 @@ fn what_subnet_env_lacks_is_all_listed() {
         "{said}"
     );
     assert_eq!(scene.calls(), "");
+}
+
+#[test]
+fn keys_and_numbers_are_read_as_upstream_reads_them() {
+    let scene = Scene::new();
+    let run = |text: &[u8]| {
+        scene.run_with(&scene.vars("ADD"), text).succeeded();
+        let given = scene.read("bin/stdin.ADD");
+        serde_json::from_str::<serde_json::Value>(&given).unwrap()
+    };
+    let (env, data) = (scene.path("subnet.env"), scene.path("data2"));
+    let text = format!(
+        r#"{{"CNIVersion":"1.0.0","Name":"n","SUBNETFILE":{env:?},"datadir":{data:?},
+            "Delegate":{{"MTU":1400.0,"Type":"other"}},"delegate":{{"mark":1e2}},
+            "IPAM":{{"TYPE":"x","Routes":[{{"DST":"172.30.0.0/16"}}]}},"RuntimeConfig":{{"a":2.0}}}}"#
+    );
+    let given = run(text.as_bytes());
+    assert_eq!(
+        given,
+        json!({"cniVersion": "1.0.0", "name": "n", "MTU": 1400, "Type": "other", "mark": 100,
+            "ipMasq": false, "runtimeConfig": {"a": 2},
+            "ipam": {"TYPE": "x", "ranges": [[{"subnet": "172.30.80.0/24"}]],
+                "routes": [{"DST": "172.30.0.0/16"}]}})
+    );
+    assert!(data.join("c1").exists());
+
+    // Another spelling of what is ours to set is overwritten, not handed on beside it.
+    let given = run(scene
+        .config(json!({"delegate": {"NAME": "x", "IPAM": {"type": "y"}}}))
+        .to_string()
+        .as_bytes());
+    assert_eq!(given["name"], "net");
+    assert_eq!(given["ipam"]["type"], "host-local");
+    assert!(given.get("NAME").is_none() && given.get("IPAM").is_none());
+
+    // Not UTF-8, half a surrogate pair, and a long one.
+    let mut text = scene.config(json!({})).to_string().into_bytes();
+    text.pop();
+    text.extend(b",\"x\":\"\xff\",\"delegate\":{\"a\\ud800\":\"\xfe\"},\"y\":\"");
+    text.extend(vec![b'y'; 5 << 20]);
+    text.extend(b"\"}");
+    assert_eq!(run(&text)["a\u{fffd}"], "\u{fffd}");
+}
+
+#[test]
+fn given_ranges_are_kept_where_they_lie_in_the_nodes_subnet_and_named_where_not() {
+    let scene = Scene::new();
+    let config = |start: &str| {
+        scene.config(
+            json!({"ipam": {"ranges": [[{"subnet": "172.30.0.0/16", "rangeStart": start}]]}}),
+        )
+    };
+    scene.run("ADD", &config("172.30.80.9")).succeeded();
+    let given: serde_json::Value = serde_json::from_str(&scene.read("bin/stdin.ADD")).unwrap();
+    assert_eq!(
+        given["ipam"]["ranges"],
+        json!([[{"subnet": "172.30.80.0/24", "rangeStart": "172.30.80.9"}]])
+    );
+    let said = scene.run("ADD", &config("172.30.81.9")).failed(7);
+    assert!(
+        said.contains("\"rangeStart\": 172.30.81.9 is not in this node's subnet 172.30.80.0/24"),
+        "{said}"
+    );
+    // A container of before is deleted all the same.
+    scene.write("data/c1", "");
+    scene.run("DEL", &config("172.30.81.9")).succeeded();
+    assert!(!scene.path("data/c1").exists());
 }

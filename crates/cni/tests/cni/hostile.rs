@@ -19,10 +19,6 @@ fn what_is_no_configuration_is_refused_with_its_place() {
         (b"{\"name\": \"net\"} x".to_vec(), "trailing"),
         (b"[1]".to_vec(), "not a JSON object"),
         (b"null".to_vec(), "not a JSON object"),
-        (
-            b"{\"name\": \"\xff\xfe\"}".to_vec(),
-            "not UTF-8 from byte 10",
-        ),
         ("{\"\u{feff}".as_bytes().to_vec(), "not a JSON object"),
         (deep.into_bytes(), "not a JSON object"),
     ] {
@@ -42,7 +38,7 @@ fn huge_and_deep_input_costs_little() {
     let said = scene
         .run_with(&scene.vars("ADD"), &vec![b' '; 64 << 20])
         .failed(5);
-    assert!(said.contains("longer than 4 MiB"), "{said}");
+    assert!(said.contains("longer than 16 MiB"), "{said}");
 
     // Depth, in every place where something is decoded and where nothing is.
     let deep = format!("{}1{}", "{\"a\":".repeat(400_000), "}".repeat(400_000));

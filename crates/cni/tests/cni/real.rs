@@ -83,7 +83,9 @@ fn upstreams_saved_files_are_understood_and_ours_are_what_upstream_would_hand_on
     let node = Node::new(ENV_V4);
     // As upstream writes it: sorted keys, no more than bridge needs.
     node.run("ADD", &config()).succeeded();
-    let saved: Value = serde_json::from_slice(&fs::read(node.saved()).unwrap()).unwrap();
+    let mut saved: Value = serde_json::from_slice(&fs::read(node.saved()).unwrap()).unwrap();
+    let origin = saved.as_object_mut().unwrap().remove("flannelAttachment");
+    assert_eq!(origin.unwrap()["netns"], node.pod.net());
     let text = r#"{"cniVersion":"1.0.0","hairpinMode":true,"ipMasq":false,"ipam":{"ranges":[[{"subnet":"172.30.80.0/24"}]],"routes":[{"dst":"172.30.0.0/16"}],"type":"host-local"},"isDefaultGateway":true,"isGateway":true,"mtu":1450,"name":"cbr0","type":"bridge"}"#;
     assert_eq!(saved, serde_json::from_str::<Value>(text).unwrap());
     fs::write(node.saved(), text).unwrap();
@@ -100,15 +102,81 @@ fn upstreams_saved_files_are_understood_and_ours_are_what_upstream_would_hand_on
 }
 
 #[test]
-fn an_add_that_fails_leaks_no_address() {
+fn an_add_that_fails_leaks_no_address_and_takes_no_interface_away() {
     let node = Node::new(ENV_V4);
-    // The container has such an interface already.
-    node.pod.ok("ip link add eth0 type veth peer name eth9");
+    // The container has such an interface already, of another plugin.
+    node.pod
+        .ok("ip link add eth0 type veth peer name eth9; ip addr add 198.51.100.7/24 dev eth0");
     let answer = node.run("ADD", &config());
     assert!(!answer.success);
     assert!(answer.text().contains("eth0"), "{}", answer.text());
+    let details = answer.json()["details"].as_str().unwrap().to_owned();
+    assert!(
+        details.contains("eth0 was in the namespace before"),
+        "{details}"
+    );
     assert_eq!(node.held("cbr0"), [""; 0]);
     assert!(!node.saved().exists());
+    assert!(
+        node.pod
+            .ok("ip -o addr show eth0")
+            .contains("198.51.100.7/24")
+    );
+    // Nor does the runtime's DEL.
+    node.run("DEL", &config()).succeeded();
+    node.pod.ok("ip link show eth0");
+}
+
+#[test]
+fn an_add_again_without_the_saved_file_leaves_the_living_container_alone() {
+    let node = Node::new(ENV_V4);
+    node.run("ADD", &config()).succeeded();
+    fs::remove_file(node.saved()).unwrap();
+    assert!(!node.run("ADD", &config()).success);
+    node.host.ok("ping -c1 -W5 172.30.80.2");
+    assert_eq!(node.held("cbr0"), ["172.30.80.2"]);
+}
+
+#[test]
+fn del_works_on_a_read_only_file_system() {
+    let node = Node::new(ENV_V4);
+    node.run("ADD", &config()).succeeded();
+    node.host.ok("mount --bind /var/lib/cni/flannel /var/lib/cni/flannel; mount -o remount,bind,ro /var/lib/cni/flannel");
+    for _ in 0..2 {
+        let answer = node.run("DEL", &config()).succeeded();
+        assert!(answer.stderr.contains("Read-only"), "{}", answer.stderr);
+    }
+    assert_eq!(node.held("cbr0"), [""; 0]);
+    assert!(!node.pod.sh("ip link show eth0").success);
+}
+
+#[test]
+fn a_broken_file_and_no_flanneld_still_give_the_address_back() {
+    let node = Node::new(ENV_V4);
+    node.run("ADD", &config()).succeeded();
+    fs::write(node.saved(), "").unwrap();
+    fs::remove_file(node.scene.path("run/flannel/subnet.env")).unwrap();
+    node.run("DEL", &config()).succeeded();
+    assert_eq!(node.held("cbr0"), [""; 0]);
+    assert!(!node.pod.sh("ip link show eth0").success);
+}
+
+#[test]
+fn two_interfaces_of_one_container_both_go() {
+    let node = Node::new(ENV_V4);
+    let second = [("CNI_IFNAME", "net1")];
+    node.run("ADD", &config()).succeeded();
+    // Without the route of the first, which is there already.
+    let mut other = config();
+    other["delegate"] = json!({"isDefaultGateway": false, "isGateway": false});
+    node.pod.ok("ip route flush dev eth0 proto boot");
+    node.run_for("ADD", &other, &second).succeeded();
+    assert_eq!(node.held("cbr0").len(), 2);
+    node.run_for("DEL", &other, &second).succeeded();
+    node.run("DEL", &config()).succeeded();
+    assert_eq!(node.held("cbr0"), [""; 0]);
+    assert!(!node.pod.sh("ip link show eth0").success);
+    assert!(!node.pod.sh("ip link show net1").success);
 }
 
 #[test]
@@ -162,6 +230,64 @@ fn gc_gives_back_the_addresses_of_containers_that_are_no_more() {
     node.run("GC", &gc).succeeded();
     assert_eq!(node.held("cbr0"), [""; 0]);
     assert!(!node.saved().exists());
+}
+
+/// A GC of which nothing is valid.
+fn gc_of_all() -> Value {
+    let mut gc = config();
+    gc["cniVersion"] = json!("1.1.0");
+    gc["cni.dev/valid-attachments"] = json!([]);
+    gc
+}
+
+#[test]
+fn gc_gives_back_the_address_of_an_interface_of_any_name() {
+    let mut node = Node::new(ENV_V4);
+    node.run_for("ADD", &config(), &[("CNI_IFNAME", "net1")])
+        .succeeded();
+    let mut gc = gc_of_all();
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "net1"}]);
+    node.run("GC", &gc).succeeded();
+    assert_eq!(node.held("cbr0"), ["172.30.80.2"]);
+    node.pod = crate::scene::Namespace::new("");
+    // The container lives, but not by this interface.
+    gc["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
+    node.run("GC", &gc).succeeded();
+    assert_eq!(node.held("cbr0"), [""; 0]);
+    assert!(!node.saved().exists());
+}
+
+#[test]
+fn gc_takes_the_interface_with_the_address_where_the_namespace_lives() {
+    // By its path, and by a process in it where the path is gone.
+    for bound in [false, true] {
+        let node = Node::new(ENV_V4);
+        if bound {
+            node.host.ok("mkdir -p /run/netns; touch /run/netns/c1");
+            let bind = format!("mount --bind {} /run/netns/c1", node.pod.net());
+            node.host.ok(&bind);
+            node.run_for("ADD", &config(), &[("CNI_NETNS", "/run/netns/c1")])
+                .succeeded();
+            node.host.ok("umount /run/netns/c1; rm /run/netns/c1");
+        } else {
+            node.run("ADD", &config()).succeeded();
+        }
+        node.run("GC", &gc_of_all()).succeeded();
+        assert_eq!(node.held("cbr0"), [""; 0]);
+        assert!(!node.pod.sh("ip link show eth0").success);
+        assert_eq!(node.host.ok("ip -o link show master cni0"), "");
+    }
+}
+
+#[test]
+fn gc_does_not_touch_a_namespace_that_is_another_containers_by_now() {
+    let node = Node::new(ENV_V4);
+    node.run("ADD", &config()).succeeded();
+    // The same path and number, but somebody else's interface.
+    node.pod.ok("ip link del eth0; ip link add eth0 type veth peer name eth9; ip addr add 198.51.100.7/24 dev eth0");
+    node.run("GC", &gc_of_all()).succeeded();
+    assert_eq!(node.held("cbr0"), [""; 0]);
+    node.pod.ok("ip link show eth0");
 }
 
 #[test]

@@ -106,3 +106,24 @@ fn a_bridge_that_the_delegate_copes_with_is_only_mentioned() {
     config["delegate"]["forceAddress"] = json!(true);
     assert_eq!(node.run("ADD", &config).succeeded().stderr, "");
 }
+
+#[test]
+fn one_of_another_length_is_removed_on_request() {
+    let node = Node::new(&ENV_V4.replace("172.30.80.1/24", "172.30.80.1/25"));
+    node.host
+        .ok(&OLD_BRIDGE.replace("172.30.7.1/24", "172.30.80.1/24"));
+    // As the bridge plugin makes it: without an address of its own it would lose it with its last port.
+    node.host.ok("ip link set cni0 address 02:00:00:00:00:01");
+    let answer = node.run("ADD", &config(false));
+    let details = answer.json()["details"].as_str().unwrap().to_owned();
+    assert!(
+        details.contains("cni0 carries 172.30.80.1/24 of an older lease"),
+        "{details}"
+    );
+    node.run("ADD", &config(true)).succeeded();
+    assert!(
+        node.host
+            .ok("ip -o addr show cni0")
+            .contains("172.30.80.1/25")
+    );
+}
