@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub tls: bool,
-    /// Name or address, IPv6 without brackets.
+    /// Name or address, IPv6 without brackets and with its zone.
     pub host: String,
     pub port: u16,
 }
@@ -21,10 +21,17 @@ impl fmt::Display for Endpoint {
 impl Endpoint {
     /// `HOST:PORT`, an IPv6 address in brackets.
     pub(crate) fn authority(&self) -> String {
-        match self.host.contains(':') {
-            true => format!("[{}]:{}", self.host, self.port),
-            false => format!("{}:{}", self.host, self.port),
+        let host = self.name();
+        if host.contains(':') {
+            format!("[{host}]:{}", self.port)
+        } else {
+            format!("{host}:{}", self.port)
         }
+    }
+
+    /// Returns the host without the zone that a link-local address may have: what a certificate names.
+    pub(crate) fn name(&self) -> &str {
+        self.host.split('%').next().unwrap_or_default()
     }
 
     /// Reads `http://HOST:PORT` or `https://HOST:PORT`; without a scheme it is `http`. What is wrong
@@ -46,12 +53,22 @@ impl Endpoint {
         let (host, port) = match authority.strip_prefix('[') {
             Some(v6) => {
                 let (host, port) = v6.split_once(']').ok_or("a [ without ]")?;
-                if host.parse::<std::net::Ipv6Addr>().is_err() {
+                let (address, zone) = host.split_once('%').unwrap_or((host, ""));
+                if address.parse::<std::net::Ipv6Addr>().is_err() {
                     return Err("no IPv6 address between [ and ]");
                 }
+                // In a URL the zone's % is written %25.
+                let zone = zone.strip_prefix("25").filter(|z| !z.is_empty()).unwrap_or(zone);
+                let host = match zone {
+                    "" => address.to_owned(),
+                    zone => format!("{address}%{zone}"),
+                };
                 (host, port.strip_prefix(':').ok_or("no port")?)
             }
-            None => authority.rsplit_once(':').ok_or("no port")?,
+            None => {
+                let (host, port) = authority.rsplit_once(':').ok_or("no port")?;
+                (host.to_owned(), port)
+            }
         };
         if host.contains(':') && !authority.starts_with('[') {
             return Err("an IPv6 address needs [ and ]");
@@ -62,7 +79,7 @@ impl Endpoint {
         match port.parse() {
             Ok(port) if port > 0 => Ok(Endpoint {
                 tls,
-                host: host.into(),
+                host,
                 port,
             }),
             _ => Err("no port from 1 to 65535"),

@@ -43,6 +43,7 @@ mod tls;
 
 pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
+pub use connect::ProxyError;
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
 pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};

@@ -15,7 +15,11 @@ use super::client::Failure;
 use super::link::Line;
 use crate::endpoint::Endpoint;
 
-const LARGEST_ANSWER: usize = 256 << 20;
+/// No message of etcd's is larger but a page of keys, which is read bit by bit (`page.rs`): etcd cuts what a
+/// watch sends at about 2 MB. Room for it is made before it arrives.
+const LARGEST_ANSWER: usize = 16 << 20;
+/// What an etcd with users says to a request without a token.
+pub(super) const USER_IS_EMPTY: &str = "user name is empty";
 
 pub(super) async fn unary<Q, A>(
     line: &Line,
@@ -99,7 +103,7 @@ pub(super) fn verdict(status: &Status) -> Verdict {
     if text.contains("requested lease not found") {
         return Verdict::No(Failure::NoLease);
     }
-    if text.contains("invalid auth token") || text.contains("revision of auth store is old") {
+    if is_about_login(text) {
         return Verdict::LogIn;
     }
     match status.code() {
@@ -108,9 +112,23 @@ pub(super) fn verdict(status: &Status) -> Verdict {
         | Code::Cancelled
         | Code::Unknown
         | Code::Internal
-        | Code::Aborted => Verdict::Elsewhere,
+        | Code::Aborted
+        // A learner, a member whose data are damaged, a server that is no etcd.
+        | Code::FailedPrecondition
+        | Code::DataLoss
+        | Code::Unimplemented => Verdict::Elsewhere,
         _ => Verdict::No(Failure::Refused(text.into())),
     }
+}
+
+/// Returns whether etcd's `text` asks for a new token: it has run out, or etcd has got users since.
+pub(super) fn is_about_login(text: &str) -> bool {
+    let reasons = [
+        "invalid auth token",
+        "revision of auth store is old",
+        USER_IS_EMPTY,
+    ];
+    reasons.iter().any(|reason| text.contains(reason))
 }
 
 pub(super) fn describe(endpoint: &Endpoint, status: &Status) -> String {
@@ -131,4 +149,33 @@ pub(super) fn innermost(error: &dyn Error) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_about_the_request_is_final() {
+        for (code, text) in [
+            (Code::Unavailable, "etcdserver: rpc not supported for learner"),
+            (Code::FailedPrecondition, "etcdserver: rpc not supported for learner"),
+            (Code::DataLoss, "etcdserver: corrupt cluster"),
+            (Code::Unimplemented, "unknown service etcdserverpb.KV"),
+        ] {
+            let verdict = verdict(&Status::new(code, text));
+            assert!(matches!(verdict, Verdict::Elsewhere), "{text}");
+        }
+        for text in ["etcdserver: user name is empty", "etcdserver: invalid auth token"] {
+            let verdict = verdict(&Status::new(Code::InvalidArgument, text));
+            assert!(matches!(verdict, Verdict::LogIn), "{text}");
+        }
+        for (code, text) in [
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+        ] {
+            let verdict = verdict(&Status::new(code, text));
+            assert!(matches!(verdict, Verdict::No(Failure::Refused(_))), "{text}");
+        }
+    }
 }

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::call::{Verdict, describe, streaming, unary, verdict, within};
+use super::call::{Verdict, describe, is_about_login, streaming, unary, verdict, within};
 use super::link::{Line, Link};
 use super::page::Page;
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
+use crate::connect::{Proxy, ProxyError, Scheme};
 use crate::endpoint::Endpoint;
 use crate::tls::{Names, Pem, TlsFiles};
 
@@ -26,6 +28,10 @@ const NAMES: Names = Names {
 };
 /// A page of the listing may have to wait while thousands of nodes list at once.
 const LISTING: Duration = Duration::from_secs(30);
+
+/// A page takes no longer than this as a whole: a server that sends a key now and then is as good as silent.
+/// The listing then goes on behind the last key.
+const WHOLE_PAGE: Duration = Duration::from_secs(120);
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +82,23 @@ impl Client {
             );
         }
         settings.login()?;
-        Ok(Client {
+        let client = Client {
             settings,
             endpoints,
             files: Arc::new(files),
             link: Mutex::default(),
-        })
+        };
+        for endpoint in &client.endpoints {
+            if let Some(proxy) = client.proxy(endpoint)? {
+                info!("etcd {endpoint} is reached through the proxy {proxy}");
+            }
+        }
+        Ok(client)
+    }
+
+    /// The proxy that the environment names for an endpoint, as for every gRPC client in Go.
+    pub(super) fn proxy(&self, endpoint: &Endpoint) -> Result<Option<Proxy>, ProxyError> {
+        Proxy::from_environment(endpoint, Scheme::Https, |name| std::env::var(name).ok())
     }
 
     /// One request, one answer. Tries every endpoint once before it fails with
@@ -109,7 +126,14 @@ impl Client {
         loop {
             let line = self.line(&mut tries).await?;
             match within(LISTING, Page::open(&line, &query)).await {
-                Ok(page) => return Ok(Incoming { page, line }),
+                Ok(page) => {
+                    let deadline = Instant::now() + WHOLE_PAGE;
+                    return Ok(Incoming {
+                        page,
+                        line,
+                        deadline,
+                    });
+                }
                 Err(status) => self.failed(&mut tries, &line, &status).await?,
             }
         }
@@ -122,7 +146,10 @@ impl Client {
     ) -> Result<Option<proto::KeyValue>, Failure> {
         // Most have arrived together with the one before: no clock is needed for those.
         let next = match incoming.page.arrived() {
-            Ok(None) => within(CALL, incoming.page.next()).await,
+            Ok(None) => {
+                let left = incoming.deadline.saturating_duration_since(Instant::now());
+                within(CALL.min(left), incoming.page.next()).await
+            }
             next => next,
         };
         match next {
@@ -173,6 +200,10 @@ impl Client {
     /// The next answer of a watch. Cancel-safe. A watch that failed is not to be used again.
     pub(super) async fn next(&self, watch: &mut Watch) -> Result<proto::WatchResponse, Failure> {
         let status = match watch.stream.message().await {
+            // Not about the watch, but about who asks for it.
+            Ok(Some(answer)) if answer.canceled && is_about_login(&answer.cancel_reason) => {
+                Status::unauthenticated(answer.cancel_reason)
+            }
             Ok(Some(answer)) => return Ok(answer),
             Ok(None) => Status::unavailable("etcd ended the watch"),
             Err(status) => status,
@@ -214,6 +245,7 @@ impl Watch {
 pub(super) struct Incoming {
     page: Page,
     line: Line,
+    deadline: Instant,
 }
 
 impl Incoming {

@@ -7,7 +7,7 @@ use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint as Transport, Uri};
 
-use super::call::{Verdict, describe, innermost, unary, verdict, within};
+use super::call::{USER_IS_EMPTY, Verdict, describe, innermost, unary, verdict, within};
 use super::client::{CALL, Client, Failure};
 use super::proto::{self, path};
 use crate::connect::Connector;
@@ -46,6 +46,8 @@ pub(super) struct Tries {
     /// Endpoints.
     left: usize,
     log_in_again: bool,
+    /// A connection was given up before.
+    again: bool,
 }
 
 impl Client {
@@ -53,6 +55,7 @@ impl Client {
         Tries {
             left: self.endpoints.len(),
             log_in_again: true,
+            again: false,
         }
     }
 
@@ -70,16 +73,21 @@ impl Client {
                 self.forget_token(line.number).await;
                 Ok(())
             }
-            Verdict::LogIn => Err(Failure::Refused(status.message().into())),
-            Verdict::Elsewhere => {
+            // Logging in did not help here: another member may know better.
+            Verdict::LogIn | Verdict::Elsewhere => {
                 self.leave(line.number).await;
                 // A connection that had stood for a while may have ended without anything being
                 // wrong with its endpoint: that is no try.
-                tries.left -= usize::from(line.fresh);
-                match tries.left {
-                    0 => Err(Failure::Away(describe(&line.endpoint, status))),
-                    _ => Ok(()),
+                tries.left = tries.left.saturating_sub(usize::from(line.fresh || tries.again));
+                tries.again = true;
+                if tries.left > 0 {
+                    return Ok(());
                 }
+                let mut reason = describe(&line.endpoint, status);
+                if status.message().contains(USER_IS_EMPTY) {
+                    reason += ": it asks for a user: give -etcd-username and -etcd-password-file";
+                }
+                Err(Failure::Away(reason))
             }
         }
     }
@@ -151,6 +159,7 @@ impl Client {
             endpoint: endpoint.clone(),
             files: self.files.clone(),
             server_name: None,
+            proxy: self.proxy(endpoint).map_err(|e| e.to_string())?,
         };
         transport
             .origin(origin)

@@ -22,6 +22,10 @@ use super::proto::{Header, KeyValue, RangeRequest, path};
 
 /// Flag and length before each gRPC message.
 const PREFIX: usize = 5;
+/// The most that one key with its value may take: etcd's own limit is 1.5 MB unless it was raised.
+const LARGEST_FIELD: usize = 16 << 20;
+/// The most that a page may take as a whole.
+const LARGEST_PAGE: usize = 256 << 20;
 /// A field's number and length take no more than this.
 const FIELD_START: usize = 20;
 
@@ -130,7 +134,13 @@ impl Parser {
         if self.left.is_none() && self.buffer.len() >= PREFIX {
             // We never say that we understand compression, so the flag is 0.
             self.buffer.advance(1);
-            self.left = Some(usize::try_from(self.buffer.get_u32()).unwrap_or(usize::MAX));
+            let length = usize::try_from(self.buffer.get_u32()).unwrap_or(usize::MAX);
+            if length > LARGEST_PAGE {
+                return Err(malformed(format!(
+                    "a page of {length} bytes, of which {LARGEST_PAGE} are read at most"
+                )));
+            }
+            self.left = Some(length);
         }
         while let Some(Field {
             number,
@@ -169,6 +179,11 @@ impl Parser {
         };
         if length > left - start {
             return Err(malformed("a field longer than the message"));
+        }
+        if length > LARGEST_FIELD {
+            return Err(malformed(format!(
+                "a key and value of {length} bytes, of which {LARGEST_FIELD} are read at most"
+            )));
         }
         if length > here - start {
             return Ok(None);
@@ -243,6 +258,21 @@ mod tests {
             );
             assert_eq!(kvs, answer.kvs, "in parts of {size}");
         }
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_before_it_arrives() {
+        let begin = |bytes: &[u8]| {
+            let mut parser = Parser::default();
+            parser.buffer.extend_from_slice(bytes);
+            parser.next()
+        };
+        // A page of 4 GiB; one of 100 MiB whose first field is as large.
+        assert!(begin(&[0, 0xff, 0xff, 0xff, 0xff]).is_err());
+        let field = [0, 6, 0x40, 0, 0, 0x12, 0xf0, 0xff, 0xff, 0x31];
+        assert!(begin(&field).is_err());
+        let small = [0, 6, 0x40, 0, 0, 0x12, 0xf0, 0xff, 0x31];
+        assert!(matches!(begin(&small), Ok(None)));
     }
 
     #[test]

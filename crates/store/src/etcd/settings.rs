@@ -76,6 +76,9 @@ pub enum SettingsError {
     /// A certificate, key or authority that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A proxy that the environment names and that is none.
+    #[error(transparent)]
+    Proxy(#[from] crate::connect::ProxyError),
     /// A user without a password, or a password without a user.
     #[error("{0}")]
     Login(&'static str),
