@@ -58,7 +58,10 @@ impl Endpoint {
                     return Err("no IPv6 address between [ and ]");
                 }
                 // In a URL the zone's % is written %25.
-                let zone = zone.strip_prefix("25").filter(|z| !z.is_empty()).unwrap_or(zone);
+                let zone = zone
+                    .strip_prefix("25")
+                    .filter(|z| !z.is_empty())
+                    .unwrap_or(zone);
                 let host = match zone {
                     "" => address.to_owned(),
                     zone => format!("{address}%{zone}"),
@@ -77,11 +80,7 @@ impl Endpoint {
             return Err("no host name");
         }
         match port.parse() {
-            Ok(port) if port > 0 => Ok(Endpoint {
-                tls,
-                host,
-                port,
-            }),
+            Ok(port) if port > 0 => Ok(Endpoint { tls, host, port }),
             _ => Err("no port from 1 to 65535"),
         }
     }

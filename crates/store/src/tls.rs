@@ -79,6 +79,21 @@ impl Pem {
 }
 
 impl TlsFiles {
+    /// The system's authorities and nothing else.
+    pub(crate) fn system(protocols: &'static [&'static str]) -> TlsFiles {
+        TlsFiles {
+            key: None,
+            cert: None,
+            ca: None,
+            names: &Names {
+                key: "key",
+                cert: "certificate",
+                ca: "authority",
+            },
+            protocols,
+        }
+    }
+
     pub(crate) fn any(&self) -> bool {
         self.key.is_some() || self.cert.is_some() || self.ca.is_some()
     }

@@ -25,7 +25,9 @@ const TUNNEL_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
     /// It is not understood; without the value, which may hold a password.
-    #[error("{origin}: not the address of a proxy: expected http://, https:// or socks5://HOST:PORT")]
+    #[error(
+        "{origin}: not the address of a proxy: expected http://, https:// or socks5://HOST:PORT"
+    )]
     Address {
         /// The variable or key that holds it.
         origin: &'static str,
@@ -122,7 +124,7 @@ impl Proxy {
     /// It is none.
     pub(crate) fn new(value: &str, origin: &'static str) -> Result<Proxy, ProxyError> {
         let bad = || ProxyError::Address { origin };
-        let value = value.trim().trim_end_matches('/');
+        let value = value.trim();
         // A scheme left out is http, as everywhere.
         let value = match value.split_once("://") {
             Some(_) => value.to_owned(),
@@ -279,11 +281,18 @@ mod tests {
         assert_eq!(chosen("http://etcd:2379", Scheme::Https, &both), p);
         let q = Some("http://q:80".to_owned());
         assert_eq!(chosen("http://api:6443", Scheme::Http, &both), q);
-        for local in ["http://localhost:1", "http://127.0.0.9:1", "https://[::1]:1"] {
+        for local in [
+            "http://localhost:1",
+            "http://127.0.0.9:1",
+            "https://[::1]:1",
+        ] {
             assert_eq!(chosen(local, Scheme::Https, &both), None, "{local}");
         }
         assert_eq!(chosen("http://a:1", Scheme::Https, &[]), None);
-        assert_eq!(chosen("http://a:1", Scheme::Https, &[("HTTPS_PROXY", "")]), None);
+        assert_eq!(
+            chosen("http://a:1", Scheme::Https, &[("HTTPS_PROXY", "")]),
+            None
+        );
         for (proxy, want) in [
             ("socks5://s", "socks5://s:1080"),
             ("https://u:p@t/", "https://t:443"),
@@ -319,9 +328,14 @@ mod tests {
     #[test]
     fn a_bad_proxy_is_named_without_its_password() {
         for value in ["ftp://u:secret@a", "http://", "http://u:secret@", ":::"] {
-            let error = Proxy::new(value, "HTTPS_PROXY").err().map(|e| e.to_string());
+            let error = Proxy::new(value, "HTTPS_PROXY")
+                .err()
+                .map(|e| e.to_string());
             let error = error.unwrap_or_else(|| panic!("{value} was taken"));
-            assert!(error.contains("HTTPS_PROXY") && !error.contains("secret"), "{error}");
+            assert!(
+                error.contains("HTTPS_PROXY") && !error.contains("secret"),
+                "{error}"
+            );
         }
     }
 
@@ -331,7 +345,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let serve = tokio::spawn(async move {
             let mut asked = Vec::new();
-            for answer in ["HTTP/1.1 200 OK\r\n\r\nhello", "HTTP/1.1 403 No\r\n\r\n"] {
+            for answer in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 403 No\r\n\r\n"] {
                 let (mut tcp, _) = listener.accept().await.unwrap();
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
@@ -339,20 +353,34 @@ mod tests {
                 }
                 tcp.write_all(answer.as_bytes()).await.unwrap();
                 asked.push(String::from_utf8(head).unwrap());
+                // The client speaks first, as in TLS and HTTP/2.
+                if let Ok(byte) = tcp.read_u8().await {
+                    tcp.write_all(&[byte; 5]).await.unwrap();
+                }
             }
             asked
         });
         let proxy = Proxy::new(&format!("http://u:pw@127.0.0.1:{port}"), "HTTPS_PROXY").unwrap();
         let server = endpoint("https://api.example:6443");
         let mut wire = proxy.connect(&server).await.unwrap();
-        let mut hello = [0; 5];
-        wire.read_exact(&mut hello).await.unwrap();
-        assert_eq!(&hello, b"hello");
+        wire.write_all(b"x").await.unwrap();
+        let mut answer = [0; 5];
+        wire.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"xxxxx");
         let refused = proxy.connect(&server).await.err().unwrap().to_string();
-        assert!(refused.contains(&format!("http://127.0.0.1:{port} (HTTPS_PROXY)")), "{refused}");
-        assert!(refused.contains("api.example:6443") && !refused.contains("pw"), "{refused}");
+        assert!(
+            refused.contains(&format!("http://127.0.0.1:{port} (HTTPS_PROXY)")),
+            "{refused}"
+        );
+        assert!(
+            refused.contains("api.example:6443") && !refused.contains("pw"),
+            "{refused}"
+        );
         let asked = serve.await.unwrap();
-        assert!(asked[0].starts_with("CONNECT api.example:6443 HTTP/1.1\r\n"), "{asked:?}");
+        assert!(
+            asked[0].starts_with("CONNECT api.example:6443 HTTP/1.1\r\n"),
+            "{asked:?}"
+        );
         assert!(asked[0].contains("Basic dTpwdw=="), "{asked:?}");
     }
 }

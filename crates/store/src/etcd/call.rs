@@ -158,24 +158,39 @@ mod tests {
     #[test]
     fn only_an_answer_about_the_request_is_final() {
         for (code, text) in [
-            (Code::Unavailable, "etcdserver: rpc not supported for learner"),
-            (Code::FailedPrecondition, "etcdserver: rpc not supported for learner"),
+            (
+                Code::Unavailable,
+                "etcdserver: rpc not supported for learner",
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: rpc not supported for learner",
+            ),
             (Code::DataLoss, "etcdserver: corrupt cluster"),
             (Code::Unimplemented, "unknown service etcdserverpb.KV"),
         ] {
             let verdict = verdict(&Status::new(code, text));
             assert!(matches!(verdict, Verdict::Elsewhere), "{text}");
         }
-        for text in ["etcdserver: user name is empty", "etcdserver: invalid auth token"] {
+        for text in [
+            "etcdserver: user name is empty",
+            "etcdserver: invalid auth token",
+        ] {
             let verdict = verdict(&Status::new(Code::InvalidArgument, text));
             assert!(matches!(verdict, Verdict::LogIn), "{text}");
         }
         for (code, text) in [
             (Code::PermissionDenied, "etcdserver: permission denied"),
-            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
         ] {
             let verdict = verdict(&Status::new(code, text));
-            assert!(matches!(verdict, Verdict::No(Failure::Refused(_))), "{text}");
+            assert!(
+                matches!(verdict, Verdict::No(Failure::Refused(_))),
+                "{text}"
+            );
         }
     }
 }

@@ -138,6 +138,7 @@ impl Follower {
                 End::Moved => debug!("etcd: this node has another address: connecting anew"),
                 End::Failed(failure) => self.presence.away(&self.feed, &failure.to_string()),
             }
+            backoff.shared_by(self.catalog.iter().count());
             backoff.wait().await;
         }
     }
@@ -216,7 +217,8 @@ impl Follower {
             }
         };
         let cluster = first.header.as_ref().map_or(0, |header| header.cluster_id);
-        if cluster != at.cluster {
+        // A proxy that joins watches of several clients (`etcd grpc-proxy`) does not fill in the id.
+        if cluster != 0 && cluster != at.cluster {
             self.regressed = true;
             return Err(End::ListAgain("this is another cluster than before"));
         }

@@ -78,7 +78,9 @@ impl Client {
                 self.leave(line.number).await;
                 // A connection that had stood for a while may have ended without anything being
                 // wrong with its endpoint: that is no try.
-                tries.left = tries.left.saturating_sub(usize::from(line.fresh || tries.again));
+                tries.left = tries
+                    .left
+                    .saturating_sub(usize::from(line.fresh || tries.again));
                 tries.again = true;
                 if tries.left > 0 {
                     return Ok(());

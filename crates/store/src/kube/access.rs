@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::kubeconfig::{self, Kubeconfig};
-use crate::connect::Connector;
+use crate::connect::{Connector, Proxy, ProxyError, Scheme};
 use crate::endpoint::Endpoint;
 use crate::etcd::Secret;
 use crate::tls::{Names, Pem, TlsError, TlsFiles};
@@ -53,6 +53,9 @@ pub enum AccessError {
         /// The system's reason.
         error: std::io::Error,
     },
+    /// A proxy that the environment names and that is none.
+    #[error(transparent)]
+    Proxy(#[from] ProxyError),
     /// A certificate, key or authority that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -139,7 +142,18 @@ impl Access {
             endpoint: self.now.endpoint.clone(),
             files: Arc::new(files),
             server_name,
+            proxy: self.proxy()?,
         })
+    }
+
+    /// The proxy that the environment names for the server.
+    pub(super) fn proxy(&self) -> Result<Option<Proxy>, ProxyError> {
+        let scheme = if self.now.endpoint.tls {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        };
+        Proxy::from_environment(&self.now.endpoint, scheme, |name| std::env::var(name).ok())
     }
 
     /// The token as it is now.

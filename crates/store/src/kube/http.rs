@@ -11,6 +11,7 @@ use hyper::{Method, Request, Response, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
+use tracing::info;
 
 use super::access::{Access, AccessError};
 use super::body::Body;
@@ -87,6 +88,10 @@ pub(super) struct Client {
 impl Client {
     /// Opens nothing yet.
     pub(super) fn new(access: Access) -> Client {
+        // One that cannot be used is reported when it is connected through.
+        if let Ok(Some(proxy)) = access.proxy() {
+            info!("the API server is reached through the proxy {proxy}");
+        }
         Client {
             access,
             line: Mutex::default(),
