@@ -77,7 +77,14 @@ impl Attachment<'_> {
             Err(refusal) => refusal,
         };
         let taken = matches!(before, Before::Taken);
-        self.undo(&delegate, &config, written, before);
+        if is_of_version(&refusal) {
+            // It did nothing, and would refuse its DEL as well.
+            if let Err(failure) = self.saved().restore(written) {
+                note(format_args!("{failure}"));
+            }
+        } else {
+            self.undo(&delegate, &config, written, before);
+        }
         let mut details = Vec::new();
         if taken {
             details.push(format!(
@@ -245,6 +252,16 @@ impl Attachment<'_> {
 fn is_result(answer: &[u8]) -> bool {
     serde_json::from_str::<Object>(&String::from_utf8_lossy(answer))
         .is_ok_and(|object| !object.has("code"))
+}
+
+/// Returns whether a delegate refused because it does not speak the configuration's version.
+fn is_of_version(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::Ours(_) => false,
+        Refusal::Delegates(answer) => serde_json::from_slice::<Object>(answer)
+            .and_then(|object| object.decode::<u32>("code"))
+            .is_ok_and(|code| code == Some(Code::IncompatibleVersion as u32)),
+    }
 }
 
 /// Adds what we know about the cause to the delegate's refusal, in the object's `details`; all else stays the delegate's.

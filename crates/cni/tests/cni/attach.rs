@@ -248,7 +248,7 @@ fn a_broken_saved_file_does_not_keep_a_container_from_being_deleted() {
     let good = scene.read("data/c1");
     let target = scene.path("target");
     scene.write("target", &good);
-    let breaks: [(&str, &dyn Fn()); 8] = [
+    let breaks: [(&str, &dyn Fn()); 9] = [
         ("empty, as after a power cut", &|| {
             scene.write("data/c1", "")
         }),
@@ -257,6 +257,9 @@ fn a_broken_saved_file_does_not_keep_a_container_from_being_deleted() {
         ("no type", &|| scene.write("data/c1", "{}")),
         ("a type that is a path", &|| {
             scene.write("data/c1", r#"{"type":"../target"}"#)
+        }),
+        ("a type that would run for ever", &|| {
+            scene.write("data/c1", r#"{"type":"flannel"}"#)
         }),
         ("huge", &|| scene.write("data/c1", vec![b' '; 5 << 20])),
         ("one that others may write to", &|| {
@@ -410,6 +413,21 @@ fn success_without_a_result_is_a_failure() {
         assert_eq!(scene.calls(), "ADD c1\nDEL c1\n", "it is undone");
         assert!(!scene.path("data/c1").exists());
     }
+}
+
+#[test]
+fn a_delegate_of_another_version_leaves_no_file_whose_del_would_fail_for_ever() {
+    let scene = Scene::new();
+    let config = scene.config(json!({}));
+    let object = r#"{"code":1,"msg":"incompatible CNI versions"}"#;
+    for command in ["ADD", "DEL"] {
+        scene.write(&format!("bin/answer.{command}"), object);
+        scene.write(&format!("bin/exit.{command}"), "1");
+    }
+    assert_eq!(scene.run("ADD", &config).text(), object);
+    assert!(!scene.path("data/c1").exists());
+    scene.run("DEL", &config).succeeded();
+    assert_eq!(scene.calls(), "ADD c1\n");
 }
 
 #[test]
