@@ -50,7 +50,7 @@ impl Daemon {
     ) -> anyhow::Result<Daemon> {
         let previous = subnet_file::previous(&options.subnet_file);
         let former = subnet_file::former_networks(&options.subnet_file);
-        let (config, host, backend) = settle(&mut options, &mut store).await?;
+        let (config, host, backend) = settle(&mut options, &mut store, previous).await?;
         let claim = Claim {
             attrs: backend.lease_attrs(),
             previous,

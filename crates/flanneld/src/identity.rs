@@ -37,6 +37,22 @@ pub fn choose(
     Ok(Identity { mac })
 }
 
+/// Returns how our devices, as far as they exist, are named in a lease's backend data: a lease that names one was
+/// ours, whatever its address.
+pub fn published_names(config: &NetConfig, mac_of: impl Fn(&IfName) -> Option<Mac>) -> Vec<String> {
+    if config.backend.kind != BackendType::Vxlan {
+        return Vec::new();
+    }
+    let Ok(vni) = vxlan::vni(config) else {
+        return Vec::new();
+    };
+    config
+        .families()
+        .filter_map(|family| mac_of(&vxlan::device(vni, family).ok()?))
+        .map(|mac| mac.to_string())
+        .collect()
+}
+
 fn published(own: Option<&Lease>, family: Family) -> Option<Mac> {
     let data = own?.attrs.data.get(family)?;
     vxlan::mac_of(data).ok()

@@ -6,10 +6,10 @@ use std::time::Duration;
 use backend::{Backend, BackendError};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use model::kernel::ROUTE_PROTOCOL;
-use model::{Dual, Host, IfName, Lease, NetConfig, Object, SubnetKey};
+use model::{Dual, Host, IfName, Lease, Mac, NetConfig, Object, SubnetKey};
 use store::{
     AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,
-    KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble,
+    KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble, Who,
 };
 use tracing::{info, warn};
 
@@ -25,6 +25,7 @@ const CONFIG_AGAIN: Duration = Duration::from_secs(1);
 pub(crate) async fn settle(
     options: &mut Options,
     store: &mut AnyStore,
+    previous: Option<SubnetKey>,
 ) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
     let mut told = String::new();
     let given = options.public_ip;
@@ -43,7 +44,12 @@ pub(crate) async fn settle(
                 return Err(problem.into());
             }
         };
-        let own = store.own(&host.public_ip).await;
+        let who = Who {
+            public_ip: host.public_ip,
+            previous,
+            devices: identity::published_names(&config, device_mac),
+        };
+        let own = store.own(&config, &who).await;
         match build(&config, &host, own.as_ref()) {
             Ok(backend) => {
                 for key in &config.unknown {
@@ -117,15 +123,14 @@ pub(crate) fn build(
     host: &Host,
     own: Option<&Lease>,
 ) -> Result<Box<dyn Backend>, BackendError> {
-    // A kernel that does not answer has no device of ours to go by; what it refuses is told later.
-    let mac_of = |name: &IfName| {
-        dataplane::host::standing(name)
-            .ok()
-            .flatten()
-            .and_then(|device| device.mac)
-    };
-    let identity = identity::choose(config, host, own, mac_of)?;
+    let identity = identity::choose(config, host, own, device_mac)?;
     backend::new(config, host, &identity)
+}
+
+/// Returns the MAC of one of our devices. A kernel that does not answer has none; later operations report
+/// the error.
+fn device_mac(name: &IfName) -> Option<Mac> {
+    dataplane::host::standing(name).ok()??.mac
 }
 
 pub(crate) fn scope(

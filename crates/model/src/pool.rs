@@ -8,8 +8,8 @@ use crate::config::keys;
 use crate::range::{ends, number, subnet};
 use crate::{Dual, Family, NetConfig, Pool, SubnetKey};
 
-/// Among how many free subnets the choice is made. Nodes that start at once then seldom choose
-/// the same one, and yet the subnets in use stay together.
+/// Among how many free subnets the choice is made. Few nodes that start at once then choose
+/// the same one, and yet the subnets in use stay together. Whoever loses a race widens the choice.
 pub const CHOICES: usize = 100;
 
 /// No subnet can be had.
@@ -54,6 +54,15 @@ impl fmt::Display for PoolFull {
 /// `taken`, which may be of any length and lie anywhere. Costs the sorting of `taken`, whatever
 /// the size of the pool.
 pub fn free<'a>(pool: &Pool, taken: impl Iterator<Item = &'a IpNet>) -> Vec<IpNet> {
+    first_free(CHOICES, pool, taken)
+}
+
+/// [`free`], but the first `choices` subnets.
+fn first_free<'a>(
+    choices: usize,
+    pool: &Pool,
+    taken: impl Iterator<Item = &'a IpNet>,
+) -> Vec<IpNet> {
     let family = pool.family();
     let taken = taken.filter(|net| Family::of_net(net) == family);
     let mut taken: Vec<(u128, u128)> = taken.map(ends).collect();
@@ -63,7 +72,7 @@ pub fn free<'a>(pool: &Pool, taken: impl Iterator<Item = &'a IpNet>) -> Vec<IpNe
     let last = number(pool.max);
     let mut next = Some(number(pool.min));
     let mut taken = taken.into_iter().peekable();
-    while let Some(n) = next.filter(|n| *n <= last && free.len() < CHOICES) {
+    while let Some(n) = next.filter(|n| *n <= last && free.len() < choices) {
         let candidate = subnet(family, n, pool.subnet_len);
         let (start, end) = ends(&candidate);
         // What ends before this candidate ends before all later ones, too.
@@ -93,6 +102,20 @@ pub fn choose(
     config: &NetConfig,
     taken: &[SubnetKey],
     previous: Option<&SubnetKey>,
+    pick: impl FnMut(usize) -> usize,
+) -> Result<SubnetKey, PoolFull> {
+    choose_among(CHOICES, config, taken, previous, pick)
+}
+
+/// [`choose`], but from the first `choices` free subnets.
+///
+/// # Errors
+/// [`PoolFull`]: a family has none left.
+pub fn choose_among(
+    choices: usize,
+    config: &NetConfig,
+    taken: &[SubnetKey],
+    previous: Option<&SubnetKey>,
     mut pick: impl FnMut(usize) -> usize,
 ) -> Result<SubnetKey, PoolFull> {
     let unused = |key: &&SubnetKey| config.fits(key) && !taken.iter().any(|t| t.overlaps(key));
@@ -102,7 +125,7 @@ pub fn choose(
     let mut nets = Dual::default();
     for (family, pool) in config.pools.iter() {
         let taken = taken.iter().filter_map(|key| key.nets().get(family));
-        let free = free(pool, taken.clone());
+        let free = first_free(choices, pool, taken.clone());
         if free.is_empty() {
             return Err(PoolFull {
                 pool: Some(*pool),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use model::{Dual, Lease, LeaseAttrs, NetConfig};
 
 use crate::{
-    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, News, Store, Trouble, Waits,
+    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, News, Store, Trouble, Waits, Who,
 };
 
 /// One of the stores there are.
@@ -52,8 +52,8 @@ impl Store for AnyStore {
         delegate!(self, store => store.config().await)
     }
 
-    async fn own(&mut self, public_ip: &Dual<IpAddr>) -> Option<Lease> {
-        delegate!(self, store => store.own(public_ip).await)
+    async fn own(&mut self, config: &NetConfig, who: &Who) -> Option<Lease> {
+        delegate!(self, store => store.own(config, who).await)
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {

@@ -76,6 +76,16 @@ impl<V> Catalog<V> {
         self.round = self.round.wrapping_add(1);
     }
 
+    /// The versions that are known do not count any more: `none` is one that no key has.
+    pub(crate) fn forget_versions(&mut self, none: V)
+    where
+        V: Copy,
+    {
+        self.known
+            .values_mut()
+            .for_each(|known| known.version = none);
+    }
+
     /// Whether `key` is there as it is known already; if so it need not be read again.
     pub(crate) fn has(&mut self, key: &SubnetKey, unchanged: impl Fn(&V) -> bool) -> bool {
         match self.known.get_mut(&key.into()) {

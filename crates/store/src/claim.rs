@@ -3,12 +3,13 @@
 
 use std::fmt::Display;
 use std::future::Future;
-use std::net::IpAddr;
 
-use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey, pool};
+use model::{Lease, LeaseAttrs, NetConfig, SubnetKey, pool};
 use tracing::{debug, info, warn};
 
 use crate::complaints::Complaints;
+pub(crate) use crate::own_lease::addresses;
+pub(crate) use crate::own_lease::same_node;
 use crate::patience::Patience;
 use crate::{AcquireError, Claim};
 
@@ -216,21 +217,6 @@ where
     }
 }
 
-/// Whether a lease was published by a node with these public addresses. The IPv4 address decides
-/// where both have one.
-pub(crate) fn same_node(attrs: &LeaseAttrs, ours: &Dual<IpAddr>) -> bool {
-    match (attrs.public_ip.v4, ours.v4) {
-        (Some(theirs), Some(ours)) => theirs == ours,
-        _ => attrs.public_ip.v6.is_some() && attrs.public_ip.v6 == ours.v6,
-    }
-}
-
-/// Addresses for a message: `10.0.0.1`, or `10.0.0.1 and fd00::1`.
-pub(crate) fn addresses(ips: &Dual<IpAddr>) -> String {
-    let all: Vec<String> = ips.iter().map(|(_, ip)| ip.to_string()).collect();
-    all.join(" and ")
-}
-
 /// Notes that a lease beside our own one carries our public addresses. The daemon's roster refuses
 /// such a lease and says why: one line is enough.
 pub(crate) fn twin(said: &mut Complaints, own: SubnetKey, other: &Lease) {
@@ -247,6 +233,7 @@ pub(crate) fn twin(said: &mut Complaints, own: SubnetKey, other: &Lease) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use model::Dual;
 
     #[test]
     fn a_node_is_known_by_its_public_address() {

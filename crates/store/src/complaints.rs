@@ -27,22 +27,27 @@ impl Complaints {
     }
 }
 
-/// The one reason for which something waits: said when it changes, and once a minute.
+/// How many reasons are remembered.
+const REASONS: usize = 16;
+
+/// The reasons for which something waits: each is said when it is new and once a minute, however
+/// they alternate.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(Option<(String, Instant)>);
+pub(crate) struct Waiting(Vec<(String, Instant)>);
 
 impl Waiting {
     /// Whether to say `reason` now.
     pub(crate) fn is_due(&mut self, reason: &str) -> bool {
         let now = Instant::now();
-        let due = match &self.0 {
-            Some((said, at)) => said != reason || now.duration_since(*at) >= REMIND,
-            None => true,
-        };
-        if due {
-            self.0 = Some((reason.into(), now));
+        self.0.retain(|(_, at)| now.duration_since(*at) < REMIND);
+        if self.0.iter().any(|(said, _)| said == reason) {
+            return false;
         }
-        due
+        if self.0.len() == REASONS {
+            self.0.remove(0);
+        }
+        self.0.push((reason.into(), now));
+        true
     }
 }
 
@@ -72,9 +77,10 @@ mod tests {
         let mut waiting = Waiting::default();
         let mut said = 0;
         for second in 0..180 {
-            said += u32::from(waiting.is_due(if second < 90 { "away" } else { "no config" }));
+            let reason = if second % 2 == 0 { "away" } else { "no config" };
+            said += u32::from(waiting.is_due(reason));
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        assert_eq!(said, 4);
+        assert_eq!(said, 6);
     }
 }

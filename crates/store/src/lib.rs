@@ -27,6 +27,7 @@ mod any;
 mod backoff;
 mod catalog;
 mod claim;
+mod clock;
 mod complaints;
 mod connect;
 pub mod directory;
@@ -34,9 +35,11 @@ mod endpoint;
 pub mod etcd;
 mod feed;
 pub mod kube;
+mod lease_value;
 pub mod own_lease;
 mod patience;
 mod presence;
+mod subnet_allocator;
 mod task;
 mod tenure;
 mod tls;
@@ -47,6 +50,7 @@ pub use connect::ProxyError;
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
 pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
+pub use own_lease::Who;
 pub use patience::Waits;
 pub use tls::TlsError;
 
@@ -101,9 +105,9 @@ pub trait Store {
     /// there is one that can be used (contract §3: retried every second).
     fn config(&mut self) -> impl Future<Output = NetConfig>;
 
-    /// The lease that this node already has, found by its public addresses: what its peers
-    /// believe. Read before the backend is built, so that it keeps its MAC.
-    fn own(&mut self, public_ip: &Dual<IpAddr>) -> impl Future<Output = Option<Lease>>;
+    /// Returns the lease that this node already has, recognised by its public address or a device: what its
+    /// peers believe. Read before the backend is built, so that it keeps its MAC.
+    fn own(&mut self, config: &NetConfig, who: &Who) -> impl Future<Output = Option<Lease>>;
 
     /// Takes a subnet (contract §4: reuse, previous, random), waiting while the store is away.
     ///
@@ -162,4 +166,7 @@ pub enum AcquireError {
     /// The pool is used up.
     #[error("{0}")]
     Full(String),
+    /// A living node has the lease that looks like ours.
+    #[error("{0}")]
+    Held(String),
 }

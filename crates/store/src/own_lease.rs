@@ -36,10 +36,12 @@
 //! | [`acquisition`] | from the first look to a lease: adopt, ask, discard, create |
 //! | [`holding`] | the lease that the node has: kept as desired, or revoked |
 //! | [`conflict`] | when and how to answer writes of others |
+//! | [`notice`] | the log lines
 
 mod acquisition;
 mod conflict;
 mod holding;
+mod notice;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -48,6 +50,7 @@ use std::time::Duration;
 
 use acquisition::Acquisition;
 use holding::Holding;
+pub(crate) use terms::addresses;
 pub use terms::{
     Action, Answer, Cause, Entry, Event, Life, Likeness, Look, Notice, Request, Revocation,
     Signature, Time, Value, Who, WriterId, same_node,

@@ -43,7 +43,7 @@ use crate::claim;
 use crate::feed::Feed;
 use crate::patience::Patience;
 use crate::task::AbortOnDrop;
-use crate::{AcquireError, Claim, News, Store, Timing};
+use crate::{AcquireError, Claim, News, Store, Timing, Who};
 use files::Place;
 use follow::Follower;
 
@@ -120,8 +120,8 @@ impl Store for DirectoryStore {
         }
     }
 
-    async fn own(&mut self, public_ip: &Dual<IpAddr>) -> Option<Lease> {
-        claim::own_at_last(self.follower(public_ip)).await
+    async fn own(&mut self, _config: &NetConfig, who: &Who) -> Option<Lease> {
+        claim::own_at_last(self.follower(&who.public_ip)).await
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {

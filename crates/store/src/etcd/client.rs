@@ -249,6 +249,11 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
+    /// The connection that it arrives on.
+    pub(super) fn connection(&self) -> u64 {
+        self.line.number
+    }
+
     /// See [`Page::header`].
     pub(super) fn header(&self) -> Option<&proto::Header> {
         self.page.header()

@@ -6,41 +6,40 @@
 //! | [`link`], [`client`], [`call`] | a connection, failover, one call |
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
 //! | [`page`], [`listing`] | all leases, as they arrive |
-//! | [`acquire`], [`holding`], [`defence`] | our own lease: taken, kept, defended, lost |
+//! | [`own_key`], [`etcd_lease`] | what the requests of [`crate::own_lease`] mean in etcd |
+//! | [`history`] | whether etcd still tells the history that is known |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 //! | [`admin`] | looking and writing by hand |
 //!
 //! A start needs one request for the configuration, one per page of leases, one or two for the
 //! lease and one for the watch; nothing is ever asked per peer.
 
-mod acquire;
 mod admin;
 mod call;
 mod client;
-mod defence;
+mod etcd_lease;
 mod follow;
-mod holding;
+mod history;
 mod keyspace;
 mod link;
 mod listing;
+mod own_key;
 mod page;
 mod proto;
 mod settings;
 mod txn;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use model::{Dual, Lease, LeaseAttrs, NetConfig};
+use model::{Lease, LeaseAttrs, NetConfig};
 use tokio::sync::watch;
 
 pub use settings::{EtcdSettings, Secret, SettingsError};
 
-use crate::claim;
 use crate::feed::Feed;
-use crate::patience::Patience;
+use crate::patience::{Patience, Waits};
 use crate::task::AbortOnDrop;
-use crate::{AcquireError, Claim, News, Store, Timing};
+use crate::{AcquireError, Claim, News, Store, Timing, Who};
 use client::{Client, Failure};
 use follow::Follower;
 use keyspace::Keyspace;
@@ -51,7 +50,8 @@ pub struct EtcdStore {
     keys: Keyspace,
     timing: Timing,
     feed: Arc<Feed>,
-    wish: watch::Sender<Option<LeaseAttrs>>,
+    desired: watch::Sender<Option<LeaseAttrs>>,
+    waits: Waits,
     /// At rest, driven by this store's own calls; until it runs as a task.
     follower: Option<Box<Follower>>,
     task: Option<AbortOnDrop>,
@@ -66,31 +66,35 @@ impl EtcdStore {
         let keys = Keyspace::new(settings.parse_prefix()?);
         let timing = settings.timing;
         let client = Arc::new(Client::new(settings)?);
-        let (feed, wish) = (Arc::new(Feed::default()), watch::Sender::new(None));
+        let (feed, desired) = (Arc::new(Feed::default()), watch::Sender::new(None));
         Ok(EtcdStore {
             client,
             keys,
             timing,
             feed,
-            wish,
+            desired,
+            waits: Waits::default(),
             follower: None,
             task: None,
         })
     }
 
-    /// The follower at rest, looking for leases of ours by `public_ip`.
-    fn follower(&mut self, public_ip: &Dual<IpAddr>) -> &mut Follower {
+    /// The follower at rest, looking for the lease of `who`.
+    fn follower(&mut self, config: &NetConfig, who: &Who) -> &mut Follower {
         self.task = None;
         self.follower = self
             .follower
             .take()
-            .filter(|follower| follower.public_ip == *public_ip);
+            .filter(|follower| follower.is_for(config, who));
         self.follower.get_or_insert_with(|| {
-            let (client, keys, feed) = (self.client.clone(), self.keys.clone(), self.feed.clone());
-            let mut follower =
-                Follower::new(client, keys, self.timing, feed, self.wish.subscribe());
-            follower.public_ip = *public_ip;
-            Box::new(follower)
+            Box::new(Follower::new(
+                self.client.clone(),
+                self.keys.clone(),
+                self.timing,
+                self.feed.clone(),
+                self.desired.subscribe(),
+                (config.clone(), who.clone(), self.waits.clone()),
+            ))
         })
     }
 
@@ -106,7 +110,7 @@ impl EtcdStore {
 
 impl Store for EtcdStore {
     async fn config(&mut self) -> NetConfig {
-        let mut patience = Patience::default();
+        let mut patience = Patience::telling(&self.waits);
         loop {
             let no_config = match self.read_config().await {
                 Ok(config) => {
@@ -115,35 +119,42 @@ impl Store for EtcdStore {
                 }
                 Err(no_config) => no_config,
             };
-            patience
-                .wait(
-                    &no_config.to_string(),
-                    matches!(no_config, NoConfig::Etcd(Failure::Away(_))),
-                )
-                .await;
+            let away = matches!(no_config, NoConfig::Etcd(Failure::Away(_)));
+            patience.wait(&no_config.to_string(), away).await;
         }
     }
 
-    async fn own(&mut self, public_ip: &Dual<IpAddr>) -> Option<Lease> {
-        claim::own_at_last(self.follower(public_ip)).await
+    async fn own(&mut self, config: &NetConfig, who: &Who) -> Option<Lease> {
+        self.follower(config, who).find_own().await
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
-        self.wish.send_replace(None);
-        claim::acquire_at_last(self.follower(&claim.attrs.public_ip), config, claim).await
+        self.desired.send_replace(None);
+        // Devices are as `own` was told.
+        let known = self.follower.as_ref().map(|follower| follower.who());
+        let devices = known.map(|who| who.devices.clone()).unwrap_or_default();
+        let who = Who {
+            public_ip: claim.attrs.public_ip,
+            previous: claim.previous,
+            devices,
+        };
+        let follower = self.follower(config, &who);
+        follower.acquire(claim.attrs.clone()).await
     }
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
-        self.wish.send_replace(Some(attrs));
+        self.desired.send_replace(Some(attrs));
+    }
+
+    fn waits(&self) -> Waits {
+        self.waits.clone()
     }
 
     async fn news(&mut self) -> News {
-        if self.task.is_none() {
-            let public_ip = self.follower.as_ref().map(|follower| follower.public_ip);
-            self.follower(&public_ip.unwrap_or_default());
-            if let Some(follower) = self.follower.take() {
-                self.task = Some(AbortOnDrop::spawn(follower.run()));
-            }
+        if self.task.is_none()
+            && let Some(follower) = self.follower.take()
+        {
+            self.task = Some(AbortOnDrop::spawn(follower.run()));
         }
         self.feed.news().await
     }

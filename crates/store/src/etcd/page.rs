@@ -226,12 +226,14 @@ mod tests {
         };
         let header = Some(Header {
             cluster_id: u64::MAX,
+            raft_term: 2,
             revision: 1234,
         });
         let answer = RangeResponse {
             header,
             kvs: (0..200).map(kv).collect(),
             more: true,
+            count: 0,
         };
         let message = answer.encode_to_vec();
         let mut bytes = vec![0];

@@ -18,6 +18,9 @@ pub(super) mod path {
 pub(super) struct Header {
     #[prost(uint64, tag = "1")]
     pub cluster_id: u64,
+    /// Counts elections; it starts again in a restored cluster.
+    #[prost(uint64, tag = "4")]
+    pub raft_term: u64,
     /// The store's revision when the answer was made.
     #[prost(int64, tag = "3")]
     pub revision: i64,
@@ -52,6 +55,8 @@ pub(super) struct RangeRequest {
     pub revision: i64,
     #[prost(bool, tag = "8")]
     pub keys_only: bool,
+    #[prost(bool, tag = "9")]
+    pub count_only: bool,
     #[prost(int64, tag = "12")]
     pub min_create_revision: i64,
 }
@@ -64,6 +69,9 @@ pub(super) struct RangeResponse {
     pub kvs: Vec<KeyValue>,
     #[prost(bool, tag = "3")]
     pub more: bool,
+    /// How many keys are in the range, however many were sent.
+    #[prost(int64, tag = "4")]
+    pub count: i64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -225,6 +233,9 @@ pub(super) struct LeaseGrantRequest {
     /// Seconds.
     #[prost(int64, tag = "1")]
     pub ttl: i64,
+    /// Chosen by us.
+    #[prost(int64, tag = "2")]
+    pub id: i64,
 }
 
 /// Also what [`path::LEASE_KEEP_ALIVE`] answers: the first three fields are the same.

@@ -53,7 +53,7 @@ use crate::patience::{Patience, Waits};
 use crate::presence::Presence;
 use crate::task::AbortOnDrop;
 use crate::tenure::Tenure;
-use crate::{AcquireError, Claim, News, Store};
+use crate::{AcquireError, Claim, News, Store, Who};
 use access::Access;
 use annotations::Prefix;
 use census::Census;
@@ -222,7 +222,7 @@ impl Store for KubeStore {
         assigned
     }
 
-    async fn own(&mut self, _: &Dual<IpAddr>) -> Option<Lease> {
+    async fn own(&mut self, _config: &NetConfig, _who: &Who) -> Option<Lease> {
         let own = match self.node.take() {
             Some(own) => own,
             None => self.ask_node().await,

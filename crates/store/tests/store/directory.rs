@@ -159,7 +159,8 @@ fn the_directory_is_made_where_it_is_missing() {
         let dir = Directory::new();
         std::fs::remove_dir_all(dir.path("")).unwrap();
         let mut store = dir.store();
-        let own = within(store.own(&Node::new(dir.store(), 1).ips())).await;
+        let node = Node::new(dir.store(), 1);
+        let own = within(store.own(&node.config, &node.who())).await;
         assert_eq!(own, None);
         let mode = std::fs::metadata(dir.path("subnets"))
             .unwrap()

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
-use store::{AcquireError, Claim, News, Store};
+use store::{AcquireError, Claim, News, Store, Who};
 use tokio::time::{Instant, timeout_at};
 
 pub const CONFIG: &str = r#"{"Network":"10.20.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -64,9 +64,17 @@ impl<S: Store> Node<S> {
     pub async fn start(store: S, n: u32) -> Node<S> {
         let mut node = Node::new(store, n);
         node.config = within(node.store.config()).await;
-        within(node.store.own(&node.ips())).await;
+        let who = node.who();
+        within(node.store.own(&node.config, &who)).await;
         node.acquire().await.unwrap();
         node
+    }
+
+    pub fn who(&self) -> Who {
+        Who {
+            public_ip: self.ips(),
+            ..Who::default()
+        }
     }
 
     pub fn ips(&self) -> Dual<IpAddr> {

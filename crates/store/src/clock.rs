@@ -1,0 +1,34 @@
+//! The clock by which leases are kept: one that counts while the machine sleeps.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::time::Instant;
+
+use crate::own_lease::{Time, WriterId};
+
+/// Timers stop while the machine sleeps, so that no wait is longer than this.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Returns the time since the machine started, sleep included.
+pub(crate) fn now() -> Time {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
+}
+
+/// Returns when to look at the clock again if something is due at `at`.
+pub(crate) fn timer(at: Time) -> Instant {
+    Instant::now() + at.saturating_sub(now()).min(LONGEST_SLEEP)
+}
+
+/// Returns a name for this run of the daemon: a later start has a higher one.
+pub(crate) fn writer_id() -> WriterId {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    WriterId((seconds << 20) | fastrand::u64(..1 << 20))
+}
