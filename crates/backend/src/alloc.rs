@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use model::{BackendType, Dual, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
 
 use crate::error::public_ips;
-use crate::{Backend, BackendError, PeerError};
+use crate::{Backend, BackendError, PeerPlan};
 
 pub(crate) struct Alloc {
     public_ip: Dual<IpAddr>,
@@ -53,8 +53,8 @@ impl Backend for Alloc {
         Vec::new()
     }
 
-    fn peer(&self, _peer: &Lease, _host: &Host) -> Result<Vec<Object>, PeerError> {
-        Ok(Vec::new())
+    fn peer(&self, _peer: &Lease, _host: &Host) -> PeerPlan {
+        PeerPlan::by_family(|_, _| Ok(()))
     }
 
     fn identities(&self) -> fn(&Lease) -> Dual<u64> {

@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use model::{
-    BackendType, ConfigError, Dual, Family, Host, IfName, Lease, Mac, NetConfig, SubnetKey,
-};
+use model::{BackendType, ConfigError, Dual, Family, Host, IfName, Lease, Mac, NetConfig};
 
 /// Why a backend cannot work with this configuration on this machine.
 #[derive(Debug, thiserror::Error)]
@@ -78,16 +76,6 @@ fn names(kinds: &[BackendType]) -> String {
         .map(BackendType::as_str)
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-/// A lease that cannot be used as a peer. Names the lease, and what is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("lease {lease}: {fault}")]
-pub struct PeerError {
-    /// The lease.
-    pub lease: SubnetKey,
-    /// What is wrong with it.
-    pub fault: Fault,
 }
 
 /// What is wrong with a lease.

@@ -3,11 +3,11 @@
 
 use std::net::IpAddr;
 
-use model::kernel::{NextHop, Route, RouteKey, RouteTo};
+use model::object::{NextHop, Route, RouteKey, RouteTo};
 use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
 
 use crate::error::{public_ips, underlay};
-use crate::{Backend, BackendError, Fault, PeerError};
+use crate::{Backend, BackendError, Fault, PeerPlan};
 
 pub(crate) struct HostGw {
     public_ip: Dual<IpAddr>,
@@ -88,16 +88,10 @@ impl Backend for HostGw {
         Vec::new()
     }
 
-    fn peer(&self, peer: &Lease, host: &Host) -> Result<Vec<Object>, PeerError> {
-        let routes = Family::ALL
-            .into_iter()
-            .map(|family| self.route(peer, family, host));
-        let routes = routes
-            .filter_map(Result::transpose)
-            .collect::<Result<Vec<_>, _>>();
-        routes.map_err(|fault| PeerError {
-            lease: peer.key,
-            fault,
+    fn peer(&self, peer: &Lease, host: &Host) -> PeerPlan {
+        PeerPlan::by_family(|family, objects| {
+            objects.extend(self.route(peer, family, host)?);
+            Ok(())
         })
     }
 

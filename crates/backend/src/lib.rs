@@ -13,9 +13,9 @@ mod host_gw;
 pub mod vxlan;
 
 pub use check::check;
-pub use error::{BackendError, Fault, PeerError};
+pub use error::{BackendError, Fault};
 
-use model::{BackendType, Dual, Host, IfName, Lease, LeaseAttrs, Mac, NetConfig, Object};
+use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, Mac, NetConfig, Object};
 
 /// A way to carry packets between nodes.
 ///
@@ -43,9 +43,8 @@ pub trait Backend {
     /// A family that only one side has is left out: a dual-stack peer of an IPv4-only node gets
     /// IPv4 objects.
     ///
-    /// # Errors
-    /// [`PeerError`] when the lease cannot be used; nothing of it is then.
-    fn peer(&self, peer: &Lease, host: &Host) -> Result<Vec<Object>, PeerError>;
+    /// A fault in one family takes nothing from the other.
+    fn peer(&self, peer: &Lease, host: &Host) -> PeerPlan;
 
     /// Reads from a lease, for each family, what no two peers may have in common (vxlan: the MAC,
     /// which is a key of the forwarding database). Of two that have, the older lease stands.
@@ -54,6 +53,36 @@ pub trait Backend {
     /// What in the configuration has no effect or another one than its author may think; to be
     /// logged once.
     fn warnings(&self) -> &[String];
+}
+
+/// What one peer needs, family by family.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerPlan {
+    /// What the kernel should hold.
+    pub objects: Vec<Object>,
+    /// Why a family cannot be used.
+    pub faults: Vec<Fault>,
+    /// Whether a family can be used. A lease of which nothing is needed can.
+    pub served: bool,
+}
+
+impl PeerPlan {
+    /// Builds the plan from each family that both sides have. `family` adds what is needed to the
+    /// objects; what it added before it failed is taken back.
+    pub fn by_family(
+        mut family: impl FnMut(Family, &mut Vec<Object>) -> Result<(), Fault>,
+    ) -> PeerPlan {
+        let mut plan = PeerPlan::default();
+        for of in Family::ALL {
+            let before = plan.objects.len();
+            if let Err(fault) = family(of, &mut plan.objects) {
+                plan.objects.truncate(before);
+                plan.faults.push(fault);
+            }
+        }
+        plan.served = plan.faults.is_empty() || !plan.objects.is_empty();
+        plan
+    }
 }
 
 /// What this node is known by among its peers, chosen before its lease is taken.

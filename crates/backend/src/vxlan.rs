@@ -13,14 +13,15 @@ pub use vtep::{BadVtep, Vtep, choose_mac, mac_of};
 
 use std::net::IpAddr;
 
-use model::kernel::{
-    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, Route, RouteKey, RouteTo, Vxlan as Tunnel,
+use model::object::{
+    AddrKey, Beneath, FdbKey, Link, LinkKind, Mark, NeighKey, NextHop, Remote, Route, RouteKey,
+    RouteTo, Vxlan as Tunnel,
 };
 use model::subnet::first;
 use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, Mac, NetConfig, Object};
 
 use crate::error::{public_ips, underlay};
-use crate::{Backend, BackendError, Fault, Identity, PeerError};
+use crate::{Backend, BackendError, Fault, Identity, PeerPlan};
 
 const OPTIONS: [&str; 7] = [
     "VNI",
@@ -79,6 +80,8 @@ pub(crate) struct Vxlan {
     tx_checksum: Option<bool>,
     /// MTU of the underlay.
     underlay_mtu: u32,
+    /// What says on the devices which network they belong to.
+    mark: Option<Mark>,
     warnings: Vec<String>,
 }
 
@@ -125,6 +128,7 @@ impl Vxlan {
             direct_routing: options.bool("DirectRouting", false)?,
             tx_checksum: TxChecksumOffload::read(config)?.over(host),
             underlay_mtu,
+            mark: Mark::of(&config.pools.map(|_, pool| pool.network)),
             warnings,
         })
     }
@@ -138,16 +142,21 @@ impl Vxlan {
             vni: self.vni,
             port: self.port,
             local,
-            dev: host.iface,
+            beneath: Beneath {
+                index: host.ifindex,
+                name: Some(host.iface),
+            },
             learning: self.learning,
             gbp: self.gbp,
+            tx_checksum: self.tx_checksum,
         };
         let link = Link {
             kind: LinkKind::Vxlan(tunnel),
             mac: Some(device.mac),
             mtu: self.device_mtu(family),
             up: true,
-            tx_checksum: self.tx_checksum,
+            mark: self.mark,
+            enslaved: false,
         };
         Object::Link(device.name, link)
     }
@@ -195,7 +204,7 @@ impl Vxlan {
                     dev: device.name,
                     mac,
                 },
-                ip,
+                Remote::At(ip),
             ),
             Object::Route(key, Route::ours(RouteTo::Gateway(hop))),
         ]);
@@ -261,25 +270,20 @@ impl Backend for Vxlan {
             objects.extend(local.map(|local| self.link(family, device, *local, host)));
             let net = own.key.nets().get(family);
             objects.extend(net.map(|net| {
-                Object::Addr(AddrKey {
-                    dev: device.name,
-                    net: first(net),
-                })
+                Object::Addr(
+                    AddrKey {
+                        dev: device.name,
+                        net: first(net),
+                    },
+                    (),
+                )
             }));
         }
         objects
     }
 
-    fn peer(&self, peer: &Lease, host: &Host) -> Result<Vec<Object>, PeerError> {
-        let mut objects = Vec::with_capacity(3);
-        for family in Family::ALL {
-            self.peer_in(family, peer, host, &mut objects)
-                .map_err(|fault| PeerError {
-                    lease: peer.key,
-                    fault,
-                })?;
-        }
-        Ok(objects)
+    fn peer(&self, peer: &Lease, host: &Host) -> PeerPlan {
+        PeerPlan::by_family(|family, objects| self.peer_in(family, peer, host, objects))
     }
 
     fn identities(&self) -> fn(&Lease) -> Dual<u64> {

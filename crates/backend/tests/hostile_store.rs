@@ -6,6 +6,7 @@ mod nodes;
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use model::object::Remote;
 use model::roster::{Roster, RosterChange};
 use model::{Dual, Family, Lease, LeaseAttrs, Object, SubnetKey};
 use nodes::{config, host, identity, key};
@@ -60,11 +61,12 @@ proptest! {
         }
         let mut kernel = BTreeMap::new();
         for peer in roster.all_accepted() {
-            for object in backend.peer(peer, &host).unwrap_or_default() {
+            for object in backend.peer(peer, &host).objects {
                 let name = match &object {
                     Object::Neigh(key, _) => format!("{key:?}"),
-                    Object::Fdb(key, ip) => {
-                        prop_assert!(host.public_ip.iter().all(|(_, ours)| ours != ip));
+                    Object::Fdb(key, to) => {
+                        let mut ours = host.public_ip.iter();
+                        prop_assert!(ours.all(|(_, ours)| Remote::At(*ours) != *to));
                         format!("{key:?}")
                     }
                     Object::Route(key, _) => {

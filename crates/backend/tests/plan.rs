@@ -8,6 +8,7 @@ mod nodes;
 use std::fmt::Write;
 use std::path::Path;
 
+use model::object::LinkKind;
 use model::{Family, Object, Op};
 use nodes::{config, host, identity, lease};
 
@@ -71,13 +72,12 @@ fn plan(options: &str, families: &[Family]) -> String {
     for n in [2, 3] {
         let peer = lease(n, options, families);
         writeln!(text, "\n# peer {}", peer.key).unwrap();
-        match backend.peer(&peer, &host) {
-            Ok(objects) => {
-                for object in objects {
-                    writeln!(text, "{}", Op::Put(object)).unwrap();
-                }
-            }
-            Err(error) => writeln!(text, "refused: {error}").unwrap(),
+        let plan = backend.peer(&peer, &host);
+        for object in plan.objects {
+            writeln!(text, "{}", Op::Put(object)).unwrap();
+        }
+        for fault in plan.faults {
+            writeln!(text, "refused: lease {}: {fault}", peer.key).unwrap();
         }
     }
     text
@@ -121,7 +121,10 @@ fn checksum_offload_follows_option_and_underlay() {
         let backend = backend::new(&config, &host, &identity(1)).unwrap();
         let objects = backend.node(&lease(1, &options, FAMILIES[2].1), &host);
         let links = objects.into_iter().filter_map(|object| match object {
-            Object::Link(_, link) => Some(link.tx_checksum),
+            Object::Link(_, link) => match link.kind {
+                LinkKind::Vxlan(vxlan) => Some(vxlan.tx_checksum),
+                other => panic!("{other:?}"),
+            },
             _ => None,
         });
         let links: Vec<Option<bool>> = links.collect();

@@ -4,7 +4,7 @@
 mod nodes;
 
 use backend::Identity;
-use model::kernel::RouteTo;
+use model::object::RouteTo;
 use model::{Dual, Family, Host, Lease, LeaseAttrs, Mac, Object, SubnetKey};
 use nodes::{config, host, identity, key, lease};
 use proptest::prelude::*;
@@ -161,7 +161,7 @@ fn a_translated_public_ip_suits_vxlan() {
     let Object::Link(_, link) = &backend.node(&own, &host)[0] else {
         panic!("no device")
     };
-    let model::kernel::LinkKind::Vxlan(tunnel) = &link.kind else {
+    let model::object::LinkKind::Vxlan(tunnel) = &link.kind else {
         panic!("no vxlan")
     };
     assert_eq!(
@@ -177,7 +177,9 @@ fn fault(options: &str, families: &[Family], change: impl FnOnce(&mut LeaseAttrs
     let backend = backend::new(&config(options, families), &host, &identity(1)).unwrap();
     let mut peer = lease(2, options, families);
     change(&mut peer.attrs);
-    backend.peer(&peer, &host).expect_err("taken").to_string()
+    let plan = backend.peer(&peer, &host);
+    assert!(!plan.served && plan.objects.is_empty(), "taken");
+    format!("lease {}: {}", peer.key, plan.faults[0])
 }
 
 fn data(json: &str) -> Option<Box<serde_json::value::RawValue>> {
@@ -253,7 +255,7 @@ fn old_leases_and_wide_vnis_are_understood() {
     ] {
         let mut peer = lease(2, options, V4);
         peer.attrs.data.v4 = data(json);
-        assert_eq!(backend.peer(&peer, &host).unwrap().len(), 3, "{json}");
+        assert_eq!(backend.peer(&peer, &host).objects.len(), 3, "{json}");
     }
 }
 
@@ -263,7 +265,7 @@ fn families_that_one_side_lacks_are_left_out() {
         for (ours, theirs, routes) in [(V4, DUAL, 1), (DUAL, V4, 1), (V4, V6, 0), (DUAL, DUAL, 2)] {
             let host = host(1, ours);
             let backend = backend::new(&config(options, ours), &host, &identity(1)).unwrap();
-            let objects = backend.peer(&lease(2, options, theirs), &host).unwrap();
+            let objects = backend.peer(&lease(2, options, theirs), &host).objects;
             let found = objects
                 .iter()
                 .filter(|o| matches!(o, Object::Route(..)))
@@ -300,7 +302,7 @@ proptest! {
         };
         let peer = Lease { key, attrs, seniority: 1 };
         let devices = backend.devices();
-        for object in backend.peer(&peer, &host).unwrap_or_default() {
+        for object in backend.peer(&peer, &host).objects {
             match object {
                 Object::Neigh(n, mac) => {
                     prop_assert!(devices.contains(&n.dev) && mac.is_unicast());
@@ -308,7 +310,7 @@ proptest! {
                 }
                 Object::Fdb(f, ip) => {
                     prop_assert!(devices.contains(&f.dev) && f.mac.is_unicast());
-                    prop_assert!(peer.attrs.public_ip.iter().any(|(_, own)| *own == ip));
+                    prop_assert!(peer.attrs.public_ip.iter().any(|(_, own)| model::object::Remote::At(*own) == ip));
                 }
                 Object::Route(route, to) => {
                     prop_assert!(key.nets().iter().any(|(_, net)| *net == route.dst));
@@ -330,7 +332,7 @@ fn peers_do_not_share_keys() {
     for n in 2..200 {
         let peer = lease(n, VXLAN, DUAL);
         assert_eq!(peer.key, key(n, DUAL));
-        for object in backend.peer(&peer, &host).unwrap() {
+        for object in backend.peer(&peer, &host).objects {
             let key = match object {
                 Object::Neigh(key, _) => format!("{key:?}"),
                 Object::Fdb(key, _) => format!("{key:?}"),

@@ -11,7 +11,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use dataplane::{Dataplane, Kernel, Scope};
-use model::kernel::*;
+use model::object::*;
 use model::{Dual, IfName, Mac, Object, Op};
 
 const RUNS: usize = 5;
@@ -43,7 +43,7 @@ fn run(count: u32) -> [Duration; 5] {
     // SAFETY: takes no pointers; moves this thread alone to a new network namespace.
     let moved = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     assert_eq!(moved, 0, "a new network namespace needs root");
-    let setup = "ip link add eth0 type veth peer name peer0 && ip link set peer0 up && \
+    let setup = "ip link add eth0 index 100 type veth peer name peer0 && ip link set peer0 up && \
                  ip link set eth0 up && ip address add 192.168.7.1/16 dev eth0";
     assert!(
         Command::new("sh")
@@ -81,9 +81,13 @@ async fn measure(count: u32) -> [Duration; 5] {
         vni: 1,
         port: 8472,
         local,
-        dev: iface,
+        beneath: Beneath {
+            index: 100,
+            name: Some(iface),
+        },
         learning: false,
         gbp: false,
+        tx_checksum: None,
     };
     let mac = Some(Mac([0x0e, 0, 0, 0, 0, 1]));
     let link = Link {
@@ -91,14 +95,18 @@ async fn measure(count: u32) -> [Duration; 5] {
         mac,
         mtu: 1450,
         up: true,
-        tx_checksum: None,
+        mark: None,
+        enslaved: false,
     };
     let node = [
         Op::Put(Object::Link(dev, link)),
-        Op::Put(Object::Addr(AddrKey {
-            dev,
-            net: "10.0.0.0/32".parse().unwrap(),
-        })),
+        Op::Put(Object::Addr(
+            AddrKey {
+                dev,
+                net: "10.0.0.0/32".parse().unwrap(),
+            },
+            (),
+        )),
     ];
     assert!(kernel.apply(&node).await.iter().all(Result::is_ok));
 
@@ -146,7 +154,7 @@ fn object(dev: IfName, n: u32, kind: usize) -> Object {
         ),
         1 => Object::Fdb(
             FdbKey { dev, mac },
-            std::net::Ipv4Addr::new(192, 168, b, c).into(),
+            Remote::At(std::net::Ipv4Addr::new(192, 168, b, c).into()),
         ),
         2 => Object::NextHop(
             (1 << 30) + n,

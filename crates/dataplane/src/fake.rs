@@ -13,12 +13,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
-use model::kernel::{AddrKey, Link, LinkKind};
+use model::object::{AddrKey, Link, LinkKind};
 use model::{IfName, Object, Op};
 use tokio::sync::Notify;
 
-use crate::netlink::refused;
-use crate::netlink::socket::Failure;
+use crate::failure::Failure;
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
 use client::Client;
 use fault::{Fault, Faults};
@@ -91,28 +90,32 @@ impl FakeKernel {
         }
     }
 
-    /// Adds a network interface of the host, up, with these addresses.
-    pub fn add_iface(&self, name: IfName, mtu: u32, addrs: &[IpNet]) {
-        let kind = LinkKind::Foreign("veth".into());
-        self.outside(&Op::Put(Object::Link(
-            name,
-            Link {
-                kind,
-                mac: None,
-                mtu,
-                up: true,
-                tx_checksum: None,
-            },
-        )));
+    /// Adds a network interface of the host with this index, up, with these addresses.
+    pub fn add_iface(&self, name: IfName, index: u32, mtu: u32, addrs: &[IpNet]) {
+        let link = Link {
+            kind: LinkKind::Foreign("veth".into()),
+            mac: None,
+            mtu,
+            up: true,
+            mark: None,
+            enslaved: false,
+        };
+        self.change(|tables| tables.add_link(name, Some(index), link));
         for net in addrs {
-            self.outside(&Op::Put(Object::Addr(AddrKey {
+            let key = AddrKey {
                 dev: name,
                 net: *net,
-            })));
+            };
+            self.outside(&Op::Put(Object::Addr(key, ())));
         }
     }
 
-    /// Somebody else makes a change. Returns whether the kernel let him.
+    /// Somebody else gives a device another name. Returns whether there was one.
+    pub fn rename(&self, name: &IfName, to: IfName) -> bool {
+        self.change(|tables| tables.rename(name, to))
+    }
+
+    /// Somebody else makes a change. Returns whether the kernel accepted it.
     pub fn outside(&self, op: &Op) -> bool {
         self.change(|tables| tables.apply(op).is_ok())
     }
@@ -244,10 +247,10 @@ impl State {
             _ => done,
         };
         self.clients[client].counts.failed += usize::from(outcome.is_err());
-        outcome.map_err(|failure| refused(op, failure))
+        outcome.map_err(|failure| failure.of(op))
     }
 
-    /// Tells what changed to everybody but him who did it.
+    /// Notifies every client except the one that made the change.
     fn announce(&mut self, by: Option<usize>) {
         let notices = std::mem::take(&mut self.tables.notices);
         let took_along = std::mem::take(&mut self.tables.took_along);

@@ -4,12 +4,13 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::kernel::LinkKind;
+use model::object::LinkKind;
 use model::{Family, IfName, Mac};
 
 use crate::KernelError;
+use crate::failure::Failure;
 use crate::netlink::observe::dump_addrs;
-use crate::netlink::socket::{Failure, Requests};
+use crate::netlink::socket::Requests;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Batch, af};
 use crate::netlink::{decode, link, refused};
@@ -172,7 +173,7 @@ fn main_routes(
         |_| {},
         |message| {
             decode::route(message)
-                .filter(|raw| raw.rtn == RTN_UNICAST)
+                .filter(|raw| raw.rtn == RTN_UNICAST && raw.tos == 0)
                 .into_iter()
                 .for_each(&mut *each);
         },

@@ -11,7 +11,7 @@ mod xfrm;
 use std::collections::HashSet;
 
 use ipnet::IpNet;
-use model::kernel::{ROUTE_PROTOCOL, Route, RouteKey, RouteTo, default_metric};
+use model::object::{ROUTE_PROTOCOL, Route, RouteTo, default_metric};
 use model::{Family, IfName, Object, Op};
 
 use crate::netlink::decode::RawRoute;
@@ -170,12 +170,8 @@ fn route(raw: &RawRoute, name_of: impl Fn(u32) -> Option<IfName>) -> Option<Obje
         RTN_BLACKHOLE => RouteTo::Blackhole,
         _ => target(raw, raw.indexes().find_map(name_of)?),
     };
-    let key = RouteKey {
-        dst: raw.dst,
-        metric: raw.metric,
-    };
     let protocol = raw.protocol;
-    Some(Object::Route(key, Route { to, protocol }))
+    Some(Object::Route(raw.key(), Route { to, protocol }))
 }
 
 fn next_hops(

@@ -1,5 +1,6 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
+mod failure;
 mod netlink;
 
 pub mod fake;

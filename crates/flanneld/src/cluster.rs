@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use backend::Backend;
 use dataplane::Dataplane;
 use model::roster::{Roster, RosterChange};
-use model::{Host, Lease, Object, SubnetKey};
+use model::state::Progress;
+use model::{Host, Lease, Owner, SubnetKey};
 use tracing::{debug, info, warn};
 
 use crate::reconcile::Reconciler;
@@ -15,8 +16,31 @@ pub struct Cluster {
     roster: Roster,
     backend: Box<dyn Backend>,
     host: Host,
-    /// Accepted leases that the backend can do nothing with, and why. Told once.
-    unusable: BTreeMap<SubnetKey, String>,
+    /// Accepted leases that the backend cannot use, or not in every family. Logged once.
+    unusable: BTreeMap<SubnetKey, Unusable>,
+}
+
+/// Why an accepted lease is not used, or only in part.
+struct Unusable {
+    reason: String,
+    /// The other family works.
+    served: bool,
+}
+
+/// What is known of a lease of another node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Not a peer, and why.
+    Refused(String),
+    /// A peer that the backend cannot use in any family, and why.
+    Unusable(String),
+    /// A peer, and how far the kernel is. `fault` says what is wrong with its other family.
+    Accepted {
+        /// How far the kernel is with what the peer needs.
+        progress: Progress,
+        /// Why one of its families cannot be used.
+        fault: Option<String>,
+    },
 }
 
 impl Cluster {
@@ -30,8 +54,8 @@ impl Cluster {
         }
     }
 
-    /// Takes in what the store told, and changes what the kernel should hold accordingly. Tells of
-    /// each subnet if `each`; returns how many were added or changed, and removed.
+    /// Takes in leases as the store reports them, and changes what the kernel should hold accordingly.
+    /// Logs each subnet if `each`; returns how many were added or changed, and removed.
     pub fn take<D: Dataplane>(
         &mut self,
         leases: impl Iterator<Item = (SubnetKey, Option<Lease>)>,
@@ -40,36 +64,41 @@ impl Cluster {
     ) -> (usize, usize) {
         let (mut added, mut removed) = (0, 0);
         for (key, lease) in leases {
+            let before = self.roster.id(&key);
             let old = self.roster.accepted(&key).cloned();
             let changes = match lease {
                 Some(lease) => self.roster.put(lease),
                 None => self.roster.remove(&key),
             };
-            let of_key = |other: &SubnetKey| old.as_ref().filter(|old| old.key == *other);
             for change in changes {
                 match change {
                     RosterChange::Accept(lease) => {
-                        self.place(of_key(&lease.key), &lease, each, reconciler);
+                        let known = old.as_ref().is_some_and(|old| old.key == lease.key);
+                        self.install_peer(known, &lease, each, reconciler);
                         added += 1;
                     }
                     RosterChange::Drop(dropped) => {
-                        // Its own key: as it was. Another's: it is there still, but not used.
-                        let gone = of_key(&dropped)
-                            .or_else(|| self.roster.lease(&dropped))
-                            .cloned();
-                        if let Some(lease) = gone {
-                            self.displace(&lease, each, reconciler);
-                            removed += 1;
-                        }
+                        let id = if dropped == key {
+                            before
+                        } else {
+                            self.roster.id(&dropped)
+                        };
+                        let lease = old
+                            .as_ref()
+                            .filter(|old| old.key == dropped)
+                            .or_else(|| self.roster.lease(&dropped));
+                        let text = lease.map(described).unwrap_or_else(|| dropped.to_string());
+                        self.remove_peer(id, &dropped, &text, each, reconciler);
+                        removed += 1;
                     }
-                    other => tell(other),
+                    other => report(other),
                 }
             }
         }
         (added, removed)
     }
 
-    /// Another backend or host: every peer anew.
+    /// Another backend or host: what every peer needs is worked out again.
     pub fn rebuild<D: Dataplane>(
         &mut self,
         own: SubnetKey,
@@ -77,18 +106,24 @@ impl Cluster {
         host: Host,
         reconciler: &mut Reconciler<D>,
     ) {
-        for lease in self.roster.all_accepted() {
-            reconciler.unwant(&self.objects(lease).unwrap_or_default());
-        }
-        self.roster
-            .set_own(own, host.public_ip)
-            .into_iter()
-            .for_each(tell);
         (self.backend, self.host) = (backend, host);
         self.unusable.clear();
+        let public_ip = self.host.public_ip;
+        for change in self.roster.set_own(own, public_ip) {
+            match change {
+                RosterChange::Drop(key) => {
+                    if let Some(id) = self.roster.id(&key) {
+                        reconciler.set(Owner::Peer(id), []);
+                    }
+                }
+                // Installed below with all others.
+                RosterChange::Accept(_) => {}
+                other => report(other),
+            }
+        }
         let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
         for lease in &leases {
-            self.place(None, lease, false, reconciler);
+            self.install_peer(true, lease, false, reconciler);
         }
     }
 
@@ -102,66 +137,100 @@ impl Cluster {
         &self.host
     }
 
+    /// Returns what is known of the lease under `key`; `None` if the store has no such lease of
+    /// another node.
+    pub fn peer_state<D: Dataplane>(
+        &self,
+        key: &SubnetKey,
+        reconciler: &mut Reconciler<D>,
+    ) -> Option<PeerState> {
+        if let Some((_, reason)) = self.roster.refused().find(|(refused, _)| *refused == key) {
+            return Some(PeerState::Refused(reason.to_string()));
+        }
+        self.roster.accepted(key)?;
+        match self.unusable.get(key) {
+            Some(unusable) if !unusable.served => {
+                Some(PeerState::Unusable(unusable.reason.clone()))
+            }
+            partly => Some(PeerState::Accepted {
+                progress: reconciler.progress(Owner::Peer(self.roster.id(key)?)),
+                fault: partly.map(|unusable| unusable.reason.clone()),
+            }),
+        }
+    }
+
     /// How many peers are in use, and how many leases cannot be used.
     pub fn counts(&self) -> (usize, usize) {
-        let unusable = self.unusable.len();
+        let unusable = self.unusable.values().filter(|u| !u.served).count();
         (
             self.roster.accepted_len() - unusable,
             self.roster.refused_len() + unusable,
         )
     }
 
-    fn objects(&self, lease: &Lease) -> Result<Vec<Object>, backend::PeerError> {
-        self.backend.peer(lease, &self.host)
-    }
-
-    fn place<D: Dataplane>(
+    fn install_peer<D: Dataplane>(
         &mut self,
-        old: Option<&Lease>,
+        known: bool,
         lease: &Lease,
-        tell: bool,
+        each: bool,
         reconciler: &mut Reconciler<D>,
     ) {
-        if let Some(old) = old {
-            reconciler.unwant(&self.objects(old).unwrap_or_default());
+        let Some(id) = self.roster.id(&lease.key) else {
+            return;
+        };
+        let plan = self.backend.peer(lease, &self.host);
+        reconciler.set(Owner::Peer(id), plan.objects);
+        let text = described(lease);
+        if plan.faults.is_empty() {
+            self.unusable.remove(&lease.key);
+        } else {
+            let faults = list(plan.faults.iter());
+            let used = if plan.served {
+                "used in part"
+            } else {
+                "not used"
+            };
+            if self.unusable.get(&lease.key).map(|u| &u.reason) != Some(&faults) {
+                warn!("lease {} is {used}: {faults}", lease.key);
+            }
+            let unusable = Unusable {
+                reason: faults,
+                served: plan.served,
+            };
+            self.unusable.insert(lease.key, unusable);
+            if !plan.served {
+                return;
+            }
         }
-        match self.objects(lease) {
-            Ok(objects) => {
-                self.unusable.remove(&lease.key);
-                reconciler.want(objects);
-                match (tell, old) {
-                    (false, _) => debug!("subnet {}", described(lease)),
-                    (true, None) => info!("subnet added: {}", described(lease)),
-                    (true, Some(_)) => info!("subnet changed: {}", described(lease)),
-                }
-            }
-            Err(error) => {
-                let text = error.to_string();
-                if self.unusable.get(&lease.key) != Some(&text) {
-                    warn!("lease {} is not used: {text}", lease.key);
-                    self.unusable.insert(lease.key, text);
-                }
-            }
+        match (each, known) {
+            (false, _) => debug!("subnet {text}"),
+            (true, false) => info!("subnet added: {text}"),
+            (true, true) => info!("subnet changed: {text}"),
         }
     }
 
-    fn displace<D: Dataplane>(
+    fn remove_peer<D: Dataplane>(
         &mut self,
-        lease: &Lease,
-        tell: bool,
+        id: Option<u32>,
+        key: &SubnetKey,
+        text: &str,
+        each: bool,
         reconciler: &mut Reconciler<D>,
     ) {
-        self.unusable.remove(&lease.key);
-        reconciler.unwant(&self.objects(lease).unwrap_or_default());
-        match tell {
-            true => info!("subnet removed: {}", described(lease)),
-            false => debug!("subnet removed: {}", described(lease)),
+        self.unusable.remove(key);
+        if let Some(id) = id {
+            reconciler.set(Owner::Peer(id), []);
+        }
+        if each {
+            info!("subnet removed: {text}");
+        } else {
+            debug!("subnet removed: {text}");
         }
     }
 }
 
-/// What the roster has to say that changes nothing in the kernel.
-fn tell(change: RosterChange) {
+/// Logs what the roster says that changes nothing in the kernel.
+fn report(change: RosterChange) {
     match change {
         RosterChange::Refuse { key, reason } => warn!("lease {key} is not used: {reason}"),
         RosterChange::Note(note) => warn!("{note}"),
@@ -171,22 +240,12 @@ fn tell(change: RosterChange) {
 
 /// `10.1.4.0/24 via 192.168.2.45`
 fn described(lease: &Lease) -> String {
-    let list = |items: Vec<String>| items.join(", ");
-    let nets = list(
-        lease
-            .key
-            .nets()
-            .iter()
-            .map(|(_, net)| net.to_string())
-            .collect(),
-    );
-    let ips = list(
-        lease
-            .attrs
-            .public_ip
-            .iter()
-            .map(|(_, ip)| ip.to_string())
-            .collect(),
-    );
+    let nets = list(lease.key.nets().iter().map(|(_, net)| net));
+    let ips = list(lease.attrs.public_ip.iter().map(|(_, ip)| ip));
     format!("{nets} via {ips}")
+}
+
+fn list(items: impl Iterator<Item = impl ToString>) -> String {
+    let items: Vec<String> = items.map(|item| item.to_string()).collect();
+    items.join(", ")
 }

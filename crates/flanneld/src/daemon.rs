@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use dataplane::{Kernel, KernelEvent};
 use model::roster::Roster;
-use model::{Host, Lease, NetConfig};
+use model::{Host, Lease, NetConfig, Owner};
 use store::{AnyStore, Claim, News, Store};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -69,8 +69,8 @@ impl Daemon {
         let mut roster = Roster::new(&config, backend.kind(), backend.identities());
         roster.set_own(lease.key, host.public_ip);
         let mut reconciler = Reconciler::new(kernel, scope);
-        reconciler.want(objects);
-        reconciler.want(options.traffic.blackholes(&lease.key));
+        reconciler.set(Owner::Node, objects);
+        reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
         let mut keepers = vec![rules.settled().await];
         keepers.extend(guard);
@@ -177,7 +177,10 @@ impl Daemon {
         self.status
             .set_devices_missing(!self.reconciler.devices_in_sync());
         let (peers, refused_leases) = self.cluster.counts();
-        let (routes, parked) = (self.reconciler.routes_desired(), self.reconciler.parked());
+        let (routes, parked) = (
+            self.reconciler.routes_desired(),
+            self.reconciler.refused_len(),
+        );
         self.status.update(|n| {
             (n.peers, n.refused_leases, n.routes, n.parked) =
                 (peers, refused_leases, routes, parked);
@@ -274,14 +277,10 @@ impl Daemon {
             }
         };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
-        let old = self
-            .cluster
-            .backend()
-            .node(&self.lease, self.cluster.host());
-        self.reconciler.unwant(&old);
-        self.reconciler.want(backend.node(&self.lease, &host));
         self.reconciler
             .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
+        self.reconciler
+            .set(Owner::Node, backend.node(&self.lease, &host));
         let attrs = backend.lease_attrs();
         self.cluster
             .rebuild(self.lease.key, backend, host, &mut self.reconciler);

@@ -1,12 +1,13 @@
 //! The loop's body: compare what the kernel should hold with what it does hold, write the
-//! difference, remember what was refused. Level-triggered: whoever has news only marks it here and
-//! calls [`Reconciler::pass`].
+//! difference, remember what was refused. Level-triggered: callers only mark state dirty and call
+//! [`Reconciler::pass`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dataplane::{Dataplane, KernelError, KernelEvent, Scope};
-use model::{KernelState, Object, Op};
+use model::state::Progress;
+use model::{IfName, KernelState, Object, Op, Owner};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -51,6 +52,8 @@ pub struct Reconciler<D> {
     retry: Retry,
     /// Kinds of failure since all was well, by kind of object and errno, and in how many passes.
     failures: BTreeMap<(&'static str, i32), Failures>,
+    /// Devices that the kernel refuses to create or to change: what is on them fails with them.
+    failing_devices: BTreeSet<IfName>,
     passes: u64,
 }
 
@@ -67,22 +70,19 @@ impl<D: Dataplane> Reconciler<D> {
             next_audit: next_audit(),
             retry: Retry::default(),
             failures: BTreeMap::new(),
+            failing_devices: BTreeSet::new(),
             passes: 0,
         }
     }
 
-    /// The kernel should hold these.
-    pub fn want(&mut self, objects: impl IntoIterator<Item = Object>) {
-        objects
-            .into_iter()
-            .for_each(|object| self.state.want(object));
+    /// Makes `objects` all that `owner` wants; what it wanted before and does not name now is to go.
+    pub fn set(&mut self, owner: Owner, objects: impl IntoIterator<Item = Object>) {
+        self.state.set(owner, objects);
     }
 
-    /// The kernel should no longer hold these.
-    pub fn unwant<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
-        objects
-            .into_iter()
-            .for_each(|object| self.state.unwant(object));
+    /// Returns how far the kernel is with what `owner` wants.
+    pub fn progress(&mut self, owner: Owner) -> Progress {
+        self.state.progress(owner)
     }
 
     /// Allows or forbids deletions. Forbidden until the store was listed once, and while it is away.
@@ -90,8 +90,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.may_delete = may;
     }
 
-    /// Other objects concern us from now on; the kernel is looked at anew.
+    /// Sets which objects concern us from now on; the kernel is looked at anew.
     pub fn set_scope(&mut self, scope: Scope) {
+        self.state.set_devices(scope.devices.clone());
         self.dataplane.set_scope(scope);
         self.look_again = true;
     }
@@ -100,8 +101,8 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn note(&mut self, event: KernelEvent) -> bool {
         debug!(?event, "kernel");
         let work = match event {
-            KernelEvent::Saw(object) => self.state.heard(object),
-            KernelEvent::Gone(object) => self.state.heard_gone(object),
+            KernelEvent::Saw(object) => self.state.notify(object),
+            KernelEvent::Gone(object) => self.state.notify_gone(&object),
             KernelEvent::LookAgain | KernelEvent::HostChanged => {
                 self.look_again = true;
                 true
@@ -110,7 +111,7 @@ impl<D: Dataplane> Reconciler<D> {
         // A refused operation may owe its refusal to what has just changed.
         if work {
             self.retry.soon();
-            self.state.unpark();
+            self.state.retry_refused();
         }
         work
     }
@@ -122,7 +123,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// When the next pass is due without any news: a retry, or the audit.
     pub fn due(&self) -> Instant {
-        match self.look_again || self.state.parked() > 0 {
+        match self.look_again || self.state.refused_len() > 0 {
             true => self.next_audit.min(self.retry.at),
             false => self.next_audit,
         }
@@ -132,8 +133,8 @@ impl<D: Dataplane> Reconciler<D> {
     pub async fn pass(&mut self) -> Pass {
         let now = Instant::now();
         self.passes += 1;
-        if self.state.parked() > 0 && now >= self.retry.at {
-            self.state.unpark();
+        if self.state.refused_len() > 0 && now >= self.retry.at {
+            self.state.retry_refused();
         }
         let mut sum = Pass::default();
         for _ in 0..MAX_BATCHES {
@@ -145,9 +146,9 @@ impl<D: Dataplane> Reconciler<D> {
             if ops.is_empty() {
                 break;
             }
-            self.apply(ops, &mut sum).await;
+            self.apply(ops, &mut sum, now).await;
         }
-        self.settle(now, &sum);
+        self.finish(now, &sum);
         sum
     }
 
@@ -157,7 +158,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.next_audit = next_audit();
         self.state.begin_audit();
         let state = &mut self.state;
-        let mut note = |object| state.saw(object);
+        let mut note = |object| state.observe(object);
         match self.dataplane.observe(&mut note).await {
             Ok(()) => {
                 let missing = self.state.end_audit();
@@ -166,13 +167,13 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Err(error) => {
                 self.look_again = true;
-                self.report(&error, "look");
+                self.report_kind(&error, "look");
                 false
             }
         }
     }
 
-    async fn apply(&mut self, ops: Vec<Op>, sum: &mut Pass) {
+    async fn apply(&mut self, ops: Vec<Op>, sum: &mut Pass, now: Instant) {
         let outcomes = self.dataplane.apply(&ops).await;
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             match outcome {
@@ -181,51 +182,74 @@ impl<D: Dataplane> Reconciler<D> {
                     let deleted = matches!(op, Op::Del(_));
                     sum.deleted += usize::from(deleted);
                     sum.put += usize::from(!deleted);
-                    // What stood on a deleted device went with it, unannounced.
-                    self.look_again |= matches!(op, Op::Del(Object::Link(..)));
+                    // What was on a device that was deleted or replaced went with it, unannounced.
+                    self.look_again |= matches!(op.object(), Object::Link(..));
                     self.state.done(op);
                 }
                 Err(error) => {
                     sum.refused += 1;
                     // An answer that was lost leaves open whether the operation was done.
                     self.look_again |= error.errno == libc::ENOBUFS;
-                    self.report(&error, kind(op.object()));
-                    self.state.refused(op);
+                    self.report(&error, &op);
+                    self.state
+                        .refused(&op, error.errno, error.reason, now.into_std());
                 }
             }
         }
     }
 
-    fn settle(&mut self, now: Instant, sum: &Pass) {
-        if self.state.parked() > 0 {
-            if sum.refused > 0 {
-                self.retry.failed(now);
-            }
-        } else {
+    /// Decides when to retry, and forgets failures that are over.
+    fn finish(&mut self, now: Instant, sum: &Pass) {
+        if sum.refused > 0 {
+            self.retry.failed(now);
+        }
+        if self.state.refused_len() == 0 {
             if self.failures.values().any(|f| f.told) {
                 info!("the kernel now takes everything that it refused before");
             }
             self.failures.clear();
+            self.failing_devices.clear();
             self.retry = Retry::default();
+        } else if sum.refused > 0 {
+            // What was offered again in this pass and is not refused any more is over, so that the next
+            // failure of its kind is reported.
+            let pass = self.passes;
+            self.failures
+                .retain(|_, failures| failures.last == pass || failures.last + 1 == pass);
+            let state = &self.state;
+            self.failing_devices.retain(|name| !state.has_device(name));
         }
     }
 
-    /// One line for each kind of failure that lasts, until all is well again. The first refusal
-    /// is no news: while a device goes away, what stands on it cannot be put right yet.
-    fn report(&mut self, error: &KernelError, kind: &'static str) {
-        if kind != LINK && self.failures.keys().any(|(kind, _)| *kind == LINK) {
-            // What stands on the device that cannot be made, most likely: the device is the news.
+    /// One line for each kind of failure that lasts, until no operation of that kind is refused any
+    /// more. The first refusal is not reported: while a device goes away, what is on it cannot be
+    /// written yet.
+    fn report(&mut self, error: &KernelError, op: &Op) {
+        let on = op.object().device();
+        let device_fails = |dev: &IfName| self.failing_devices.contains(dev);
+        let object = op.object();
+        if !matches!(object, Object::Link(..)) && on.as_ref().is_some_and(device_fails) {
+            // The device that cannot be created is the reason, most likely, and is reported.
             debug!(%error, "refused");
             return;
         }
+        if let Object::Link(name, _) = object {
+            self.failing_devices.insert(*name);
+        }
+        self.report_kind(error, object.kind());
+    }
+
+    fn report_kind(&mut self, error: &KernelError, kind: &'static str) {
         let pass = self.passes;
         let failures = self
             .failures
             .entry((kind, error.errno))
             .or_insert(Failures {
                 first: pass,
+                last: pass,
                 told: false,
             });
+        failures.last = pass;
         if !failures.told && pass > failures.first {
             failures.told = true;
             warn!(
@@ -248,8 +272,8 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// How many operations the kernel refused and are still needed.
-    pub fn parked(&self) -> usize {
-        self.state.parked()
+    pub fn refused_len(&self) -> usize {
+        self.state.refused_len()
     }
 
     /// How many routes there should be.
@@ -275,19 +299,6 @@ pub fn tell_each(changes: usize) -> bool {
     changes <= LOG_EACH
 }
 
-const LINK: &str = "link";
-
-fn kind(object: &Object) -> &'static str {
-    match object {
-        Object::Link(..) => LINK,
-        Object::Addr(..) => "address",
-        Object::Neigh(..) => "neighbour",
-        Object::Fdb(..) => "fdb",
-        Object::NextHop(..) => "nexthop",
-        Object::Route(..) => "route",
-    }
-}
-
 /// Jittered, so that a fleet started at once does not look at once.
 fn next_audit() -> Instant {
     Instant::now() + AUDIT_EVERY.mul_f64(0.5 + fastrand::f64())
@@ -297,6 +308,8 @@ fn next_audit() -> Instant {
 struct Failures {
     /// The pass of the first one.
     first: u64,
+    /// The pass of the last one.
+    last: u64,
     /// The log says so.
     told: bool,
 }

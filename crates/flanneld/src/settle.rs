@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backend::{Backend, BackendError};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
-use model::kernel::ROUTE_PROTOCOL;
+use model::object::ROUTE_PROTOCOL;
 use model::{Dual, Host, IfName, Lease, Mac, NetConfig, Object, SubnetKey};
 use store::{
     AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,

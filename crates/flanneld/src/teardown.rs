@@ -22,7 +22,7 @@ pub(crate) async fn clear_kernel(scope: Scope, plain_routes: bool) -> usize {
     reconciler.set_may_delete(true);
     let pass = reconciler.pass().await;
     info!(removed = pass.deleted, "routes and devices are removed");
-    reconciler.parked()
+    reconciler.refused_len()
 }
 
 /// Removes a file of ours; that it is not there is as good.

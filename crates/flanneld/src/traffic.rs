@@ -8,7 +8,7 @@ use dataplane::guard::GuardKeeper;
 use dataplane::rules::{BridgeFilter, Change, Mode, RulesError, RulesKeeper, bridge_filter};
 use ipnet::IpNet;
 use model::guard::Guard;
-use model::kernel::{LinkKind, Route, RouteKey, RouteTo};
+use model::object::{Route, RouteKey, RouteTo};
 use model::rules::RuleFlags;
 use model::{Host, NetConfig, Object, SubnetKey, TrafficRules};
 use tokio::sync::oneshot;
@@ -41,10 +41,7 @@ impl TrafficOptions {
     pub fn blackholes(&self, own: &SubnetKey) -> Vec<Object> {
         let subnets = own.nets().iter().filter(|_| self.blackhole);
         let blackhole = |(_, net): (_, &IpNet)| {
-            let key = RouteKey {
-                dst: *net,
-                metric: LAST_RESORT,
-            };
+            let key = RouteKey::with_metric(*net, LAST_RESORT);
             Object::Route(key, Route::ours(RouteTo::Blackhole))
         };
         subnets.map(blackhole).collect()
@@ -98,10 +95,7 @@ pub async fn remove(
 /// The UDP ports on which the devices among `objects` receive their tunnel's packets.
 pub fn tunnel_ports(objects: &[Object]) -> BTreeSet<u16> {
     let port = |object: &Object| match object {
-        Object::Link(_, link) => match &link.kind {
-            LinkKind::Vxlan(vxlan) => Some(vxlan.port),
-            LinkKind::Foreign(_) => None,
-        },
+        Object::Link(_, link) => link.kind.port(),
         _ => None,
     };
     objects.iter().filter_map(port).collect()

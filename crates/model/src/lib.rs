@@ -9,9 +9,10 @@
 //! | [`lease`] | [`Lease`], [`LeaseAttrs`]: who owns a subnet and how to reach it |
 //! | [`pool`] | which subnets are free and which of them to take |
 //! | [`roster`] | which of the leases that the store shows are fit to be used |
-//! | [`kernel`] | [`Object`]: links, addresses, neighbours, FDB entries, next hops, routes |
+//! | [`object`] | [`Object`]: links, addresses, neighbours, FDB entries, next hops, routes; one file a kind |
+//! | [`if_name`], [`mac`] | [`IfName`], [`Mac`]: what names a device, and its Ethernet address |
 //! | [`table`] | [`Table`]: desired against observed, for any kind of kernel object |
-//! | [`state`] | [`KernelState`]: one table for each kind of object, and the order of the work |
+//! | [`state`] | [`KernelState`]: who wants which objects, one table for each kind, the order of the work |
 //! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
 //! | [`rules`] | [`TrafficRules`]: masquerading and forwarding as a list of values |
 //! | [`guard`] | which packets a node never lets in, whatever its other rules |
@@ -23,8 +24,10 @@ pub mod config;
 pub mod family;
 pub mod guard;
 pub mod host;
-pub mod kernel;
+pub mod if_name;
 pub mod lease;
+pub mod mac;
+pub mod object;
 pub mod op;
 pub mod pool;
 mod range;
@@ -37,10 +40,12 @@ pub mod table;
 pub use config::{BackendConfig, ConfigError, ConfigFaults, NetConfig, Pool};
 pub use family::{Dual, Family};
 pub use host::Host;
-pub use kernel::{IfName, Mac, Object};
+pub use if_name::IfName;
 pub use lease::{BackendType, BadAttrs, Lease, LeaseAttrs};
+pub use mac::Mac;
+pub use object::Object;
 pub use op::Op;
 pub use rules::TrafficRules;
-pub use state::KernelState;
+pub use state::{KernelState, Owner};
 pub use subnet::SubnetKey;
 pub use table::Table;

@@ -155,6 +155,11 @@ impl Roster {
         changes
     }
 
+    /// Returns a number for the lease under `key`, the same as long as the store holds the lease.
+    pub fn id(&self, key: &SubnetKey) -> Option<u32> {
+        self.find(key)
+    }
+
     /// The lease under `key`, accepted or not, our own included.
     pub fn lease(&self, key: &SubnetKey) -> Option<&Lease> {
         self.find(key)

@@ -1,128 +1,104 @@
-//! All that this node's kernel should hold and does hold: one [`Table`] for each kind of object.
+//! All that this node's kernel should hold and does hold: one [`crate::Table`] for each kind of object.
 //!
-//! Next-hop objects are an affair of this module: a backend says "through this gateway", and where
-//! the kernel has next-hop objects each such route on one of our own devices gets one. (IPv4 route
-//! insertion is quadratic in the routes that share a device; next-hop objects avoid it.)
+//! Desired objects have owners. An owner says all that it wants in one call; what it wanted before and
+//! does not name any more is no longer desired. So nobody has to know what an earlier configuration
+//! or an earlier lease asked for.
+//!
+//! Next-hop objects are decided here: a backend says "through this gateway", and where the kernel has
+//! next-hop objects each such route on one of our own devices gets one. (IPv4 route insertion is quadratic
+//! in the routes that share a device; next-hop objects avoid it.)
 
-use std::net::IpAddr;
+use std::collections::{BTreeSet, HashSet};
+use std::time::Instant;
 
 use ipnet::IpNet;
 
-use crate::Op;
-use crate::kernel::{
-    AddrKey, FdbKey, IfName, Link, Mac, NeighKey, NextHop, Object, Route, RouteKey, RouteTo,
+use crate::object::{
+    Handle, NextHop, Object, Offers, Route, RouteKey, RouteTo, Slots, Tables, Wanted,
 };
-use crate::table::{Change, Kind, Table};
+use crate::table::{Audit, Change, Retry, Table};
+use crate::{IfName, Op};
 
-macro_rules! kinds {
-    ($($name:ident: $key:ty => $value:ty;)*) => {
-        $(struct $name;
-        impl Kind for $name {
-            type Key = $key;
-            type Value = $value;
-        })*
-    };
+/// Who wants an object. Of two owners that want the same key the one listed first has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// This node: its devices and their addresses.
+    Node,
+    /// The network as a whole: routes that lead nowhere.
+    Network,
+    /// One peer.
+    Peer(PeerId),
 }
 
-kinds! {
-    Addrs: AddrKey => ();
-    Neighs: NeighKey => Mac;
-    Fdb: FdbKey => IpAddr;
-    NextHops: u32 => NextHop;
-    Routes: RouteKey => Route;
-}
+/// Names a peer for as long as it exists; the roster's position of its lease.
+pub type PeerId = u32;
 
-struct Links;
-impl Kind for Links {
-    type Key = IfName;
-    type Value = Link;
-    fn in_place(old: &Link, new: &Link) -> bool {
-        old.can_become(new)
+impl Owner {
+    fn number(self) -> u32 {
+        match self {
+            Owner::Node => 0,
+            Owner::Network => 1,
+            Owner::Peer(id) => id.saturating_add(2),
+        }
     }
+
+    fn from_number(number: u32) -> Owner {
+        match number {
+            0 => Owner::Node,
+            1 => Owner::Network,
+            peer => Owner::Peer(peer - 2),
+        }
+    }
+}
+
+/// How far the kernel is with what one owner wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The kernel holds all of it.
+    Installed,
+    /// Something is still to be written, and was not refused.
+    Pending,
+    /// The kernel refused this object.
+    Refused(Refused),
+}
+
+/// An object that the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The operation, as a command.
+    pub op: String,
+    /// Why, since when and how often.
+    pub refusal: Retry,
+}
+
+/// A key that two owners want.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The owner that has it.
+    pub holder: Owner,
+    /// The owner that does not get it.
+    pub loser: Owner,
+    /// The object.
+    pub object: String,
 }
 
 /// Desired and observed kernel objects of every kind.
 #[derive(Default)]
 pub struct KernelState {
-    links: Table<Links>,
-    addrs: Table<Addrs>,
-    neighs: Table<Neighs>,
-    fdb: Table<Fdb>,
-    hops: Table<NextHops>,
-    routes: Table<Routes>,
+    tables: Tables,
+    /// The first object of each owner, by the owner's number; the rest of the list is in the tables.
+    owners: Vec<Handle>,
     /// Whether routes on our devices go through next-hop objects.
     next_hops: bool,
     /// Our own devices; the only ones whose routes get next-hop objects.
     devices: Vec<IfName>,
-}
-
-/// Runs `$body` with `$table` and `$key` bound to the table and key of `$object`.
-macro_rules! with_table {
-    ($self:ident, $object:expr, |$table:ident, $key:ident, $value:ident| $body:expr) => {
-        match $object {
-            Object::Link($key, $value) => {
-                let $table = &mut $self.links;
-                $body
-            }
-            Object::Addr($key) => {
-                let ($table, $value) = (&mut $self.addrs, ());
-                $body
-            }
-            Object::Neigh($key, $value) => {
-                let $table = &mut $self.neighs;
-                $body
-            }
-            Object::Fdb($key, $value) => {
-                let $table = &mut $self.fdb;
-                $body
-            }
-            Object::NextHop($key, $value) => {
-                let $table = &mut $self.hops;
-                $body
-            }
-            Object::Route($key, $value) => {
-                let $table = &mut $self.routes;
-                $body
-            }
-        }
-    };
-}
-
-/// The same where the value does not matter.
-macro_rules! with_key {
-    ($self:ident, $object:expr, |$table:ident, $key:ident| $body:expr) => {
-        match $object {
-            Object::Link($key, _) => {
-                let $table = &mut $self.links;
-                $body
-            }
-            Object::Addr($key) => {
-                let $table = &mut $self.addrs;
-                $body
-            }
-            Object::Neigh($key, _) => {
-                let $table = &mut $self.neighs;
-                $body
-            }
-            Object::Fdb($key, _) => {
-                let $table = &mut $self.fdb;
-                $body
-            }
-            Object::NextHop($key, _) => {
-                let $table = &mut $self.hops;
-                $body
-            }
-            Object::Route($key, _) => {
-                let $table = &mut $self.routes;
-                $body
-            }
-        }
-    };
+    /// Ids that next-hop objects of other programs have.
+    taken: BTreeSet<u32>,
 }
 
 impl KernelState {
-    /// Nothing desired, nothing observed. With `next_hops`, routes through gateways on `devices`
-    /// are written by way of next-hop objects.
+    /// Returns a state in which nothing is desired and nothing observed. With `next_hops`, routes
+    /// through gateways on `devices` are written by way of next-hop objects.
     pub fn new(next_hops: bool, devices: Vec<IfName>) -> KernelState {
         KernelState {
             next_hops,
@@ -131,9 +107,41 @@ impl KernelState {
         }
     }
 
-    /// The kernel should hold this.
-    pub fn want(&mut self, object: Object) {
-        match object {
+    /// Sets which devices are our own. Takes effect for objects that are set from now on.
+    pub fn set_devices(&mut self, devices: Vec<IfName>) {
+        self.devices = devices;
+    }
+
+    /// Makes `objects` all that `owner` wants. What it wanted before and is not among them is no
+    /// longer desired.
+    pub fn set(&mut self, owner: Owner, objects: impl IntoIterator<Item = Object>) {
+        let number = owner.number();
+        self.tables.each(|table| table.stop_waiting(number));
+        let before = self.take_list(number);
+        let mut list = Handle::NONE;
+        for object in objects {
+            self.want(object, number, &mut list);
+        }
+        self.put_list(number, list);
+        for handle in before {
+            if !self
+                .tables
+                .with(handle, |table, slot| table.set_kept(slot, false))
+            {
+                self.release(handle);
+            }
+        }
+        self.unmark(number);
+    }
+
+    /// Ends the claims of `owner`: it wants nothing any more.
+    pub fn drop_owner(&mut self, owner: Owner) {
+        self.set(owner, []);
+    }
+
+    /// Claims one object, and the next-hop object that it needs.
+    fn want(&mut self, object: Object, owner: u32, list: &mut Handle) {
+        let object = match object {
             Object::Route(
                 key,
                 Route {
@@ -141,95 +149,230 @@ impl KernelState {
                     protocol,
                 },
             ) if self.indirect(&hop) => {
-                let id = self.next_hop_id(&key);
-                self.hops.want(id, hop);
-                self.routes.want(
-                    key,
-                    Route {
-                        to: RouteTo::NextHopId(id),
-                        protocol,
-                    },
-                );
+                let id = self.next_hop_id(&key, owner);
+                self.claim(Object::NextHop(id, hop), owner, list);
+                let to = RouteTo::NextHopId(id);
+                Object::Route(key, Route { to, protocol })
             }
-            Object::Route(key, route) => {
-                self.unwant_hop_of(&key);
-                self.routes.want(key, route);
-            }
-            other => with_table!(self, other, |table, key, value| table.want(key, value)),
+            other => other,
+        };
+        self.claim(object, owner, list);
+    }
+
+    fn claim(&mut self, object: Object, owner: u32, list: &mut Handle) {
+        let Wanted {
+            handle,
+            won_from,
+            lost,
+        } = self.tables.want(object, owner);
+        if lost {
+            return;
+        }
+        if let Some(loser) = won_from {
+            self.unlink(loser, handle);
+        }
+        let named_twice = self
+            .tables
+            .with(handle, |table, slot| table.set_kept(slot, true));
+        if !named_twice {
+            let next = std::mem::replace(list, handle);
+            self.tables
+                .with(handle, |table, slot| table.set_next(slot, next));
         }
     }
 
-    /// The kernel should no longer hold this.
-    pub fn unwant(&mut self, object: &Object) {
-        if let Object::Route(key, _) = object {
-            self.unwant_hop_of(key);
+    fn release(&mut self, handle: Handle) {
+        if let Some(heir) = self.tables.with(handle, |table, slot| table.release(slot)) {
+            let first = self
+                .owners
+                .get(heir as usize)
+                .copied()
+                .unwrap_or(Handle::NONE);
+            self.tables
+                .with(handle, |table, slot| table.set_next(slot, first));
+            self.put_list(heir, handle);
         }
-        with_key!(self, object, |table, key| table.unwant(*key));
+    }
+
+    /// Takes the owner's list out: its objects, in any order.
+    fn take_list(&mut self, owner: u32) -> Vec<Handle> {
+        let first = self.owners.get_mut(owner as usize);
+        let mut at = first.map_or(Handle::NONE, |first| std::mem::replace(first, Handle::NONE));
+        let mut list = Vec::new();
+        while at != Handle::NONE {
+            list.push(at);
+            at = self.tables.with(at, |table, slot| table.next(slot));
+        }
+        list
+    }
+
+    fn put_list(&mut self, owner: u32, first: Handle) {
+        let at = owner as usize;
+        if first != Handle::NONE && self.owners.len() <= at {
+            self.owners.resize(at + 1, Handle::NONE);
+        }
+        if let Some(place) = self.owners.get_mut(at) {
+            *place = first;
+        }
+    }
+
+    /// Takes one object out of an owner's list.
+    fn unlink(&mut self, owner: u32, handle: Handle) {
+        let list = self.take_list(owner);
+        let mut first = Handle::NONE;
+        for kept in list.into_iter().filter(|kept| *kept != handle) {
+            let next = std::mem::replace(&mut first, kept);
+            self.tables
+                .with(kept, |table, slot| table.set_next(slot, next));
+        }
+        self.put_list(owner, first);
+    }
+
+    fn unmark(&mut self, owner: u32) {
+        let mut at = self
+            .owners
+            .get(owner as usize)
+            .copied()
+            .unwrap_or(Handle::NONE);
+        while at != Handle::NONE {
+            at = self.tables.with(at, |table, slot| {
+                table.set_kept(slot, false);
+                table.next(slot)
+            });
+        }
     }
 
     /// A full look at the kernel showed this.
-    pub fn saw(&mut self, object: Object) {
-        let object = self.as_asked(object);
-        with_table!(self, object, |table, key, value| {
-            table.saw(key, value);
-        })
+    pub fn observe(&mut self, object: Object) {
+        self.tables.observe(object);
     }
 
-    /// A notice says that the kernel holds this; see [`Table::heard`]. Returns whether there is
+    /// A notification says that the kernel holds this; see [`Table::notify`]. Returns whether there is
     /// work to do about it.
-    pub fn heard(&mut self, object: Object) -> bool {
-        let object = self.as_asked(object);
-        with_table!(self, object, |table, key, value| table
-            .heard(key, Some(value)))
+    pub fn notify(&mut self, object: Object) -> bool {
+        self.tables.notify(object)
     }
 
-    /// A notice says that the kernel holds this no more. Returns whether there is work to do about it.
-    pub fn heard_gone(&mut self, object: Object) -> bool {
-        with_key!(self, object, |table, key| table.heard(key, None))
+    /// A notification says that the kernel does not hold this any more. Returns whether there is work to
+    /// do about it.
+    pub fn notify_gone(&mut self, object: &Object) -> bool {
+        self.tables.notify_gone(object)
     }
 
     /// Begins a full look at the kernel; see [`Table::begin_audit`].
     pub fn begin_audit(&mut self) {
-        self.links.begin_audit();
-        self.addrs.begin_audit();
-        self.neighs.begin_audit();
-        self.fdb.begin_audit();
-        self.hops.begin_audit();
-        self.routes.begin_audit();
+        self.tables.each(|table| {
+            table.audit(Audit::Begin);
+        });
     }
 
     /// Ends a full look at the kernel; returns how many objects turned out to be missing.
     pub fn end_audit(&mut self) -> usize {
-        self.links.end_audit()
-            + self.addrs.end_audit()
-            + self.neighs.end_audit()
-            + self.fdb.end_audit()
-            + self.hops.end_audit()
-            + self.routes.end_audit()
+        let mut missing = 0;
+        self.tables.each(|table| missing += table.audit(Audit::End));
+        missing
     }
 
-    /// The next operations, at most about `limit`, in an order that the kernel can follow:
-    /// forwarding entries that must go, then everything that must be there from the device up,
-    /// then next-hop objects, addresses and devices that must go (a next-hop object, and the last
-    /// address of a device, take their routes along, so the new ones come first). Deletions only if `may_delete`; a device that must be
-    /// made anew is replaced in any case.
-    pub fn batch(&self, limit: usize, may_delete: bool) -> Vec<Op> {
-        let mut ops = Vec::new();
-        if may_delete {
-            dels(&self.routes, limit, &mut ops, Object::Route);
-            dels(&self.fdb, limit, &mut ops, Object::Fdb);
-            dels(&self.neighs, limit, &mut ops, Object::Neigh);
+    /// Sets which ids of next-hop objects other programs use. A route of ours whose id is among them
+    /// gets another one.
+    pub fn set_taken_ids(&mut self, taken: BTreeSet<u32>) {
+        let ours: Vec<u32> = taken
+            .difference(&self.taken)
+            .copied()
+            .filter(|id| self.tables.hops.desired(id).is_some())
+            .collect();
+        self.taken = taken;
+        ours.into_iter().for_each(|id| self.move_hop(id));
+    }
+
+    /// Gives the route that uses the id another one.
+    fn move_hop(&mut self, id: u32) {
+        let Some(number) = self.tables.hops.owner(&id) else {
+            return;
+        };
+        let list = self.list(number);
+        let objects: Vec<Object> = list
+            .iter()
+            .filter_map(|at| self.tables.object(*at))
+            .collect();
+        let hops: Vec<(u32, NextHop)> = objects
+            .iter()
+            .filter_map(|object| match object {
+                Object::NextHop(id, hop) => Some((*id, *hop)),
+                _ => None,
+            })
+            .collect();
+        // As the owner asked: routes through gateways, without the objects made of them.
+        let asked = objects.into_iter().filter_map(|object| match object {
+            Object::NextHop(..) => None,
+            Object::Route(
+                key,
+                Route {
+                    to: RouteTo::NextHopId(id),
+                    protocol,
+                },
+            ) => {
+                let (_, hop) = hops.iter().find(|(of, _)| *of == id)?;
+                let to = RouteTo::Gateway(*hop);
+                Some(Object::Route(key, Route { to, protocol }))
+            }
+            other => Some(other),
+        });
+        let asked: Vec<Object> = asked.collect();
+        self.set(Owner::from_number(number), asked);
+    }
+
+    fn list(&mut self, owner: u32) -> Vec<Handle> {
+        let mut at = self
+            .owners
+            .get(owner as usize)
+            .copied()
+            .unwrap_or(Handle::NONE);
+        let mut list = Vec::new();
+        while at != Handle::NONE {
+            list.push(at);
+            at = self.tables.with(at, |table, slot| table.next(slot));
         }
-        puts(&self.links, limit, &mut ops, Object::Link);
-        puts(&self.addrs, limit, &mut ops, |key, ()| Object::Addr(key));
-        puts(&self.neighs, limit, &mut ops, Object::Neigh);
-        puts(&self.fdb, limit, &mut ops, Object::Fdb);
-        puts(&self.hops, limit, &mut ops, Object::NextHop);
-        puts(&self.routes, limit, &mut ops, Object::Route);
+        list
+    }
+
+    /// Returns the next operations, at most about `limit`, in an order that the kernel can follow:
+    /// forwarding entries that must go, then everything that must be there from the device up,
+    /// then next-hop objects, addresses and devices that must go (the last address of a device takes
+    /// its routes along, so the new ones come first). Deletions only if `may_delete`; an object that must be
+    /// recreated is replaced in any case.
+    ///
+    /// A next-hop object is deleted only once no route that was observed uses it.
+    pub fn batch(&mut self, limit: usize, may_delete: bool) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let tables = &mut self.tables;
         if may_delete {
-            dels(&self.hops, limit, &mut ops, Object::NextHop);
-            dels(&self.addrs, limit, &mut ops, |key, ()| Object::Addr(key));
-            dels(&self.links, limit, &mut ops, Object::Link);
+            dels(&mut tables.routes, limit, &mut ops, |_, _| true);
+            dels(&mut tables.neighs, limit, &mut ops, |_, _| true);
+            dels(&mut tables.fdb, limit, &mut ops, |_, _| true);
+        }
+        puts(&mut tables.links, limit, &mut ops);
+        puts(&mut tables.addrs, limit, &mut ops);
+        puts(&mut tables.neighs, limit, &mut ops);
+        puts(&mut tables.fdb, limit, &mut ops);
+        puts(&mut tables.hops, limit, &mut ops);
+        puts(&mut tables.routes, limit, &mut ops);
+        if may_delete {
+            if tables.hops.stray_len() > 0 {
+                let used: HashSet<u32> = tables
+                    .routes
+                    .wrong()
+                    .filter_map(|route| match route.to {
+                        RouteTo::NextHopId(id) => Some(id),
+                        _ => None,
+                    })
+                    .collect();
+                dels(&mut tables.hops, limit, &mut ops, |id, _| {
+                    !used.contains(id)
+                });
+            }
+            dels(&mut tables.addrs, limit, &mut ops, |_, ()| true);
+            dels(&mut tables.links, limit, &mut ops, |_, _| true);
         }
         ops
     }
@@ -237,102 +380,127 @@ impl KernelState {
     /// The kernel acknowledged `op`.
     pub fn done(&mut self, op: Op) {
         match op {
-            Op::Put(object) => self.saw(object),
-            Op::Del(object) => with_key!(self, object, |table, key| table.del_done(key)),
+            Op::Put(object) => self.tables.observe(object),
+            Op::Del(object) => self.tables.deleted(&object),
         }
     }
 
-    /// The kernel refused `op`: it is not offered again until [`KernelState::unpark`], or until
-    /// something about its object changes.
-    pub fn refused(&mut self, op: Op) {
-        let (Op::Put(object) | Op::Del(object)) = op;
-        with_key!(self, object, |table, key| table.park(key))
+    /// The kernel refused `op`, with this errno and for this reason. It is not offered again until
+    /// [`KernelState::retry_refused`], or until something about its object changes.
+    pub fn refused(&mut self, op: &Op, errno: i32, reason: String, now: Instant) {
+        let refusal = Retry {
+            errno,
+            reason,
+            since: now,
+            tries: 1,
+        };
+        self.tables.refuse(op.object(), refusal);
+        if let Op::Put(Object::NextHop(id, _)) = op
+            && errno == EEXIST
+        {
+            // Another program's, created since the last full look.
+            self.taken.insert(*id);
+            self.move_hop(*id);
+        }
+    }
+
+    /// Returns whether the device is there as it should be.
+    pub fn has_device(&self, name: &IfName) -> bool {
+        self.tables.links.is_as_desired(name)
     }
 
     /// Offers again what the kernel refused.
-    pub fn unpark(&mut self) {
-        self.links.unpark();
-        self.addrs.unpark();
-        self.neighs.unpark();
-        self.fdb.unpark();
-        self.hops.unpark();
-        self.routes.unpark();
+    pub fn retry_refused(&mut self) {
+        self.tables.each(|table| table.retry_refused());
     }
 
-    /// How many operations the kernel refused and are still needed.
-    pub fn parked(&self) -> usize {
-        self.links.parked()
-            + self.addrs.parked()
-            + self.neighs.parked()
-            + self.fdb.parked()
-            + self.hops.parked()
-            + self.routes.parked()
+    /// Returns how many operations the kernel refused and are still needed.
+    pub fn refused_len(&self) -> usize {
+        self.sum(|table| table.refused_len())
     }
 
-    /// The kernel holds what it should.
+    /// Returns whether the kernel holds what it should, and nothing else.
     pub fn in_sync(&self) -> bool {
-        self.links.in_sync()
-            && self.addrs.in_sync()
-            && self.neighs.in_sync()
-            && self.fdb.in_sync()
-            && self.hops.in_sync()
-            && self.routes.in_sync()
+        self.sum(|table| table.missing_len() + table.stray_len()) == 0
     }
 
-    /// Whether every device that should be there is, as it should be.
+    /// Returns whether every device that should be there is, as it should be and with its addresses.
     pub fn devices_in_sync(&self) -> bool {
-        self.links.in_sync() && self.addrs.puts().next().is_none()
+        self.tables.links.missing_len() == 0 && self.tables.addrs.missing_len() == 0
     }
 
-    /// Number of routes that should be there.
+    /// Returns the number of routes that should be there.
     pub fn routes_desired(&self) -> usize {
-        self.routes.desired_len()
+        self.tables.routes.desired_len()
     }
 
-    /// What was observed, without the settings that are left as they are: they are never wrong.
-    fn as_asked(&self, mut object: Object) -> Object {
-        if let Object::Link(name, link) = &mut object
-            && let Some(wanted) = self.links.desired(name)
-            && wanted.tx_checksum.is_none()
-        {
-            link.tx_checksum = None;
+    /// Returns how far the kernel is with what `owner` wants.
+    pub fn progress(&mut self, owner: Owner) -> Progress {
+        let mut progress = Progress::Installed;
+        for handle in self.list(owner.number()) {
+            let refusal = self.tables.with(handle, |table, slot| {
+                (!table.is_held(slot)).then(|| table.refusal(slot).cloned())
+            });
+            match refusal {
+                Some(Some(refusal)) => {
+                    let object = self.tables.object(handle);
+                    let op = object.map(|object| Op::Put(object).to_string());
+                    let op = op.unwrap_or_default();
+                    return Progress::Refused(Refused { op, refusal });
+                }
+                Some(None) => progress = Progress::Pending,
+                None => {}
+            }
         }
-        object
+        progress
     }
 
-    fn unwant_hop_of(&mut self, key: &RouteKey) {
-        if let Some(Route {
-            to: RouteTo::NextHopId(id),
-            ..
-        }) = self.routes.desired(key)
-        {
-            self.hops.unwant(*id);
-        }
+    /// Returns the keys that more than one owner wants.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let tables = self.tables.all();
+        let contested = tables.iter().flat_map(|table| table.contested());
+        contested
+            .map(|(holder, loser, object)| Conflict {
+                holder: Owner::from_number(holder),
+                loser: Owner::from_number(loser),
+                object,
+            })
+            .collect()
+    }
+
+    fn sum(&self, of: impl Fn(&dyn Slots) -> usize) -> usize {
+        self.tables.all().iter().map(|table| of(*table)).sum()
     }
 
     fn indirect(&self, hop: &NextHop) -> bool {
         self.next_hops && self.devices.contains(&hop.dev)
     }
 
-    /// The id of the next-hop object for a route: the one it has, else one derived from the
+    /// Returns the id of the next-hop object for a route: the one it has, else one derived from the
     /// destination, so that a restart finds its own objects under the ids it would give them, and
     /// two networks on one host do not meet. Ids start at 2^30, far above those that the kernel
     /// hands out.
-    fn next_hop_id(&self, key: &RouteKey) -> u32 {
+    fn next_hop_id(&self, key: &RouteKey, owner: u32) -> u32 {
+        let routes = &self.tables.routes;
         if let Some(Route {
             to: RouteTo::NextHopId(id),
             ..
-        }) = self.routes.desired(key)
+        }) = routes.desired(key)
+            && routes.owner(key) == Some(owner)
+            && !self.taken.contains(id)
         {
             return *id;
         }
         let mut id = derived_id(&key.dst);
-        while self.hops.desired(&id).is_some() {
+        while self.tables.hops.desired(&id).is_some() || self.taken.contains(&id) {
             id = id.wrapping_add(1).max(FIRST_ID);
         }
         id
     }
 }
+
+/// The `errno` of what exists already.
+const EEXIST: i32 = 17;
 
 /// The lowest id that we give to a next-hop object; see ADR 3.
 pub const FIRST_ID: u32 = 1 << 30;
@@ -351,41 +519,29 @@ fn derived_id(dst: &IpNet) -> u32 {
     }
 }
 
-fn puts<K: Kind>(
-    table: &Table<K>,
-    limit: usize,
-    ops: &mut Vec<Op>,
-    object: fn(K::Key, K::Value) -> Object,
-) {
-    for key in table.puts() {
-        if ops.len() >= limit {
-            return;
+fn puts<K: Offers>(table: &mut Table<K>, limit: usize, ops: &mut Vec<Op>) {
+    let left = limit.saturating_sub(ops.len());
+    table.puts(left, |key, change| match change {
+        Change::Put(value) => ops.push(Op::Put(K::object(key, value))),
+        Change::Recreate { old, new } => {
+            ops.push(Op::Del(K::object(key, old)));
+            ops.push(Op::Put(K::object(key, new)));
         }
-        match table.change(key) {
-            Some(Change::Put(value)) => ops.push(Op::Put(object(*key, value))),
-            Some(Change::Anew { old, new }) => {
-                ops.push(Op::Del(object(*key, old)));
-                ops.push(Op::Put(object(*key, new)));
-            }
-            Some(Change::Del(_)) | None => {}
-        }
-    }
+        Change::Del(_) => {}
+    });
 }
 
-fn dels<K: Kind>(
-    table: &Table<K>,
+fn dels<K: Offers>(
+    table: &mut Table<K>,
     limit: usize,
     ops: &mut Vec<Op>,
-    object: fn(K::Key, K::Value) -> Object,
+    may: impl Fn(&K::Key, &K::Value) -> bool,
 ) {
-    for key in table.dels() {
-        if ops.len() >= limit {
-            return;
-        }
-        if let Some(Change::Del(value)) = table.change(key) {
-            ops.push(Op::Del(object(*key, value)));
-        }
-    }
+    let left = limit.saturating_sub(ops.len());
+    table.dels(left, may, |key, change| match change {
+        Change::Del(value) => ops.push(Op::Del(K::object(key, value))),
+        Change::Put(_) | Change::Recreate { .. } => {}
+    });
 }
 
 #[cfg(test)]

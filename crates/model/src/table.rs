@@ -1,24 +1,19 @@
-//! Desired against observed, for any kind of kernel object.
+//! Desired against observed, for one kind of kernel object.
 //!
-//! An object that is as it should be costs its value once: what the kernel holds is stored only
-//! where it differs. The table knows which keys need work, so that a change
-//! costs the change, whatever the table's size.
+//! An object that is as it should be costs its value once: what the kernel holds is stored apart only
+//! where it differs. The table knows which keys need work, so that a change costs the change, whatever
+//! the table's size.
+//!
+//! Entries live in a vector and are found by a hash index of 4-byte positions: half the memory of a
+//! map that holds them, and a position is a name for an object that fits into its owner's list.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::time::Instant;
 
-/// A kind of kernel object.
-pub trait Kind {
-    /// Names the object.
-    type Key: Copy + Ord;
-    /// What it holds.
-    type Value: Clone + PartialEq;
+use hashbrown::HashTable;
 
-    /// Whether an object that holds `old` can be changed to `new` where it stands; otherwise it
-    /// is deleted and made anew.
-    fn in_place(_old: &Self::Value, _new: &Self::Value) -> bool {
-        true
-    }
-}
+use crate::object::{Handle, Kind, Slots};
 
 /// What one key needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,267 +23,638 @@ pub enum Change<V> {
     /// Delete the object, which holds this.
     Del(V),
     /// Delete what holds `old`, then write `new`.
-    Anew {
-        /// What stands there.
+    Recreate {
+        /// What is there.
         old: V,
-        /// What should.
+        /// What should be.
         new: V,
     },
 }
 
-/// An object that should be there.
-struct Desired<V> {
-    value: V,
-    /// The kernel holds it so.
-    held: bool,
-    /// The last full look that showed it.
-    audit: u8,
+/// The kernel's refusal to do what an object needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// `errno`, positive.
+    pub errno: i32,
+    /// The kernel's reason.
+    pub reason: String,
+    /// When it was refused first.
+    pub since: Instant,
+    /// How often it was refused since.
+    pub tries: u32,
 }
 
-/// What the kernel holds and should not, or holds in the place of what it should.
-struct Other<V> {
-    value: V,
+/// The two ends of a full look at the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audit {
+    Begin,
+    End,
+}
+
+/// The object is desired, and `value` says how.
+const WANTED: u8 = 1;
+/// The kernel holds `value`.
+const HELD: u8 = 1 << 1;
+/// The queue of objects to write names it.
+const IN_PUTS: u8 = 1 << 2;
+/// The queue of objects to delete names it.
+const IN_DELS: u8 = 1 << 3;
+/// The kernel refused what it needs; not offered until [`Table::retry_refused`].
+const REFUSED: u8 = 1 << 4;
+/// While an owner's list is replaced: the new list names it.
+const KEPT: u8 = 1 << 5;
+
+/// One object, desired or observed or both. Neither: it only waits to leave the queues.
+struct Entry<K: Kind> {
+    key: K::Key,
+    /// What is desired; of an object that is not, what was observed.
+    value: K::Value,
+    owner: u32,
+    /// The owner's next object.
+    next: Handle,
     /// The last full look that showed it.
-    audit: u8,
+    audit: u16,
+    flags: u8,
+}
+
+impl<K: Kind> Entry<K> {
+    fn is(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+
+    fn set(&mut self, flag: u8, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+
+    fn work(&self) -> Option<Work> {
+        match (self.is(WANTED), self.is(HELD)) {
+            (true, false) => Some(Work::Put),
+            (false, true) => Some(Work::Del),
+            (true, true) | (false, false) => None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Work {
+    Put,
+    Del,
+}
+
+/// What became of a claim; see [`Table::want`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The object's position.
+    pub slot: u32,
+    /// The owner that had the key until now and has to wait.
+    pub won_from: Option<u32>,
+    /// Another owner keeps the key; this one waits.
+    pub lost: bool,
 }
 
 /// Desired and observed objects of one kind.
 pub struct Table<K: Kind> {
-    desired: BTreeMap<K::Key, Desired<K::Value>>,
-    others: BTreeMap<K::Key, Other<K::Value>>,
-    /// Desired, and not held.
-    puts: BTreeSet<K::Key>,
-    /// Held, and not desired.
-    dels: BTreeSet<K::Key>,
-    /// Need work that the kernel refused; not offered until [`Table::unpark`].
-    parked: BTreeSet<K::Key>,
-    audit: u8,
-    /// The size at which `desired` is packed next.
-    pack_at: usize,
+    entries: Vec<Option<Entry<K>>>,
+    index: HashTable<u32>,
+    hasher: RandomState,
+    vacant: Vec<u32>,
+    /// What the kernel holds in the place of what it should.
+    instead: HashMap<u32, K::Value>,
+    /// Claims of owners that did not get a key, by position and owner.
+    waiting: BTreeMap<(u32, u32), K::Value>,
+    refusals: HashMap<u32, Retry>,
+    puts: VecDeque<u32>,
+    dels: VecDeque<u32>,
+    audit: u16,
+    wanted: usize,
+    missing: usize,
+    strays: usize,
+    refused: usize,
 }
-
-/// Tables smaller than this are not worth packing.
-const PACK_FROM: usize = 1024;
 
 impl<K: Kind> Default for Table<K> {
     fn default() -> Self {
         Table {
-            desired: BTreeMap::new(),
-            others: BTreeMap::new(),
-            puts: BTreeSet::new(),
-            dels: BTreeSet::new(),
-            parked: BTreeSet::new(),
+            entries: Vec::new(),
+            index: HashTable::new(),
+            hasher: RandomState::new(),
+            vacant: Vec::new(),
+            instead: HashMap::new(),
+            waiting: BTreeMap::new(),
+            refusals: HashMap::new(),
+            puts: VecDeque::new(),
+            dels: VecDeque::new(),
             audit: 0,
-            pack_at: PACK_FROM,
+            wanted: 0,
+            missing: 0,
+            strays: 0,
+            refused: 0,
         }
     }
 }
 
 impl<K: Kind> Table<K> {
-    /// The kernel should hold `value` under `key`.
-    pub fn want(&mut self, key: K::Key, value: K::Value) {
-        let audit = self.audit;
-        let held = match self.desired.get_mut(&key) {
-            Some(old) if old.value == value => return,
-            Some(old) if old.held => {
-                let value = std::mem::replace(&mut old.value, value);
-                old.held = false;
-                self.others.insert(
-                    key,
-                    Other {
-                        value,
-                        audit: old.audit,
-                    },
-                );
-                return self.refile(key);
+    /// The kernel should hold `value` under `key`, because `owner` asks for it. Of two owners of one
+    /// key the lower one wins; the other waits until that one gives the key up.
+    pub fn want(&mut self, key: K::Key, value: K::Value, owner: u32) -> Claimed {
+        let Some(slot) = self.find(&key) else {
+            let slot = self.insert(key, value, WANTED, owner);
+            self.file(slot);
+            return Claimed {
+                slot,
+                won_from: None,
+                lost: false,
+            };
+        };
+        let mut won_from = None;
+        if let Some(entry) = self.entry(slot)
+            && entry.is(WANTED)
+            && entry.owner != owner
+        {
+            let holder = entry.owner;
+            if owner > holder {
+                self.waiting.insert((slot, owner), value);
+                return Claimed {
+                    slot,
+                    won_from: None,
+                    lost: true,
+                };
             }
-            _ => self
-                .others
-                .get(&key)
-                .is_some_and(|other| other.value == value),
-        };
-        let audit = match held {
-            true => self.others.remove(&key).map_or(audit, |other| other.audit),
-            false => audit,
-        };
-        self.desired.insert(key, Desired { value, held, audit });
-        self.refile(key);
-        if self.desired.len() >= self.pack_at {
-            self.pack();
+            let theirs = entry.value.clone();
+            self.waiting.insert((slot, holder), theirs);
+            won_from = Some(holder);
+        }
+        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+            entry.owner = owner;
+        }
+        self.set_desired(slot, value);
+        Claimed {
+            slot,
+            won_from,
+            lost: false,
         }
     }
 
-    /// The kernel should hold nothing under `key`.
-    pub fn unwant(&mut self, key: K::Key) {
-        if let Some(old) = self.desired.remove(&key) {
-            if old.held {
-                let (value, audit) = (old.value, old.audit);
-                self.others.insert(key, Other { value, audit });
+    /// The owner of the object at `slot` wants it no longer. Returns the owner that waited for the key
+    /// and has it now.
+    pub fn release(&mut self, slot: u32) -> Option<u32> {
+        let next = self.waiting.range((slot, 0)..=(slot, u32::MAX)).next();
+        if let Some((&claim, _)) = next {
+            let value = self.waiting.remove(&claim)?;
+            if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+                entry.owner = claim.1;
             }
-            self.refile(key);
+            self.set_desired(slot, value);
+            return Some(claim.1);
         }
+        let instead = self.instead.remove(&slot);
+        self.change(slot, |entry| {
+            entry.set(WANTED, false);
+            if let Some(observed) = instead {
+                entry.value = observed;
+                entry.set(HELD, true);
+            }
+        });
+        None
     }
 
     /// The kernel was seen to hold `value` under `key`.
-    pub fn saw(&mut self, key: K::Key, value: K::Value) {
+    pub fn observe(&mut self, key: K::Key, value: K::Value) {
         let audit = self.audit;
-        match self.desired.get_mut(&key) {
-            Some(desired) if desired.value == value => {
-                (desired.held, desired.audit) = (true, audit);
-                self.others.remove(&key);
+        let Some(slot) = self.find(&key) else {
+            let slot = self.insert(key, value, HELD, 0);
+            return self.file(slot);
+        };
+        let mut instead = None;
+        self.change(slot, |entry| {
+            entry.audit = audit;
+            if !entry.is(WANTED) {
+                entry.value = value;
+                entry.set(HELD, true);
+            } else if K::settled(&entry.value, &value) {
+                entry.set(HELD, true);
+            } else {
+                entry.set(HELD, false);
+                instead = Some(value);
             }
-            desired => {
-                desired.into_iter().for_each(|desired| desired.held = false);
-                self.others.insert(key, Other { value, audit });
-            }
-        }
-        self.refile(key);
+        });
+        match instead {
+            Some(value) => self.instead.insert(slot, value),
+            None => self.instead.remove(&slot),
+        };
     }
 
     /// The kernel was seen to hold nothing under `key`.
-    pub fn gone(&mut self, key: K::Key) {
-        if let Some(desired) = self.desired.get_mut(&key) {
-            desired.held = false;
+    pub fn gone(&mut self, key: &K::Key) {
+        if let Some(slot) = self.find(key) {
+            self.instead.remove(&slot);
+            self.change(slot, |entry| entry.set(HELD, false));
         }
-        self.others.remove(&key);
-        self.refile(key);
     }
 
-    /// A notice says that the kernel holds `value` under `key`, or nothing. It may be older than
-    /// what we wrote since: so it can make work, but never cancels any. To do too much harms
-    /// nothing. Returns whether there is work.
-    pub fn heard(&mut self, key: K::Key, value: Option<K::Value>) -> bool {
-        let is_desired = match (&value, self.desired(&key)) {
-            (Some(value), Some(desired)) => value == desired,
+    /// A notification says that the kernel holds `value` under `key`, or nothing. It may be older than
+    /// what we wrote since: so it can make work, but never cancels any. A redundant write is
+    /// harmless. Returns whether there is work.
+    pub fn notify(&mut self, key: K::Key, value: Option<K::Value>) -> bool {
+        let entry = self.find(&key).and_then(|slot| self.entry(slot));
+        let as_desired = match (&value, entry.filter(|entry| entry.is(WANTED))) {
+            (Some(value), Some(desired)) => K::settled(&desired.value, value),
             (None, None) => true,
-            _ => false,
+            (Some(_), None) | (None, Some(_)) => false,
         };
-        if self.change(&key).is_none() || !is_desired {
+        if entry.and_then(Entry::work).is_none() || !as_desired {
             match value {
-                Some(value) => self.saw(key, value),
-                None => self.gone(key),
+                Some(value) => self.observe(key, value),
+                None => self.gone(&key),
             }
         }
-        self.change(&key).is_some()
+        let entry = self.find(&key).and_then(|slot| self.entry(slot));
+        entry.and_then(Entry::work).is_some()
     }
 
-    /// Begins a full look at the kernel: what [`Table::saw`] does not mention until
+    /// Begins a full look at the kernel: what [`Table::observe`] does not mention until
     /// [`Table::end_audit`] is not there.
     pub fn begin_audit(&mut self) {
         self.audit = self.audit.wrapping_add(1);
+        if self.audit == 0 {
+            // The number was used before: no object may seem to have been seen in this look.
+            self.audit = 1;
+            let entries = self.entries.iter_mut().flatten();
+            entries.for_each(|entry| entry.audit = 0);
+        }
     }
 
     /// Ends a full look; returns how many objects turned out to be missing or changed.
     pub fn end_audit(&mut self) -> usize {
-        let audit = self.audit;
-        let missing = self
-            .desired
-            .iter()
-            .filter(|(_, d)| d.held && d.audit != audit);
-        let vanished = self.others.iter().filter(|(_, o)| o.audit != audit);
-        let missing = missing.map(|(key, _)| *key);
-        let unseen: Vec<K::Key> = missing.chain(vanished.map(|(key, _)| *key)).collect();
-        for key in &unseen {
-            self.gone(*key);
-        }
+        let unseen: Vec<K::Key> = (0..)
+            .zip(&self.entries)
+            .filter_map(|(slot, entry)| {
+                let entry = entry.as_ref().filter(|entry| entry.audit != self.audit)?;
+                let observed = entry.is(HELD) || self.instead.contains_key(&slot);
+                observed.then_some(entry.key)
+            })
+            .collect();
+        unseen.iter().for_each(|key| self.gone(key));
         unseen.len()
     }
 
-    /// What `key` needs now, if anything.
-    pub fn change(&self, key: &K::Key) -> Option<Change<K::Value>> {
-        match (self.desired.get(key), self.others.get(key)) {
-            (Some(desired), _) if desired.held => None,
-            (Some(new), None) => Some(Change::Put(new.value.clone())),
-            (Some(new), Some(old)) => {
-                let (old, new) = (old.value.clone(), new.value.clone());
-                match K::in_place(&old, &new) {
-                    true => Some(Change::Put(new)),
-                    false => Some(Change::Anew { old, new }),
-                }
+    /// Returns what `key` needs now, if anything.
+    pub fn change_of(&self, key: &K::Key) -> Option<Change<K::Value>> {
+        let slot = self.find(key)?;
+        let entry = self.entry(slot)?;
+        Some(self.as_change(slot, entry, entry.work()?))
+    }
+
+    fn as_change(&self, slot: u32, entry: &Entry<K>, work: Work) -> Change<K::Value> {
+        let value = entry.value.clone();
+        match (work, self.instead.get(&slot)) {
+            (Work::Del, _) => Change::Del(value),
+            (Work::Put, Some(old)) if !K::in_place(old, &value) => Change::Recreate {
+                old: old.clone(),
+                new: value,
+            },
+            (Work::Put, _) => Change::Put(value),
+        }
+    }
+
+    /// The kernel refused to do what `key` needs: not offered again until [`Table::retry_refused`],
+    /// or until something about it changes.
+    pub fn refuse(&mut self, key: &K::Key, refusal: Retry) {
+        let Some(slot) = self.find(key) else { return };
+        let before = self.refusals.remove(&slot);
+        let refusal = match before {
+            Some(before) => Retry {
+                since: before.since,
+                tries: before.tries.saturating_add(1),
+                ..refusal
+            },
+            None => refusal,
+        };
+        if let Some(Some(entry)) = self.entries.get_mut(slot as usize)
+            && entry.work().is_some()
+        {
+            self.refused += usize::from(!entry.is(REFUSED));
+            entry.set(REFUSED, true);
+            self.refusals.insert(slot, refusal);
+        }
+    }
+
+    /// Offers again what was refused.
+    pub fn retry_refused(&mut self) {
+        if self.refused == 0 {
+            return;
+        }
+        let mut slots: Vec<u32> = self.refusals.keys().copied().collect();
+        // In the order in which they came to be, whatever the hash.
+        slots.sort_unstable();
+        slots.into_iter().for_each(|slot| self.file(slot));
+    }
+
+    /// Hands out keys to write, at most `limit`, and what each needs.
+    pub fn puts(&mut self, limit: usize, each: impl FnMut(K::Key, Change<K::Value>)) {
+        self.offer(Work::Put, limit, |_, _| true, each);
+    }
+
+    /// Hands out keys to delete for which `may` holds, at most `limit`, and what each needs.
+    pub fn dels(
+        &mut self,
+        limit: usize,
+        may: impl Fn(&K::Key, &K::Value) -> bool,
+        each: impl FnMut(K::Key, Change<K::Value>),
+    ) {
+        self.offer(Work::Del, limit, may, each);
+    }
+
+    fn offer(
+        &mut self,
+        work: Work,
+        limit: usize,
+        may: impl Fn(&K::Key, &K::Value) -> bool,
+        mut each: impl FnMut(K::Key, Change<K::Value>),
+    ) {
+        let (flag, mut queue) = match work {
+            Work::Put => (IN_PUTS, std::mem::take(&mut self.puts)),
+            Work::Del => (IN_DELS, std::mem::take(&mut self.dels)),
+        };
+        let mut handed_out = 0;
+        for _ in 0..queue.len() {
+            if handed_out >= limit {
+                break;
             }
-            (None, Some(old)) => Some(Change::Del(old.value.clone())),
-            (None, None) => None,
+            let Some(slot) = queue.pop_front() else { break };
+            let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+                continue;
+            };
+            if entry.work() != Some(work) || entry.is(REFUSED) {
+                entry.set(flag, false);
+                self.free_if_dead(slot);
+                continue;
+            }
+            // Stays queued until the outcome is known.
+            queue.push_back(slot);
+            let Some(entry) = self.entry(slot).filter(|e| may(&e.key, &e.value)) else {
+                continue;
+            };
+            each(entry.key, self.as_change(slot, entry, work));
+            handed_out += 1;
+        }
+        match work {
+            Work::Put => self.puts = queue,
+            Work::Del => self.dels = queue,
         }
     }
 
-    /// The kernel acknowledged that it now holds `value` under `key`.
-    pub fn put_done(&mut self, key: K::Key, value: K::Value) {
-        self.saw(key, value);
-    }
-
-    /// The kernel acknowledged that nothing stands under `key` any more.
-    pub fn del_done(&mut self, key: K::Key) {
-        self.gone(key);
-    }
-
-    /// The kernel refused to do what `key` needs: not offered again until [`Table::unpark`], or
-    /// until something about it changes.
-    pub fn park(&mut self, key: K::Key) {
-        self.puts.remove(&key);
-        self.dels.remove(&key);
-        self.parked.insert(key);
-    }
-
-    /// Offers again what was parked.
-    pub fn unpark(&mut self) {
-        for key in std::mem::take(&mut self.parked) {
-            self.refile(key);
-        }
-    }
-
-    /// How many keys are parked.
-    pub fn parked(&self) -> usize {
-        self.parked.len()
-    }
-
-    /// Keys to write, in order.
-    pub fn puts(&self) -> impl Iterator<Item = &K::Key> {
-        self.puts.iter()
-    }
-
-    /// Keys to delete, in order.
-    pub fn dels(&self) -> impl Iterator<Item = &K::Key> {
-        self.dels.iter()
-    }
-
-    /// Nothing to do, and nothing that the kernel refused.
+    /// Returns whether nothing is to do and nothing was refused.
     pub fn in_sync(&self) -> bool {
-        self.puts.is_empty() && self.dels.is_empty() && self.parked.is_empty()
+        self.missing == 0 && self.strays == 0
     }
 
-    /// What is desired under `key`.
+    /// Returns what is desired under `key`.
     pub fn desired(&self, key: &K::Key) -> Option<&K::Value> {
-        self.desired.get(key).map(|desired| &desired.value)
+        let entry = self.find(key).and_then(|slot| self.entry(slot))?;
+        entry.is(WANTED).then_some(&entry.value)
     }
 
-    /// How many objects are desired.
+    /// Returns whether something is desired under `key` and the kernel holds it.
+    pub fn is_as_desired(&self, key: &K::Key) -> bool {
+        let entry = self.find(key).and_then(|slot| self.entry(slot));
+        entry.is_some_and(|entry| entry.is(WANTED | HELD))
+    }
+
+    /// Returns the owner of what is desired under `key`.
+    pub fn owner(&self, key: &K::Key) -> Option<u32> {
+        let entry = self.find(key).and_then(|slot| self.entry(slot))?;
+        entry.is(WANTED).then_some(entry.owner)
+    }
+
+    /// Returns how many objects are desired.
     pub fn desired_len(&self) -> usize {
-        self.desired.len()
+        self.wanted
     }
 
-    /// Files `key` under what it needs.
-    fn refile(&mut self, key: K::Key) {
-        self.parked.remove(&key);
-        let (put, del) = match self.desired.get(&key) {
-            Some(desired) => (!desired.held, false),
-            None => (false, self.others.contains_key(&key)),
-        };
-        match put {
-            true => self.puts.insert(key),
-            false => self.puts.remove(&key),
-        };
-        match del {
-            true => self.dels.insert(key),
-            false => self.dels.remove(&key),
-        };
+    /// Returns what the kernel holds where it should hold something else or nothing.
+    pub fn wrong(&self) -> impl Iterator<Item = &K::Value> {
+        let strays = self.entries.iter().flatten();
+        let strays = strays.filter(|entry| entry.work() == Some(Work::Del));
+        let strays = Some(strays).filter(|_| self.strays > 0);
+        strays
+            .into_iter()
+            .flatten()
+            .map(|entry| &entry.value)
+            .chain(self.instead.values())
     }
 
-    /// A tree that grows at its end keeps its nodes half empty; merging it with its own last entry
-    /// writes them anew, and full. At each doubling, so that it costs no more than the growing.
-    fn pack(&mut self) {
-        let last = self.desired.pop_last();
-        self.desired.append(&mut last.into_iter().collect());
-        self.pack_at = self.desired.len() * 2;
+    /// Returns key and value of the object at this position.
+    pub(crate) fn at(&self, slot: u32) -> Option<(&K::Key, &K::Value)> {
+        self.entry(slot).map(|entry| (&entry.key, &entry.value))
+    }
+
+    fn entry(&self, slot: u32) -> Option<&Entry<K>> {
+        self.entries.get(slot as usize)?.as_ref()
+    }
+
+    fn find(&self, key: &K::Key) -> Option<u32> {
+        let same = |slot: &u32| self.entry(*slot).is_some_and(|entry| entry.key == *key);
+        self.index.find(self.hasher.hash_one(key), same).copied()
+    }
+
+    fn insert(&mut self, key: K::Key, value: K::Value, flags: u8, owner: u32) -> u32 {
+        let entry = Entry {
+            key,
+            value,
+            owner,
+            next: Handle::NONE,
+            audit: self.audit,
+            flags: 0,
+        };
+        let slot = match self.vacant.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = Some(entry);
+                slot
+            }
+            None => {
+                self.entries.push(Some(entry));
+                self.entries.len() as u32 - 1
+            }
+        };
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        let rehash = |slot: &u32| {
+            let entry = entries.get(*slot as usize).and_then(Option::as_ref);
+            entry.map_or(0, |entry| hasher.hash_one(entry.key))
+        };
+        self.index.insert_unique(hasher.hash_one(key), slot, rehash);
+        self.count(slot, |entry| entry.flags = flags);
+        slot
+    }
+
+    /// Makes `value` what is desired at `slot`.
+    fn set_desired(&mut self, slot: u32, value: K::Value) {
+        let Some(entry) = self.entry(slot) else {
+            return;
+        };
+        if entry.is(WANTED) && entry.value == value {
+            return;
+        }
+        let observed = match entry.is(HELD) {
+            true => Some(entry.value.clone()),
+            false => self.instead.remove(&slot),
+        };
+        let held = observed
+            .as_ref()
+            .is_some_and(|observed| K::settled(&value, observed));
+        if let Some(observed) = observed.filter(|_| !held) {
+            self.instead.insert(slot, observed);
+        }
+        self.change(slot, |entry| {
+            entry.value = value;
+            entry.set(WANTED, true);
+            entry.set(HELD, held);
+        });
+    }
+
+    /// Changes an entry and files it under what it needs then.
+    fn change(&mut self, slot: u32, change: impl FnOnce(&mut Entry<K>)) {
+        self.count(slot, change);
+        self.file(slot);
+    }
+
+    /// Changes an entry and keeps the counts right.
+    fn count(&mut self, slot: u32, change: impl FnOnce(&mut Entry<K>)) {
+        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+            return;
+        };
+        let before = (entry.is(WANTED), entry.work());
+        change(entry);
+        let after = (entry.is(WANTED), entry.work());
+        let step = |count: &mut usize, before: bool, after: bool| {
+            *count = *count + usize::from(after) - usize::from(before);
+        };
+        let (put, del) = (Some(Work::Put), Some(Work::Del));
+        step(&mut self.wanted, before.0, after.0);
+        step(&mut self.missing, before.1 == put, after.1 == put);
+        step(&mut self.strays, before.1 == del, after.1 == del);
+    }
+
+    /// Queues the entry for what it needs; a refusal no longer keeps it back.
+    fn file(&mut self, slot: u32) {
+        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+            return;
+        };
+        if entry.is(REFUSED) {
+            entry.set(REFUSED, false);
+            self.refused -= 1;
+        }
+        match entry.work() {
+            Some(Work::Put) if !entry.is(IN_PUTS) => {
+                entry.set(IN_PUTS, true);
+                self.puts.push_back(slot);
+            }
+            Some(Work::Del) if !entry.is(IN_DELS) => {
+                entry.set(IN_DELS, true);
+                self.dels.push_back(slot);
+            }
+            Some(_) => {}
+            None => {
+                if !self.refusals.is_empty() {
+                    self.refusals.remove(&slot);
+                }
+                self.free_if_dead(slot);
+            }
+        }
+    }
+
+    /// Removes an entry that is neither desired nor observed nor queued.
+    fn free_if_dead(&mut self, slot: u32) {
+        let Some(Some(entry)) = self.entries.get(slot as usize) else {
+            return;
+        };
+        if entry.flags & (WANTED | HELD | IN_PUTS | IN_DELS) != 0 {
+            return;
+        }
+        let hash = self.hasher.hash_one(entry.key);
+        if let Ok(found) = self.index.find_entry(hash, |at| *at == slot) {
+            found.remove();
+        }
+        self.entries[slot as usize] = None;
+        self.refusals.remove(&slot);
+        self.vacant.push(slot);
+    }
+}
+
+impl<K: Kind> Slots for Table<K> {
+    fn release(&mut self, slot: u32) -> Option<u32> {
+        Table::release(self, slot)
+    }
+
+    fn stop_waiting(&mut self, owner: u32) {
+        self.waiting.retain(|(_, waits), _| *waits != owner);
+    }
+
+    fn set_next(&mut self, slot: u32, next: Handle) {
+        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+            entry.next = next;
+        }
+    }
+
+    fn next(&self, slot: u32) -> Handle {
+        self.entry(slot).map_or(Handle::NONE, |entry| entry.next)
+    }
+
+    fn set_kept(&mut self, slot: u32, kept: bool) -> bool {
+        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+            return false;
+        };
+        let before = entry.is(KEPT);
+        entry.set(KEPT, kept);
+        before
+    }
+
+    fn is_held(&self, slot: u32) -> bool {
+        self.entry(slot).is_some_and(|entry| entry.is(HELD))
+    }
+
+    fn refusal(&self, slot: u32) -> Option<&Retry> {
+        self.refusals.get(&slot)
+    }
+
+    fn retry_refused(&mut self) {
+        Table::retry_refused(self);
+    }
+
+    fn audit(&mut self, audit: Audit) -> usize {
+        match audit {
+            Audit::Begin => {
+                self.begin_audit();
+                0
+            }
+            Audit::End => self.end_audit(),
+        }
+    }
+
+    fn refused_len(&self) -> usize {
+        self.refused
+    }
+
+    fn missing_len(&self) -> usize {
+        self.missing
+    }
+
+    fn stray_len(&self) -> usize {
+        self.strays
+    }
+
+    fn contested(&self) -> Vec<(u32, u32, String)> {
+        let waiting = self.waiting.keys();
+        let known = waiting.filter_map(|(slot, loser)| {
+            let entry = self.entry(*slot)?;
+            let object = format!("{} {:?}", K::NAME, entry.key);
+            Some((entry.owner, *loser, object))
+        });
+        known.collect()
     }
 }
 

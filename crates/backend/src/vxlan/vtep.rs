@@ -23,7 +23,7 @@ pub enum BadVtep {
     Json(#[from] serde_json::Error),
     /// `VtepMAC` is none.
     #[error("VtepMAC {0}")]
-    Mac(#[from] model::kernel::BadMac),
+    Mac(#[from] model::mac::BadMac),
     /// No device can have this MAC.
     #[error("VtepMAC {0} is multicast or zero, and no device's")]
     NotUnicast(Mac),

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use model::kernel::{AddrKey, LinkKind, NeighKey, RouteKey, RouteTo};
+use model::object::{AddrKey, Beneath, NeighKey, RouteKey, RouteTo};
 use model::{IfName, Mac, Object};
 
 use super::tables::{Device, Notice, Tables};
@@ -39,7 +39,11 @@ impl Tables {
         self.fdb.retain(|e, _| e.dev != *name);
         self.gone(Object::Link(*name, device.link));
         self.notices.push(Notice::Flapped(*name));
-        let on_top = |d: &Device| matches!(&d.link.kind, LinkKind::Vxlan(v) if v.dev == *name);
+        let gone = Beneath {
+            index: device.index,
+            name: None,
+        };
+        let on_top = |d: &Device| d.link.kind.beneath() == Some(gone);
         let above: Vec<IfName> = self
             .links
             .iter()
@@ -68,7 +72,7 @@ impl Tables {
                 .collect();
             for key in lost {
                 self.addrs.remove(&key);
-                self.gone(Object::Addr(key));
+                self.gone(Object::Addr(key, ()));
             }
             self.drop_neighs(name);
             self.took_along = true;

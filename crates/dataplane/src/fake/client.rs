@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use model::kernel::{NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, default_metric};
+use model::object::{
+    BOOT_PROTOCOL, KERNEL_PROTOCOL, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo,
+};
 use model::state::FIRST_ID;
 use model::{Family, IfName, Object};
 use tokio::sync::Notify;
@@ -12,7 +14,6 @@ use tokio::sync::Notify;
 use super::Counts;
 use super::fault::Faults;
 use super::tables::{Notice, Tables};
-use crate::netlink::uapi::{RTPROT_BOOT, RTPROT_KERNEL};
 use crate::{KernelEvent, Scope};
 
 /// A program that uses the kernel.
@@ -77,9 +78,9 @@ impl Client {
         };
         let on_host = dev_of(tables, object) == Some(scope.iface);
         self.host_changed |= on_host && shapes_host(object);
-        self.look_again |= gone && on_host && matches!(object, Object::Addr(_));
+        self.look_again |= gone && on_host && matches!(object, Object::Addr(..));
         if concerns(scope, tables, object) {
-            self.look_again |= gone && matches!(object, Object::Addr(_) | Object::NextHop(..));
+            self.look_again |= gone && matches!(object, Object::Addr(..) | Object::NextHop(..));
             self.queue.push_back(event.clone());
         } else if matches!(object, Object::NextHop(id, _) if !gone && *id >= FIRST_ID) {
             // Another's took the place of what may have been ours.
@@ -91,7 +92,7 @@ impl Client {
 /// A change of this, on the host's interface, changes [`model::Host`].
 fn shapes_host(object: &Object) -> bool {
     match object {
-        Object::Link(..) | Object::Addr(_) => true,
+        Object::Link(..) | Object::Addr(..) => true,
         Object::Route(_, route) => matches!(route.to, RouteTo::Dev(_)),
         Object::Neigh(..) | Object::Fdb(..) | Object::NextHop(..) => false,
     }
@@ -99,12 +100,8 @@ fn shapes_host(object: &Object) -> bool {
 
 fn dev_of(tables: &Tables, object: &Object) -> Option<IfName> {
     match object {
-        Object::Link(name, _) => Some(*name),
-        Object::Addr(key) => Some(key.dev),
-        Object::Neigh(key, _) => Some(key.dev),
-        Object::Fdb(key, _) => Some(key.dev),
-        Object::NextHop(_, hop) => Some(hop.dev),
         Object::Route(_, route) => tables.route_dev(route),
+        other => other.device(),
     }
 }
 
@@ -120,10 +117,10 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
     let dev = dev_of(tables, object);
     let ours = dev.is_some_and(|dev| scope.devices.contains(&dev));
     match object {
-        Object::Link(..) | Object::Addr(_) | Object::Neigh(..) | Object::Fdb(..) => ours,
+        Object::Link(..) | Object::Addr(..) | Object::Neigh(..) | Object::Fdb(..) => ours,
         Object::NextHop(..) => ours,
         Object::Route(key, route) => match dev {
-            _ if ours => route.protocol != RTPROT_KERNEL,
+            _ if ours => route.protocol != KERNEL_PROTOCOL,
             None => route.protocol == ROUTE_PROTOCOL && inside(scope, &key.dst),
             Some(dev) if dev == scope.iface => {
                 inside(scope, &key.dst)
@@ -136,8 +133,8 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
 
 fn upstreams(scope: &Scope, key: &RouteKey, route: &Route) -> bool {
     scope.take_over
-        && route.protocol == RTPROT_BOOT
+        && route.protocol == BOOT_PROTOCOL
         && scope.subnet_len.get(Family::of_net(&key.dst)) == Some(&key.dst.prefix_len())
-        && key.metric == default_metric(&key.dst)
+        && *key == RouteKey::to(key.dst)
         && matches!(route.to, RouteTo::Gateway(NextHop { .. }))
 }

@@ -3,32 +3,46 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use model::kernel::{AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, Route, RouteKey, RouteTo};
+use model::object::{
+    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, Remote, Route, RouteKey, RouteTo,
+};
 use model::{Family, IfName, Mac, Object, Op};
 
 use crate::KernelEvent;
-use crate::netlink::socket::Failure;
+use crate::failure::Failure;
 
-/// Checksum offload after `wanted` was written over what had `before`: a kind of device that we
-/// never make is not looked at that closely.
-fn offload(wanted: &Link, before: Option<bool>) -> Option<bool> {
-    match wanted.kind {
-        LinkKind::Vxlan(_) => wanted.tx_checksum.or(before),
-        LinkKind::Foreign(_) => None,
+/// The settings of a device after `wanted` was written over `before`: what `wanted` leaves open stays.
+fn settings(wanted: &Link, before: Option<&Link>) -> Link {
+    let mut link = wanted.clone();
+    link.mac = wanted.mac.or(before.and_then(|link| link.mac));
+    link.mark = wanted.mark.or(before.and_then(|link| link.mark));
+    match &mut link.kind {
+        LinkKind::Vxlan(vxlan) if vxlan.tx_checksum.is_none() => {
+            let offload = match before.map(|link| &link.kind) {
+                Some(LinkKind::Vxlan(before)) => before.tx_checksum,
+                // On in a new device.
+                _ => Some(true),
+            };
+            vxlan.tx_checksum = offload;
+        }
+        LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_) => {}
     }
+    link
 }
 
-/// What a vxlan header takes off the MTU.
-fn vxlan_headroom(local: &IpAddr) -> u32 {
-    match Family::of(local) {
-        Family::V4 => 50,
-        Family::V6 => 70,
+/// Whether forwarding entries can be written on such a device.
+fn has_fdb(kind: &LinkKind) -> bool {
+    match kind {
+        LinkKind::Vxlan(_) => true,
+        LinkKind::Ipip(_) | LinkKind::Foreign(_) => false,
     }
 }
 
 /// A device and whether it has a carrier.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
+    /// Its index.
+    pub index: u32,
     /// What it is.
     pub link: Link,
     /// Something is at its other end.
@@ -45,7 +59,7 @@ pub struct Tables {
     /// Neighbours.
     pub neighs: BTreeMap<NeighKey, Mac>,
     /// Forwarding-database entries.
-    pub fdb: BTreeMap<FdbKey, IpAddr>,
+    pub fdb: BTreeMap<FdbKey, Remote>,
     /// Next-hop objects; `None` in a kernel that has none.
     pub next_hops: Option<BTreeMap<u32, NextHop>>,
     /// Routes of the main table, one per key.
@@ -90,7 +104,7 @@ impl Tables {
             .links
             .iter()
             .map(|(k, d)| Object::Link(*k, d.link.clone()));
-        let addrs = self.addrs.iter().map(|k| Object::Addr(*k));
+        let addrs = self.addrs.iter().map(|k| Object::Addr(*k, ()));
         let neighs = self.neighs.iter().map(|(k, v)| Object::Neigh(*k, *v));
         let fdb = self.fdb.iter().map(|(k, v)| Object::Fdb(*k, *v));
         let next_hops = self
@@ -129,7 +143,7 @@ impl Tables {
     fn put(&mut self, object: &Object) -> Result<(), Failure> {
         match object {
             Object::Link(name, link) => return self.put_link(name, link),
-            Object::Addr(key) => {
+            Object::Addr(key, ()) => {
                 self.device(&key.dev)?;
                 if !self.addrs.insert(*key) {
                     return Ok(());
@@ -140,10 +154,10 @@ impl Tables {
                 self.neighs.insert(*key, *mac);
             }
             Object::Fdb(key, dst) => {
-                match self.device(&key.dev)?.link.kind {
-                    LinkKind::Vxlan(_) => self.fdb.insert(*key, *dst),
-                    LinkKind::Foreign(_) => return Err(Failure::errno(libc::EOPNOTSUPP)),
-                };
+                if !has_fdb(&self.device(&key.dev)?.link.kind) || *dst == Remote::Foreign {
+                    return Err(Failure::errno(libc::EOPNOTSUPP));
+                }
+                self.fdb.insert(*key, *dst);
             }
             Object::NextHop(id, hop) => {
                 if self.next_hops.is_none() {
@@ -167,12 +181,74 @@ impl Tables {
         Ok(())
     }
 
-    fn put_link(&mut self, name: &IfName, wanted: &Link) -> Result<(), Failure> {
-        let beneath = match &wanted.kind {
-            LinkKind::Vxlan(v) => Some((self.device(&v.dev)?.link.mtu, vxlan_headroom(&v.local))),
-            LinkKind::Foreign(_) => None,
+    /// Adds a device; without an index the next free one.
+    pub fn add_link(&mut self, name: IfName, index: Option<u32>, link: Link) {
+        let highest = self.links.values().map(|device| device.index).max();
+        let index = index.unwrap_or(highest.unwrap_or_default() + 1);
+        let device = Device {
+            index,
+            link: link.clone(),
+            carrier: true,
         };
-        let most = beneath.map_or(u32::MAX, |(mtu, headroom)| mtu.saturating_sub(headroom));
+        self.links.insert(name, device);
+        self.saw(Object::Link(name, link));
+        self.notices.push(Notice::Flapped(name));
+    }
+
+    /// Gives a device another name. What is on it stays.
+    pub fn rename(&mut self, name: &IfName, to: IfName) -> bool {
+        let Some(device) = self.links.remove(name) else {
+            return false;
+        };
+        self.notices.push(Notice::Flapped(*name));
+        self.notices.push(Notice::Flapped(to));
+        self.gone(Object::Link(*name, device.link.clone()));
+        self.saw(Object::Link(to, device.link.clone()));
+        self.links.insert(to, device);
+        let moved = |dev: &mut IfName| {
+            if *dev == *name {
+                *dev = to;
+            }
+        };
+        let addrs = std::mem::take(&mut self.addrs).into_iter();
+        self.addrs = addrs
+            .map(|mut key| {
+                moved(&mut key.dev);
+                key
+            })
+            .collect();
+        for route in self.routes.values_mut() {
+            match &mut route.to {
+                RouteTo::Gateway(hop) => moved(&mut hop.dev),
+                RouteTo::Dev(dev) | RouteTo::Foreign(dev) => moved(dev),
+                RouteTo::NextHopId(_) | RouteTo::Blackhole => {}
+            }
+        }
+        true
+    }
+
+    /// The MTU that a device of this kind can have at most.
+    fn most(&self, kind: &LinkKind) -> Result<u32, Failure> {
+        let Some(beneath) = kind.beneath() else {
+            return Ok(u32::MAX);
+        };
+        let mut devices = self.links.values();
+        match devices.find(|device| device.index == beneath.index) {
+            Some(device) => Ok(device.link.mtu.saturating_sub(kind.overhead())),
+            None => {
+                let text = format!("there is no device {beneath} (index {})", beneath.index);
+                Err(Failure::because(libc::ENODEV, text))
+            }
+        }
+    }
+
+    fn put_link(&mut self, name: &IfName, wanted: &Link) -> Result<(), Failure> {
+        let most = self.most(&wanted.kind)?;
+        if let Some(old) = self.links.get(name)
+            && !old.link.can_become(wanted)
+        {
+            self.del_link(name);
+        }
         let Some(old) = self.links.get(name).cloned() else {
             if self.links.values().any(|d| same_tunnel(&d.link, wanted)) {
                 return because(
@@ -180,53 +256,29 @@ impl Tables {
                     "A VXLAN device with the specified VNI already exists",
                 );
             }
-            let link = Link {
-                mtu: wanted.mtu.min(most),
-                tx_checksum: offload(wanted, Some(true)),
-                ..wanted.clone()
-            };
-            self.links.insert(
-                *name,
-                Device {
-                    link: link.clone(),
-                    carrier: true,
-                },
-            );
-            self.saw(Object::Link(*name, link));
-            self.notices.push(Notice::Flapped(*name));
-            return match wanted.mtu > most {
-                true => because(libc::EINVAL, "more MTU does not fit the device beneath"),
-                false => Ok(()),
-            };
+            let mut link = settings(wanted, None);
+            link.mtu = wanted.mtu.min(most);
+            self.add_link(*name, None, link);
+            if wanted.mtu > most {
+                return because(libc::EINVAL, "more MTU does not fit the device beneath");
+            }
+            return Ok(());
         };
-        if old.link.kind != wanted.kind {
-            return because(
-                libc::EEXIST,
-                "it exists and is made otherwise; it has to be deleted first",
-            );
-        }
         if wanted.mtu > most && wanted.mtu != old.link.mtu {
             return because(libc::EINVAL, "more MTU does not fit the device beneath");
         }
-        let mac = wanted.mac.or(old.link.mac);
-        let link = Link {
-            mac,
-            mtu: wanted.mtu,
-            up: old.link.up,
-            kind: wanted.kind.clone(),
-            tx_checksum: offload(wanted, old.link.tx_checksum),
-        };
+        let mut link = settings(wanted, Some(&old.link));
+        link.up = old.link.up;
+        let mac_changed = link.mac != old.link.mac;
         if link != old.link {
-            self.links.insert(
-                *name,
-                Device {
-                    link: link.clone(),
-                    carrier: old.carrier,
-                },
-            );
+            let device = Device {
+                link: link.clone(),
+                ..old
+            };
+            self.links.insert(*name, device);
             self.saw(Object::Link(*name, link));
         }
-        if mac != old.link.mac {
+        if mac_changed {
             // With its address go a device's neighbours.
             self.took_along = true;
             self.drop_neighs(name);
@@ -294,7 +346,7 @@ impl Tables {
     fn del(&mut self, object: &Object) {
         let was_there = match object {
             Object::Link(name, _) => return self.del_link(name),
-            Object::Addr(key) => {
+            Object::Addr(key, ()) => {
                 let there = self.addrs.remove(key);
                 if there {
                     self.after_addr(key);
@@ -333,6 +385,6 @@ fn same_tunnel(a: &Link, b: &Link) -> bool {
         (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
             a.vni == b.vni && a.port == b.port && Family::of(&a.local) == Family::of(&b.local)
         }
-        _ => false,
+        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_), _) => false,
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use ipnet::IpNet;
-use model::kernel::{Link, LinkKind, Route, RouteTo};
+use model::object::{Link, LinkKind, Route, RouteTo};
 use model::{Dual, Family, IfName, Object};
 
 use crate::netlink::observe::dump_addrs;
@@ -57,8 +57,7 @@ pub fn devices(requests: &mut Requests) -> Result<Vec<Device>, KernelError> {
             name,
             index: raw.index,
             master: raw.master,
-            // What it stands on does not matter to who is about to remove it.
-            link: raw.link(|_| Some(name)),
+            link: raw.link(),
             kind: raw.kind.to_owned(),
             vni: raw.vni(),
         });
@@ -105,7 +104,7 @@ pub async fn with_what_they_hold(
     devices: impl Iterator<Item = Object>,
 ) -> Result<Vec<(Object, Vec<Object>)>, KernelError> {
     let mut found: Vec<(Object, Vec<Object>)> = devices.map(|d| (d, Vec::new())).collect();
-    let names: Vec<IfName> = found.iter().filter_map(|(d, _)| device_of(d)).collect();
+    let names: Vec<IfName> = found.iter().filter_map(|(d, _)| d.device()).collect();
     let Some(first) = names.first() else {
         return Ok(found);
     };
@@ -134,11 +133,11 @@ pub async fn with_what_they_hold(
                     },
                 ) => hops.get(id).copied(),
                 Object::Link(..) => None,
-                other => device_of(other),
+                other => other.device(),
             };
             let holder = found
                 .iter_mut()
-                .find(|(d, _)| on.is_some() && device_of(d) == on);
+                .find(|(d, _)| on.is_some() && d.device() == on);
             if let Some((_, held)) = holder {
                 held.push(object);
             }
@@ -147,27 +146,10 @@ pub async fn with_what_they_hold(
     Ok(found)
 }
 
-/// The device that an object is, or is on, as far as the object tells it.
-fn device_of(object: &Object) -> Option<IfName> {
-    use RouteTo::{Dev, Foreign, Gateway};
-    match object {
-        Object::Link(name, _) => Some(*name),
-        Object::Addr(key) => Some(key.dev),
-        Object::Neigh(key, _) => Some(key.dev),
-        Object::Fdb(key, _) => Some(key.dev),
-        Object::NextHop(_, hop) => Some(hop.dev),
-        Object::Route(_, route) => match route.to {
-            Gateway(hop) => Some(hop.dev),
-            Dev(dev) | Foreign(dev) => Some(dev),
-            _ => None,
-        },
-    }
-}
-
 /// What a device is, for people.
 pub fn kind_of(link: &Link) -> String {
     match &link.kind {
         LinkKind::Vxlan(vxlan) => format!("vxlan {}", vxlan.vni),
-        LinkKind::Foreign(kind) => kind.clone(),
+        LinkKind::Ipip(_) | LinkKind::Foreign(_) => link.kind.name().to_owned(),
     }
 }

@@ -9,8 +9,9 @@ use netlink_sys::protocols::NETLINK_XFRM;
 
 use super::Written;
 use crate::KernelError;
+use crate::failure::Failure;
 use crate::netlink::refused;
-use crate::netlink::socket::{Failure, Requests};
+use crate::netlink::socket::Requests;
 use crate::netlink::uapi::{AF_INET, AF_INET6};
 use crate::netlink::wire::{Message, u16_at, u32_at};
 

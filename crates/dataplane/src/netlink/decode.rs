@@ -6,7 +6,7 @@ mod route;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::kernel::NextHop;
+use model::object::NextHop;
 use model::{IfName, Mac};
 
 use super::uapi::*;
@@ -73,6 +73,8 @@ pub struct RawNeigh {
     pub dst: Option<IpAddr>,
     /// Its Ethernet address.
     pub mac: Option<Mac>,
+    /// It names a port, a VNI or an interface other than its device's own, or a next-hop object.
+    pub odd: bool,
 }
 
 /// Reads a neighbour message.
@@ -85,11 +87,13 @@ pub fn neigh(message: &Message) -> Option<RawNeigh> {
         flags: *body.get(10)?,
         dst: None,
         mac: None,
+        odd: false,
     };
     for (kind, value) in message.attrs(12) {
         match kind {
             NDA_DST => neigh.dst = ip(value),
             NDA_LLADDR => neigh.mac = value.try_into().ok().map(Mac),
+            NDA_PORT | NDA_VNI | NDA_IFINDEX | NDA_SRC_VNI | NDA_NH_ID => neigh.odd = true,
             _ => {}
         }
     }

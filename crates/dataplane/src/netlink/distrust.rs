@@ -9,7 +9,7 @@ use std::fs;
 use std::net::IpAddr;
 
 use model::IfName;
-use model::kernel::LinkKind;
+use model::object::LinkKind;
 
 use super::encode;
 use super::socket::Requests;
@@ -27,9 +27,7 @@ const SWITCHES: [(&str, &str); 3] = [
 /// allowed to. A device that carries IPv4 only gets no IPv6 link-local address either. The device
 /// must still be down: both take effect when it comes up.
 pub fn distrust(requests: &mut Requests, index: u32, name: &IfName, kind: &LinkKind) {
-    if let LinkKind::Vxlan(vxlan) = kind
-        && let IpAddr::V4(_) = vxlan.local
-    {
+    if let Some(IpAddr::V4(_)) = kind.local() {
         let body = encode::link_body(index, None);
         let attrs = |batch: &mut Batch| {
             let families = batch.nest(IFLA_AF_SPEC);

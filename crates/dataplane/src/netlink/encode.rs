@@ -3,43 +3,33 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::kernel::{LinkKind, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, Vxlan};
+use model::object::{Mark, NextHop, ROUTE_PROTOCOL, Remote, Route, RouteKey, RouteTo};
 use model::{Family, IfName, Mac, Object, Op};
 
-use super::socket::Failure;
 use super::uapi::*;
 use super::wire::{Batch, af};
+use crate::failure::Failure;
 
-/// The device that the kernel must be told of to do `op`; `None` if the object stands without.
+/// Returns the device that the kernel must be told of to do `op`; `None` if the object stands without.
 pub fn device(op: &Op) -> Option<IfName> {
-    match op.object() {
-        Object::Link(name, _) => Some(*name),
-        Object::Addr(key) => Some(key.dev),
-        Object::Neigh(key, _) => Some(key.dev),
-        Object::Fdb(key, _) => Some(key.dev),
-        Object::NextHop(_, hop) => match op {
-            Op::Put(_) => Some(hop.dev),
-            Op::Del(_) => None,
-        },
-        Object::Route(_, route) => match route.to {
-            RouteTo::Gateway(hop) => Some(hop.dev),
-            RouteTo::Dev(dev) | RouteTo::Foreign(dev) => Some(dev),
-            RouteTo::NextHopId(_) | RouteTo::Blackhole => None,
-        },
+    match op {
+        // Its id is enough.
+        Op::Del(Object::NextHop(..)) => None,
+        Op::Put(object) | Op::Del(object) => object.device(),
     }
 }
 
 /// Adds the message that does `op` to `batch`. `index` is that of [`device`], or 0; `marked` FDB
-/// entries show their notices to be ours.
+/// entries show their notices to be ours. A next-hop object is written over another one only if `over`.
 ///
 /// # Errors
 /// It is no single message (devices), or a form that we never write.
-pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool) -> Result<(), Failure> {
+pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool, over: bool) -> Result<(), Failure> {
     let put = matches!(op, Op::Put(_));
     let flags = if put { NLM_F_CREATE | NLM_F_REPLACE } else { 0 };
     let pick = |new: u16| if put { new } else { new + 1 };
     match op.object() {
-        Object::Addr(key) => {
+        Object::Addr(key, ()) => {
             let v6 = matches!(key.net, IpNet::V6(_));
             // A duplicate check would keep the address from being used for a second.
             let no_dad = if v6 && put { IFA_F_NODAD as u8 } else { 0 };
@@ -69,15 +59,31 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool) -> Result<(), Fa
                 batch.attr(NDA_LLADDR, &mac.0);
             }
         }
-        Object::Fdb(key, dst) => {
+        Object::Fdb(_, Remote::Foreign) if put => return Err(never_written()),
+        Object::Fdb(key, remote) => {
             // "Learned externally" marks the entry as a control plane's, and its notice as ours: see
             // `filter`. The kernel treats a permanent entry no differently for it.
             let mark = if marked { NTF_EXT_LEARNED } else { 0 };
             let body = neigh(AF_BRIDGE, index, NUD_PERMANENT | NUD_NOARP, NTF_SELF | mark);
             batch.open(pick(RTM_NEWNEIGH), flags, &body);
-            batch.attr(NDA_LLADDR, &key.mac.0).attr_ip(NDA_DST, dst);
+            batch.attr(NDA_LLADDR, &key.mac.0);
+            match remote {
+                Remote::At(dst) => {
+                    batch.attr_ip(NDA_DST, dst);
+                }
+                // Without a remote the entry goes whatever it holds.
+                Remote::Foreign => {}
+            }
         }
-        Object::NextHop(id, hop) => next_hop(batch, put.then_some(hop), *id, flags, index),
+        Object::NextHop(id, hop) => {
+            // Never in the place of another program's: see `Kernel::put_over`.
+            let flags = if over {
+                flags
+            } else {
+                NLM_F_CREATE | NLM_F_EXCL
+            };
+            next_hop(batch, put.then_some(hop), *id, flags, index);
+        }
         Object::Route(
             _,
             Route {
@@ -85,10 +91,7 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool) -> Result<(), Fa
                 ..
             },
         ) if put => {
-            return Err(Failure::because(
-                libc::EOPNOTSUPP,
-                "this form is never written",
-            ));
+            return Err(never_written());
         }
         Object::Route(key, route) => {
             route_open(batch, pick(RTM_NEWROUTE), flags, (key, route));
@@ -112,6 +115,10 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool) -> Result<(), Fa
     }
     batch.close();
     Ok(())
+}
+
+fn never_written() -> Failure {
+    Failure::because(libc::EOPNOTSUPP, "this form is never written")
 }
 
 fn next_hop(batch: &mut Batch, put: Option<&NextHop>, id: u32, flags: u16, index: u32) {
@@ -160,7 +167,7 @@ fn route_open(batch: &mut Batch, kind: u16, flags: u16, (key, route): (&RouteKey
         family,
         len,
         0,
-        0,
+        key.tos,
         RT_TABLE_MAIN,
         route.protocol,
         scope,
@@ -221,6 +228,11 @@ pub fn link_name(batch: &mut Batch, name: &IfName) {
     batch.attr(IFLA_IFNAME, &bytes[..name.len() + 1]);
 }
 
+/// Whose a device is; can be set once it exists.
+pub fn link_mark(batch: &mut Batch, mark: &Mark) {
+    batch.attr(IFLA_IFALIAS, mark.to_string().as_bytes());
+}
+
 /// What can be set both at creation and later.
 pub fn link_settings(batch: &mut Batch, mac: Option<Mac>, mtu: Option<u32>) {
     if let Some(mac) = mac {
@@ -229,34 +241,4 @@ pub fn link_settings(batch: &mut Batch, mac: Option<Mac>, mtu: Option<u32>) {
     if let Some(mtu) = mtu {
         batch.attr_u32(IFLA_MTU, mtu);
     }
-}
-
-/// What can only be set at creation. `underlay` is the index of the device beneath.
-pub fn link_kind(batch: &mut Batch, kind: &LinkKind, underlay: u32) {
-    let LinkKind::Vxlan(vxlan) = kind else { return };
-    let Vxlan {
-        vni,
-        port,
-        local,
-        dev: _,
-        learning,
-        gbp,
-    } = vxlan;
-    let info = batch.nest(IFLA_LINKINFO);
-    batch.attr(IFLA_INFO_KIND, b"vxlan");
-    let data = batch.nest(IFLA_INFO_DATA);
-    batch
-        .attr_u32(IFLA_VXLAN_ID, *vni)
-        .attr_u32(IFLA_VXLAN_LINK, underlay);
-    match local {
-        IpAddr::V4(_) => batch.attr_ip(IFLA_VXLAN_LOCAL, local),
-        IpAddr::V6(_) => batch.attr_ip(IFLA_VXLAN_LOCAL6, local),
-    };
-    batch.attr(IFLA_VXLAN_PORT, &port.to_be_bytes());
-    batch.attr(IFLA_VXLAN_LEARNING, &[u8::from(*learning)]);
-    if *gbp {
-        batch.attr(IFLA_VXLAN_GBP, &[]);
-    }
-    batch.end(data);
-    batch.end(info);
 }

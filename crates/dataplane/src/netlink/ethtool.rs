@@ -8,11 +8,11 @@
 use std::os::fd::RawFd;
 
 use model::IfName;
-use model::kernel::LinkKind;
 use netlink_sys::protocols::NETLINK_GENERIC;
 
-use super::socket::{Failure, Requests};
+use super::socket::Requests;
 use super::wire::{Attrs, Batch, text, u16_at};
+use crate::failure::Failure;
 
 // genetlink.h
 const GENL_ID_CTRL: u16 = 16;
@@ -44,11 +44,6 @@ const CHECKSUMS: [&str; 3] = [
     "tx-checksum-ip-generic",
     "tx-checksum-ipv6",
 ];
-
-/// Whether a device of this kind is one whose setting we look after.
-pub fn concerns(kind: &LinkKind) -> bool {
-    matches!(kind, LinkKind::Vxlan(_))
-}
 
 /// Whether the device leaves checksums to what is beneath; `None` if the kernel does not tell.
 pub fn tx_checksum(index: u32, name: &IfName) -> Option<bool> {

@@ -199,7 +199,7 @@ impl Events {
                     // Nothing left: neither of notices, nor of those that our own doings cause,
                     // except that the kernel speaks of a new IPv6 address again later.
                     self.echoes
-                        .retain(|echo| matches!(echo, KernelEvent::Saw(Object::Addr(_))));
+                        .retain(|echo| matches!(echo, KernelEvent::Saw(Object::Addr(..))));
                     self.unread = false;
                     more = false;
                     break;
@@ -216,7 +216,8 @@ impl Events {
 
     /// Notices were lost.
     fn overrun(&mut self, view: &mut View, requests: &mut Requests) {
-        observe::find_devices(view, requests);
+        // If they cannot be looked at, the full look that follows says so.
+        let _ = observe::find_devices(view, requests);
         self.refilter(Some(view));
         self.learn_host(view, requests);
         self.look_again = true;
@@ -234,12 +235,12 @@ impl Events {
     /// Queues it unless it is our own doing; returns whether it was not.
     fn push(&mut self, event: KernelEvent) -> bool {
         if let Some(at) = self.echoes.iter().position(|echo| *echo == event) {
-            if !matches!(event, KernelEvent::Saw(Object::Addr(_))) {
+            if !matches!(event, KernelEvent::Saw(Object::Addr(..))) {
                 self.echoes.remove(at);
             }
             return false;
         }
-        if let KernelEvent::Gone(object @ Object::Addr(_)) = &event {
+        if let KernelEvent::Gone(object @ Object::Addr(..)) = &event {
             self.echoes
                 .retain(|e| !matches!(e, KernelEvent::Saw(saw) if saw == object));
         }

@@ -2,14 +2,15 @@
 //! that stands on a device of ours. The model does not hold all of it, so the kernel is asked for it,
 //! and the answer is sent back as the thing to delete: no other route can be meant.
 
-use model::kernel::RouteKey;
+use model::object::RouteKey;
 use model::{Family, IfName};
 
 use super::link;
 use super::observe::{Asked, dump_some_routes};
-use super::socket::{Failure, Requests};
+use super::socket::Requests;
 use super::uapi::*;
 use super::wire::{Attrs, Batch};
+use crate::failure::Failure;
 
 /// Deletes the route `key`, written by `protocol`, out of `dev`.
 ///
@@ -29,7 +30,7 @@ pub fn delete(
     };
     let mut found: Option<(bool, Vec<u8>)> = None;
     dump_some_routes(requests, Family::of_net(&key.dst), asked, |raw, message| {
-        if raw.dst == key.dst && raw.metric == key.metric && found.is_none() {
+        if raw.key() == *key && found.is_none() {
             found = Some((raw.next_hop.is_some(), message.body.to_vec()));
         }
     })?;

@@ -1,18 +1,21 @@
 //! Devices: few of them, so one request each.
 
-use model::kernel::{Link, LinkKind};
+use model::object::{Link, LinkKind};
 use model::{IfName, Object, Op};
 
 use super::decode::{self, RawLink};
-use super::socket::{Failure, Requests};
+use super::socket::Requests;
 use super::uapi::*;
-use super::{distrust, encode, ethtool, wire::Batch};
+use super::{distrust, encode, ethtool, kind, wire::Batch};
+use crate::failure::Failure;
 
 /// A device as it was found.
 #[derive(Clone, Debug)]
 pub struct Found {
     /// Its index.
     pub index: u32,
+    /// The index of the device that it is enslaved to; 0 for none.
+    pub master: u32,
     /// Up and with a carrier.
     pub running: bool,
     /// What it is.
@@ -44,26 +47,38 @@ fn get(
     }
 }
 
-/// The index of the device `name`.
+/// Returns the index of the device `name`.
 ///
 /// # Errors
 /// `ENODEV` that names it, or the kernel's refusal.
 pub fn index_of(requests: &mut Requests, name: &IfName) -> Result<u32, Failure> {
-    let mut index = 0;
-    match get(requests, 0, Some(name), |link| index = link.index)? {
-        true => Ok(index),
-        false => Err(Failure::because(
-            libc::ENODEV,
-            format!("there is no device {name}"),
-        )),
-    }
+    let mut index = None;
+    get(requests, 0, Some(name), |link| {
+        index = is_called(link, name).then_some(link.index);
+    })?;
+    let absent = || Failure::because(libc::ENODEV, format!("there is no device {name}"));
+    index.ok_or_else(absent)
 }
 
-/// The name of the device `index`.
-pub fn name_of(requests: &mut Requests, index: u32) -> Option<IfName> {
+/// The kernel finds a device by its alternative names too. Those are not ours: whoever gave one to a
+/// network card does not want the card deleted.
+fn is_called(link: &RawLink, name: &IfName) -> bool {
+    link.name == Some(*name)
+}
+
+/// Returns the name of the device `index`; `None` if there is none.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn find_name(requests: &mut Requests, index: u32) -> Result<Option<IfName>, Failure> {
     let mut name = None;
-    get(requests, index, None, |link| name = link.name).ok()?;
-    name
+    get(requests, index, None, |link| name = link.name)?;
+    Ok(name)
+}
+
+/// Returns the name of the device `index`, if the kernel says it.
+pub fn name_of(requests: &mut Requests, index: u32) -> Option<IfName> {
+    find_name(requests, index).ok().flatten()
 }
 
 /// Looks at the device `name`.
@@ -71,22 +86,13 @@ pub fn name_of(requests: &mut Requests, index: u32) -> Option<IfName> {
 /// # Errors
 /// The kernel's refusal; that there is none is no error.
 pub fn look(requests: &mut Requests, name: &IfName) -> Result<Option<Found>, Failure> {
-    let mut beneath = 0;
-    get(requests, 0, Some(name), |link| {
-        beneath = link.beneath().unwrap_or_default()
-    })?;
-    let beneath = if beneath == 0 {
-        None
-    } else {
-        name_of(requests, beneath)
-    };
     let mut found = None;
     get(requests, 0, Some(name), |raw| {
-        let link = raw.link(|_| beneath);
-        found = Some(Found {
+        found = is_called(raw, name).then(|| Found {
             index: raw.index,
+            master: raw.master,
             running: raw.running(),
-            link,
+            link: raw.link(),
         });
     })?;
     if let Some(found) = &mut found {
@@ -95,49 +101,68 @@ pub fn look(requests: &mut Requests, name: &IfName) -> Result<Option<Found>, Fai
     Ok(found)
 }
 
-/// Adds to `link` what no link message tells.
+/// Adds to `link` what no link message says.
 pub fn look_closer(index: u32, name: &IfName, link: &mut Link) {
-    if ethtool::concerns(&link.kind) {
-        link.tx_checksum = ethtool::tx_checksum(index, name);
+    match &mut link.kind {
+        LinkKind::Vxlan(vxlan) => vxlan.tx_checksum = ethtool::tx_checksum(index, name),
+        LinkKind::Ipip(_) | LinkKind::Foreign(_) => {}
     }
 }
 
-/// Makes or deletes a device.
+/// Creates, changes or deletes a device. One that is there and cannot be turned into what is wanted
+/// is replaced, once it is known that the new one can be created.
 ///
 /// # Errors
-/// The kernel's refusal; or what stands there cannot be turned into what is wanted.
+/// The kernel's refusal; or the device beneath the new one does not exist.
 pub fn apply(requests: &mut Requests, op: &Op) -> Result<(), Failure> {
     match op {
         Op::Put(Object::Link(name, link)) => match look(requests, name)? {
-            None => create(requests, name, link),
-            Some(old) => change(requests, name, &old, link),
+            None => {
+                check(requests, link)?;
+                create(requests, name, link)
+            }
+            Some(old) if old.link.can_become(link) => change(requests, name, &old, link),
+            Some(old) => {
+                check(requests, link)?;
+                delete(requests, old.index)?;
+                create(requests, name, link)
+            }
         },
         Op::Del(Object::Link(name, _)) => match index_of(requests, name) {
             Err(failure) if failure.errno == libc::ENODEV => Ok(()),
             Err(failure) => Err(failure),
-            Ok(index) => {
-                let body = encode::link_body(index, None);
-                requests.call(RTM_DELLINK, 0, &body, |_| {}, |_| {})
-            }
+            Ok(index) => delete(requests, index),
         },
-        _ => Err(Failure::errno(libc::EINVAL)),
+        Op::Put(_) | Op::Del(_) => Err(Failure::errno(libc::EINVAL)),
+    }
+}
+
+fn delete(requests: &mut Requests, index: u32) -> Result<(), Failure> {
+    let body = encode::link_body(index, None);
+    requests.call(RTM_DELLINK, 0, &body, |_| {}, |_| {})
+}
+
+/// Checks whether a device can be created, as far as that can be known before.
+fn check(requests: &mut Requests, link: &Link) -> Result<(), Failure> {
+    if let LinkKind::Foreign(kind) = &link.kind {
+        let text = format!("a device of kind {kind} is never created");
+        return Err(Failure::because(libc::EOPNOTSUPP, text));
+    }
+    match link.kind.beneath() {
+        Some(beneath) if find_name(requests, beneath.index)?.is_none() => {
+            let index = beneath.index;
+            let text = format!("there is no device {beneath} (index {index})");
+            Err(Failure::because(libc::ENODEV, text))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 
 fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Failure> {
-    let beneath = match &link.kind {
-        LinkKind::Vxlan(vxlan) => index_of(requests, &vxlan.dev)?,
-        LinkKind::Foreign(_) => {
-            return Err(Failure::because(
-                libc::EOPNOTSUPP,
-                "this kind of device is never made",
-            ));
-        }
-    };
     let attrs = |batch: &mut Batch| {
         encode::link_name(batch, name);
         encode::link_settings(batch, link.mac, Some(link.mtu));
-        encode::link_kind(batch, &link.kind, beneath);
+        kind::encode(batch, &link.kind);
     };
     // Down at first: an IPv6 link-local address is made, and router advertisements are listened to,
     // at the moment a device comes up.
@@ -147,9 +172,14 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
         return Ok(());
     };
     distrust::distrust(requests, made.index, name, &link.kind);
-    if link.up {
-        let body = encode::link_body(made.index, Some(true));
-        requests.call(RTM_NEWLINK, 0, &body, |_| {}, |_| {})?;
+    if link.up || link.mark.is_some() {
+        let body = encode::link_body(made.index, link.up.then_some(true));
+        let mark = |batch: &mut Batch| {
+            link.mark
+                .iter()
+                .for_each(|mark| encode::link_mark(batch, mark));
+        };
+        requests.call(RTM_NEWLINK, 0, &body, mark, |_| {})?;
     }
     offload(name, &made, link)?;
     // The kernel silently makes the MTU of a new vxlan device fit the one beneath.
@@ -164,11 +194,13 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
 
 /// Checksum offload, the one setting that needs a request of another kind.
 fn offload(name: &IfName, found: &Found, link: &Link) -> Result<(), Failure> {
-    match link.tx_checksum {
-        Some(on) if found.link.tx_checksum != Some(on) => {
-            ethtool::set_tx_checksum(found.index, name, on)
-        }
-        _ => Ok(()),
+    let (wanted, is) = match (&link.kind, &found.link.kind) {
+        (LinkKind::Vxlan(wanted), LinkKind::Vxlan(is)) => (wanted.tx_checksum, is.tx_checksum),
+        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_), _) => return Ok(()),
+    };
+    match wanted {
+        Some(on) if is != Some(on) => ethtool::set_tx_checksum(found.index, name, on),
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -181,18 +213,22 @@ fn change(
     let Found {
         index, link: old, ..
     } = found;
-    if !old.can_become(link) {
-        let text = format!("{name} exists and is made otherwise; it has to be deleted first");
-        return Err(Failure::because(libc::EEXIST, text));
-    }
     let mac = link.mac.filter(|_| old.mac != link.mac);
     let mtu = Some(link.mtu).filter(|_| old.mtu != link.mtu);
     let up = Some(link.up).filter(|_| old.up != link.up);
-    if mac.is_none() && mtu.is_none() && up.is_none() {
+    let mark = link.mark.filter(|_| old.mark != link.mark);
+    let free = old.enslaved && !link.enslaved;
+    if mac.is_none() && mtu.is_none() && up.is_none() && mark.is_none() && !free {
         return offload(name, found, link);
     }
     let body = encode::link_body(*index, up);
-    let attrs = |batch: &mut Batch| encode::link_settings(batch, mac, mtu);
+    let attrs = |batch: &mut Batch| {
+        encode::link_settings(batch, mac, mtu);
+        mark.iter().for_each(|mark| encode::link_mark(batch, mark));
+        if free {
+            batch.attr_u32(IFLA_MASTER, 0);
+        }
+    };
     let done = requests.call(RTM_NEWLINK, 0, &body, attrs, |_| {});
     done.map_err(|failure| match mtu {
         Some(mtu) if failure.errno == libc::EINVAL => {

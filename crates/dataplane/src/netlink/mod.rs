@@ -6,7 +6,7 @@
 //! | `wire` | messages and attributes as bytes |
 //! | `socket` | the request socket: bulk sender, dumps, an outcome for each message |
 //! | `encode`, `decode` | model objects to messages, messages to what they say |
-//! | `link` | devices: looked at, made, changed, deleted |
+//! | `link`, `kind` | devices: looked at, created, changed, deleted; one file for each kind of device |
 //! | `ethtool` | checksum offload, which rtnetlink does not know |
 //! | `distrust` | what a new device is told not to believe |
 //! | `foreign` | the deletion of routes that we would never write |
@@ -21,6 +21,7 @@ mod ethtool;
 mod events;
 mod filter;
 mod foreign;
+pub(crate) mod kind;
 pub(crate) mod link;
 pub(crate) mod observe;
 pub(crate) mod scope;
@@ -29,14 +30,15 @@ pub(crate) mod uapi;
 pub(crate) mod wire;
 
 use ipnet::IpNet;
-use model::kernel::{NextHop, Route, RouteKey, RouteTo};
+use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo};
 use model::{Family, IfName, Object, Op};
 
+use crate::failure::Failure;
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
 use events::Events;
 use observe::find_devices;
 use scope::View;
-use socket::{Failure, Requests};
+use socket::Requests;
 use uapi::*;
 use wire::Batch;
 
@@ -99,8 +101,10 @@ impl Kernel {
         };
         if let Some(device) = view.devices.iter_mut().find(|d| d.name == *name) {
             let before = device.clone();
-            observe::find_device(device, &mut self.requests);
-            if before.takes_along(device) {
+            // If it cannot be looked at, the next full look says so.
+            if observe::find_device(device, &mut self.requests).is_err()
+                || before.takes_along(device)
+            {
                 self.events.look_again();
             }
             self.events.refilter(Some(view));
@@ -111,12 +115,15 @@ impl Kernel {
 
     /// Sends what is in the batch; `sent` are the positions of its operations.
     fn flush(&mut self, ops: &[Op], sent: &mut Vec<u32>, outcomes: &mut [Outcome]) {
-        let mut blocked = Vec::new();
+        let (mut blocked, mut existing) = (Vec::new(), Vec::new());
         self.requests.send(&mut self.batch, |at, failure| {
             let Some(&at) = sent.get(at) else { return };
             let op = &ops[at as usize];
             if failure.errno == libc::EINVAL && may_be_blocked(op) {
                 blocked.push(at);
+            }
+            if failure.errno == libc::EEXIST && matches!(op, Op::Put(Object::NextHop(..))) {
+                existing.push(at);
             }
             outcomes[at as usize] = outcome(op, Err(failure));
         });
@@ -125,10 +132,40 @@ impl Kernel {
             // The notices of what we did ourselves, before there are too many to be remembered.
             while self.events.drain(view, &mut self.requests) {}
         }
+        for at in existing {
+            let op = &ops[at as usize];
+            outcomes[at as usize] = outcome(op, self.put_over(op));
+        }
         for at in blocked {
             let op = &ops[at as usize];
             outcomes[at as usize] = outcome(op, self.put_past(op));
         }
+    }
+
+    /// Writes a next-hop object over the one that has its id, if that one is ours.
+    fn put_over(&mut self, op: &Op) -> Result<(), Failure> {
+        let Object::NextHop(id, hop) = op.object() else {
+            return Err(Failure::errno(libc::EINVAL));
+        };
+        let index = link::index_of(&mut self.requests, &hop.dev)?;
+        let found = observe::find_next_hop(&mut self.requests, *id)?;
+        if let Some(found) = found.filter(|found| found.protocol != ROUTE_PROTOCOL) {
+            let text = format!(
+                "the next-hop object {id} is another program's (protocol {}); another id is taken",
+                found.protocol
+            );
+            return Err(Failure::because(libc::EEXIST, text));
+        }
+        encode::op(&mut self.batch, op, index, false, true)?;
+        self.send_one()
+    }
+
+    /// Sends the one message in the batch.
+    fn send_one(&mut self) -> Result<(), Failure> {
+        let mut done = Ok(());
+        self.requests
+            .send(&mut self.batch, |_, failure| done = Err(failure));
+        done
     }
 
     /// Writes an IPv6 gateway that stands behind another's route. The kernel refuses an "onlink" gateway
@@ -137,10 +174,7 @@ impl Kernel {
     fn put_past(&mut self, op: &Op) -> Result<(), Failure> {
         const METRIC: u32 = 0xf1a1;
         let aside = onlink_v6(op).map(|hop| {
-            let key = RouteKey {
-                dst: IpNet::from(hop.via),
-                metric: METRIC,
-            };
+            let key = RouteKey::with_metric(IpNet::from(hop.via), METRIC);
             Object::Route(key, Route::ours(RouteTo::Dev(hop.dev)))
         });
         let before = aside.clone().map(Op::Put);
@@ -168,7 +202,7 @@ impl Kernel {
             Some(dev) => indexes.of(&mut self.requests, dev)?,
             None => 0,
         };
-        encode::op(&mut self.batch, op, index, self.bulk)
+        encode::op(&mut self.batch, op, index, self.bulk, false)
     }
 
     /// Which of our own doings the kernel announces without saying whose they are.
@@ -176,10 +210,10 @@ impl Kernel {
         let unmarked = match op.object() {
             // The notice of an entry that is written in bulk carries our mark.
             Object::Fdb(..) => is_del(op) || !self.bulk,
-            Object::Addr(key) => Family::of_net(&key.net) == Family::V6,
+            Object::Addr(key, ()) => Family::of_net(&key.net) == Family::V6,
             _ => false,
         };
-        if is_del(op) && matches!(op.object(), Object::Addr(_)) {
+        if is_del(op) && matches!(op.object(), Object::Addr(..)) {
             // A device's last IPv4 address takes routes and neighbours along.
             self.events.look_again();
         }
@@ -199,7 +233,8 @@ impl Dataplane for Kernel {
 
     fn set_scope(&mut self, scope: Scope) {
         let mut view = View::new(scope);
-        find_devices(&mut view, &mut self.requests);
+        // If they cannot be looked at, the full look that follows says so.
+        let _ = find_devices(&mut view, &mut self.requests);
         self.events.refilter(Some(&view));
         self.events.learn_host(&view, &mut self.requests);
         self.view = Some(view);
@@ -212,7 +247,7 @@ impl Dataplane for Kernel {
         // Notices until now are older than what follows.
         while self.events.drain(view, &mut self.requests) {}
         self.events.forget();
-        if find_devices(view, &mut self.requests) {
+        if find_devices(view, &mut self.requests)? {
             self.events.host_changed(view, &mut self.requests);
         }
         self.events.refilter(Some(view));
@@ -293,11 +328,7 @@ impl Indexes {
 
 /// The error of `op`.
 pub(crate) fn refused(op: impl ToString, failure: Failure) -> KernelError {
-    KernelError {
-        op: op.to_string(),
-        errno: failure.errno,
-        reason: failure.text,
-    }
+    failure.of(op)
 }
 
 fn is_del(op: &Op) -> bool {

@@ -1,34 +1,44 @@
 //! Dumps: everything in scope, handed out message by message as it arrives, holding nothing.
 
-use model::kernel::{NextHop, ROUTE_PROTOCOL, Route, RouteKey};
+use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey};
 use model::{Family, Object};
 
-use super::decode::{self, RawAddr, RawRoute};
+use super::decode::{self, RawAddr, RawNextHop, RawRoute};
 use super::scope::{Device, View};
-use super::socket::{Failure, Requests};
+use super::socket::Requests;
 use super::uapi::*;
 use super::wire::{Batch, Message, af};
 use super::{link, refused};
 use crate::KernelError;
+use crate::failure::Failure;
 
 /// Looks at every device of the view. Returns whether the host's interface is other than before.
-pub fn find_devices(view: &mut View, requests: &mut Requests) -> bool {
+///
+/// # Errors
+/// The kernel did not show a device. Then it is not known whether there is one, and what was known
+/// of it stays.
+pub fn find_devices(view: &mut View, requests: &mut Requests) -> Result<bool, KernelError> {
     let mut host_changed = false;
     for device in &mut view.devices {
         let before = device.clone();
-        find_device(device, requests);
+        find_device(device, requests)
+            .map_err(|failure| refused(format!("ip link show {}", device.name), failure))?;
         host_changed |= !device.ours && *device != before;
     }
-    host_changed
+    Ok(host_changed)
 }
 
 /// Looks at one device.
-pub fn find_device(device: &mut Device, requests: &mut Requests) {
-    // Not to be had counts as absent: the operations on it tell why.
-    let found = link::look(requests, &device.name).ok().flatten();
+///
+/// # Errors
+/// The kernel did not show it.
+pub fn find_device(device: &mut Device, requests: &mut Requests) -> Result<(), Failure> {
+    let found = link::look(requests, &device.name)?;
     device.index = found.as_ref().map_or(0, |f| f.index);
+    device.master = found.as_ref().map_or(0, |f| f.master);
     device.running = found.as_ref().is_some_and(|f| f.running);
     device.link = found.map(|f| f.link);
+    Ok(())
 }
 
 /// Shows every object in scope to `each`.
@@ -69,10 +79,18 @@ pub fn observe(
     Ok(())
 }
 
-/// A table that the kernel does not have, or a device that just went away, shows nothing.
+/// A table that the kernel does not have (IPv4's with `lo` down, in a namespace that never used it), or a
+/// device that just went away, shows nothing.
 fn or_nothing(done: Result<(), Failure>) -> Result<(), Failure> {
     match done {
-        Err(failure) if matches!(failure.errno, libc::EOPNOTSUPP | libc::ENODEV) => Ok(()),
+        Err(failure)
+            if matches!(
+                failure.errno,
+                libc::EOPNOTSUPP | libc::ENODEV | libc::ENOENT
+            ) =>
+        {
+            Ok(())
+        }
         other => other,
     }
 }
@@ -138,6 +156,22 @@ fn dump_next_hops(
             each(id, hop);
         }
     }))
+}
+
+/// Returns the next-hop object `id`; `None` if there is none.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn find_next_hop(requests: &mut Requests, id: u32) -> Result<Option<RawNextHop>, Failure> {
+    let mut found = None;
+    let attrs = |batch: &mut Batch| {
+        batch.attr_u32(NHA_ID, id);
+    };
+    let each = |message: &Message| found = decode::next_hop(message);
+    match requests.call(RTM_GETNEXTHOP, 0, &[0; 8], attrs, each) {
+        Err(failure) if failure.errno == libc::ENOENT => Ok(None),
+        done => done.map(|()| found),
+    }
 }
 
 /// Which routes the kernel is asked for.

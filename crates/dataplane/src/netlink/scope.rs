@@ -1,8 +1,7 @@
 //! What concerns us: the rules of [`Scope`], for dumps and notices alike.
 
-use model::kernel::{
-    AddrKey, FdbKey, Link, NeighKey, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo,
-    default_metric,
+use model::object::{
+    AddrKey, FdbKey, Link, NeighKey, NextHop, ROUTE_PROTOCOL, Remote, Route, RouteKey, RouteTo,
 };
 use model::{Family, IfName, Object};
 
@@ -23,6 +22,8 @@ pub struct Device {
     pub link: Option<Link>,
     /// It was up and had a carrier when last seen.
     pub running: bool,
+    /// The index of the bridge, bond or VRF that it was enslaved to when last seen; 0 for none.
+    pub master: u32,
 }
 
 /// The scope together with the indexes of its devices.
@@ -42,6 +43,7 @@ impl View {
             index: 0,
             link: None,
             running: false,
+            master: 0,
         };
         let mut devices: Vec<Device> = scope.devices.iter().map(|d| absent(d, true)).collect();
         if !scope.devices.contains(&scope.iface) {
@@ -62,22 +64,27 @@ impl View {
     /// An address on a device of ours, unless the kernel gave it by itself.
     pub fn addr(&self, raw: &RawAddr) -> Option<Object> {
         let device = self.ours(raw.index).filter(|_| !raw.is_kernels())?;
-        Some(Object::Addr(AddrKey {
+        let key = AddrKey {
             dev: device.name,
             net: raw.net,
-        }))
+        };
+        Some(Object::Addr(key, ()))
     }
 
     /// A neighbour or FDB entry on a device of ours, and whether it is a permanent one.
     pub fn neigh(&self, raw: &RawNeigh) -> Option<(Object, bool)> {
         let dev = self.ours(raw.index)?.name;
         let permanent = raw.state & NUD_PERMANENT != 0;
-        let dst = raw.dst?;
         if raw.family == AF_BRIDGE {
             let mac = raw.mac.filter(|mac| mac.is_unicast())?;
             let ours = raw.flags & NTF_SELF != 0;
-            return ours.then_some((Object::Fdb(FdbKey { dev, mac }, dst), permanent));
+            let remote = match raw.dst {
+                Some(dst) if !raw.odd => Remote::At(dst),
+                _ => Remote::Foreign,
+            };
+            return ours.then_some((Object::Fdb(FdbKey { dev, mac }, remote), permanent));
         }
+        let dst = raw.dst?;
         // The kernel keeps entries of its own for multicast and the like.
         if dst.is_multicast() || (raw.state & NUD_NOARP != 0 && !permanent) {
             return None;
@@ -117,12 +124,8 @@ impl View {
             }
             _ => return None,
         };
-        let key = RouteKey {
-            dst: raw.dst,
-            metric: raw.metric,
-        };
         Some((
-            key,
+            raw.key(),
             Route {
                 to,
                 protocol: raw.protocol,
@@ -144,7 +147,7 @@ impl View {
         self.scope.take_over
             && raw.protocol == RTPROT_BOOT
             && self.scope.subnet_len.get(Family::of_net(&raw.dst)) == Some(&raw.dst.prefix_len())
-            && raw.metric == default_metric(&raw.dst)
+            && raw.key() == RouteKey::to(raw.dst)
             && raw.via.is_some()
             && raw.next_hop.is_none()
             && raw.source.is_none()
@@ -158,6 +161,8 @@ pub fn target(raw: &RawRoute, dev: IfName) -> RouteTo {
     let v4 = matches!(raw.dst, ipnet::IpNet::V4(_));
     match (raw.next_hop, raw.via) {
         _ if raw.odd || raw.source.is_some() => RouteTo::Foreign(dev),
+        // Another scope hides the route from routes that need it to be reachable.
+        _ if v4 && raw.via.is_some() && raw.scope != RT_SCOPE_UNIVERSE => RouteTo::Foreign(dev),
         (Some(id), _) => RouteTo::NextHopId(id),
         _ if raw.is_multipath() => RouteTo::Foreign(dev),
         (None, Some(via)) => RouteTo::Gateway(NextHop {
@@ -176,7 +181,10 @@ impl Device {
         match (&self.link, &after.link) {
             (Some(_), None) => true,
             (Some(old), Some(new)) => {
-                self.index != after.index || old.mac != new.mac || (old.up && !new.up)
+                self.index != after.index
+                    || self.master != after.master
+                    || old.mac != new.mac
+                    || (old.up && !new.up)
             }
             (None, _) => false,
         }

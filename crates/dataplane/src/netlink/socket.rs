@@ -11,6 +11,7 @@ use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use super::uapi::*;
 use super::wire::{Attrs, Batch, Message, Messages, text, u32_at};
+pub use crate::failure::Failure;
 
 /// Messages in one `sendmsg`, at most.
 const MOST: usize = 1_000;
@@ -25,51 +26,6 @@ const ERROR_COST: usize = 2_048;
 const RECEIVE: usize = 64 << 10;
 /// How often a dump is begun again when its table changes under it.
 const DUMP_TRIES: usize = 4;
-
-/// A refusal.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// Positive.
-    pub errno: i32,
-    /// The kernel's own text, if any, and that of the error number.
-    pub text: String,
-}
-
-impl Failure {
-    /// A refusal with nothing but a number.
-    pub fn errno(errno: i32) -> Failure {
-        Failure {
-            errno,
-            text: strerror(errno),
-        }
-    }
-
-    /// A refusal in our own words.
-    pub fn because(errno: i32, text: impl Into<String>) -> Failure {
-        Failure {
-            errno,
-            text: text.into(),
-        }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(err: io::Error) -> Failure {
-        match err.raw_os_error() {
-            Some(errno) => Failure::errno(errno),
-            None => Failure::because(libc::EIO, err.to_string()),
-        }
-    }
-}
-
-/// The text of an error number, without Rust's "(os error N)".
-pub fn strerror(errno: i32) -> String {
-    let text = io::Error::from_raw_os_error(errno).to_string();
-    match text.rfind(" (os error") {
-        Some(at) => text[..at].to_string(),
-        None => text,
-    }
-}
 
 /// A request socket.
 pub struct Requests {

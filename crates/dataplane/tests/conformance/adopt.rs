@@ -1,7 +1,7 @@
 //! Routes that another flannel left are taken over where they stand: never two, never none.
 
 use dataplane::{Dataplane, Kernel};
-use model::kernel::*;
+use model::object::*;
 use model::{Object, Op};
 
 use crate::objects::*;
@@ -131,7 +131,11 @@ fn an_existing_device_is_adopted_as_it_stands() {
             .observe(&mut |object| seen.push(object))
             .await
             .unwrap();
-        let expected = [link(OURS, vxlan(1)), addr(OURS, "10.244.1.0/32")];
+        let unmarked = Link {
+            mark: None,
+            ..vxlan(1)
+        };
+        let expected = [link(OURS, unmarked), addr(OURS, "10.244.1.0/32")];
         assert_eq!(sorted(&seen), sorted(&expected));
         apply(&mut kernel, &puts(&mesh(true))).await;
         assert_eq!(index(), before, "it was made anew");

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::task::Poll;
 
 use dataplane::{Dataplane, Kernel, KernelEvent};
-use model::kernel::*;
+use model::object::*;
 use model::{Object, Op};
 
 use crate::objects::*;
@@ -28,7 +28,7 @@ fn peers(count: u32) -> Vec<Object> {
                     dev: dev(OURS),
                     mac,
                 },
-                [192, 168, b, c].into(),
+                Remote::At([192, 168, b, c].into()),
             ),
             2 => Object::NextHop(
                 n,

@@ -2,7 +2,7 @@
 
 use dataplane::host::{self, Address, Path};
 use model::Family;
-use model::kernel::LinkKind;
+use model::object::LinkKind;
 
 use crate::objects::*;
 use crate::worlds::{Real, in_namespace, sh};

@@ -1,10 +1,11 @@
 //! Short ways to say an object.
 
 use dataplane::Scope;
-use model::kernel::*;
+use model::object::*;
 use model::{Dual, IfName, Mac, Object, Op};
 
 pub const IFACE: &str = "eth0";
+pub const IFACE_INDEX: u32 = 100;
 pub const OURS: &str = "flannel.1";
 
 pub fn dev(name: &str) -> IfName {
@@ -33,23 +34,41 @@ pub fn scope(devices: &[&str]) -> Scope {
     }
 }
 
+pub fn beneath() -> Beneath {
+    Beneath {
+        index: IFACE_INDEX,
+        name: Some(dev(IFACE)),
+    }
+}
+
 pub fn vxlan(vni: u32) -> Link {
     let local = "192.168.7.1".parse().unwrap();
     let vxlan = Vxlan {
         vni,
         port: 8472,
         local,
-        dev: dev(IFACE),
+        beneath: beneath(),
         learning: false,
         gbp: false,
+        tx_checksum: Some(true),
     };
     Link {
         kind: LinkKind::Vxlan(vxlan),
         mac: Some(mac(1)),
         mtu: 1450,
         up: true,
-        tx_checksum: Some(true),
+        mark: Mark::parse("flannel 10.244.0.0/16"),
+        enslaved: false,
     }
+}
+
+/// Our device with this checksum offload.
+pub fn vxlan_with_offload(wanted: Option<bool>) -> Link {
+    let mut link = vxlan(1);
+    if let LinkKind::Vxlan(vxlan) = &mut link.kind {
+        vxlan.tx_checksum = wanted;
+    }
+    link
 }
 
 pub fn link(name: &str, link: Link) -> Object {
@@ -57,10 +76,13 @@ pub fn link(name: &str, link: Link) -> Object {
 }
 
 pub fn addr(name: &str, net: &str) -> Object {
-    Object::Addr(AddrKey {
-        dev: dev(name),
-        net: net.parse().unwrap(),
-    })
+    Object::Addr(
+        AddrKey {
+            dev: dev(name),
+            net: net.parse().unwrap(),
+        },
+        (),
+    )
 }
 
 pub fn neigh(name: &str, ip: &str, n: u8) -> Object {
@@ -79,7 +101,7 @@ pub fn fdb(name: &str, n: u8, dst: &str) -> Object {
             dev: dev(name),
             mac: mac(n),
         },
-        dst.parse().unwrap(),
+        Remote::At(dst.parse().unwrap()),
     )
 }
 

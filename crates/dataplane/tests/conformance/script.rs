@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use dataplane::{Dataplane, KernelEvent, Scope};
-use model::kernel::Link;
+use model::object::Link;
 use model::{Object, Op};
 
-use crate::objects::{dels, dev, puts, route};
+use crate::objects::{IFACE, IFACE_INDEX, dels, dev, puts, route};
 use crate::worlds::World;
 
 /// How long the kernel may take until its notices are there: link changes come by a work queue.
@@ -164,7 +164,7 @@ impl<'a, W: World> Player<'a, W> {
 
     /// Everything announced until now, known by an event that we cause after it.
     async fn catch_up(&mut self, i: usize) {
-        let sentinel = route("10.244.255.0/24", model::kernel::RouteTo::Blackhole);
+        let sentinel = route("10.244.255.0/24", model::object::RouteTo::Blackhole);
         let (put, del) = (Op::Put(sentinel.clone()), Op::Del(sentinel.clone()));
         for (op, there) in [(put, true), (del, false)] {
             self.world.outside(&op);
@@ -194,10 +194,10 @@ impl<'a, W: World> Player<'a, W> {
     fn believe(&mut self, event: KernelEvent) {
         match event {
             KernelEvent::Saw(object) => {
-                self.known.retain(|known| key(known) != key(&object));
+                self.known.retain(|known| !known.same_key(&object));
                 self.known.push(object);
             }
-            KernelEvent::Gone(object) => self.known.retain(|known| key(known) != key(&object)),
+            KernelEvent::Gone(object) => self.known.retain(|known| !known.same_key(&object)),
             KernelEvent::LookAgain | KernelEvent::HostChanged => {}
         }
     }
@@ -210,21 +210,9 @@ fn cascades(op: &Op) -> bool {
         Op::Del(object) => {
             matches!(
                 object,
-                Object::Link(..) | Object::NextHop(..) | Object::Addr(_)
+                Object::Link(..) | Object::NextHop(..) | Object::Addr(..)
             )
         }
-    }
-}
-
-/// What an object is called.
-fn key(object: &Object) -> String {
-    match object {
-        Object::Link(name, _) => format!("link {name}"),
-        Object::Addr(key) => format!("{key:?}"),
-        Object::Neigh(key, _) => format!("{key:?}"),
-        Object::Fdb(key, _) => format!("{key:?}"),
-        Object::NextHop(id, _) => format!("next hop {id}"),
-        Object::Route(key, _) => format!("{key:?}"),
     }
 }
 
@@ -241,11 +229,13 @@ fn difference(first: &[String], second: &[String]) -> String {
     more.chain(less).collect()
 }
 
-/// As commands, in order, each once.
+/// As commands, in order, each once. A device beneath that was observed is known by its index.
 pub fn sorted(objects: &[Object]) -> Vec<String> {
+    let observed = format!("dev if{IFACE_INDEX} ");
     let lines: BTreeSet<String> = objects
         .iter()
         .map(|object| Op::Put(object.clone()).to_string())
+        .map(|line| line.replace(&observed, &format!("dev {IFACE} ")))
         .collect();
     lines.into_iter().collect()
 }
@@ -272,7 +262,7 @@ pub fn holds(objects: &[Object]) -> Step {
 
 /// A device of another kind.
 pub fn bridge(name: &str) -> Object {
-    let kind = model::kernel::LinkKind::Foreign("bridge".into());
+    let kind = model::object::LinkKind::Foreign("bridge".into());
     Object::Link(
         dev(name),
         Link {
@@ -280,7 +270,8 @@ pub fn bridge(name: &str) -> Object {
             mac: Some(crate::objects::mac(9)),
             mtu: 1500,
             up: true,
-            tx_checksum: None,
+            mark: None,
+            enslaved: false,
         },
     )
 }

@@ -1,7 +1,7 @@
 //! What we wrote, as `ip` and `bridge` see it.
 
 use dataplane::Dataplane;
-use model::kernel::*;
+use model::object::*;
 use model::{Object, Op};
 use serde_json::Value;
 
@@ -37,6 +37,7 @@ fn with(next_hops: bool) {
             (&"eth0".into(), &"192.168.7.1".into())
         );
         assert_eq!(data["learning"], false);
+        assert_eq!(link["ifalias"], "flannel 10.244.0.0/16");
 
         let addrs = json("ip -j address show dev flannel.1 scope global");
         let addrs = addrs[0]["addr_info"].as_array().unwrap();
@@ -160,16 +161,18 @@ fn options_of_a_vxlan_device() {
             vni: 7,
             port: 4789,
             local,
-            dev: dev(IFACE),
+            beneath: beneath(),
             learning: true,
             gbp: true,
+            tx_checksum: Some(false),
         };
         let made = Link {
             kind: LinkKind::Vxlan(vxlan),
             mac: Some(mac(3)),
             mtu: 1430,
             up: false,
-            tx_checksum: Some(false),
+            mark: Mark::parse("flannel 10.244.0.0/16"),
+            enslaved: false,
         };
         kernel
             .apply(&[Op::Put(link(name, made.clone()))])

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use dataplane::fake::FakeKernel;
 use dataplane::{Dataplane, Kernel, Scope};
-use model::kernel::Link;
+use model::object::{Link, LinkKind};
 use model::{Object, Op};
 
-use crate::objects::{IFACE, dev};
+use crate::objects::{IFACE, IFACE_INDEX, dev};
 
 /// A host with `eth0` (192.168.7.1/24, fd07::1/64) and `eth1` (192.168.8.1/24), on which others can
 /// make changes.
@@ -38,8 +38,13 @@ impl Fake {
             "192.168.7.1/24".parse().unwrap(),
             "fd07::1/64".parse().unwrap(),
         ];
-        kernel.add_iface(dev(IFACE), 1500, &nets);
-        kernel.add_iface(dev("eth1"), 1500, &["192.168.8.1/24".parse().unwrap()]);
+        kernel.add_iface(dev(IFACE), IFACE_INDEX, 1500, &nets);
+        kernel.add_iface(
+            dev("eth1"),
+            IFACE_INDEX + 1,
+            1500,
+            &["192.168.8.1/24".parse().unwrap()],
+        );
         Fake(kernel)
     }
 }
@@ -87,12 +92,14 @@ impl Real {
             std::fs::write(path, "0").unwrap();
         }
         sh("ip link set lo up");
-        for (name, nets) in [
-            (IFACE, "192.168.7.1/24 fd07::1/64"),
-            ("eth1", "192.168.8.1/24"),
+        for (name, index, nets) in [
+            (IFACE, IFACE_INDEX, "192.168.7.1/24 fd07::1/64"),
+            ("eth1", IFACE_INDEX + 1, "192.168.8.1/24"),
         ] {
             let peer = name.replace("eth", "peer");
-            sh(&format!("ip link add {name} type veth peer name {peer}"));
+            sh(&format!(
+                "ip link add {name} index {index} type veth peer name {peer}"
+            ));
             sh(&format!("ip link set {peer} up && ip link set {name} up"));
             nets.split(' ')
                 .for_each(|net| drop(sh(&format!("ip address add {net} dev {name}"))));
@@ -125,7 +132,9 @@ impl World for Real {
         let mac = mac.filter(|mac| !shown.contains(mac.as_str()));
         let mac = mac.map(|mac| format!("address {mac}")).unwrap_or_default();
         sh(&format!("ip link set {name} {mac} mtu {}", link.mtu));
-        if let Some(on) = link.tx_checksum {
+        if let LinkKind::Vxlan(vxlan) = &link.kind
+            && let Some(on) = vxlan.tx_checksum
+        {
             sh(&format!(
                 "ethtool -K {name} tx {}",
                 if on { "on" } else { "off" }

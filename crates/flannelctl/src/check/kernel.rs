@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dataplane::rules::{Mode, RulesKeeper};
 use dataplane::{Dataplane, Kernel};
-use model::kernel::{Link, LinkKind, Vxlan};
+use model::object::{Beneath, Link, LinkKind, Vxlan};
 use model::{BackendType, Family, IfName, Mac, NetConfig, Object, Op, SubnetKey, TrafficRules};
 use nix::sched::{CloneFlags, unshare};
 
@@ -109,16 +109,22 @@ fn vxlan(family: Family) -> Result<Object, String> {
         vni: 1,
         port: 8472,
         local,
-        dev: name("lo")?,
+        // The loopback's, in every network namespace.
+        beneath: Beneath {
+            index: 1,
+            name: Some(name("lo")?),
+        },
         learning: false,
         gbp: false,
+        tx_checksum: Some(false),
     };
     let link = Link {
         kind: LinkKind::Vxlan(tunnel),
         mac: Some(Mac([2, 0, 0, 0, 0, 1])),
         mtu: 1450,
         up: false,
-        tx_checksum: Some(false),
+        mark: None,
+        enslaved: false,
     };
     Ok(Object::Link(name(device)?, link))
 }

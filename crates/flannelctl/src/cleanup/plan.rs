@@ -199,7 +199,7 @@ impl Item {
 fn counted(held: &[Object]) -> String {
     type Is = fn(&Object) -> bool;
     let kinds: [(&str, Is); 5] = [
-        ("addresses", |o| matches!(o, Object::Addr(_))),
+        ("addresses", |o| matches!(o, Object::Addr(..))),
         ("neighbours", |o| matches!(o, Object::Neigh(..))),
         ("forwarding entries", |o| matches!(o, Object::Fdb(..))),
         ("next hops", |o| matches!(o, Object::NextHop(..))),

@@ -4,8 +4,9 @@
 use std::collections::BTreeSet;
 
 use dataplane::fake::{FakeKernel, fault};
-use model::kernel::{
-    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, Route, RouteKey, RouteTo, Vxlan,
+use model::object::{
+    AddrKey, Beneath, FdbKey, Link, LinkKind, Mark, NeighKey, NextHop, Remote, Route, RouteKey,
+    RouteTo, Vxlan,
 };
 use model::{Dual, IfName, Mac};
 use proptest::prelude::*;
@@ -33,26 +34,39 @@ fn scope() -> Scope {
 }
 
 fn node() -> Vec<Object> {
+    node_with_offload(Some(false))
+}
+
+/// The node's objects, with this wish for the device's checksum offload.
+fn node_with_offload(offload: Option<bool>) -> Vec<Object> {
     let tunnel = Vxlan {
         vni: 1,
         port: 8472,
         local: "192.168.0.1".parse().unwrap(),
-        dev: name("eth0"),
+        beneath: Beneath {
+            index: 100,
+            name: Some(name("eth0")),
+        },
         learning: false,
         gbp: false,
+        tx_checksum: offload,
     };
     let link = Link {
         kind: LinkKind::Vxlan(tunnel),
         mac: Some(Mac([2, 0, 0, 0, 0, 1])),
         mtu: 1450,
         up: true,
-        tx_checksum: Some(false),
+        mark: Mark::parse("flannel 10.244.0.0/16"),
+        enslaved: false,
     };
     let addr = AddrKey {
         dev: name("flannel.1"),
         net: "10.244.255.0/32".parse().unwrap(),
     };
-    vec![Object::Link(name("flannel.1"), link), Object::Addr(addr)]
+    vec![
+        Object::Link(name("flannel.1"), link),
+        Object::Addr(addr, ()),
+    ]
 }
 
 /// What peer `n` needs, at its `version`-th address.
@@ -69,14 +83,19 @@ fn peer(n: u8, version: u8) -> Vec<Object> {
     let remote = format!("192.168.{version}.{n}").parse().unwrap();
     vec![
         Object::Neigh(NeighKey { dev, ip: gateway }, mac),
-        Object::Fdb(FdbKey { dev, mac }, remote),
+        Object::Fdb(FdbKey { dev, mac }, Remote::At(remote)),
         Object::Route(RouteKey::to(dst), Route::ours(RouteTo::Gateway(hop))),
     ]
 }
 
 fn kernel(next_hops: bool) -> FakeKernel {
     let kernel = FakeKernel::new(next_hops);
-    kernel.add_iface(name("eth0"), 1500, &["192.168.0.1/16".parse().unwrap()]);
+    kernel.add_iface(
+        name("eth0"),
+        100,
+        1500,
+        &["192.168.0.1/16".parse().unwrap()],
+    );
     kernel
 }
 
@@ -98,7 +117,7 @@ async fn settle(reconciler: &mut Reconciler<FakeKernel>) {
     }
     panic!(
         "does not settle: {} operations refused",
-        reconciler.parked()
+        reconciler.refused_len()
     );
 }
 
@@ -132,20 +151,17 @@ async fn converges(next_hops: bool, steps: Vec<Step>) {
     let outside = kernel.another();
     let mut reconciler = Reconciler::new(kernel.clone(), scope());
     reconciler.set_may_delete(true);
-    reconciler.want(node());
+    reconciler.set(Owner::Node, node());
     let mut wanted: [Option<u8>; 8] = [None; 8];
     for step in steps {
         match step {
             Step::Want(n, version) => {
-                if let Some(old) = wanted[n as usize].replace(version) {
-                    reconciler.unwant(&peer(n, old));
-                }
-                reconciler.want(peer(n, version));
+                wanted[n as usize] = Some(version);
+                reconciler.set(Owner::Peer(n.into()), peer(n, version));
             }
             Step::Leave(n) => {
-                if let Some(old) = wanted[n as usize].take() {
-                    reconciler.unwant(&peer(n, old));
-                }
+                wanted[n as usize] = None;
+                reconciler.set(Owner::Peer(n.into()), []);
             }
             Step::Damage(which) => {
                 let there = kernel.in_scope();
@@ -167,9 +183,10 @@ async fn converges(next_hops: bool, steps: Vec<Step>) {
 
     let undisturbed = self::kernel(next_hops);
     let mut fresh = Reconciler::new(undisturbed.clone(), scope());
-    fresh.want(node());
+    fresh.set(Owner::Node, node());
     for (n, version) in wanted.iter().enumerate() {
-        fresh.want(version.iter().flat_map(|v| peer(n as u8, *v)));
+        let objects = version.iter().flat_map(|v| peer(n as u8, *v));
+        fresh.set(Owner::Peer(n as u32), objects);
     }
     settle(&mut fresh).await;
     let (ends, should) = (kernel.render(), undisturbed.render());
@@ -216,13 +233,13 @@ fn nothing_is_deleted_without_leave() {
     run(async {
         let kernel = kernel(true);
         let mut reconciler = Reconciler::new(kernel.clone(), scope());
-        reconciler.want(node());
-        reconciler.want(peer(1, 0));
+        reconciler.set(Owner::Node, node());
+        reconciler.set(Owner::Peer(1), peer(1, 0));
         settle(&mut reconciler).await;
         let whole = kernel.render();
         // A restart: the store has not been listed yet, so nothing of peer 1 is wanted.
         let mut restarted = Reconciler::new(kernel.clone(), scope());
-        restarted.want(node());
+        restarted.set(Owner::Node, node());
         restarted.pass().await;
         assert_eq!(kernel.render(), whole);
         restarted.set_may_delete(true);
@@ -245,10 +262,10 @@ fn one_refusal_stops_nothing_else() {
             move |op| matches!(op.object(), Object::Route(key, _) if *key == refused),
             libc::EPERM,
         ));
-        reconciler.want(node());
-        reconciler.want((0..6).flat_map(|n| peer(n, 0)));
+        reconciler.set(Owner::Node, node());
+        (0..6).for_each(|n| reconciler.set(Owner::Peer(n.into()), peer(n, 0)));
         let pass = reconciler.pass().await;
-        assert_eq!((pass.refused, reconciler.parked()), (1, 1));
+        assert_eq!((pass.refused, reconciler.refused_len()), (1, 1));
         let routes: BTreeSet<String> = kernel
             .render()
             .lines()
@@ -265,24 +282,13 @@ fn one_refusal_stops_nothing_else() {
     });
 }
 
-/// The node's objects, with this wish for the device's checksum offload.
-fn node_with_offload(wanted: Option<bool>) -> Vec<Object> {
-    let mut objects = node();
-    for object in &mut objects {
-        if let Object::Link(_, link) = object {
-            link.tx_checksum = wanted;
-        }
-    }
-    objects
-}
-
 #[test]
 fn checksum_offload_is_put_right_only_where_it_is_asked_for() {
     run(async {
         for wanted in [None, Some(true), Some(false)] {
             let kernel = kernel(true);
             let mut reconciler = Reconciler::new(kernel.clone(), scope());
-            reconciler.want(node_with_offload(wanted));
+            reconciler.set(Owner::Node, node_with_offload(wanted));
             settle(&mut reconciler).await;
             for theirs in [Some(false), Some(true), Some(false)] {
                 let device = node_with_offload(theirs).swap_remove(0);

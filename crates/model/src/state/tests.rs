@@ -14,18 +14,32 @@ fn route(dst: &str, via: &str, dev: &str) -> Object {
     )
 }
 
-fn text(state: &KernelState) -> Vec<String> {
+fn text(state: &mut KernelState) -> Vec<String> {
     state.batch(100, true).iter().map(Op::to_string).collect()
+}
+
+const PEER: Owner = Owner::Peer(0);
+
+fn acknowledge(state: &mut KernelState) {
+    for _ in 0..10 {
+        let ops = state.batch(100, true);
+        if ops.is_empty() {
+            return;
+        }
+        ops.into_iter().for_each(|op| state.done(op));
+    }
+    panic!("there is always more to do");
 }
 
 #[test]
 fn routes_on_our_devices_go_through_next_hop_objects() {
     let mut state = KernelState::new(true, vec!["flannel.1".parse().unwrap()]);
-    state.want(route("10.1.2.0/24", "10.1.2.0", "flannel.1"));
-    state.want(route("10.1.3.0/24", "192.168.0.3", "eth0"));
+    let ours = || route("10.1.2.0/24", "10.1.2.0", "flannel.1");
+    let direct = || route("10.1.3.0/24", "192.168.0.3", "eth0");
+    state.set(PEER, [ours(), direct()]);
     let ops = state.batch(100, true);
     assert_eq!(
-        text(&state),
+        text(&mut state),
         [
             "ip nexthop replace id 1115701376 via 10.1.2.0 dev flannel.1 onlink protocol 241",
             "ip route replace 10.1.2.0/24 nhid 1115701376 proto 241",
@@ -34,34 +48,124 @@ fn routes_on_our_devices_go_through_next_hop_objects() {
     );
     ops.into_iter().for_each(|op| state.done(op));
     assert!(state.in_sync());
-    state.want(route("10.1.2.0/24", "10.1.2.0", "flannel.1"));
+    assert_eq!(state.progress(PEER), Progress::Installed);
+    state.set(PEER, [ours(), direct()]);
     assert!(state.in_sync(), "the same again is no work");
-    state.unwant(&route("10.1.2.0/24", "10.1.2.0", "flannel.1"));
-    assert_eq!(
-        text(&state),
-        [
-            "ip route del 10.1.2.0/24 nhid 1115701376",
-            "ip nexthop del id 1115701376"
-        ]
-    );
+    state.set(PEER, [direct()]);
     assert!(
         state.batch(100, false).is_empty(),
         "no deletion without leave"
+    );
+    let ops = state.batch(100, true);
+    // The next-hop object is deleted only once its route is gone.
+    assert_eq!(
+        text(&mut state),
+        ["ip route del 10.1.2.0/24 nhid 1115701376"]
+    );
+    ops.into_iter().for_each(|op| state.done(op));
+    assert_eq!(text(&mut state), ["ip nexthop del id 1115701376"]);
+    acknowledge(&mut state);
+    assert!(state.in_sync());
+}
+
+#[test]
+fn a_next_hop_object_outlives_a_route_that_cannot_be_replaced() {
+    let mut state = KernelState::new(true, vec!["flannel.1".parse().unwrap()]);
+    state.set(PEER, [route("10.1.2.0/24", "10.1.2.0", "flannel.1")]);
+    acknowledge(&mut state);
+    state.set(PEER, [route("10.1.2.0/24", "192.168.0.3", "eth0")]);
+    let mut ops = state.batch(100, true);
+    assert_eq!(ops.len(), 1);
+    state.refused(
+        &ops.remove(0),
+        101,
+        "Network is unreachable".into(),
+        Instant::now(),
+    );
+    assert!(
+        state.batch(100, true).is_empty(),
+        "the old route still works"
+    );
+    let Progress::Refused(refused) = state.progress(PEER) else {
+        panic!("{:?}", state.progress(PEER));
+    };
+    assert_eq!((refused.refusal.errno, refused.refusal.tries), (101, 1));
+    assert_eq!(
+        refused.op,
+        "ip route replace 10.1.2.0/24 via 192.168.0.3 dev eth0 onlink proto 241"
+    );
+    state.retry_refused();
+    acknowledge(&mut state);
+    assert!(state.in_sync());
+}
+
+#[test]
+fn another_programs_next_hop_object_is_left_alone() {
+    let mut state = KernelState::new(true, vec!["flannel.1".parse().unwrap()]);
+    let ours = || route("10.1.2.0/24", "10.1.2.0", "flannel.1");
+    state.set_taken_ids([1115701376].into());
+    state.set(PEER, [ours()]);
+    assert!(text(&mut state)[0].starts_with("ip nexthop replace id 1115701377 "));
+    acknowledge(&mut state);
+    // Somebody takes the next one as well.
+    state.set_taken_ids([1115701376, 1115701377].into());
+    assert_eq!(
+        text(&mut state),
+        [
+            "ip nexthop replace id 1115701378 via 10.1.2.0 dev flannel.1 onlink protocol 241",
+            "ip route replace 10.1.2.0/24 nhid 1115701378 proto 241",
+        ]
     );
 }
 
 #[test]
 fn a_refused_operation_waits_and_the_others_go_on() {
     let mut state = KernelState::new(false, vec![]);
-    state.want(route("10.1.2.0/24", "10.1.2.0", "flannel.1"));
-    state.want(route("10.1.3.0/24", "10.1.3.0", "flannel.1"));
+    state.set(
+        PEER,
+        [
+            route("10.1.2.0/24", "10.1.2.0", "flannel.1"),
+            route("10.1.3.0/24", "10.1.3.0", "flannel.1"),
+        ],
+    );
     let mut ops = state.batch(100, true);
     let refused = ops.remove(0);
-    state.refused(refused.clone());
+    state.refused(&refused, 1, "no".into(), Instant::now());
     ops.into_iter().for_each(|op| state.done(op));
     assert!(state.batch(100, true).is_empty() && !state.in_sync());
-    state.unpark();
+    assert_eq!(state.refused_len(), 1);
+    state.retry_refused();
     assert_eq!(state.batch(100, true), [refused]);
+}
+
+#[test]
+fn what_an_owner_no_longer_names_goes_and_two_owners_never_take_turns() {
+    let mut state = KernelState::new(true, vec!["flannel.1".parse().unwrap()]);
+    let shared = |via: &str| route("10.1.2.0/24", via, "flannel.1");
+    state.set(
+        Owner::Peer(3),
+        [
+            shared("10.1.2.0"),
+            route("10.1.9.0/24", "10.1.9.0", "flannel.1"),
+        ],
+    );
+    acknowledge(&mut state);
+    state.set(Owner::Peer(1), [shared("10.1.2.1")]);
+    acknowledge(&mut state);
+    let conflicts = state.conflicts();
+    assert_eq!(conflicts.len(), 1);
+    assert_eq!(
+        (conflicts[0].holder, conflicts[0].loser),
+        (Owner::Peer(1), Owner::Peer(3))
+    );
+    state.drop_owner(Owner::Peer(1));
+    assert!(state.conflicts().is_empty());
+    assert_eq!(state.routes_desired(), 2);
+    acknowledge(&mut state);
+    state.drop_owner(Owner::Peer(3));
+    acknowledge(&mut state);
+    assert!(state.in_sync() && state.routes_desired() == 0);
+    assert_eq!(state.progress(Owner::Peer(3)), Progress::Installed);
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! Devices.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use model::kernel::{Link, LinkKind, Vxlan};
+use model::object::{Link, Mark};
 use model::{IfName, Mac};
 
+use crate::netlink::kind;
 use crate::netlink::uapi::*;
-use crate::netlink::wire::{Attrs, Message, ip, text, u16_at, u32_at};
+use crate::netlink::wire::{Attrs, Message, text, u16_at, u32_at};
 
 /// A device as a message shows it.
 #[derive(Clone, Debug)]
@@ -23,6 +22,8 @@ pub struct RawLink<'a> {
     pub mac: Option<Mac>,
     /// The index of the bridge that it is plugged into; 0 for none.
     pub master: u32,
+    /// Whose it is, as its alias says.
+    pub mark: Option<Mark>,
     /// The driver's name for what it is; empty for hardware.
     pub kind: &'a str,
     data: &'a [u8],
@@ -41,6 +42,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
         mtu: 0,
         mac: None,
         master: 0,
+        mark: None,
         kind: "",
         data: &[],
     };
@@ -51,6 +53,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_MASTER => link.master = u32_at(value, 0)?,
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(Mac),
+            IFLA_IFALIAS => link.mark = text(value).and_then(Mark::parse),
             IFLA_LINKINFO => {
                 for (kind, value) in Attrs(value) {
                     match kind {
@@ -87,65 +90,22 @@ impl RawLink<'_> {
         self.flags & IFF_RUNNING != 0
     }
 
-    /// The index of the device beneath.
-    pub fn beneath(&self) -> Option<u32> {
-        let mut data = Attrs(self.data).filter(|_| self.kind == "vxlan");
-        data.find(|(kind, _)| *kind == IFLA_VXLAN_LINK)
-            .and_then(|(_, v)| u32_at(v, 0))
-    }
-
     /// The number of a vxlan device's network, whatever else it is like.
     pub fn vni(&self) -> Option<u32> {
-        let mut data = Attrs(self.data).filter(|_| self.kind == "vxlan");
-        data.find(|(kind, _)| *kind == IFLA_VXLAN_ID)
-            .and_then(|(_, v)| u32_at(v, 0))
+        let data = Some(Attrs(self.data)).filter(|_| self.kind == "vxlan");
+        data.and_then(kind::vni)
     }
 
-    /// As the model has it. `name_of` turns the index of the device beneath into its name. Checksum
-    /// offload is no part of the message: see [`crate::netlink::ethtool`].
-    pub fn link(&self, name_of: impl FnOnce(u32) -> Option<IfName>) -> Link {
-        let kind = match self.vxlan(name_of) {
-            Some(vxlan) => LinkKind::Vxlan(vxlan),
-            None if self.kind.is_empty() => LinkKind::Foreign("hardware".into()),
-            None => LinkKind::Foreign(self.kind.into()),
-        };
+    /// As the model has it. Checksum offload is no part of the message: see
+    /// [`crate::netlink::ethtool`].
+    pub fn link(&self) -> Link {
         Link {
-            kind,
+            kind: kind::decode(self.kind, self.data),
             mac: self.mac,
             mtu: self.mtu,
             up: self.up(),
-            tx_checksum: None,
+            mark: self.mark,
+            enslaved: self.master != 0,
         }
-    }
-
-    /// `None` if it is no vxlan device, or one of a form that we never make.
-    fn vxlan(&self, name_of: impl FnOnce(u32) -> Option<IfName>) -> Option<Vxlan> {
-        if self.kind != "vxlan" {
-            return None;
-        }
-        let (mut vni, mut port, mut local, mut beneath) = (0, 0, None, 0);
-        let (mut learning, mut gbp) = (false, false);
-        for (kind, value) in Attrs(self.data) {
-            match kind {
-                IFLA_VXLAN_ID => vni = u32_at(value, 0)?,
-                IFLA_VXLAN_LINK => beneath = u32_at(value, 0)?,
-                IFLA_VXLAN_LOCAL | IFLA_VXLAN_LOCAL6 => local = ip(value),
-                IFLA_VXLAN_PORT => port = u16::from_be_bytes(value.try_into().ok()?),
-                IFLA_VXLAN_LEARNING => learning = value.first() == Some(&1),
-                IFLA_VXLAN_GBP => gbp = true,
-                IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => return None,
-                IFLA_VXLAN_COLLECT_METADATA if value.first() == Some(&1) => return None,
-                _ => {}
-            }
-        }
-        let local = local.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        Some(Vxlan {
-            vni,
-            port,
-            local,
-            dev: name_of(beneath)?,
-            learning,
-            gbp,
-        })
     }
 }

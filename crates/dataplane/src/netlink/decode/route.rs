@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use model::object::RouteKey;
 
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Message, ip, u16_at, u32_at};
@@ -14,6 +15,8 @@ pub struct RawRoute<'a> {
     pub dst: IpNet,
     /// Priority.
     pub metric: u32,
+    /// Type of service.
+    pub tos: u8,
     /// Who wrote it: `RTPROT_*`.
     pub protocol: u8,
     /// `RTN_*`.
@@ -36,13 +39,13 @@ pub struct RawRoute<'a> {
     pub odd: bool,
 }
 
-/// Reads a route message. `None` for what no [`model::kernel::RouteKey`] can name: another table
-/// than main, a source prefix or a type of service in the key, a cached copy.
+/// Reads a route message. `None` for what no [`model::object::RouteKey`] can name: another table
+/// than main, a source prefix in the key, a cached copy.
 pub fn route<'a>(message: &Message<'a>) -> Option<RawRoute<'a>> {
     let body = message.body;
     let [family, len, src_len, tos, table, protocol, scope, rtn] = *body.first_chunk()?;
     let flags = u32_at(body, 8)?;
-    if src_len != 0 || tos != 0 || table != RT_TABLE_MAIN || flags & RTM_F_CLONED != 0 {
+    if src_len != 0 || table != RT_TABLE_MAIN || flags & RTM_F_CLONED != 0 {
         return None;
     }
     let nowhere = match family {
@@ -54,6 +57,7 @@ pub fn route<'a>(message: &Message<'a>) -> Option<RawRoute<'a>> {
     let mut route = RawRoute {
         dst: IpNet::new(nowhere, 0).ok()?,
         metric: 0,
+        tos,
         protocol,
         rtn,
         scope,
@@ -85,6 +89,15 @@ pub fn route<'a>(message: &Message<'a>) -> Option<RawRoute<'a>> {
 }
 
 impl<'a> RawRoute<'a> {
+    /// Its key in the model.
+    pub fn key(&self) -> RouteKey {
+        RouteKey {
+            dst: self.dst,
+            metric: self.metric,
+            tos: self.tos,
+        }
+    }
+
     /// It has several next hops, written into the route.
     pub fn is_multipath(&self) -> bool {
         !self.multipath.is_empty()

@@ -1,7 +1,7 @@
 //! What follows from each notice.
 
 use model::Object;
-use model::kernel::{NextHop, Route, RouteKey, RouteTo};
+use model::object::{NextHop, Route, RouteTo};
 use model::state::FIRST_ID;
 
 use super::{Events, steady};
@@ -9,8 +9,8 @@ use crate::KernelEvent;
 use crate::netlink::scope::View;
 use crate::netlink::socket::Requests;
 use crate::netlink::uapi::*;
-use crate::netlink::wire::{Batch, Message};
-use crate::netlink::{decode, link};
+use crate::netlink::wire::Message;
+use crate::netlink::{decode, link, observe};
 
 impl Events {
     /// Takes in one notice.
@@ -56,17 +56,20 @@ impl Events {
             .devices
             .iter_mut()
             .find(|d| !gone && name == Some(d.name));
-        if let Some(device) = device {
-            let raw = decode::link(message)?;
-            let mut link = raw.link(|beneath| link::name_of(requests, beneath));
+        let raw = decode::link(message);
+        if let (Some(device), Some(raw)) = (device, raw) {
+            let mut link = raw.link();
             link::look_closer(index, &device.name, &mut link);
             let flapped = device.index != index
                 || device.running != raw.running()
+                // Into and out of a VRF the kernel drops the device's routes without a word.
+                || device.master != raw.master
                 || device.link.as_ref().is_none_or(|old| old.up != link.up);
             let changed = flapped || device.link.as_ref() != Some(&link);
             moved |= device.index != index;
             device.index = index;
             device.running = raw.running();
+            device.master = raw.master;
             device.link = Some(link.clone());
             self.look_again |= flapped;
             match device.ours {
@@ -142,7 +145,8 @@ impl Events {
         let mut raw = decode::route(message)?;
         if let (Some(id), None) = (raw.next_hop, raw.indexes().next()) {
             // With net.ipv4.nexthop_compat_mode=0 only the next hop's number is told.
-            raw.index = next_hop_index(requests, id);
+            let hop = observe::find_next_hop(requests, id);
+            raw.index = hop.ok().flatten().and_then(|hop| hop.index);
         }
         if let Some((key, route)) = view.route(&raw) {
             let object = Object::Route(key, route);
@@ -154,13 +158,9 @@ impl Events {
             }
         } else if !gone && message.flags & NLM_F_REPLACE != 0 && view.inside(&raw) {
             // Another's route took the place of what stood there, which may have been ours.
-            let key = RouteKey {
-                dst: raw.dst,
-                metric: raw.metric,
-            };
             let to = RouteTo::Foreign(view.scope.iface);
             self.gone(Object::Route(
-                key,
+                raw.key(),
                 Route {
                     to,
                     protocol: raw.protocol,
@@ -195,17 +195,4 @@ impl Events {
         }
         Some(())
     }
-}
-
-/// The device of a next-hop object.
-fn next_hop_index(requests: &mut Requests, id: u32) -> Option<u32> {
-    let mut index = None;
-    let attrs = |batch: &mut Batch| {
-        batch.attr_u32(NHA_ID, id);
-    };
-    let each = |message: &Message| index = decode::next_hop(message).and_then(|hop| hop.index);
-    requests
-        .call(RTM_GETNEXTHOP, 0, &[0; 8], attrs, each)
-        .ok()?;
-    index
 }

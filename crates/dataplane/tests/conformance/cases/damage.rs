@@ -1,7 +1,7 @@
 //! What others do to what is ours.
 
 use dataplane::Scope;
-use model::kernel::*;
+use model::object::*;
 
 use super::{ours, without};
 use crate::objects::*;
@@ -56,10 +56,7 @@ pub fn outside_changes_are_told(nh: bool) -> (Scope, Vec<Step>) {
         change(6, next_hop(5, "10.244.2.1"));
         change(7, next_hop(6, "fd44:0:0:2::1"));
     }
-    let own_checksums = Link {
-        tx_checksum: Some(false),
-        ..vxlan(1)
-    };
+    let own_checksums = vxlan_with_offload(Some(false));
     all[0] = link(OURS, own_checksums.clone());
     steps.push(Step::Alter(OURS, own_checksums));
     steps.push(holds(&all));

@@ -2,7 +2,7 @@
 
 use dataplane::Scope;
 use model::Op;
-use model::kernel::*;
+use model::object::*;
 
 use super::{ours, without};
 use crate::objects::*;
@@ -62,11 +62,10 @@ pub fn a_device_is_changed_in_place(nh: bool) -> (Scope, Vec<Step>) {
     let changed = Link {
         mac: Some(mac(7)),
         mtu: 1400,
-        tx_checksum: Some(false),
-        ..vxlan(1)
+        ..vxlan_with_offload(Some(false))
     };
     let as_it_is = Link {
-        tx_checksum: None,
+        kind: vxlan_with_offload(None).kind,
         ..changed.clone()
     };
     let mut rest = without(&all, &peer(nh)[..2]);
@@ -87,12 +86,29 @@ pub fn a_device_is_changed_in_place(nh: bool) -> (Scope, Vec<Step>) {
         // Whoever does not ask for a change of it leaves it alone.
         Step::Apply(vec![Op::Put(link(OURS, as_it_is))]),
         holds(&rest),
-        Step::Refused(Op::Put(link(OURS, other)), libc::EEXIST, "deleted first"),
         Step::Refused(
             Op::Put(link(OURS, too_large)),
             libc::EINVAL,
             "fit the device beneath",
         ),
+        Step::Quiet,
+        // What can only be set at creation: the device is replaced.
+        Step::Apply(vec![Op::Put(link(OURS, other.clone()))]),
+        holds(&[link(OURS, other)]),
+    ];
+    (ours(), steps)
+}
+
+pub fn what_cannot_be_recreated_is_not_deleted(nh: bool) -> (Scope, Vec<Step>) {
+    let all = mesh(nh);
+    let mut nowhere = vxlan(3);
+    if let LinkKind::Vxlan(vxlan) = &mut nowhere.kind {
+        vxlan.beneath.index = 4711;
+    }
+    let steps = vec![
+        apply(&all),
+        Step::Refused(Op::Put(link(OURS, nowhere)), libc::ENODEV, "eth0 (index 4711)"),
+        holds(&all),
         Step::Quiet,
     ];
     (ours(), steps)
@@ -168,8 +184,6 @@ pub fn another_kind_of_device_under_our_name(_: bool) -> (Scope, Vec<Step>) {
     let steps = vec![
         outside_put(bridge(OURS)),
         holds(&[bridge(OURS)]),
-        Step::Refused(Op::Put(link(OURS, vxlan(1))), libc::EEXIST, "deleted first"),
-        delete(&[bridge(OURS)]),
         apply(&node()),
         holds(&node()),
         Step::Quiet,

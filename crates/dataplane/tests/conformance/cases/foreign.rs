@@ -1,7 +1,7 @@
 //! What is not ours, and what becomes ours.
 
 use dataplane::Scope;
-use model::kernel::*;
+use model::object::*;
 
 use super::ours;
 use crate::objects::*;
@@ -78,10 +78,7 @@ pub fn upstreams_routes_are_seen_when_taken_over(_: bool) -> (Scope, Vec<Step>) 
         their_route("10.244.7.0/24", gateway("192.168.7.9"), 3),
         their_route("fd44:0:0:7::/64", gateway("fd07::9"), 3),
     ];
-    let key = RouteKey {
-        dst: "10.244.9.0/24".parse().unwrap(),
-        metric: 50,
-    };
+    let key = RouteKey::with_metric("10.244.9.0/24".parse().unwrap(), 50);
     let others = [
         their_route("10.244.8.0/25", gateway("192.168.7.9"), 3),
         their_route("10.244.8.128/25", RouteTo::Dev(dev(IFACE)), 3),

@@ -1,0 +1,47 @@
+//! IP-in-IP tunnel devices.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use super::{Beneath, Tunnel};
+
+/// What makes one ipip device differ from another. Its remote address is any: each route names the
+/// far end as its gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipip {
+    /// Source address of the outer packets.
+    pub local: IpAddr,
+}
+
+impl Tunnel for Ipip {
+    const NAME: &'static str = "ipip";
+
+    fn settled(&self, observed: &Ipip) -> bool {
+        self == observed
+    }
+
+    fn in_place(&self, old: &Ipip) -> bool {
+        self == old
+    }
+
+    fn beneath(&self) -> Option<Beneath> {
+        None
+    }
+
+    fn local(&self) -> Option<IpAddr> {
+        Some(self.local)
+    }
+
+    /// One IPv4 header.
+    fn overhead(&self) -> u32 {
+        20
+    }
+
+    fn port(&self) -> Option<u16> {
+        None
+    }
+
+    fn put(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, " local {} remote any", self.local)
+    }
+}
