@@ -9,7 +9,7 @@ mod client;
 pub mod fault;
 mod tables;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
@@ -211,6 +211,10 @@ impl Dataplane for FakeKernel {
         });
         seen.into_iter().for_each(each);
         Ok(())
+    }
+
+    fn taken_ids(&self) -> BTreeSet<u32> {
+        self.with(|client, tables| client.taken_ids(tables))
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {

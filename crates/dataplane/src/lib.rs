@@ -9,6 +9,7 @@ pub mod host;
 pub mod leftovers;
 pub mod rules;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 
 use ipnet::IpNet;
@@ -86,6 +87,10 @@ pub trait Dataplane {
         &mut self,
         each: &mut dyn FnMut(Object),
     ) -> impl Future<Output = Result<(), KernelError>>;
+
+    /// Returns the ids that next-hop objects of other programs had at the last full look, of those that
+    /// we might give to one.
+    fn taken_ids(&self) -> BTreeSet<u32>;
 
     /// Makes the changes in order, as few system calls as possible; one outcome each. An
     /// operation that fails does not stop the others. `Put` of what is already so, and `Del` of what

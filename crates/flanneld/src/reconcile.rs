@@ -162,6 +162,7 @@ impl<D: Dataplane> Reconciler<D> {
         match self.dataplane.observe(&mut note).await {
             Ok(()) => {
                 let missing = self.state.end_audit();
+                self.state.set_taken_ids(self.dataplane.taken_ids());
                 debug!(missing, "looked at the kernel");
                 true
             }

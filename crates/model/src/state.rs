@@ -273,11 +273,25 @@ impl KernelState {
         missing
     }
 
-    /// Sets which ids of next-hop objects other programs use. A route of ours whose id is among them
-    /// gets another one.
-    pub fn set_taken_ids(&mut self, taken: BTreeSet<u32>) {
+    /// Sets which ids of next-hop objects other programs use, as a full look showed them. A route of
+    /// ours whose id is among them gets another one, unless the kernel leads it through that id: then
+    /// the object was ours, somebody changed it, and it is written again.
+    pub fn set_taken_ids(&mut self, mut taken: BTreeSet<u32>) {
+        if taken.is_empty() && self.taken.is_empty() {
+            return;
+        }
+        let ids = self
+            .tables
+            .routes
+            .held()
+            .filter_map(|route| match route.to {
+                RouteTo::NextHopId(id) => Some(id),
+                _ => None,
+            });
+        let in_use: HashSet<u32> = ids.collect();
+        taken.retain(|id| !in_use.contains(id));
         let ours: Vec<u32> = taken
-            .difference(&self.taken)
+            .iter()
             .copied()
             .filter(|id| self.tables.hops.desired(id).is_some())
             .collect();
@@ -342,7 +356,8 @@ impl KernelState {
     /// its routes along, so the new ones come first). Deletions only if `may_delete`; an object that must be
     /// recreated is replaced in any case.
     ///
-    /// A next-hop object is deleted only once no route that was observed uses it.
+    /// A next-hop object is deleted only once no route that is to be replaced uses it: the route that
+    /// takes that one's place may be refused.
     pub fn batch(&mut self, limit: usize, may_delete: bool) -> Vec<Op> {
         let mut ops = Vec::new();
         let tables = &mut self.tables;
@@ -361,7 +376,7 @@ impl KernelState {
             if tables.hops.stray_len() > 0 {
                 let used: HashSet<u32> = tables
                     .routes
-                    .wrong()
+                    .differing()
                     .filter_map(|route| match route.to {
                         RouteTo::NextHopId(id) => Some(id),
                         _ => None,

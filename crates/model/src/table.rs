@@ -436,16 +436,16 @@ impl<K: Kind> Table<K> {
         self.wanted
     }
 
-    /// Returns what the kernel holds where it should hold something else or nothing.
-    pub fn wrong(&self) -> impl Iterator<Item = &K::Value> {
-        let strays = self.entries.iter().flatten();
-        let strays = strays.filter(|entry| entry.work() == Some(Work::Del));
-        let strays = Some(strays).filter(|_| self.strays > 0);
-        strays
-            .into_iter()
-            .flatten()
+    /// Returns what the kernel holds as it should.
+    pub fn held(&self) -> impl Iterator<Item = &K::Value> {
+        let held = self.entries.iter().flatten();
+        held.filter(|entry| entry.is(WANTED | HELD))
             .map(|entry| &entry.value)
-            .chain(self.instead.values())
+    }
+
+    /// Returns what the kernel holds where it should hold something else.
+    pub fn differing(&self) -> impl Iterator<Item = &K::Value> {
+        self.instead.values()
     }
 
     /// Returns key and value of the object at this position.

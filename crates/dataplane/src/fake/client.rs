@@ -1,6 +1,6 @@
 //! One of the programs that use the fake kernel: what concerns it, and what it is told.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -35,6 +35,19 @@ impl Client {
         let all = tables.objects().into_iter();
         all.filter(|object| concerns(scope, tables, object))
             .collect()
+    }
+
+    /// Ids of next-hop objects that do not concern this program, of those that it might use.
+    pub(super) fn taken_ids(&self, tables: &Tables) -> BTreeSet<u32> {
+        let Some(scope) = &self.scope else {
+            return BTreeSet::new();
+        };
+        let foreign = tables
+            .next_hops
+            .iter()
+            .flatten()
+            .filter(|(id, hop)| **id >= FIRST_ID && !scope.devices.contains(&hop.dev));
+        foreign.map(|(id, _)| *id).collect()
     }
 
     pub(super) fn pop(&mut self) -> Option<KernelEvent> {

@@ -29,6 +29,8 @@ pub(crate) mod socket;
 pub(crate) mod uapi;
 pub(crate) mod wire;
 
+use std::collections::BTreeSet;
+
 use ipnet::IpNet;
 use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo};
 use model::{Family, IfName, Object, Op};
@@ -57,6 +59,8 @@ pub struct Kernel {
     view: Option<View>,
     features: Features,
     batch: Batch,
+    /// Ids of other programs' next-hop objects, as of the last full look.
+    taken: BTreeSet<u32>,
     /// So much is written that our FDB entries are marked, rather than each notice of one read.
     bulk: bool,
 }
@@ -82,6 +86,7 @@ impl Kernel {
             view: None,
             features,
             batch: Batch::default(),
+            taken: BTreeSet::new(),
             bulk: false,
         })
     }
@@ -144,28 +149,41 @@ impl Kernel {
 
     /// Writes a next-hop object over the one that has its id, if that one is ours.
     fn put_over(&mut self, op: &Op) -> Result<(), Failure> {
-        let Object::NextHop(id, hop) = op.object() else {
-            return Err(Failure::errno(libc::EINVAL));
-        };
-        let index = link::index_of(&mut self.requests, &hop.dev)?;
-        let found = observe::find_next_hop(&mut self.requests, *id)?;
-        if let Some(found) = found.filter(|found| found.protocol != ROUTE_PROTOCOL) {
-            let text = format!(
-                "the next-hop object {id} is another program's (protocol {}); another id is taken",
-                found.protocol
-            );
-            return Err(Failure::because(libc::EEXIST, text));
+        self.check_id(op)?;
+        if let Err(failure) = self.encode(op, &mut Indexes::default(), true) {
+            self.batch.clear();
+            return Err(failure);
         }
-        encode::op(&mut self.batch, op, index, false, true)?;
-        self.send_one()
-    }
-
-    /// Sends the one message in the batch.
-    fn send_one(&mut self) -> Result<(), Failure> {
         let mut done = Ok(());
         self.requests
             .send(&mut self.batch, |_, failure| done = Err(failure));
-        done
+        match done {
+            Err(failure) if failure.errno == libc::EINVAL && may_be_blocked(op) => {
+                self.put_past(op)
+            }
+            done => done,
+        }
+    }
+
+    /// Checks that no other program's next-hop object has the id that `op` writes. One is ours if it
+    /// has our protocol number, or if a route of ours uses it: then somebody changed it since.
+    fn check_id(&mut self, op: &Op) -> Result<(), Failure> {
+        let Op::Put(Object::NextHop(id, hop)) = op else {
+            return Ok(());
+        };
+        let found = observe::find_next_hop(&mut self.requests, *id)?;
+        match found.filter(|found| found.protocol != ROUTE_PROTOCOL) {
+            Some(found)
+                if !observe::is_used_by_us(&mut self.requests, *id, Family::of(&hop.via))? =>
+            {
+                let text = format!(
+                    "the next-hop object {id} is another program's (protocol {}); another id is taken",
+                    found.protocol
+                );
+                Err(Failure::because(libc::EEXIST, text))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Writes an IPv6 gateway that stands behind another's route. The kernel refuses an "onlink" gateway
@@ -173,6 +191,7 @@ impl Kernel {
     /// replace leads there. So, for a moment, the table gets a route to the gateway alone.
     fn put_past(&mut self, op: &Op) -> Result<(), Failure> {
         const METRIC: u32 = 0xf1a1;
+        self.check_id(op)?;
         let aside = onlink_v6(op).map(|hop| {
             let key = RouteKey::with_metric(IpNet::from(hop.via), METRIC);
             Object::Route(key, Route::ours(RouteTo::Dev(hop.dev)))
@@ -181,7 +200,7 @@ impl Kernel {
         let after = aside.map(Op::Del);
         let mut indexes = Indexes::default();
         for step in before.iter().chain([op]).chain(&after) {
-            if let Err(failure) = self.encode(step, &mut indexes) {
+            if let Err(failure) = self.encode(step, &mut indexes, true) {
                 self.batch.clear();
                 return Err(failure);
             }
@@ -196,13 +215,13 @@ impl Kernel {
         done
     }
 
-    /// Adds `op` to the batch.
-    fn encode(&mut self, op: &Op, indexes: &mut Indexes) -> Result<(), Failure> {
+    /// Adds `op` to the batch. A next-hop object is written over another one only if `over`.
+    fn encode(&mut self, op: &Op, indexes: &mut Indexes, over: bool) -> Result<(), Failure> {
         let index = match encode::device(op) {
             Some(dev) => indexes.of(&mut self.requests, dev)?,
             None => 0,
         };
-        encode::op(&mut self.batch, op, index, self.bulk, false)
+        encode::op(&mut self.batch, op, index, self.bulk, over)
     }
 
     /// Which of our own doings the kernel announces without saying whose they are.
@@ -251,7 +270,12 @@ impl Dataplane for Kernel {
             self.events.host_changed(view, &mut self.requests);
         }
         self.events.refilter(Some(view));
-        observe::observe(view, &mut self.requests, each)
+        self.taken = observe::observe(view, &mut self.requests, each)?;
+        Ok(())
+    }
+
+    fn taken_ids(&self) -> BTreeSet<u32> {
+        self.taken.clone()
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
@@ -277,7 +301,7 @@ impl Dataplane for Kernel {
                     self.flush(ops, &mut sent, &mut outcomes);
                     foreign::delete(&mut self.requests, key, *protocol, dev)
                 }
-                _ => self.encode(op, &mut indexes).map(|()| {
+                _ => self.encode(op, &mut indexes, false).map(|()| {
                     sent.push(at as u32);
                     self.expect_echo(op);
                 }),

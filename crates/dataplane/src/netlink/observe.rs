@@ -1,6 +1,9 @@
 //! Dumps: everything in scope, handed out message by message as it arrives, holding nothing.
 
+use std::collections::BTreeSet;
+
 use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey};
+use model::state::FIRST_ID;
 use model::{Family, Object};
 
 use super::decode::{self, RawAddr, RawNextHop, RawRoute};
@@ -41,12 +44,13 @@ pub fn find_device(device: &mut Device, requests: &mut Requests) -> Result<(), F
     Ok(())
 }
 
-/// Shows every object in scope to `each`.
+/// Shows every object in scope to `each`. Returns the ids, of those that we might use, that other
+/// programs' next-hop objects have.
 pub fn observe(
     view: &View,
     requests: &mut Requests,
     each: &mut dyn FnMut(Object),
-) -> Result<(), KernelError> {
+) -> Result<BTreeSet<u32>, KernelError> {
     let ours = || view.devices.iter().filter(|d| d.ours && d.index != 0);
     for device in ours() {
         if let Some(link) = &device.link {
@@ -66,17 +70,15 @@ pub fn observe(
             let done = dump_neighs(view, requests, family, device.index, each);
             done.map_err(|failure| refused(format!("ip neigh show dev {}", device.name), failure))?;
         }
-        let done = dump_next_hops(view, requests, device.index, |id, hop| {
-            each(Object::NextHop(id, hop))
-        });
-        done.map_err(|failure| refused(format!("ip nexthop show dev {}", device.name), failure))?;
     }
+    let taken = dump_next_hops(view, requests, |id, hop| each(Object::NextHop(id, hop)));
+    let taken = taken.map_err(|failure| refused("ip nexthop show", failure))?;
     for family in Family::ALL {
         let each = |key, route| each(Object::Route(key, route));
         let done = dump_routes(view, requests, family, each);
         done.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
     }
-    Ok(())
+    Ok(taken)
 }
 
 /// A table that the kernel does not have (IPv4's with `lo` down, in a namespace that never used it), or a
@@ -144,18 +146,42 @@ fn dump_neighs(
 fn dump_next_hops(
     view: &View,
     requests: &mut Requests,
-    index: u32,
     mut each: impl FnMut(u32, NextHop),
-) -> Result<(), Failure> {
-    let attrs = |batch: &mut Batch| {
-        batch.attr_u32(NHA_OIF, index);
+) -> Result<BTreeSet<u32>, Failure> {
+    let mut taken = BTreeSet::new();
+    or_nothing(requests.dump(
+        RTM_GETNEXTHOP,
+        &[0; 8],
+        |_| {},
+        |message| {
+            let Some(raw) = decode::next_hop(message) else {
+                return;
+            };
+            match view.next_hop(&raw) {
+                Some((id, hop)) => each(id, hop),
+                None if raw.id >= FIRST_ID => drop(taken.insert(raw.id)),
+                None => {}
+            }
+        },
+    ))?;
+    Ok(taken)
+}
+
+/// Returns whether a route of ours leads through the next-hop object `id`.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn is_used_by_us(requests: &mut Requests, id: u32, family: Family) -> Result<bool, Failure> {
+    let asked = Asked {
+        index: 0,
+        protocol: ROUTE_PROTOCOL,
+        rtn: RTN_UNICAST,
     };
-    or_nothing(requests.dump(RTM_GETNEXTHOP, &[0; 8], attrs, |message| {
-        let raw = decode::next_hop(message).filter(|raw| raw.index == Some(index));
-        if let Some((id, hop)) = raw.and_then(|raw| view.next_hop(&raw)) {
-            each(id, hop);
-        }
-    }))
+    let mut used = false;
+    dump_some_routes(requests, family, asked, |raw, _| {
+        used |= raw.next_hop == Some(id);
+    })?;
+    Ok(used)
 }
 
 /// Returns the next-hop object `id`; `None` if there is none.

@@ -2,6 +2,14 @@
 
 use super::*;
 
+fn hop(via: &str) -> NextHop {
+    NextHop {
+        via: via.parse().unwrap(),
+        dev: "flannel.1".parse().unwrap(),
+        onlink: true,
+    }
+}
+
 fn route(dst: &str, via: &str, dev: &str) -> Object {
     let hop = NextHop {
         via: via.parse().unwrap(),
@@ -57,13 +65,14 @@ fn routes_on_our_devices_go_through_next_hop_objects() {
         "no deletion without leave"
     );
     let ops = state.batch(100, true);
-    // The next-hop object is deleted only once its route is gone.
     assert_eq!(
         text(&mut state),
-        ["ip route del 10.1.2.0/24 nhid 1115701376"]
+        [
+            "ip route del 10.1.2.0/24 nhid 1115701376",
+            "ip nexthop del id 1115701376"
+        ]
     );
     ops.into_iter().for_each(|op| state.done(op));
-    assert_eq!(text(&mut state), ["ip nexthop del id 1115701376"]);
     acknowledge(&mut state);
     assert!(state.in_sync());
 }
@@ -107,8 +116,13 @@ fn another_programs_next_hop_object_is_left_alone() {
     state.set(PEER, [ours()]);
     assert!(text(&mut state)[0].starts_with("ip nexthop replace id 1115701377 "));
     acknowledge(&mut state);
-    // Somebody takes the next one as well.
+    // Somebody changed ours: the kernel leads our route through it, so it is written again.
     state.set_taken_ids([1115701376, 1115701377].into());
+    assert!(text(&mut state).is_empty());
+    assert!(state.notify_gone(&Object::NextHop(1115701377, hop("10.1.2.0"))));
+    let ops = state.batch(100, true);
+    // It was not ours after all: the route takes another id.
+    state.refused(&ops[0], 17, "File exists".into(), Instant::now());
     assert_eq!(
         text(&mut state),
         [
