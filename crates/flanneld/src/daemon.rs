@@ -17,6 +17,7 @@ use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::settle::{addresses, build, interface_missing, ran_here, scope, settle};
 use crate::status::Status;
+use crate::withdraw::{Former, when_stale, withdrawn};
 use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic};
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
@@ -50,12 +51,35 @@ impl Daemon {
     ) -> anyhow::Result<Daemon> {
         let previous = subnet_file::previous(&options.subnet_file);
         let former = subnet_file::former_networks(&options.subnet_file);
-        let (config, host, backend) = settle(&mut options, &mut store, previous).await?;
-        let claim = Claim {
-            attrs: backend.lease_attrs(),
-            previous,
+        let assigned = store.waits().assigned();
+        let stale = when_stale(Former::new(&options, previous), assigned);
+        let acquired = async {
+            let (config, host, backend) = settle(&mut options, &mut store, previous).await?;
+            let claim = Claim {
+                attrs: backend.lease_attrs(),
+                previous,
+            };
+            let lease = store.acquire(&config, &claim).await?;
+            anyhow::Ok((config, host, backend, lease))
         };
-        let lease = store.acquire(&config, &claim).await?;
+        let (mut config, host, mut backend, mut lease) = tokio::select! {
+            biased;
+            acquired = acquired => acquired?,
+            never = stale => match never {},
+        };
+        if let Some(former) = Former::new(&options, previous) {
+            former.withdraw_if(*store.waits().assigned().borrow());
+        }
+        if config.families().count() > lease.key.nets().iter().count() {
+            // The other family has no subnet here: no device, no rules, and no offer to the peers.
+            config = config.of_families_in(&lease.key);
+            backend = build(&config, &host, Some(&lease))?;
+            let attrs = backend.lease_attrs();
+            if attrs != lease.attrs {
+                lease.attrs = attrs.clone();
+                store.publish(attrs).await;
+            }
+        }
         info!("lease {} acquired, backend {}", lease.key, backend.kind());
 
         let objects = backend.node(&lease, &host);
@@ -123,6 +147,12 @@ impl Daemon {
                 event = self.reconciler.event() => self.kernel_news(event).await?,
                 news = self.store.news() => {
                     if let Some(reason) = self.store_news(news).await {
+                        let assigned = *self.store.waits().assigned().borrow();
+                        if let Some(former) = Former::new(&self.options, Some(self.lease.key)) {
+                            // The keeper would put the CNI configuration back.
+                            self.keepers.iter().for_each(AbortHandle::abort);
+                            former.withdraw_if(assigned);
+                        }
                         error!("lease {} is lost: {reason}; stopping, so that the supervisor starts a new daemon", self.lease.key);
                         systemd::stopping("the lease is lost");
                         return Ok(ExitCode::FAILURE);
@@ -166,6 +196,7 @@ impl Daemon {
             warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
         }
         teardown::remove_file("-subnet-file", &self.options.subnet_file);
+        let _ = std::fs::remove_file(withdrawn(&self.options.subnet_file));
     }
 
     async fn pass(&mut self, repairing: bool) {

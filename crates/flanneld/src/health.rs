@@ -92,7 +92,10 @@ fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>>
             (StatusCode::OK, "flanneld is running".to_owned())
         }
         (&Method::GET | &Method::HEAD, "/readyz") => match status.problems() {
-            problems if problems.is_empty() => (StatusCode::OK, "ready".to_owned()),
+            problems if problems.is_empty() => match status.degraded() {
+                Some(what) => (StatusCode::OK, format!("ready, but {what}")),
+                None => (StatusCode::OK, "ready".to_owned()),
+            },
             problems => (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n")),
         },
         (&Method::GET | &Method::HEAD, "/metrics") => (StatusCode::OK, status.metrics()),

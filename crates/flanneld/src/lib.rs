@@ -8,6 +8,7 @@
 //! | [`reconcile`] | desired against observed, written to the kernel |
 //! | [`traffic`] | the traffic rules, kept in a task of their own |
 //! | [`subnet_file`], [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
+//! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
@@ -33,3 +34,4 @@ pub mod systemd;
 mod teardown;
 pub mod traffic;
 mod whole_file;
+mod withdraw;

@@ -95,6 +95,11 @@ impl Status {
         self.0.borrow_mut().store_waits = waits;
     }
 
+    /// What cannot be served although the node works: one family of two.
+    pub fn degraded(&self) -> Option<String> {
+        self.0.borrow().store_waits.degraded()
+    }
+
     /// Changes the figures.
     pub fn update(&self, change: impl FnOnce(&mut Numbers)) {
         change(&mut self.0.borrow_mut().numbers);

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use model::{Dual, NetConfig, SubnetKey, subnet};
 
 use crate::whole_file;
+use crate::withdraw::withdrawn;
 
 /// The subnet file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -39,16 +40,26 @@ pub fn render(config: &NetConfig, key: &SubnetKey, mtu: u32, ip_masq: bool) -> S
 /// # Errors
 /// Names the flag, the path and what could not be done.
 pub fn write(path: &Path, text: &str) -> Result<bool, SubnetFileError> {
-    whole_file::write(path, text.as_bytes()).map_err(|(what, error)| SubnetFileError {
-        path: path.to_owned(),
-        what,
-        error,
-    })
+    let wrote =
+        whole_file::write(path, text.as_bytes()).map_err(|(what, error)| SubnetFileError {
+            path: path.to_owned(),
+            what,
+            error,
+        })?;
+    // If it cannot be deleted, it is read again at a later start, which is harmless.
+    let _ = fs::remove_file(withdrawn(path));
+    Ok(wrote)
+}
+
+/// The text of an older file, of a withdrawn one if there is no other.
+fn older(path: &Path) -> Option<String> {
+    let read = fs::read_to_string(path).or_else(|_| fs::read_to_string(withdrawn(path)));
+    read.ok()
 }
 
 /// The subnet that an older file names, if there is one: taken again if it is still free.
 pub fn previous(path: &Path) -> Option<SubnetKey> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = older(path)?;
     let net = |key: &str| {
         let line = text
             .lines()
@@ -64,7 +75,7 @@ pub fn previous(path: &Path) -> Option<SubnetKey> {
 
 /// The networks that an older file names: whatever stands for them on this host is this daemon's.
 pub fn former_networks(path: &Path) -> Vec<IpNet> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+    let text = older(path).unwrap_or_default();
     let values = text.lines().filter_map(|line| {
         let (key, value) = line.trim().split_once('=')?;
         matches!(key, "FLANNEL_NETWORK" | "FLANNEL_IPV6_NETWORK").then_some(value)

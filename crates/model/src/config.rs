@@ -147,6 +147,33 @@ impl NetConfig {
     /// # Errors
     /// [`ConfigFaults`], the one that [`NetConfig::from_json`] would name first.
     pub fn check(json: &str) -> Result<NetConfig, ConfigFaults> {
+        NetConfig::read(json, pool_rules::pool).map(|(config, _)| config)
+    }
+
+    /// Reads the configuration of a network whose subnets are assigned by somebody else
+    /// (Kubernetes' controller manager): `SubnetLen`, `SubnetMin` and `SubnetMax` have no effect
+    /// and are not checked, and the network may be of any length. Returns the keys that are set
+    /// and have no effect, too.
+    ///
+    /// # Errors
+    /// As [`NetConfig::from_json`].
+    pub fn with_assigned_subnets(
+        json: &str,
+    ) -> Result<(NetConfig, Vec<&'static str>), ConfigError> {
+        let read = NetConfig::read(json, pool_rules::whole);
+        let (config, members) = read.map_err(|faults| faults.first)?;
+        let all = config.families().flat_map(|family| {
+            let keys = keys(family);
+            [keys.len, keys.min, keys.max]
+        });
+        let without_effect = all.filter(|key| members.raw(key).is_some()).collect();
+        Ok((config, without_effect))
+    }
+
+    fn read(
+        json: &str,
+        pool: fn(Family, &Members, &mut Vec<ConfigError>) -> Option<Pool>,
+    ) -> Result<(NetConfig, Members), ConfigFaults> {
         let members: Members = serde_json::from_str(json).map_err(|e| ConfigFaults {
             first: e.into(),
             others: Vec::new(),
@@ -159,7 +186,7 @@ impl NetConfig {
             known.extend([keys.enable, keys.network, keys.len, keys.min, keys.max]);
             let enabled = note(&mut faults, members.bool(keys.enable));
             if enabled.is_some_and(|given| given.unwrap_or(family == Family::V4)) {
-                pools.set(family, pool_rules::pool(family, &members, &mut faults));
+                pools.set(family, pool(family, &members, &mut faults));
             }
         }
         if pools.is_empty() && faults.is_empty() {
@@ -169,17 +196,29 @@ impl NetConfig {
         let backend = note(&mut faults, BackendConfig::read(&members));
         let mut faults = faults.into_iter();
         match (faults.next(), nftables, backend) {
-            (None, Some(nftables), Some(backend)) => Ok(NetConfig {
-                pools,
-                nftables: nftables.unwrap_or(false),
-                backend,
-                unknown: members.unknown(&known),
-            }),
+            (None, Some(nftables), Some(backend)) => {
+                let config = NetConfig {
+                    pools,
+                    nftables: nftables.unwrap_or(false),
+                    backend,
+                    unknown: members.unknown(&known),
+                };
+                Ok((config, members))
+            }
             (first, ..) => Err(ConfigFaults {
                 // A value is only missing together with a reason.
                 first: first.unwrap_or(ConfigError::NoFamily),
                 others: faults.collect(),
             }),
+        }
+    }
+
+    /// The same configuration for the families of `key` alone.
+    pub fn of_families_in(&self, key: &SubnetKey) -> NetConfig {
+        let pool = |family| self.pools.get(family).copied();
+        NetConfig {
+            pools: Dual::from_fn(|family| key.nets().get(family).and_then(|_| pool(family))),
+            ..self.clone()
         }
     }
 

@@ -214,6 +214,18 @@ impl LeaseAttrs {
         }
     }
 
+    /// The same attributes for the families of `key` alone.
+    pub fn of_families_in(&self, key: &SubnetKey) -> LeaseAttrs {
+        let has = |family| key.nets().get(family).is_some();
+        LeaseAttrs {
+            public_ip: Dual::from_fn(|family| {
+                self.public_ip.get(family).copied().filter(|_| has(family))
+            }),
+            backend_type: self.backend_type.clone(),
+            data: Dual::from_fn(|family| self.data.get(family).cloned().filter(|_| has(family))),
+        }
+    }
+
     /// The lease value as upstream writes it.
     pub fn to_json(&self) -> String {
         let v4 = |ip: &IpAddr| match ip {

@@ -480,3 +480,39 @@ fn deep_nesting_is_refused() {
     );
     let _ = NetConfig::from_json(&deep);
 }
+
+#[test]
+fn where_subnets_are_assigned_only_the_network_is_checked() {
+    let read = |json: &str| NetConfig::with_assigned_subnets(json);
+    let (config, ignored) = read(
+        r#"{"Network":"10.244.0.0/16","subnetLen":26,"SubnetMin":"10.244.10.7","SubnetMax":"nonsense"}"#,
+    )
+    .unwrap();
+    assert_eq!(
+        config.pools.v4.unwrap().network.to_string(),
+        "10.244.0.0/16"
+    );
+    assert_eq!(ignored, ["SubnetLen", "SubnetMin", "SubnetMax"]);
+    for json in [
+        r#"{"Network":"10.244.0.0/24"}"#,
+        r#"{"Network":"10.244.0.0/32"}"#,
+        r#"{"Network":"10.244.0.0/16","SubnetLen":16}"#,
+        r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/64","IPv6SubnetLen":200}"#,
+    ] {
+        assert!(
+            NetConfig::from_json(json).is_err() || json.contains("/16\"}"),
+            "{json}"
+        );
+        read(json).unwrap();
+    }
+    let (_, ignored) = read(r#"{"Network":"10.244.0.0/16","IPv6SubnetLen":80}"#).unwrap();
+    assert_eq!(ignored, [""; 0], "a family that is not enabled");
+    for json in [
+        r#"{}"#,
+        r#"{"Network":"x"}"#,
+        r#"{"Network":"fd00::/48"}"#,
+        "[",
+    ] {
+        assert!(read(json).is_err(), "{json}");
+    }
+}

@@ -51,7 +51,7 @@ pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
 pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
 pub use own_lease::Who;
-pub use patience::Waits;
+pub use patience::{Assigned, Waits};
 pub use tls::TlsError;
 
 /// What a node asks for when it takes a subnet.

@@ -1,8 +1,11 @@
 //! Waiting for a store at the start of the daemon: until it is there, and saying so.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ipnet::IpNet;
+use model::{Dual, SubnetKey};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
@@ -11,22 +14,87 @@ use crate::complaints::Waiting;
 /// How long until a missing or bad configuration is looked at again (contract §3).
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What a store waits for at present: for whoever asks why the node is not ready.
+/// What a store waits for at present, what it can serve only in part, and which subnet it is known
+/// to assign to this node: for callers that must not wait themselves.
 #[derive(Clone, Debug, Default)]
-pub struct Waits(Arc<Mutex<Option<String>>>);
+pub struct Waits(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    reason: Mutex<Option<String>>,
+    degraded: Mutex<Option<String>>,
+    assigned: watch::Sender<Assigned>,
+}
+
+/// The subnet that a store assigns to this node, as far as the store has said so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Assigned {
+    /// The store has not been read, or does not assign subnets.
+    #[default]
+    Unknown,
+    /// The node has none.
+    Nothing,
+    /// The node has this one.
+    Subnet(SubnetKey),
+}
+
+impl Assigned {
+    /// What a Node's subnets mean. `key` are those that lie in the network; others are no use.
+    pub(crate) fn of(subnets: &Dual<IpNet>, key: Option<SubnetKey>) -> Assigned {
+        match key.or_else(|| SubnetKey::new(*subnets)) {
+            Some(key) => Assigned::Subnet(key),
+            None => Assigned::Nothing,
+        }
+    }
+
+    /// Whether this node is known not to have a subnet that `former` names.
+    pub fn excludes(&self, former: &SubnetKey) -> bool {
+        match self {
+            Assigned::Unknown => false,
+            Assigned::Nothing => true,
+            Assigned::Subnet(key) => {
+                let mut nets = former.nets().iter();
+                nets.any(|(family, net)| key.nets().get(family) != Some(net))
+            }
+        }
+    }
+}
 
 impl Waits {
     /// The reason, if there is something to wait for.
     pub fn get(&self) -> Option<String> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.0.reason).clone()
+    }
+
+    /// What cannot be served although the node works: one family of two.
+    pub fn degraded(&self) -> Option<String> {
+        lock(&self.0.degraded).clone()
+    }
+
+    /// The subnet that the store assigns to this node, and its changes.
+    pub fn assigned(&self) -> watch::Receiver<Assigned> {
+        self.0.assigned.subscribe()
     }
 
     pub(crate) fn set(&self, reason: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+        *lock(&self.0.reason) = reason;
     }
+
+    pub(crate) fn set_degraded(&self, what: Option<String>) {
+        *lock(&self.0.degraded) = what;
+    }
+
+    pub(crate) fn assign(&self, assigned: Assigned) {
+        self.0.assigned.send_if_modified(|now| {
+            let changed = *now != assigned;
+            *now = assigned;
+            changed
+        });
+    }
+}
+
+fn lock(text: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One wait, from its first reason to its end.

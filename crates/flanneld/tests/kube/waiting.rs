@@ -74,34 +74,144 @@ fn a_node_without_a_fitting_subnet_waits_for_one() {
     asked(kube);
 }
 
-/// The controller manager is slow: the Node is there, its subnet is not.
+/// In dual-stack with a Node that has one podCIDR, that family is served and the other one reported;
+/// when the Node has both, the next daemon serves both.
 #[test]
-fn a_subnet_that_is_not_assigned_yet_is_waited_for() {
-    let Some(lab) = scene::lab("podCIDR not assigned", |lab| lab.nodes(1)) else {
+fn a_node_with_one_of_two_subnets_serves_that_one() {
+    let Some(lab) = scene::lab("one podCIDR of two", |lab| lab.dual().nodes(1)) else {
         return;
     };
     let kube = lab.kube().unwrap();
     let one = lab.node(1);
-    // The controller manager gives IPv4 only; a daemon that wants both has to wait for ever, and says so.
-    let conf = json!({"Network": "172.30.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:30::/48",
-        "Backend": {"Type": "vxlan"}});
+    kube.wait_pod_cidrs("n1", SOON).unwrap();
+    // SubnetLen is the controller manager's business.
+    let conf = json!({"Network": "172.30.0.0/16", "SubnetLen": 16, "EnableIPv6": true,
+        "IPv6Network": "fd00:30::/48", "Backend": {"Type": "vxlan"}});
     one.write("/run/dual.json", &conf.to_string()).unwrap();
     one.flanneld()
         .set_args(["--net-config-path=/run/dual.json"]);
-    one.flanneld().start().unwrap();
-    waits(
-        one.flanneld(),
-        &["Node n1", "no IPv6 subnet in spec.podCIDRs"],
+    let four = json!({"podCIDR": "172.30.9.0/24", "podCIDRs": ["172.30.9.0/24"]});
+    remake(kube, one, &four);
+    let env = one.flanneld().start_ready(SOON).unwrap();
+    assert_eq!(
+        env.cidr(model::Family::V4).unwrap().to_string(),
+        "172.30.9.0/24"
     );
-    kube.delete_node("n1").unwrap();
-    kube.create_node_with(
-        "n1",
-        &json!({"spec": {"podCIDR": "172.30.9.0/24", "podCIDRs": ["172.30.9.0/24", "fd00:30:0:9::/64"]}}),
-    )
-    .unwrap();
-    one.flanneld().wait_ready(SOON).unwrap();
-    // The configuration is waited for likewise.
+    assert!(env.cidr(model::Family::V6).is_none());
+    says(
+        one.flanneld(),
+        &["SubnetLen has no effect with -kube-subnet-mgr"],
+    );
+    says(
+        one.flanneld(),
+        &[
+            "serving 172.30.9.0-24 alone",
+            "no IPv6 subnet in spec.podCIDRs",
+        ],
+    );
+    let (status, text) = one.flanneld().http_get("/readyz").unwrap();
+    assert!(status == 200 && text.contains("no IPv6 subnet"), "{text}");
+    event(kube, "n1", "NoPodCIDR");
+    becomes(kube, "n1", "False");
+    let names: Vec<String> = scene::annotations(kube, "n1")
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert!(!names.contains(&"public-ipv6".to_owned()), "{names:?}");
+    // A peer of which one family is broken is a peer in the other.
+    let mut peer = scene::Peer::new(
+        "p1",
+        "172.30.101.0/24",
+        "192.168.78.101",
+        "4e:00:00:00:00:01",
+    );
+    peer.cidrs.push("fd00:30:0:65::/64");
+    peer.annotations.push(("public-ipv6", "nowhere".into()));
+    peer.create(kube);
+    shows(one, &["route 172.30.101.0/24", "flannel.1"]);
+
+    let both =
+        json!({"podCIDR": "172.30.9.0/24", "podCIDRs": ["172.30.9.0/24", "fd00:30:0:9::/64"]});
+    remake(kube, one, &both);
+    assert!(!one.flanneld().wait_ended(SOON).unwrap().success());
+    assert!(
+        one.subnet_env().is_ok(),
+        "the IPv4 subnet is still this node's"
+    );
+    let env = one.flanneld().start_ready(SOON).unwrap();
+    assert!(env.cidr(model::Family::V6).is_some());
+    says(
+        one.flanneld(),
+        &[
+            "Node p1 is used in one family only",
+            "public-ipv6",
+            "nowhere",
+        ],
+    );
+    shows(one, &["route 172.30.101.0/24", "flannel.1"]);
+    asked(kube);
+}
+
+/// The Node comes back with another podCIDR, or none, while flanneld is away: the files of the former
+/// subnet are withdrawn. A restart alone, and an API server that does not answer, keep them.
+#[test]
+fn files_of_a_subnet_that_the_node_no_longer_has_are_withdrawn() {
+    let Some(lab) = scene::lab("recreated Node", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let (one, conf) = (lab.node(1), "/run/net.d/10-flannel.conflist");
+    kube.wait_pod_cidrs("n1", SOON).unwrap();
+    one.write("/run/cni-conf.json", r#"{"name":"cbr0","plugins":[]}"#)
+        .unwrap();
+    one.flanneld().set_args([
+        "--cni-conf-source=/run/cni-conf.json",
+        "--cni-conf-file=/run/net.d/10-flannel.conflist",
+    ]);
+    one.flanneld().start_ready(SOON).unwrap();
     one.flanneld().stop().unwrap();
+    let stand = || (one.subnet_env().is_ok(), one.read(conf).is_ok());
+    kube.stop().unwrap();
+    one.flanneld().start().unwrap();
+    says(one.flanneld(), &["waiting:"]);
+    assert_eq!(stand(), (true, true), "nothing is known of the subnet");
+    one.flanneld().stop().unwrap();
+    kube.start().unwrap();
+
+    // Without a subnet. The controller manager would assign one.
+    remake(
+        kube,
+        one,
+        &json!({"podCIDR": "10.9.1.0/24", "podCIDRs": ["10.9.1.0/24"]}),
+    );
+    one.flanneld().start().unwrap();
+    says(one.flanneld(), &["-subnet-file", "withdrawn", "10.9.1.0"]);
+    assert_eq!(stand(), (false, false));
+    remake(
+        kube,
+        one,
+        &json!({"podCIDR": "172.30.9.0/24", "podCIDRs": ["172.30.9.0/24"]}),
+    );
+    one.flanneld().wait_ready(SOON).unwrap();
+    assert_eq!(stand(), (true, true));
+    // Under a running daemon: withdrawn before it ends.
+    remake(
+        kube,
+        one,
+        &json!({"podCIDR": "172.30.10.0/24", "podCIDRs": ["172.30.10.0/24"]}),
+    );
+    assert!(!one.flanneld().wait_ended(SOON).unwrap().success());
+    assert_eq!(stand(), (false, false));
+}
+
+/// The network configuration is waited for.
+#[test]
+fn a_configuration_that_is_not_there_yet_is_waited_for() {
+    let Some(lab) = scene::lab("net-conf.json to come", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let (kube, one) = (lab.kube().unwrap(), lab.node(1));
+    let conf = json!({"Network": "172.30.0.0/16", "Backend": {"Type": "vxlan"}});
     one.flanneld()
         .set_args(["--net-config-path=/run/none.json"]);
     one.flanneld().start().unwrap();

@@ -23,7 +23,15 @@ pub(super) fn pool(
     faults: &mut Vec<ConfigError>,
 ) -> Option<Pool> {
     let keys = keys(family);
-    let network = note(faults, network(family, keys, members))?;
+    let network = note(
+        faults,
+        network(
+            family,
+            keys,
+            members,
+            family.bits() - LONGEST_SPARE - FOUR_SUBNETS,
+        ),
+    )?;
     let subnet_len = note(faults, subnet_len(family, keys, members, &network))?;
     let (first, last) = ends(&network);
     let second = number(subnet(family, first, subnet_len).broadcast()).saturating_add(1);
@@ -52,8 +60,35 @@ pub(super) fn pool(
     })
 }
 
-fn network(family: Family, keys: &Keys, members: &Members) -> Result<IpNet, ConfigError> {
-    let longest = family.bits() - LONGEST_SPARE - FOUR_SUBNETS;
+/// The network under the keys of `family` as a pool whose subnets are assigned by somebody else:
+/// only the network itself is read.
+pub(super) fn whole(
+    family: Family,
+    members: &Members,
+    faults: &mut Vec<ConfigError>,
+) -> Option<Pool> {
+    let network = note(
+        faults,
+        network(family, keys(family), members, family.bits()),
+    )?;
+    let usual = match family {
+        Family::V4 => 24,
+        Family::V6 => 64,
+    };
+    Some(Pool {
+        network,
+        subnet_len: network.prefix_len().max(usual),
+        min: network.network(),
+        max: network.broadcast(),
+    })
+}
+
+fn network(
+    family: Family,
+    keys: &Keys,
+    members: &Members,
+    longest: u8,
+) -> Result<IpNet, ConfigError> {
     let (example, how) = match family {
         Family::V4 => ("10.244.0.0/16", "an IPv4 network"),
         Family::V6 => ("fd00:10:244::/48", "an IPv6 network"),

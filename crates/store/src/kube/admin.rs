@@ -50,11 +50,11 @@ impl Administer for KubeStore {
                     Encoding::Json => Node::from_json(bytes, &self.prefix),
                 };
                 let node = node.map_err(malformed)?;
-                let subnets = node.subnets(&model::Family::ALL).unwrap_or_default();
+                let subnets = node.subnets(&model::Family::ALL, |_, _| {});
                 if let Some(key) = model::SubnetKey::new(subnets) {
                     leases.push(ListedLease {
                         key,
-                        attrs: peer::attrs(&node.annotations, &model::Family::ALL),
+                        attrs: peer::attrs(&node.annotations, &model::Family::ALL, |_, _| {}),
                         // A Node keeps its podCIDR for as long as it is there.
                         reserved: true,
                     });

@@ -8,7 +8,7 @@ use model::{Family, SubnetKey};
 use tracing::{debug, warn};
 
 use super::node::Node;
-use super::peer;
+use super::peer::{self, Published};
 use crate::complaints::Complaints;
 use crate::feed::Feed;
 
@@ -106,7 +106,7 @@ impl Census {
             false => Ok(None),
         };
         let claim = match &lease {
-            Ok(Some(lease)) => Some((lease.key, lease.seniority)),
+            Ok(Some(published)) => Some((published.lease.key, published.lease.seniority)),
             _ => None,
         };
         let known = Known {
@@ -122,14 +122,20 @@ impl Census {
             self.release(key, &name);
         }
         match lease {
-            Ok(Some(lease)) => match self.place(&name, lease.key, lease.seniority) {
-                Ok(()) => {
-                    self.complaints.settled(&*name);
-                    self.feed.lease(lease.key, Some(lease));
-                    None
+            Ok(Some(Published { lease, faults })) => {
+                match self.place(&name, lease.key, lease.seniority) {
+                    Ok(()) => {
+                        self.feed.lease(lease.key, Some(lease));
+                        if faults.is_empty() {
+                            self.complaints.settled(&*name);
+                            return None;
+                        }
+                        let faults = format!("in one family only: {}", faults.join("; "));
+                        self.complain(&name, faults)
+                    }
+                    Err(problem) => self.complain(&name, problem),
                 }
-                Err(problem) => self.complain(&name, problem),
-            },
+            }
             Ok(None) => {
                 self.complaints.settled(&*name);
                 debug!("Node {name} is no peer: flannel does not run there (yet)");
@@ -192,7 +198,11 @@ impl Census {
         if !self.complaints.is_new(name, &problem) {
             return None;
         }
-        warn!("Node {name} is not used: {problem}");
+        if problem.starts_with("in one family only") {
+            warn!("Node {name} is used {problem}");
+        } else {
+            warn!("Node {name} is not used: {problem}");
+        }
         Some(problem)
     }
 }

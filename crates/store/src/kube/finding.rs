@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::{Dual, Family, NetConfig, SubnetKey};
+use model::{Dual, Family, SubnetKey};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -18,7 +18,7 @@ use super::{KubeStore, LARGEST, wire};
 use crate::Store;
 use crate::backoff::Backoff;
 use crate::complaints::Waiting;
-use crate::patience::Patience;
+use crate::patience::{Assigned, Patience};
 
 /// A watch of our Node alone is over after a minute; one that is not is dead.
 const UNCHANGED: Duration = Duration::from_secs(75);
@@ -90,7 +90,10 @@ impl KubeStore {
                 }
                 Err(failure) => {
                     let text = match &failure {
-                        Failure::NotFound(_) => format!("there is no Node {name}"),
+                        Failure::NotFound(_) => {
+                            self.waits.assign(Assigned::Nothing);
+                            format!("there is no Node {name}")
+                        }
                         failure => format!("Node {name}: {failure}"),
                     };
                     patience.wait(&text, failure.is_away()).await;
@@ -127,8 +130,9 @@ impl KubeStore {
         }
     }
 
-    /// Our subnets, once our Node has them and they lie in the network.
-    pub(super) async fn subnets(&mut self, config: &NetConfig) -> SubnetKey {
+    /// Our subnets, once our Node has one that lies in the network. In dual-stack one family is
+    /// enough; what is missing of the other one is reported.
+    pub(super) async fn subnets(&mut self) -> SubnetKey {
         let name = self.name().await;
         let (mut waiting, mut said) = (Waiting::default(), false);
         let mut backoff = Backoff::default();
@@ -138,27 +142,41 @@ impl KubeStore {
                 Some(own) => own,
                 None => self.ask_node().await,
             };
-            let trouble = match fitting(&own, config, &self.families) {
-                Ok(key) => {
-                    self.waits.set(None);
-                    if said {
-                        info!("Node {name} has podCIDR {key} now");
-                    }
-                    self.node = Some(own);
-                    return key;
-                }
-                Err((reason, problem)) => Trouble {
+            let Served { key, faults } = served(&own, &self.networks);
+            self.waits.assign(Assigned::of(&own.subnets, key));
+            let faults: Vec<Trouble> = faults
+                .into_iter()
+                .map(|(reason, problem)| Trouble {
                     reason,
                     message: format!("Node {name}: {problem}"),
                     node: None,
-                },
-            };
-            self.waits.set(Some(trouble.message.clone()));
-            if waiting.is_due(&trouble.message) {
-                warn!("waiting: {}", trouble.message);
+                })
+                .collect();
+            let texts: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+            let text = texts.join("; ");
+            if let Some(key) = key {
+                self.waits.set(None);
+                if said {
+                    info!("Node {name} has podCIDR {key} now");
+                }
+                if !faults.is_empty() && self.degraded.is_due(&text) {
+                    warn!("serving {key} alone: {text}");
+                }
+                self.waits.set_degraded((!text.is_empty()).then_some(text));
+                for fault in faults {
+                    self.report(fault).await;
+                }
+                self.node = Some(own);
+                return key;
+            }
+            self.waits.set(Some(text.clone()));
+            if waiting.is_due(&text) {
+                warn!("waiting: {text}");
                 said = true;
             }
-            self.report(trouble).await;
+            for fault in faults {
+                self.report(fault).await;
+            }
             match self.node_changes(&name, &own).await {
                 Ok(Some(fresh)) => node = Some(fresh),
                 Ok(None) | Err(_) => backoff.wait().await,
@@ -167,55 +185,60 @@ impl KubeStore {
     }
 }
 
-/// Our subnets, if they are all there and in the network; else an event's reason, and what is wrong.
-fn fitting(
-    own: &Own,
-    config: &NetConfig,
-    families: &[Family],
-) -> Result<SubnetKey, (&'static str, String)> {
-    let subnets = own.subnets.as_ref().map_err(|text| {
-        (
+/// What can be served of our Node's subnets.
+#[derive(Debug, PartialEq)]
+pub(super) struct Served {
+    /// The subnets that are there and in the network.
+    pub key: Option<SubnetKey>,
+    /// What is wrong with the other families: an event's reason, and the text.
+    pub faults: Vec<(&'static str, String)>,
+}
+
+/// The subnets of our Node that lie in their `networks`, and what is wrong with the others.
+pub(super) fn served(own: &Own, networks: &Dual<IpNet>) -> Served {
+    let mut faults = Vec::new();
+    let subnets = Dual::from_fn(|family| {
+        let network = networks.get(family)?;
+        match subnet_in(own, family, network) {
+            Ok(net) => Some(net),
+            Err(fault) => {
+                faults.push(fault);
+                None
+            }
+        }
+    });
+    Served {
+        key: SubnetKey::new(subnets),
+        faults,
+    }
+}
+
+fn subnet_in(own: &Own, family: Family, network: &IpNet) -> Result<IpNet, (&'static str, String)> {
+    if let Some(text) = own.bad_subnets.get(family) {
+        return Err((
             "InvalidPodCIDR",
-            format!("spec.podCIDRs holds {text:?}, which is no subnet"),
-        )
-    })?;
-    let key = whole_key(subnets, families).map_err(|family| {
-        (
+            format!("spec.podCIDRs holds {text:?}, which is not a subnet"),
+        ));
+    }
+    let Some(net) = own.subnets.get(family) else {
+        return Err((
             "NoPodCIDR",
             format!(
                 "no {family} subnet in spec.podCIDRs yet: the controller manager assigns it, with --allocate-node-cidrs and --cluster-cidr"
             ),
-        )
-    })?;
-    for (family, net) in subnets.iter() {
-        if let Some(pool) = config
-            .pools
-            .get(family)
-            .filter(|pool| !pool.network.contains(net))
-        {
-            let named = match family {
-                Family::V4 => "Network",
-                Family::V6 => "IPv6Network",
-            };
-            return Err((
-                "PodCIDROutsideNetwork",
-                format!(
-                    "spec.podCIDRs has {net}, which is outside {named} {} of the network configuration: make the controller manager's --cluster-cidr and {named} agree",
-                    pool.network
-                ),
-            ));
-        }
+        ));
+    };
+    if network.contains(net) {
+        return Ok(*net);
     }
-    Ok(key)
-}
-
-/// The subnets as a key, of all the families that are in use.
-fn whole_key(subnets: &Dual<IpNet>, families: &[Family]) -> Result<SubnetKey, Family> {
-    let missing = families
-        .iter()
-        .find(|family| subnets.get(**family).is_none());
-    match (missing, SubnetKey::new(*subnets)) {
-        (None, Some(key)) => Ok(key),
-        (missing, _) => Err(missing.copied().unwrap_or(Family::V4)),
-    }
+    let named = match family {
+        Family::V4 => "Network",
+        Family::V6 => "IPv6Network",
+    };
+    Err((
+        "PodCIDROutsideNetwork",
+        format!(
+            "spec.podCIDRs has {net}, which is outside {named} {network} of the network configuration: make the controller manager's --cluster-cidr and {named} agree"
+        ),
+    ))
 }

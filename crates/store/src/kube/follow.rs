@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Family, SubnetKey};
+use ipnet::IpNet;
+use model::{Dual, Family, SubnetKey};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout_at};
@@ -14,6 +15,7 @@ use super::annotations::Prefix;
 use super::body::{Body, Encoding};
 use super::census::Census;
 use super::events::Trouble;
+use super::finding::{Served, served};
 use super::frames::{Event, Frames};
 use super::http::{Ask, Client, Failure};
 use super::keeper::{Seen, until};
@@ -25,6 +27,7 @@ use crate::Timing;
 use crate::backoff::Backoff;
 use crate::complaints::Waiting;
 use crate::feed::Feed;
+use crate::patience::{Assigned, Waits};
 use crate::presence::Presence;
 
 const NODES: &str = "/api/v1/nodes";
@@ -55,6 +58,10 @@ pub(super) struct Follower {
     pub name: Arc<str>,
     pub prefix: Prefix,
     pub families: Vec<Family>,
+    /// The configured networks of these families.
+    pub networks: Dual<IpNet>,
+    /// Where the subnets that our Node has are made known.
+    pub waits: Waits,
     /// Our lease.
     pub own: SubnetKey,
     /// The version of our Node when we took it: an API server that lags behind may show older ones.
@@ -241,17 +248,24 @@ impl Follower {
         if own.version < self.since {
             return;
         }
-        let ours = self.own.nets();
-        let other = own.subnets.as_ref().ok().and_then(|subnets| {
-            let mut all = subnets.iter();
-            all.find(|(family, net)| ours.get(*family).is_some_and(|ours| ours != *net))
-                .map(|(_, net)| *net)
-        });
-        if let Some(other) = other {
-            let why = format!(
-                "Node {} has podCIDR {other} now, not {}",
-                self.name, self.own
-            );
+        let Served { key, faults } = served(&own, &self.networks);
+        // A Node that was just created has no subnet yet: until it has, nothing is decided.
+        let gone = key.is_none() && !own.subnets.is_empty();
+        if key.is_some_and(|key| key != self.own) || gone {
+            self.waits.assign(Assigned::of(&own.subnets, key));
+            let why = match key {
+                Some(key) => format!("Node {} has podCIDR {key} now, not {}", self.name, self.own),
+                None => format!(
+                    "Node {} no longer has podCIDR {}: {}",
+                    self.name,
+                    self.own,
+                    faults
+                        .into_iter()
+                        .map(|(_, text)| text)
+                        .collect::<Vec<_>>()
+                        .join("; ")
+                ),
+            };
             self.feed.revoke(why);
         }
         self.seen.send_replace(Seen::There(Box::new(own)));

@@ -37,6 +37,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use model::{Dual, Family, Lease, LeaseAttrs, NetConfig, SubnetKey};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
@@ -82,6 +83,12 @@ pub struct KubeStore {
     name: Option<Arc<str>>,
     /// What the configuration enables.
     families: Vec<Family>,
+    /// The configured networks of these families.
+    networks: Dual<IpNet>,
+    /// What was said of a family that cannot be served.
+    degraded: Waiting,
+    /// Keys of the configuration that were said to have no effect.
+    without_effect: Vec<&'static str>,
     /// Our Node as last asked for.
     node: Option<Own>,
     written: Option<Written>,
@@ -131,12 +138,28 @@ impl KubeStore {
             wish: watch::Sender::new(Wish::default()),
             name: None,
             families: Family::ALL.into(),
+            networks: Dual::default(),
+            degraded: Waiting::default(),
+            without_effect: Vec::new(),
             node: None,
             written: None,
             lease: None,
             events: None,
             tasks: None,
         })
+    }
+
+    /// Warns of keys that have no effect, once for as long as they are the same.
+    fn say_without_effect(&mut self, keys: Vec<&'static str>) {
+        if !keys.is_empty() && keys != self.without_effect {
+            warn!(
+                "-net-config-path {}: {} has no effect with -kube-subnet-mgr: the controller manager assigns the \
+                 subnets, and its --node-cidr-mask-size decides how long they are",
+                self.settings.net_config.display(),
+                keys.join(", ")
+            );
+        }
+        self.without_effect = keys;
     }
 
     fn start_tasks(&mut self) -> Option<Tasks> {
@@ -168,6 +191,8 @@ impl KubeStore {
             name,
             prefix: self.prefix.clone(),
             families: self.families.clone(),
+            networks: self.networks,
+            waits: self.waits.clone(),
             own,
             since,
             census: Census::new(self.feed.clone(), self.families.clone(), Some(own)),
@@ -202,8 +227,14 @@ impl Store for KubeStore {
                 }
                 _ => error.to_string(),
             });
-            match read.and_then(|json| NetConfig::from_json(&json).map_err(|e| e.to_string())) {
-                Ok(config) => break config,
+            let read = read.and_then(|json| {
+                NetConfig::with_assigned_subnets(&json).map_err(|e| e.to_string())
+            });
+            match read {
+                Ok((config, without_effect)) => {
+                    self.say_without_effect(without_effect);
+                    break config;
+                }
                 Err(problem) => {
                     let text = format!("-net-config-path {}: {problem}", path.display());
                     patience.wait(&text, false).await;
@@ -212,6 +243,7 @@ impl Store for KubeStore {
         };
         patience.over();
         self.families = config.families().collect();
+        self.networks = config.pools.map(|_, pool| pool.network);
         config
     }
 
@@ -227,8 +259,8 @@ impl Store for KubeStore {
             Some(own) => own,
             None => self.ask_node().await,
         };
-        let key = own.subnets.as_ref().ok().and_then(|s| SubnetKey::new(*s));
-        let attrs = peer::attrs(&own.annotations, &self.families).ok();
+        let key = SubnetKey::new(own.subnets);
+        let attrs = peer::attrs(&own.annotations, &self.families, |_, _| {}).ok();
         let seniority = own.created;
         let managed = peer::is_managed(&own.annotations);
         self.node = Some(own);
@@ -240,31 +272,33 @@ impl Store for KubeStore {
         })
     }
 
-    async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
+    async fn acquire(&mut self, _: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
         let name = self.name().await;
-        let wish = Wish {
-            attrs: Some(claim.attrs.clone()),
-            network: None,
-        };
         let mut patience = Patience::telling(&self.waits);
-        let (key, own) = loop {
-            let key = self.subnets(config).await;
+        let (key, own, wish, attrs) = loop {
+            let key = self.subnets().await;
+            // A family without a subnet is not offered to the other nodes.
+            let attrs = claim.attrs.of_families_in(&key);
+            let wish = Wish {
+                attrs: Some(attrs.clone()),
+                network: None,
+            };
             let Some(mut own) = self.node.take() else {
                 continue;
             };
             let patch = own::difference(&own, &wish, &self.families, &self.prefix, true);
             let Some(patch) = patch else {
-                break (key, own);
+                break (key, own, wish, attrs);
             };
             match own::patch(&self.client, &name, &patch).await {
                 Ok(version) => {
-                    own.wrote(version, &claim.attrs, &self.families);
+                    own.wrote(version, &attrs, &self.families);
                     self.written = Some(Written {
                         uid: own.uid.clone(),
                         version: own.version,
                         wish: wish.clone(),
                     });
-                    break (key, own);
+                    break (key, own, wish, attrs);
                 }
                 Err(failure) => {
                     let text = format!("cannot publish on Node {name}: {failure}");
@@ -275,7 +309,7 @@ impl Store for KubeStore {
         patience.over();
         let lease = Lease {
             key,
-            attrs: claim.attrs.clone(),
+            attrs,
             seniority: own.created,
         };
         self.wish.send_replace(wish);

@@ -163,23 +163,37 @@ impl<'a> Node<'a> {
     }
 
     /// The Node's subnets, in the `families` that are in use; the first of each family counts.
-    ///
-    /// # Errors
-    /// The text that is no subnet.
-    pub(super) fn subnets(&self, families: &[Family]) -> Result<Dual<IpNet>, String> {
-        let all = match self.pod_cidrs.is_empty() {
-            true => std::slice::from_ref(&self.pod_cidr),
-            false => &self.pod_cidrs,
+    /// Text that is no subnet is passed to `bad` with the family that it looks like; it costs that
+    /// family alone.
+    pub(super) fn subnets(
+        &self,
+        families: &[Family],
+        mut bad: impl FnMut(Family, &str),
+    ) -> Dual<IpNet> {
+        let all = if self.pod_cidrs.is_empty() {
+            std::slice::from_ref(&self.pod_cidr)
+        } else {
+            &self.pod_cidrs
         };
-        let mut subnets = Dual::default();
+        let (mut subnets, mut seen) = (Dual::default(), Dual::default());
         for text in all.iter().filter(|text| !text.is_empty()) {
-            let net: IpNet = text.parse().map_err(|_| text.to_string())?;
-            let family = Family::of_net(&net);
-            if families.contains(&family) && subnets.get(family).is_none() {
-                subnets.set(family, Some(net.trunc()));
+            let net: Option<IpNet> = text.parse().ok();
+            let looks_like = if text.contains(':') {
+                Family::V6
+            } else {
+                Family::V4
+            };
+            let family = net.as_ref().map_or(looks_like, Family::of_net);
+            if !families.contains(&family) || seen.get(family).is_some() {
+                continue;
+            }
+            seen.set(family, Some(()));
+            match net {
+                Some(net) => subnets.set(family, Some(net.trunc())),
+                None => bad(family, text),
             }
         }
-        Ok(subnets)
+        subnets
     }
 }
 

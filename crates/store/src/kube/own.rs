@@ -32,20 +32,27 @@ pub(super) struct Own {
     pub resource_version: String,
     pub created: u64,
     pub annotations: Annotations<String>,
-    /// Its subnets in the families that are in use, or the text that is none.
-    pub subnets: Result<Dual<IpNet>, String>,
+    /// Its subnets in the families that are in use.
+    pub subnets: Dual<IpNet>,
+    /// Text in place of a subnet that is none.
+    pub bad_subnets: Dual<String>,
     pub condition: Option<Condition>,
 }
 
 impl Own {
     pub(super) fn of(node: &Node<'_>, families: &[Family]) -> Own {
+        let mut bad_subnets = Dual::default();
+        let subnets = node.subnets(families, |family, text| {
+            bad_subnets.set(family, Some(text.to_owned()));
+        });
         Own {
             uid: node.uid.to_string(),
             version: node.resource_version.parse().unwrap_or(0),
             resource_version: node.resource_version.to_string(),
             created: node.created,
             annotations: node.annotations.map(|text| text.to_string()),
-            subnets: node.subnets(families),
+            subnets,
+            bad_subnets,
             condition: node.condition(),
         }
     }

@@ -39,52 +39,104 @@ pub(super) fn is_managed<T: AsRef<str>>(annotations: &Annotations<T>) -> bool {
     annotations.get(Key::Managed).map(AsRef::as_ref) == Some("true")
 }
 
-/// The lease that a Node publishes, in the `families` that are in use.
-///
-/// # Errors
-/// What is missing or cannot be read, naming the annotation or field.
-pub(super) fn lease(node: &Node<'_>, families: &[Family]) -> Result<Lease, String> {
-    let subnets = node
-        .subnets(families)
-        .map_err(|text| format!("spec.podCIDRs: {text:?} is no subnet"))?;
-    let key = SubnetKey::new(subnets).ok_or("it has no podCIDR yet")?;
-    Ok(Lease {
-        key,
-        attrs: attrs(&node.annotations, families)?,
-        seniority: node.created,
-    })
+/// What a Node publishes.
+#[derive(Debug)]
+pub(super) struct Published {
+    /// The lease, in the families that can be used.
+    pub lease: Lease,
+    /// What is wrong with the other families.
+    pub faults: Vec<String>,
 }
 
-/// What the annotations say.
+/// The lease that a Node publishes, in the `families` that are in use. A fault in one family costs
+/// that family alone.
+///
+/// # Errors
+/// No family can be used: what is missing or cannot be read, naming the annotation or field.
+pub(super) fn lease(node: &Node<'_>, families: &[Family]) -> Result<Published, String> {
+    let mut faults = Vec::new();
+    let mut subnets = node.subnets(families, |family, text| {
+        faults.push((
+            family,
+            format!("spec.podCIDRs: {text:?} is not an {family} subnet"),
+        ));
+    });
+    let attrs = attrs(&node.annotations, families, |family, fault| {
+        subnets.set(family, None);
+        faults.push((family, fault));
+    });
+    let faults: Vec<String> = faults.into_iter().map(|(_, fault)| fault).collect();
+    let Some(key) = SubnetKey::new(subnets) else {
+        return Err(if faults.is_empty() {
+            "it has no podCIDR yet".into()
+        } else {
+            faults.join("; ")
+        });
+    };
+    let lease = Lease {
+        key,
+        attrs: attrs?,
+        seniority: node.created,
+    };
+    Ok(Published { lease, faults })
+}
+
+/// What the annotations say. A family with an annotation that cannot be read is left out, and the
+/// fault passed to `bad`.
+///
+/// # Errors
+/// No address is left.
 pub(super) fn attrs<T: AsRef<str>>(
     annotations: &Annotations<T>,
     families: &[Family],
+    mut bad: impl FnMut(Family, String),
 ) -> Result<LeaseAttrs, String> {
-    let text = |key| {
-        annotations
-            .get(key)
-            .map(AsRef::as_ref)
-            .filter(|text| !text.is_empty())
-    };
+    let kind = annotations.get(Key::BackendType).map(AsRef::as_ref);
     let mut attrs = LeaseAttrs {
-        backend_type: text(Key::BackendType).map(BackendType::parse),
+        backend_type: kind.filter(|text| !text.is_empty()).map(BackendType::parse),
         ..LeaseAttrs::default()
     };
+    let (mut checked, mut first_fault) = (Dual::default(), None);
     for family in families.iter().copied() {
-        let keys = keys(family);
-        if let Some(ip) = address(annotations, keys.public_ip, family)? {
-            attrs.public_ip.set(family, Some(ip));
-        }
-        if let Some(json) = text(keys.data).filter(|json| *json != "null") {
-            let data: Box<RawValue> = serde_json::from_str(json)
-                .map_err(|error| format!("annotation {}: {error}", keys.data.name()))?;
-            attrs.data.set(family, Some(data));
+        match family_attrs(annotations, family) {
+            Ok((ip, data)) => {
+                checked.set(family, ip);
+                attrs.data.set(family, data);
+            }
+            Err(fault) => {
+                first_fault.get_or_insert_with(|| fault.clone());
+                bad(family, fault);
+            }
         }
     }
+    attrs.public_ip = checked;
     attrs.checked().map_err(|error| match error {
-        model::BadAttrs::NoAddress => "its annotations hold no public address".into(),
+        model::BadAttrs::NoAddress => {
+            first_fault.unwrap_or_else(|| "its annotations hold no public address".into())
+        }
         error => format!("annotation public-ip: {error}"),
     })
+}
+
+/// Address and data of one family.
+fn family_attrs<T: AsRef<str>>(
+    annotations: &Annotations<T>,
+    family: Family,
+) -> Result<(Option<IpAddr>, Option<Box<RawValue>>), String> {
+    let keys = keys(family);
+    let ip = address(annotations, keys.public_ip, family)?;
+    let alone = LeaseAttrs {
+        public_ip: Dual::from_fn(|of| ip.filter(|_| of == family)),
+        ..LeaseAttrs::default()
+    };
+    if let Err(error @ model::BadAttrs::ImpossibleAddress(_)) = alone.checked() {
+        return Err(format!("annotation {}: {error}", keys.public_ip.name()));
+    }
+    let text = annotations.get(keys.data).map(AsRef::as_ref);
+    let data = text.filter(|json| !json.is_empty() && *json != "null");
+    let data = data.map(serde_json::from_str).transpose();
+    let data = data.map_err(|error| format!("annotation {}: {error}", keys.data.name()))?;
+    Ok((ip, data))
 }
 
 /// The address of `family` in an annotation. Upstream writes an IPv4 address that there is not as
