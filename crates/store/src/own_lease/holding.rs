@@ -237,7 +237,7 @@ impl<M: Clone + PartialEq> Holding<M> {
             match entry.signature.filter(|_| policy.contended) {
                 Some(Signature::Claimant(_)) => {
                     self.conflict.asked(now);
-                    actions.push(Action::Say(Notice::Asked(self.key)));
+                    actions.push(Action::Say(Notice::Asked(self.key, self.desired.public_ip)));
                 }
                 Some(Signature::Holder(_)) => self.conflict.asked(now),
                 // Somebody made it a reservation, or gave it back its end: that is for them to say.
@@ -246,7 +246,10 @@ impl<M: Clone + PartialEq> Holding<M> {
                 None if same => self.conflict.asked(now),
                 None => {
                     self.conflict.overwritten(now);
-                    actions.push(Action::Say(Notice::Overwritten(self.key)));
+                    actions.push(Action::Say(Notice::Overwritten(
+                        self.key,
+                        self.desired.public_ip,
+                    )));
                 }
             }
         }

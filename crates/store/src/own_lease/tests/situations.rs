@@ -95,7 +95,7 @@ fn a_lost_answer_to_a_new_address_is_no_foreign_write() {
             !nodes[0]
                 .said
                 .iter()
-                .any(|n| matches!(n, Notice::Overwritten(_)))
+                .any(|n| matches!(n, Notice::Overwritten(..)))
         );
     }
 }
