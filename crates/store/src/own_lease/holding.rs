@@ -87,7 +87,12 @@ impl<M: Clone + PartialEq> Holding<M> {
         let differs = entry.attrs.as_ref() != Some(&self.desired) || entry.life == Life::Foreign;
         let write_at = match self.conflict.due() {
             Some(at) => Some(at),
-            None => differs.then_some(now),
+            None if differs => Some(now),
+            // Nobody has asked for a while: the value is to be as other programs write it.
+            None => entry
+                .signature
+                .filter(|_| policy.contended)
+                .map(|_| self.conflict.tidy(now)),
         };
         let renew_at = match entry.life {
             Life::Until { renew, .. } => Some(renew),
