@@ -168,6 +168,11 @@ pub const FLAGS: &[Flag] = &[
         "masquerade traffic that leaves the network",
     ),
     boolean(
+        "ip-masq-ipv6",
+        "",
+        "masquerade IPv6 traffic that leaves the network (default: as -ip-masq)",
+    ),
+    boolean(
         "ip-masq-fully-random-disable",
         "false",
         "masquerade without --random-fully",

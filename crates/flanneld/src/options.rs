@@ -155,9 +155,14 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
         "seconds, at least 1",
         1..=u64::from(u32::MAX),
     )?;
+    let masquerade = boolean(given, "ip-masq")?;
     Ok(TrafficOptions {
         rules: RuleFlags {
-            masquerade: boolean(given, "ip-masq")?,
+            masquerade,
+            masquerade_ipv6: match given.value("ip-masq-ipv6") {
+                "" => masquerade,
+                _ => boolean(given, "ip-masq-ipv6")?,
+            },
             fully_random: !boolean(given, "ip-masq-fully-random-disable")?,
             forward: boolean(given, "iptables-forward-rules")?,
         },
@@ -308,6 +313,28 @@ mod tests {
         let t = o.traffic;
         assert!(!t.rules.masquerade && t.rules.fully_random && t.rules.forward && !t.blackhole);
         assert_eq!(t.resync, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn masquerading_of_ipv6_follows_ip_masq_unless_it_is_set() {
+        for (args, v4, v6) in [
+            (&[][..], false, false),
+            (&["-ip-masq"], true, true),
+            (&["-ip-masq", "-ip-masq-ipv6=false"], true, false),
+            (&["-ip-masq-ipv6"], false, true),
+        ] {
+            let rules = options(args).unwrap().traffic.rules;
+            assert_eq!(
+                (rules.masquerade, rules.masquerade_ipv6),
+                (v4, v6),
+                "{args:?}"
+            );
+        }
+        assert!(options(&["-ip-masq-ipv6=maybe"]).is_err());
+        let env = |name: &str| (name == "FLANNELD_IP_MASQ_IPV6").then(|| "false".to_owned());
+        let given = crate::flags::parse(["-ip-masq".to_owned()], env).unwrap();
+        let rules = Options::from_flags(&given).unwrap().traffic.rules;
+        assert!(rules.masquerade && !rules.masquerade_ipv6);
     }
 
     #[test]

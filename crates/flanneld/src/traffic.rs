@@ -80,6 +80,7 @@ pub async fn remove(
 ) -> Result<(), RulesError> {
     let none = RuleFlags {
         masquerade: false,
+        masquerade_ipv6: false,
         forward: false,
         ..options.rules
     };
@@ -174,7 +175,7 @@ pub fn start(
 ) -> Traffic {
     let desired = TrafficRules::new(config, own, options.rules).and_formerly(former);
     let (done, first) = oneshot::channel();
-    let needed = options.rules.masquerade;
+    let needed = desired.masquerades();
     let watches_bridge = !desired.is_empty();
     let keeper = RulesKeeper::new(mode(config), desired, options.resync);
     let reporter = Reporter {
@@ -298,6 +299,7 @@ mod tests {
         let mut options = TrafficOptions {
             rules: RuleFlags {
                 masquerade: false,
+                masquerade_ipv6: false,
                 fully_random: true,
                 forward: false,
             },

@@ -27,8 +27,10 @@ pub const KUBE_MARK: u32 = 0x4000;
 /// What the flags ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleFlags {
-    /// `-ip-masq`: the rules of [`Chain::Postrouting`].
+    /// `-ip-masq`: the rules of [`Chain::Postrouting`] for IPv4.
     pub masquerade: bool,
+    /// `-ip-masq-ipv6`: the same for IPv6.
+    pub masquerade_ipv6: bool,
     /// Not `-ip-masq-fully-random-disable`: source ports are picked at random, so that two
     /// connections set up at once are less likely to want the same one.
     pub fully_random: bool,
@@ -162,11 +164,16 @@ impl TrafficRules {
     pub fn of(networks: &Dual<IpNet>, own: &Dual<IpNet>, flags: RuleFlags) -> TrafficRules {
         let families = Dual::from_fn(|family| {
             let (c, p) = (*networks.get(family)?, *own.get(family)?);
-            let wanted = flags.masquerade || flags.forward;
+            let translated = match family {
+                Family::V4 => flags.masquerade,
+                Family::V6 => flags.masquerade_ipv6,
+            };
+            let wanted = translated || flags.forward;
             wanted.then(|| FamilyRules {
-                postrouting: match flags.masquerade {
-                    true => masquerade(c, p, flags.fully_random),
-                    false => Vec::new(),
+                postrouting: if translated {
+                    masquerade(c, p, flags.fully_random)
+                } else {
+                    Vec::new()
                 },
                 forward: match flags.forward {
                     true => forward(c),
@@ -277,6 +284,12 @@ impl TrafficRules {
         Chain::ALL
             .into_iter()
             .any(|chain| !self.chain(family, chain).is_empty())
+    }
+
+    /// Whether packets leave with the node's address in any family.
+    pub fn masquerades(&self) -> bool {
+        let any = |family| !self.chain(family, Chain::Postrouting).is_empty();
+        Family::ALL.into_iter().any(any)
     }
 
     /// Whether there is no rule at all.

@@ -63,6 +63,7 @@ fn without_any_rule_wanted_whatever_stands_goes() {
             Kept::new(by, rules(FLAGS)).ensure().await;
             let nothing = rules(RuleFlags {
                 masquerade: false,
+                masquerade_ipv6: false,
                 forward: false,
                 ..FLAGS
             });

@@ -189,6 +189,7 @@ fn other_flags_change_what_stands_and_nothing_else() {
                 },
                 RuleFlags {
                     masquerade: false,
+                    masquerade_ipv6: false,
                     ..FLAGS
                 },
                 FLAGS,

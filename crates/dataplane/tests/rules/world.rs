@@ -1,9 +1,9 @@
 //! A host in a network namespace of its own, and the programs it has.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::future::Future;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -104,6 +104,18 @@ impl Programs {
         self
     }
 
+    /// Puts a shell script in a program's place.
+    pub fn script(&self, name: &str, script: &str) {
+        let path = self.0.join(name);
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
     pub fn dirs(&self) -> Vec<PathBuf> {
         vec![self.0.clone()]
     }
@@ -117,6 +129,7 @@ impl Drop for Programs {
 
 pub const FLAGS: RuleFlags = RuleFlags {
     masquerade: true,
+    masquerade_ipv6: true,
     fully_random: true,
     forward: true,
 };

@@ -15,6 +15,7 @@ fn dual(v4: &str, v6: &str) -> Dual<IpNet> {
 
 const ALL: RuleFlags = RuleFlags {
     masquerade: true,
+    masquerade_ipv6: true,
     fully_random: true,
     forward: true,
 };
@@ -127,10 +128,22 @@ fn flags_and_families_take_rules_away() {
 
     let none = RuleFlags {
         masquerade: false,
+        masquerade_ipv6: false,
         forward: false,
         ..ALL
     };
     assert!(TrafficRules::of(&c, &p, none).is_empty());
+
+    let c = dual("10.1.0.0/16", "fd00::/48");
+    let only_v4 = RuleFlags {
+        masquerade_ipv6: false,
+        ..ALL
+    };
+    let rules = TrafficRules::of(&c, &p, only_v4);
+    assert_eq!(rules.chain(Family::V4, Chain::Postrouting).len(), 6);
+    assert!(rules.chain(Family::V6, Chain::Postrouting).is_empty());
+    assert_eq!(rules.chain(Family::V6, Chain::Forward).len(), 2);
+    assert!(rules.masquerades());
 }
 
 #[test]

@@ -13,6 +13,7 @@ fn desired(fully_random: bool) -> TrafficRules {
         &dual("10.1.5.0/24", "fd00:0:0:5::/64"),
         RuleFlags {
             masquerade: true,
+            masquerade_ipv6: true,
             fully_random,
             forward: true,
         },
