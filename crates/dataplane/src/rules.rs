@@ -10,6 +10,7 @@
 //! | `nfnetlink`, `legacy` | looking at them without starting a program |
 //! | `watch` | being told when somebody else changes them |
 //! | `tools` | running programs |
+//! | `xtables_lock` | the lock for programs that do not take it |
 //! | `removal` | showing what stands, and removing it for good |
 //! | `contention` | how fast to go on when repairs do not last |
 //! | `bridge` | whether bridged packets meet iptables at all |
@@ -27,6 +28,7 @@ mod save;
 mod tools;
 mod variant;
 pub(crate) mod watch;
+mod xtables_lock;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

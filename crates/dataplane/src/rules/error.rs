@@ -47,6 +47,16 @@ pub enum RulesError {
         /// What is wrong with it.
         why: String,
     },
+    /// The lock that all users of legacy iptables share cannot be taken.
+    #[error("take the lock {path} of legacy iptables: {reason}; {remedy}")]
+    Lock {
+        /// The lock's file.
+        path: String,
+        /// Why.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The kernel does not show its rules.
     #[error("look at {what}: {reason}")]
     Kernel {

@@ -5,13 +5,14 @@
 //! written is the least that is needed, in one commit per table: a chain of ours that is listed
 //! again is emptied and refilled within it, so that no packet ever meets half a chain.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use ipnet::IpNet;
 use model::rules::{Chain, Match, Rule, Verdict};
 use model::{Family, TrafficRules};
 
-use super::save::{self, Words};
+use super::save::{self, Always, Words};
 
 /// The table that holds a chain of ours.
 pub fn table(chain: Chain) -> &'static str {
@@ -54,12 +55,17 @@ struct ChainStanding {
     entries: Vec<Entry>,
     /// Somebody's rule leads into our chain, which therefore cannot be deleted.
     used_elsewhere: bool,
+    /// The position in the shared chain, counted from 1, of the first rule that refuses every packet:
+    /// a jump after it is never reached.
+    refusal: Option<usize>,
 }
 
 /// A rule of ours in a shared chain.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
     spelled: String,
+    /// Its position in the shared chain, counted from 1.
+    position: usize,
     /// It leads every packet into our chain; others are what older versions wrote.
     jump: bool,
 }
@@ -97,6 +103,8 @@ impl Standing {
 /// Reads what `iptables-save` or `ip6tables-save` printed.
 pub fn read(saved: &str) -> Standing {
     let mut standing = Standing::default();
+    let mut filter: BTreeMap<&str, Vec<Words>> = BTreeMap::new();
+    let mut positions = [0; Chain::ALL.len()];
     save::each(saved, |table_name, line| {
         let Some(chain) = Chain::ALL.into_iter().find(|c| table(*c) == table_name) else {
             return;
@@ -109,6 +117,8 @@ pub fn read(saved: &str) -> Standing {
             }
             save::Line::Rule { in_chain, spelled } => {
                 let words = Words::of(spelled);
+                let position = &mut positions[chain as usize];
+                *position += usize::from(in_chain == shared(chain));
                 let leads = words.target() == Some(own(chain));
                 // A jump under a condition, without our comment, is an administrator's.
                 let ours =
@@ -116,14 +126,81 @@ pub fn read(saved: &str) -> Standing {
                 match ours && in_chain == shared(chain) {
                     true => here.entries.push(Entry {
                         spelled: spelled.to_owned(),
+                        position: *position,
                         jump: leads && words.is_bare_jump(),
                     }),
                     false => here.used_elsewhere |= leads,
                 }
+                if chain == Chain::Forward {
+                    filter.entry(in_chain).or_default().push(words);
+                }
             }
         }
     });
+    standing.forward.refusal = refusal(&filter);
     standing
+}
+
+/// Chains of the administrator's that docker asks to be first; what they refuse is refused on purpose.
+const LEFT_FIRST: [&str; 1] = ["DOCKER-USER"];
+
+/// The position of the first rule of `FORWARD` that refuses every packet, itself or through the chain
+/// that it leads to.
+fn refusal(filter: &BTreeMap<&str, Vec<Words>>) -> Option<usize> {
+    let rules = filter.get(shared(Chain::Forward))?;
+    let refuses = |rule: &Words| match rule.always() {
+        Some(Always::Refuses) => true,
+        Some(Always::Enters(chain)) => {
+            !LEFT_FIRST.contains(&chain) && refuses_all(filter, chain, &mut BTreeSet::new())
+        }
+        None => false,
+    };
+    rules.iter().position(refuses).map(|at| at + 1)
+}
+
+/// Whether no packet gets through a chain: a rule without conditions refuses what comes to it, and
+/// no rule before it can let a packet go on.
+fn refuses_all<'a>(
+    filter: &'a BTreeMap<&str, Vec<Words>>,
+    chain: &'a str,
+    visited: &mut BTreeSet<&'a str>,
+) -> bool {
+    let Some(rules) = filter.get(chain).filter(|_| visited.insert(chain)) else {
+        return false;
+    };
+    for rule in rules {
+        match (rule.always(), rule.target()) {
+            (Some(Always::Refuses), _) => return true,
+            (Some(Always::Enters(next)), _) if refuses_all(filter, next, visited) => return true,
+            // These end no packet's way, or end it by refusing it.
+            (_, None | Some("LOG" | "NFLOG" | "MARK" | "CONNMARK" | "DROP" | "REJECT")) => {}
+            // An empty chain, or one that only logs, would not either; but that is not looked into.
+            _ => return false,
+        }
+    }
+    false
+}
+
+impl ChainStanding {
+    /// The index of the jump that may stay as it is.
+    fn kept_entry(&self) -> Option<usize> {
+        let keep = self.entries.iter().position(|e| e.jump)?;
+        let Some(refusal) = self.refusal else {
+            return Some(keep);
+        };
+        let kept = &self.entries[keep];
+        // Deleting a later one that is spelled alike would delete this one in its place.
+        let alike = |e: &&Entry| e.spelled == kept.spelled;
+        let once = self.entries.iter().filter(alike).count() == 1;
+        (kept.position < refusal && once).then_some(keep)
+    }
+
+    /// Where a new jump goes after all old entries were deleted; `None` is the end.
+    fn place_for_entry(&self) -> Option<usize> {
+        let refusal = self.refusal?;
+        let before = |e: &&Entry| e.position < refusal;
+        Some(refusal - self.entries.iter().filter(before).count())
+    }
 }
 
 /// What `iptables-restore --noflush` must be given so that `standing` becomes `desired`; `None`
@@ -152,7 +229,7 @@ fn changes(chain: Chain, desired: &[Rule], standing: &ChainStanding) -> String {
             .iter()
             .map(Option::as_ref)
             .eq(desired.iter().map(Some));
-    let keep = standing.entries.iter().position(|e| e.jump && wanted);
+    let keep = standing.kept_entry().filter(|_| wanted);
 
     let mut text = String::new();
     let emptied = standing.used_elsewhere && standing.rules.is_empty();
@@ -161,17 +238,18 @@ fn changes(chain: Chain, desired: &[Rule], standing: &ChainStanding) -> String {
         let _ = writeln!(text, ":{own} - [0:0]");
     }
     for (at, entry) in standing.entries.iter().enumerate() {
-        // Of several that are spelled alike, deleting takes the first; one stays either way.
+        // Of several that are spelled alike, deleting takes the first; `kept_entry` minds that.
         if Some(at) != keep {
             let _ = writeln!(text, "-D {shared} {}", entry.spelled);
         }
     }
     if wanted && keep.is_none() {
         let comment = chain.comment();
-        let _ = writeln!(
-            text,
-            "-A {shared} -m comment --comment \"{comment}\" -j {own}"
-        );
+        let at = match standing.place_for_entry() {
+            Some(position) => format!("-I {shared} {position}"),
+            None => format!("-A {shared}"),
+        };
+        let _ = writeln!(text, "{at} -m comment --comment \"{comment}\" -j {own}");
     }
     if !right {
         desired.iter().for_each(|rule| {

@@ -37,6 +37,11 @@ pub const RULE_CHAIN: u16 = 2;
 /// The chain's name in a message about a chain.
 pub const CHAIN_NAME: u16 = 3;
 const RULE_HANDLE: u16 = 3;
+const RULE_EXPRESSIONS: u16 = 4;
+/// Of an expression: its name, its data; of the data of a `match`: its name.
+const EXPRESSION_NAME: u16 = 1;
+const EXPRESSION_DATA: u16 = 2;
+const MATCH_NAME: u16 = 1;
 const GENERATION: u16 = 1;
 /// The program that made a generation, in big-endian.
 pub const GEN_PID: u16 = 2;
@@ -228,6 +233,23 @@ impl NfTables {
 pub fn mentions(message: &Message, needle: &str) -> bool {
     let mut windows = message.body.windows(needle.len().max(1));
     needle.is_empty() || windows.any(|w| w == needle.as_bytes())
+}
+
+/// Whether a rule concerns every packet: it counts, comments and ends or jumps, and looks at nothing.
+pub fn is_unconditional(message: &Message) -> bool {
+    let expressions = attr(message, RULE_EXPRESSIONS).unwrap_or_default();
+    Attrs(expressions).all(|(_, expression)| {
+        let part = |kind| Attrs(expression).find(|(k, _)| *k == kind).map(|(_, v)| v);
+        match part(EXPRESSION_NAME).and_then(text) {
+            Some("counter" | "immediate" | "reject" | "target") => true,
+            // A comment is a match in iptables.
+            Some("match") => part(EXPRESSION_DATA)
+                .and_then(|data| Attrs(data).find(|(k, _)| *k == MATCH_NAME))
+                .and_then(|(_, name)| text(name))
+                .is_some_and(|name| name == "comment"),
+            _ => false,
+        }
+    })
 }
 
 /// An attribute's value.

@@ -7,7 +7,7 @@ use model::{Family, TrafficRules};
 use super::nfnetlink::NfTables;
 use super::tools::{LOCK_SECONDS, Tools};
 use super::variant::{self, Variant};
-use super::{Change, RulesError, iptables, legacy, nftables, save};
+use super::{Change, RulesError, iptables, legacy, nftables, save, xtables_lock};
 use crate::netlink::socket::Failure;
 
 /// What a look at one family's rules in one place tells.
@@ -200,11 +200,27 @@ impl Place {
             Place::IptablesLegacy => Variant::Legacy,
         };
         let program = variant::program(tools, variant, family, "-restore");
-        tools
-            .run(&program, &["--noflush", "-w", LOCK_SECONDS], Some(text))
-            .await?;
-        Ok(program)
+        if !tools.lacks_waiting(&program) {
+            let waiting = ["--noflush", "-w", LOCK_SECONDS];
+            match tools.run(&program, &waiting, Some(text)).await {
+                // Before 1.6.2 it knows no -w, and takes no lock. Nothing was written.
+                Err(RulesError::Failed { said, .. }) if refuses_waiting(&said) => {
+                    tools.note_lacks_waiting(&program);
+                }
+                done => return done.map(|_| program),
+            }
+        }
+        let lock = xtables_lock::take().await?;
+        let done = tools.run(&program, &["--noflush"], Some(text)).await;
+        drop(lock);
+        done.map(|_| program)
     }
+}
+
+/// Whether a program complains about `-w 10`: about the option, or about a file named 10.
+fn refuses_waiting(said: &str) -> bool {
+    let option = ["invalid option", "unrecognized option: w"];
+    option.iter().any(|o| said.contains(o)) || said.contains(&format!("Can't open {LOCK_SECONDS}"))
 }
 
 async fn table_difference(

@@ -86,6 +86,23 @@ impl Words {
         self.after(&["--comment"])
     }
 
+    /// What the rule does to a packet of any kind; `None` if it has a condition or no target.
+    pub fn always(&self) -> Option<Always<'_>> {
+        let mut words = self.0.iter().map(String::as_str);
+        let mut target = None;
+        while let Some(word) = words.next() {
+            match (word, words.next()) {
+                ("-j" | "--jump" | "-g" | "--goto", Some(to)) => target = Some(to),
+                ("-m" | "--match", Some("comment")) | ("--comment" | "--reject-with", Some(_)) => {}
+                _ => return None,
+            }
+        }
+        Some(match target? {
+            "DROP" | "REJECT" => Always::Refuses,
+            chain => Always::Enters(chain),
+        })
+    }
+
     /// A jump that every packet takes: nothing but a target and perhaps a comment.
     pub fn is_bare_jump(&self) -> bool {
         let mut words = self.0.iter().map(String::as_str);
@@ -97,6 +114,15 @@ impl Words {
         }
         true
     }
+}
+
+/// What a rule without conditions does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Always<'a> {
+    /// It drops or rejects the packet.
+    Refuses,
+    /// It passes the packet to this chain or target.
+    Enters(&'a str),
 }
 
 /// What a rule in one of our chains means; `None` if it is not one that we could have written.

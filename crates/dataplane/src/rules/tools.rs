@@ -1,5 +1,6 @@
 //! The programs that write rules: found, run with a minimal environment and a time limit, counted.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use super::RulesError;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// How long iptables may wait for the lock of its legacy variant.
 pub const LOCK_SECONDS: &str = "10";
+/// The same as a duration, for the lock that is taken here.
+pub const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Directories that a service's `PATH` may lack.
 const SYSTEM_DIRS: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
 /// What children get to see of our environment.
@@ -29,6 +32,8 @@ pub struct Tools {
     dirs: Vec<PathBuf>,
     started: Mutex<Vec<u32>>,
     count: Mutex<u64>,
+    /// The programs that do not know `-w`.
+    without_waiting: Mutex<BTreeSet<String>>,
 }
 
 impl Tools {
@@ -48,6 +53,7 @@ impl Tools {
             dirs,
             started: Mutex::default(),
             count: Mutex::default(),
+            without_waiting: Mutex::default(),
         }
     }
 
@@ -58,6 +64,20 @@ impl Tools {
                 .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
         };
         self.dirs.iter().map(|dir| dir.join(program)).find(runs)
+    }
+
+    /// Whether a program is known not to know `-w`.
+    pub fn lacks_waiting(&self, program: &str) -> bool {
+        let without = &self.without_waiting;
+        let without = without.lock().unwrap_or_else(PoisonError::into_inner);
+        without.contains(program)
+    }
+
+    /// Remembers that a program does not know `-w`.
+    pub fn note_lacks_waiting(&self, program: &str) {
+        let without = &self.without_waiting;
+        let mut without = without.lock().unwrap_or_else(PoisonError::into_inner);
+        without.insert(program.to_owned());
     }
 
     /// How many programs were started so far.

@@ -1,9 +1,9 @@
 //! Who else changes rules. nf_tables tells its listeners of each change, and which process made it;
 //! that covers `nft` and the nft variant of iptables. Nothing is asked for while nothing changes.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use model::Family;
 use model::rules::Chain;
@@ -23,8 +23,8 @@ const GROUP: u32 = 7;
 /// replaced at once should fit.
 const RECEIVE_BUFFER: i32 = 4 << 20;
 const RECEIVE: usize = 64 << 10;
-/// Process ids of our own that are remembered.
-const MOST_OWN: usize = 32;
+/// How long the process ids of our own programs are remembered: the kernel gives them to others later.
+const OWN_FOR: Duration = Duration::from_secs(10);
 
 /// Where our rules stand, as far as nf_tables knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,8 @@ pub struct Watch {
     current: Touched,
     /// In whole transactions of others.
     touched: Touched,
-    own: VecDeque<u32>,
+    /// The process ids of our own programs, each with the time until which it is remembered.
+    own: Vec<(u32, Instant)>,
 }
 
 impl Watch {
@@ -81,7 +82,7 @@ impl Watch {
             realm,
             current: Touched::Nothing,
             touched: Touched::Nothing,
-            own: VecDeque::new(),
+            own: Vec::new(),
         })
     }
 
@@ -93,9 +94,10 @@ impl Watch {
 
     /// Changes made by these processes are our own doing.
     pub fn disregard(&mut self, ids: Vec<u32>) {
-        self.own.extend(ids);
-        let excess = self.own.len().saturating_sub(MOST_OWN);
-        self.own.drain(..excess);
+        let now = Instant::now();
+        self.own.retain(|(_, until)| now < *until);
+        self.own
+            .extend(ids.into_iter().map(|id| (id, now + OWN_FOR)));
         self.drain();
     }
 
@@ -156,7 +158,13 @@ impl Watch {
             .unwrap_or_default();
         // The id is another one to us in a process namespace: then a look will show that all is well.
         let one_of_ours = program == "nft" || program.contains("tables");
-        if !(one_of_ours && id.is_some_and(|id| self.own.contains(&id))) {
+        let now = Instant::now();
+        let known = |id| {
+            self.own
+                .iter()
+                .any(|(own, until)| *own == id && now < *until)
+        };
+        if !(one_of_ours && id.is_some_and(known)) {
             self.touched = self.touched.max(current);
         }
     }
@@ -207,7 +215,13 @@ impl Watch {
                     nfnetlink::mentions(message, iptables::own(chain))
                         || nfnetlink::mentions(message, chain.comment())
                 };
-                if name == own || (name == shared && about_us()) {
+                // A rule that refuses everything may stand before the one that leads to us.
+                let refuses = || {
+                    chain == Chain::Forward
+                        && message.kind == nfnetlink::NEWRULE
+                        && nfnetlink::is_unconditional(message)
+                };
+                if name == own || (name == shared && (about_us() || refuses())) {
                     Touched::Ours
                 } else if name == shared && message.kind == nfnetlink::DELRULE {
                     Touched::Neighbour

@@ -10,6 +10,8 @@
 mod coexist;
 mod guard;
 mod modes;
+mod old;
+mod order;
 mod packets;
 mod repair;
 mod streams;
