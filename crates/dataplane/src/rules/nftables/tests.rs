@@ -14,6 +14,7 @@ fn desired(masquerade: bool, forward: bool) -> TrafficRules {
         &dual("10.1.5.0/24", "fd00:0:0:5::/64"),
         RuleFlags {
             masquerade,
+            masquerade_ipv6: masquerade,
             fully_random: true,
             forward,
         },
