@@ -84,6 +84,8 @@ pub struct RulesKeeper {
     tools: Tools,
     nft: Option<NfTables>,
     iptables: Option<Iptables>,
+    /// Kubernetes was last found to use the variant of iptables that is not used here.
+    kubernetes_elsewhere: bool,
     watch: Option<Watch>,
     /// What the silent tables looked like when all was well; `None` calls for a look.
     seen: Option<Vec<Option<u64>>>,
@@ -103,6 +105,7 @@ impl RulesKeeper {
             tools: Tools::new(),
             nft: None,
             iptables: None,
+            kubernetes_elsewhere: false,
             watch: None,
             seen: None,
             next_look: Instant::now() + resync,
@@ -165,7 +168,8 @@ impl RulesKeeper {
             if self.dirty {
                 return sleep_until(self.contention.not_before).await;
             }
-            let next_look = self.silent().then_some(self.next_look);
+            let looks = self.silent() || self.iptables.is_some();
+            let next_look = looks.then_some(self.next_look);
             tokio::select! {
                 () = told(&mut self.watch) => {
                     if self.harmless() {
@@ -175,9 +179,15 @@ impl RulesKeeper {
                     return sleep_until(self.contention.not_before).await;
                 }
                 () = at(next_look) => {
-                    let now = self.look();
-                    if now.is_none() || now != self.seen {
-                        return sleep_until(self.contention.not_before).await;
+                    if self.kubernetes_moved() {
+                        self.dirty = true;
+                        continue;
+                    }
+                    if self.silent() {
+                        let now = self.look();
+                        if now.is_none() || now != self.seen {
+                            return sleep_until(self.contention.not_before).await;
+                        }
                     }
                     self.next_look = Instant::now() + self.resync;
                 }
@@ -226,6 +236,8 @@ impl RulesKeeper {
                 let chosen = variant::choose(&self.tools, self.nft.as_mut()).await?;
                 change.notes.push(chosen.why.clone());
                 let place = Place::of(chosen.variant);
+                self.kubernetes_elsewhere =
+                    variant::kubernetes_is_elsewhere(chosen.variant, self.nft.as_mut());
                 self.iptables = Some(chosen);
                 place
             }
@@ -240,6 +252,22 @@ impl RulesKeeper {
             self.watch = Watch::open(realm).ok();
         }
         Ok(Some(place))
+    }
+
+    /// Whether Kubernetes began to use the other variant of iptables since the variant was chosen, as
+    /// it does where kubelet starts after flanneld. The variant is then chosen again.
+    fn kubernetes_moved(&mut self) -> bool {
+        let Some(iptables) = self.iptables.as_ref().filter(|_| !self.desired.is_empty()) else {
+            return false;
+        };
+        let elsewhere = variant::kubernetes_is_elsewhere(iptables.variant, self.nft.as_mut());
+        let moved = elsewhere && !self.kubernetes_elsewhere;
+        self.kubernetes_elsewhere = elsewhere;
+        if moved {
+            self.iptables = None;
+            self.watch = None;
+        }
+        moved
     }
 
     /// Whether nobody tells us of changes.

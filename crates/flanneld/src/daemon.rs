@@ -87,7 +87,7 @@ impl Daemon {
         let guard = traffic::start_guard(&config, &host, ports, former.clone(), &status);
         // Their programs run while the kernel's objects are made here.
         let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
-        forwarding::check(&config, &host.iface);
+        let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
         let mut scope = scope(&config, &lease.key, &host, &*backend);
         scope.take_over = previous.is_some() && !ran_here(&mut kernel, &scope).await?;
         let mut roster = Roster::new(&config, backend.kind(), backend.identities());
@@ -96,7 +96,7 @@ impl Daemon {
         reconciler.set(Owner::Node, objects);
         reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
-        let mut keepers = vec![rules.settled().await];
+        let mut keepers = vec![rules.settled().await, forwarding];
         keepers.extend(guard);
 
         let mut daemon = Daemon {

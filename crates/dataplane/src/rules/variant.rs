@@ -115,6 +115,36 @@ pub async fn choose(tools: &Tools, nft: Option<&mut NfTables>) -> Result<Iptable
     })
 }
 
+/// Whether Kubernetes has chains among the rules of the variant that is not `variant`, and none among
+/// those of `variant`. Starts no program.
+pub fn kubernetes_is_elsewhere(variant: Variant, nft: Option<&mut NfTables>) -> bool {
+    let in_nft = || nft.is_some_and(kubernetes_in_nft);
+    match variant {
+        Variant::Legacy => in_nft() && !kubernetes_in_legacy(),
+        Variant::Nft => kubernetes_in_legacy() && !in_nft(),
+    }
+}
+
+fn kubernetes_in_nft(nft: &mut NfTables) -> bool {
+    let hints = HINTS.map(|hint| ("mangle", hint)).into_iter();
+    let chains: Vec<_> = hints.chain([("nat", "KUBE-SERVICES")]).collect();
+    Family::ALL.into_iter().any(|family| {
+        chains
+            .iter()
+            .any(|(table, chain)| nft.has_chain(family, table, chain).unwrap_or_default())
+    })
+}
+
+fn kubernetes_in_legacy() -> bool {
+    let has = |family, table| {
+        let look = legacy::look(family, table, &[]).ok().flatten();
+        look.is_some_and(|look| look.chains.iter().any(|c| c.starts_with("KUBE-")))
+    };
+    Family::ALL
+        .into_iter()
+        .any(|family| has(family, "mangle") || has(family, "nat"))
+}
+
 fn in_other(variant: Variant, others: &Others) -> String {
     format!(
         "the host's default; in the {variant} variant {}",

@@ -1,6 +1,6 @@
 //! Other programs' rules stay as they are, before and after ours, and say which iptables to use.
 
-use crate::world::{By, FLAGS, Kept, Programs, in_namespace, rules, sh};
+use crate::world::{By, FLAGS, Kept, Programs, RESYNC, in_namespace, rules, sh};
 
 /// What docker, kube-proxy, firewalld and an administrator leave behind, as `iptables-restore` takes it.
 const OTHERS: &str = r#"*nat
@@ -156,6 +156,36 @@ fn the_iptables_that_the_host_uses_is_used_and_named() {
 }
 
 #[test]
+fn rules_follow_kubernetes_to_the_other_variant() {
+    let hint = "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n";
+    let services = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n";
+    for (from, to, chains) in [
+        (By::IptablesNft, By::IptablesLegacy, hint),
+        (By::IptablesLegacy, By::IptablesNft, hint),
+        (By::IptablesLegacy, By::IptablesNft, services),
+    ] {
+        in_namespace(move || async move {
+            let mut kept = Kept::new(from, rules(FLAGS));
+            kept.ensure().await;
+            assert!(from.standing().contains("FLANNEL-POSTRTG"));
+            load(to, chains);
+            kept.repair("chains of Kubernetes in the other variant", || {
+                to.standing().contains("FLANNEL-POSTRTG")
+            })
+            .await;
+            assert!(!from.standing().contains("FLANNEL"), "{from:?}: left over");
+            // From now on they are kept there.
+            sh(&format!(
+                "iptables{} -t nat -F FLANNEL-POSTRTG",
+                to.suffix()
+            ));
+            kept.repair("a flushed chain", || to.standing().contains("MASQUERADE"))
+                .await;
+        });
+    }
+}
+
+#[test]
 fn the_variant_in_use_that_is_not_installed_is_told() {
     in_namespace(|| async {
         load(By::IptablesLegacy, OTHERS);
@@ -168,6 +198,9 @@ fn the_variant_in_use_that_is_not_installed_is_told() {
             change.notes
         );
         assert!(By::IptablesNft.standing().contains("FLANNEL-POSTRTG"));
+        // That is known, and no reason to look again and again.
+        let idle = tokio::time::timeout(RESYNC * 3, kept.keeper.changed()).await;
+        assert!(idle.is_err(), "woken by what is known");
     });
 }
 

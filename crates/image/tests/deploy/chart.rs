@@ -92,6 +92,7 @@ fn values_of_upstreams_chart_become_the_network_configuration() {
         r#"flannel.extraEnv=[{"name":"KUBERNETES_SERVICE_HOST","value":"10.0.0.1"}]"#,
         r#"flannel.annotationPrefix="example.net""#,
         r#"flannel.healthz.ip="0.0.0.0""#,
+        r#"flannel.legacyIptables=false"#,
         r#"flannel.podLabels={"a":"b"}"#,
         r#"flannel.podAnnotations={"c":"d"}"#,
         r#"flannel.installCapabilities=["DAC_OVERRIDE"]"#,
@@ -100,6 +101,8 @@ fn values_of_upstreams_chart_become_the_network_configuration() {
     ];
     let output = template(&helm, &values);
     assert!(output.status.success(), "{}", said(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("NET_ADMIN") && !text.contains("NET_RAW"));
     fs::write(&file, &output.stdout).unwrap();
     kube.kubectl([
         "apply",
