@@ -1,8 +1,7 @@
 //! The backends: from a configuration, a lease and what the machine is like to the kernel objects
 //! that carry packets. No I/O, no clock, no state: asked the same twice, they answer the same.
 //!
-//! To add a backend: write its module, list it in [`new`], add it to the golden tests
-//! (`tests/plan.rs`), and describe its options in the README.
+//! How to add one: ARCHITECTURE.md.
 
 #![forbid(unsafe_code)]
 
