@@ -143,7 +143,8 @@ pub(crate) fn scope(
         devices: backend.devices(),
         iface: host.iface,
         network: config.pools.map(|_, pool| pool.network),
-        own: *own.nets(),
+        // The other nodes' are as long as ours, whoever assigned them.
+        subnet_len: own.nets().map(|_, net| net.prefix_len()),
         take_over: false,
     }
 }

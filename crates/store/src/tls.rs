@@ -3,27 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::{
-    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
-};
-use tokio_rustls::rustls::client::verify_server_name;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use tokio_rustls::rustls::server::ParsedCertificate;
-use tokio_rustls::rustls::{
-    self, CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use tokio_rustls::rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::sign::{CertifiedKey, SingleCertAndKey};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
+use tracing::warn;
 
-/// Where the system keeps the authorities it trusts, by distribution; the first that is there.
-const SYSTEM_ROOTS: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
+use pem::{Origin, Source, certificates, private_key};
+use verifier::Verifier;
+
+mod algorithms;
+mod pem;
+mod verifier;
 
 /// A file that TLS needs and cannot use.
 #[derive(Debug, thiserror::Error)]
@@ -105,13 +97,13 @@ impl TlsFiles {
     /// A file that cannot be read or holds no PEM, a key or certificate without the other, or one
     /// that does not belong to the other.
     pub(crate) fn load(&self) -> Result<ClientConfig, TlsError> {
-        let provider = Arc::new(ring::default_provider());
+        let provider = algorithms::provider();
         let (roots, given, source) = self.roots()?;
         let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|e| source.problem(e.to_string()))?;
         let verifier = Arc::new(Verifier { inner, given });
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| source.problem(e.to_string()))?
             .dangerous()
@@ -128,20 +120,7 @@ impl TlsFiles {
                     .problem(format!("a key needs its certificate: add {}", names.cert)));
             }
             (Some(cert), Some(key)) => {
-                let chain = certificates(Source(names.cert, cert))?;
-                let key_der = private_key(Source(names.key, key))?;
-                builder.with_client_auth_cert(chain, key_der).map_err(|e| {
-                    Source(names.key, key).problem(match e {
-                        rustls::Error::InconsistentKeys(_) => {
-                            format!(
-                                "not the key of the certificate in {} ({})",
-                                cert.path().display(),
-                                names.cert
-                            )
-                        }
-                        e => e.to_string(),
-                    })
-                })?
+                builder.with_client_cert_resolver(self.identity(&provider, cert, key)?)
             }
         };
         let protocols = self.protocols.iter();
@@ -171,154 +150,86 @@ impl TlsFiles {
         }
     }
 
+    /// Reads the files, as [`TlsFiles::load`] does, and warns of what is skipped in them: once, at the start.
+    ///
+    /// # Errors
+    /// As [`TlsFiles::load`].
+    pub(crate) fn check(&self) -> Result<(), TlsError> {
+        self.load()?;
+        let files = [(self.names.ca, &self.ca), (self.names.cert, &self.cert)];
+        for (name, pem) in files {
+            let Some(pem) = pem else { continue };
+            for problem in certificates(Source(name, pem))?.skipped {
+                let path = pem.path().display();
+                warn!("{name} {path}: {problem}: skipped; the others in the file are used");
+            }
+        }
+        Ok(())
+    }
+
+    /// What we show to a server that asks who we are. The certificate is not looked into: it is the server
+    /// that judges it, and version 1 (`openssl x509 -req` without extensions) is good enough for Go's.
+    fn identity(
+        &self,
+        provider: &CryptoProvider,
+        cert: &Pem,
+        key: &Pem,
+    ) -> Result<Arc<dyn ResolvesClientCert>, TlsError> {
+        let (cert, key) = (Source(self.names.cert, cert), Source(self.names.key, key));
+        let chain = certificates(cert)?.usable;
+        let der = private_key(key)?;
+        let signer = provider.key_provider.load_private_key(der);
+        let signer = signer.map_err(|e| {
+            key.problem(format!(
+                "not a key that can be used: {e}; expected RSA of 1024 to 8192 bits, ECDSA on P-256, P-384 or P-521, or Ed25519"
+            ))
+        })?;
+        let public = signer.public_key();
+        let public = public.as_deref().and_then(pem::public_key_bits);
+        if let (Some(public), Some(own)) = (public, chain.first()) {
+            let belongs = own.windows(public.len()).any(|part| part == public);
+            if !belongs {
+                let Source(flag, file) = cert;
+                let path = file.path().display();
+                return Err(
+                    key.problem(format!("not the key of the certificate in {path} ({flag})"))
+                );
+            }
+        }
+        let identity = CertifiedKey::new(chain, signer);
+        Ok(Arc::new(SingleCertAndKey::from(identity)))
+    }
+
     /// The trusted roots; those that the user named also as they are; and where they came from.
     fn roots(&self) -> Result<(RootCertStore, Vec<CertificateDer<'static>>, Origin), TlsError> {
         let mut roots = RootCertStore::empty();
         if let Some(pem) = &self.ca {
             let source = Source(self.names.ca, pem);
-            let given = certificates(source)?;
-            for cert in &given {
-                roots
-                    .add(cert.clone())
-                    .map_err(|e| source.problem(format!("no usable authority: {e}")))?;
+            let given = certificates(source)?.usable;
+            // One that webpki cannot use does not disable the others.
+            let refusals = given
+                .iter()
+                .filter_map(|cert| roots.add(cert.clone()).err())
+                .collect::<Vec<_>>();
+            if let (true, Some(refusal)) = (roots.is_empty(), refusals.first()) {
+                return Err(source.problem(format!("no usable authority: {refusal}")));
             }
             return Ok((roots, given, Origin(self.names.ca, pem.path().into())));
         }
-        let system = SYSTEM_ROOTS
-            .into_iter()
-            .map(Path::new)
-            .find(|path| path.exists());
-        let Some(path) = system else {
-            return Err(Origin(self.names.ca, PathBuf::new())
-                .problem("not given, and the system has no list of trusted authorities".into()));
-        };
-        let name = "system authorities";
-        // Some systems trust a root or two that webpki cannot use: the others will do.
-        roots.add_parsable_certificates(certificates(Source(name, &Pem::File(path.into())))?);
-        Ok((roots, Vec::new(), Origin(name, path.into())))
-    }
-}
-
-/// A flag or key, and the file that it names, for messages.
-struct Origin(&'static str, PathBuf);
-
-impl Origin {
-    fn problem(&self, problem: String) -> TlsError {
-        TlsError {
-            flag: self.0,
-            path: self.1.clone(),
-            problem,
+        // As Go's programs: from SSL_CERT_FILE and SSL_CERT_DIR, or where distributions keep them.
+        let system = rustls_native_certs::load_native_certs();
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            let reasons = system.errors.iter().map(|e| format!(" ({e})"));
+            let reasons: String = reasons.take(3).collect();
+            return Err(Origin(self.names.ca, PathBuf::new()).problem(format!(
+                "not given, and the system has no list of trusted authorities{reasons}"
+            )));
         }
-    }
-}
-
-/// A flag or key, and what it holds.
-#[derive(Clone, Copy)]
-struct Source<'a>(&'static str, &'a Pem);
-
-impl Source<'_> {
-    fn problem(self, problem: String) -> TlsError {
-        Origin(self.0, self.1.path().into()).problem(problem)
-    }
-
-    fn read(self) -> Result<Vec<u8>, TlsError> {
-        match self.1 {
-            Pem::File(path) => std::fs::read(path).map_err(|e| self.problem(e.to_string())),
-            Pem::Inline(pem, _) => Ok(pem.to_vec()),
-        }
-    }
-}
-
-fn certificates(source: Source<'_>) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = source.read()?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match all {
-        Ok(all) if all.is_empty() => {
-            Err(source.problem("holds no certificate: expected -----BEGIN CERTIFICATE-----".into()))
-        }
-        Ok(all) => Ok(all),
-        Err(pem::Error::MissingSectionEnd { .. }) => {
-            Err(source
-                .problem("a certificate without its -----END CERTIFICATE-----: cut off?".into()))
-        }
-        Err(e) => Err(source.problem(format!("not a PEM file of certificates: {e}"))),
-    }
-}
-
-fn private_key(source: Source<'_>) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let pem = source.read()?;
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| {
-        source.problem(
-            "holds no private key: expected PEM of an unencrypted PKCS#1, PKCS#8 or SEC1 key"
-                .into(),
-        )
-    })
-}
-
-/// webpki, and one more case that Go's TLS accepts and people therefore have: a self-signed
-/// certificate marked as an authority, given as the authority *and* shown by the server.
-/// webpki takes no authority for a server. Byte by byte the one that the user named, it is trusted here;
-/// its name and its time are checked all the same.
-#[derive(Debug)]
-struct Verifier {
-    inner: Arc<WebPkiServerVerifier>,
-    given: Vec<CertificateDer<'static>>,
-}
-
-impl ServerCertVerifier for Verifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        server_name: &ServerName<'_>,
-        ocsp_response: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self.inner.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        // "CA used as end entity" has no variant of its own, and comes after the check of the time.
-        let an_authority = matches!(
-            verdict,
-            Err(rustls::Error::InvalidCertificate(CertificateError::Other(
-                _
-            )))
-        );
-        if an_authority
-            && self
-                .given
-                .iter()
-                .any(|root| root.as_ref() == end_entity.as_ref())
-        {
-            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
-            return Ok(ServerCertVerified::assertion());
-        }
-        verdict
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        Ok((
+            roots,
+            Vec::new(),
+            Origin("system authorities", PathBuf::new()),
+        ))
     }
 }

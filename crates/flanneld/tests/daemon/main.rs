@@ -15,7 +15,6 @@ mod etcd_faults;
 mod families;
 mod flow;
 mod foreign;
-mod former;
 mod hostile;
 mod lies;
 mod mixed;

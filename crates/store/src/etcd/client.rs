@@ -74,7 +74,7 @@ impl Client {
             protocols: &["h2"],
         };
         if endpoints.iter().any(|e| e.tls) {
-            files.load()?;
+            files.check()?;
         }
         if let Some(plain) = endpoints.iter().find(|e| !e.tls).filter(|_| files.any()) {
             warn!(

@@ -315,9 +315,10 @@ fn files_that_cannot_be_used_are_named() {
         "broken.pem",
         "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n",
     );
+    openssl(&pki, "genrsa -out weak.pem 512");
     pki.write("cut.pem", &pki_text(&pki, "client.pem")[..200]);
     let missing = pki.text("no-such-file.pem");
-    let cases: [([Option<&str>; 3], &str, &str); 10] = [
+    let cases: [([Option<&str>; 3], &str, &str); 11] = [
         (
             [Some("client.pem"), None, None],
             "-etcd-certfile",
@@ -337,6 +338,11 @@ fn files_that_cannot_be_used_are_named() {
             [Some("client.pem"), Some("no-such-file.pem"), None],
             "-etcd-keyfile",
             &missing,
+        ),
+        (
+            [Some("client.pem"), Some("weak.pem"), None],
+            "-etcd-keyfile",
+            "1024 to 8192",
         ),
         (
             [Some("client.pem"), Some("client.pem"), None],
@@ -388,4 +394,247 @@ fn files_that_cannot_be_used_are_named() {
 
 fn pki_text(pki: &Pki, name: &str) -> String {
     std::fs::read_to_string(pki.file(name)).unwrap()
+}
+
+/// Runs OpenSSL in the directory of the certificates.
+fn openssl(pki: &Pki, args: &str) {
+    let output = std::process::Command::new("openssl")
+        .args(args.split(' '))
+        .current_dir(pki.dir.path())
+        .output()
+        .expect("openssl cannot be run: install openssl");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "openssl {args}: {errors}");
+}
+
+/// Makes an authority, a server's and a client's certificate with OpenSSL; `key` are options of `genpkey`, and
+/// `hash` signs.
+fn openssl_pki(pki: &Pki, key: &str, hash: &str) {
+    for name in ["ca", "server", "client"] {
+        openssl(pki, &format!("genpkey {key} -out {name}-key.pem"));
+    }
+    let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost";
+    openssl(
+        pki,
+        &format!("req -x509 -new -{hash} -key ca-key.pem -subj /CN=ca -out ca.pem"),
+    );
+    pki.write("server.ext", extensions);
+    for name in ["server", "client"] {
+        openssl(
+            pki,
+            &format!("req -new -{hash} -key {name}-key.pem -subj /CN={name} -out {name}.csr"),
+        );
+        let ext = if name == "server" {
+            " -extfile server.ext"
+        } else {
+            // Without extensions OpenSSL 3 makes a certificate of version 1.
+            ""
+        };
+        openssl(
+            pki,
+            &format!(
+                "x509 -req -{hash} -in {name}.csr -CA ca.pem -CAkey ca-key.pem -CAcreateserial -out {name}.pem{ext}"
+            ),
+        );
+    }
+}
+
+fn empty_pki() -> Pki {
+    Pki {
+        dir: TempDir::new().unwrap(),
+    }
+}
+
+async fn serves(pki: &Pki, etcd: &Etcd) {
+    let mut store = EtcdStore::new(EtcdSettings {
+        certfile: Some(pki.file("client.pem")),
+        keyfile: Some(pki.file("client-key.pem")),
+        cafile: Some(pki.file("ca.pem")),
+        ..settings(etcd)
+    })
+    .unwrap();
+    within(store.config()).await;
+}
+
+#[test]
+fn a_client_certificate_of_version_1_is_shown() {
+    local(async {
+        let pki = empty_pki();
+        openssl_pki(
+            &pki,
+            "-algorithm EC -pkeyopt ec_paramgen_curve:P-256",
+            "sha256",
+        );
+        let etcd = pki.server("server", "ca.pem", true);
+        serves(&pki, &etcd).await;
+        // And one that does not belong to the key is still reported, with its file.
+        let error = EtcdStore::new(EtcdSettings {
+            certfile: Some(pki.file("client.pem")),
+            keyfile: Some(pki.file("server-key.pem")),
+            ..settings(&etcd)
+        });
+        let error = error.err().expect("taken").to_string();
+        assert!(
+            error.contains("server-key.pem") && error.contains("client.pem (-etcd-certfile)"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn p521_is_spoken_by_everybody() {
+    for hash in ["sha512", "sha256"] {
+        local(async {
+            let pki = empty_pki();
+            openssl_pki(&pki, "-algorithm EC -pkeyopt ec_paramgen_curve:P-521", hash);
+            let etcd = pki.server("server", "ca.pem", true);
+            serves(&pki, &etcd).await;
+            openssl(&pki, "ec -in client-key.pem -out sec1.pem");
+            std::fs::rename(pki.file("sec1.pem"), pki.file("client-key.pem")).unwrap();
+            serves(&pki, &etcd).await;
+        });
+    }
+}
+
+#[test]
+fn rsa_of_more_than_4096_bits_is_spoken_by_everybody() {
+    local(async {
+        let pki = empty_pki();
+        openssl_pki(
+            &pki,
+            "-algorithm RSA -pkeyopt rsa_keygen_bits:4224",
+            "sha256",
+        );
+        let etcd = pki.server("server", "ca.pem", true);
+        serves(&pki, &etcd).await;
+        openssl(&pki, "rsa -traditional -in client-key.pem -out pkcs1.pem");
+        std::fs::rename(pki.file("pkcs1.pem"), pki.file("client-key.pem")).unwrap();
+        serves(&pki, &etcd).await;
+    });
+}
+
+#[test]
+fn the_very_certificate_that_was_named_is_believed() {
+    local(async {
+        let pki = Pki::new();
+        // Signed by somebody whom nobody named.
+        let stranger = authority("unknown");
+        pki.issue("leaf", server_params(), &stranger);
+        let etcd = pki.server("leaf", "leaf.pem", false);
+        let at = |url: String| EtcdSettings {
+            endpoints: url,
+            cafile: Some(pki.file("leaf.pem")),
+            ..settings(&etcd)
+        };
+        let mut store = EtcdStore::new(at(etcd.url())).unwrap();
+        within(store.config()).await;
+        let elsewhere = etcd.url().replace("127.0.0.1", "127.0.0.2");
+        assert!(!reads(at(elsewhere)).await, "its name was not checked");
+        let mut old = server_params();
+        old.not_after = rcgen::date_time_ymd(2020, 1, 1);
+        pki.issue("old", old, &stranger);
+        let expired = Etcd::start_with(
+            &[],
+            Some(Tls {
+                cert: pki.text("old.pem"),
+                key: pki.text("old-key.pem"),
+                ca: pki.text("old.pem"),
+                mutual: false,
+            }),
+        );
+        let settings = EtcdSettings {
+            cafile: Some(pki.file("old.pem")),
+            ..settings(&expired)
+        };
+        assert!(!reads(settings).await, "its time was not checked");
+    });
+}
+
+#[test]
+fn a_damaged_authority_does_not_disable_the_others() {
+    local(async {
+        let pki = Pki::new();
+        let good = pki_text(&pki, "ca.pem");
+        let damaged = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
+        let cut = &pki_text(&pki, "stranger-ca.pem")[..200];
+        pki.write(
+            "bundle.pem",
+            &format!("# ours\n{damaged}{cut}\n{good}{cut}"),
+        );
+        let etcd = pki.server("server", "ca.pem", false);
+        let mut store = EtcdStore::new(EtcdSettings {
+            cafile: Some(pki.file("bundle.pem")),
+            ..settings(&etcd)
+        })
+        .unwrap();
+        within(store.config()).await;
+    });
+}
+
+/// Set in a second run of this program, whose environment is its own.
+const CHILD: &str = "STORE_TESTS_ENDPOINT";
+
+#[test]
+fn ssl_cert_file_names_the_systems_authorities() {
+    if let Ok(endpoints) = std::env::var(CHILD) {
+        local(async {
+            let mut store = EtcdStore::new(EtcdSettings {
+                endpoints,
+                prefix: PREFIX.into(),
+                ..EtcdSettings::default()
+            })
+            .unwrap();
+            within(store.config()).await;
+        });
+        return;
+    }
+    let pki = Pki::new();
+    let etcd = pki.server("server", "ca.pem", false);
+    let run = |authority: &str| {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "tls::ssl_cert_file_names_the_systems_authorities",
+                "--exact",
+            ])
+            .env(CHILD, etcd.url())
+            .env("SSL_CERT_FILE", pki.file(authority))
+            .output()
+            .unwrap()
+    };
+    let output = run("ca.pem");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
+#[test]
+fn files_cut_anywhere_are_refused_with_their_flag() {
+    let pki = Pki::new();
+    let whole = ["client.pem", "client-key.pem", "ca.pem"];
+    for (i, flag) in ["-etcd-certfile", "-etcd-keyfile", "-etcd-cafile"]
+        .into_iter()
+        .enumerate()
+    {
+        let text = pki_text(&pki, whole[i]);
+        // What is left of the last line may be missing: the block ends before it.
+        for end in 0..text.trim_end().len() {
+            pki.write("cut.pem", &text[..end]);
+            let mut files = whole;
+            files[i] = "cut.pem";
+            let [cert, key, ca] = files.map(|name| Some(pki.file(name)));
+            let store = EtcdStore::new(EtcdSettings {
+                endpoints: "https://127.0.0.1:1".into(),
+                prefix: PREFIX.into(),
+                certfile: cert,
+                keyfile: key,
+                cafile: ca,
+                ..EtcdSettings::default()
+            });
+            let error = store.err().map(|e| e.to_string());
+            let error = error.unwrap_or_else(|| panic!("{flag} cut at {end} was taken"));
+            assert!(error.contains(flag) && error.contains("cut.pem"), "{error}");
+        }
+    }
 }

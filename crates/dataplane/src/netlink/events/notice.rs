@@ -80,7 +80,6 @@ impl Events {
             }
         }
         if moved {
-            view.forget_gone();
             self.look_again = true;
             self.refilter(Some(view));
             self.learn_host(view, requests);

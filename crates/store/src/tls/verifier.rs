@@ -1,0 +1,88 @@
+//! What a server must show to be believed.
+
+use std::sync::Arc;
+
+use tokio_rustls::rustls::client::WebPkiServerVerifier;
+use tokio_rustls::rustls::client::danger::{
+    HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+};
+use tokio_rustls::rustls::client::verify_server_name;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::rustls::{self, CertificateError, DigitallySignedStruct, SignatureScheme};
+
+/// webpki, and one more case that Go's TLS accepts and people therefore have: the server's certificate is, byte
+/// for byte, one that the user named as an authority. Whether it is marked as one, and who signed it, does not
+/// matter then; its name and its time are checked all the same.
+#[derive(Debug)]
+pub(super) struct Verifier {
+    pub inner: Arc<WebPkiServerVerifier>,
+    pub given: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verdict = self.inner.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        let named = self
+            .given
+            .iter()
+            .any(|root| root.as_ref() == end_entity.as_ref());
+        if named && verdict.as_ref().is_err_and(is_about_the_issuer) {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        verdict
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Returns whether webpki found fault with who vouches for the certificate: it looks at the time before that,
+/// and one that it cannot read at all fails again where the name is checked.
+fn is_about_the_issuer(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(error) = error else {
+        return false;
+    };
+    matches!(
+        error,
+        CertificateError::UnknownIssuer
+            | CertificateError::BadSignature
+            | CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+            // "An authority used as a server" has no variant of its own.
+            | CertificateError::Other(_)
+    )
+}
