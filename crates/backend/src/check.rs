@@ -63,5 +63,6 @@ fn any_host() -> Option<Host> {
         addr,
         public_ip: addr,
         on_link: Vec::new(),
+        underlay: Vec::new(),
     })
 }

@@ -9,7 +9,7 @@ use model::{Family, IfName, Mac};
 
 use crate::KernelError;
 use crate::failure::Failure;
-use crate::netlink::observe::dump_addrs;
+use crate::netlink::observe::{Asked, dump_addrs, dump_some_routes};
 use crate::netlink::socket::Requests;
 use crate::netlink::uapi::*;
 use crate::netlink::wire::{Batch, af};
@@ -32,10 +32,8 @@ pub struct Interface {
     pub running: bool,
     /// It is the loopback.
     pub loopback: bool,
-    /// Its addresses, in the kernel's order: the first of a family is its primary one.
+    /// Its addresses, in the kernel's order: of IPv4 the primary one first, of IPv6 the newest first.
     pub addrs: Vec<Address>,
-    /// What it reaches without a gateway, by the main table; both families.
-    pub on_link: Vec<IpNet>,
 }
 
 /// An address of an interface.
@@ -47,8 +45,59 @@ pub struct Address {
     pub link_local: bool,
     /// Given for a while and used for outgoing connections only (IPv6 privacy).
     pub temporary: bool,
-    /// Not usable: still being checked for duplicates, found to be one, or deprecated.
-    pub unusable: bool,
+    /// Whether it can be used, and for how long.
+    pub state: AddressState,
+}
+
+/// What the kernel reports about an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressState {
+    /// In use.
+    Valid,
+    /// Still being checked for duplicates on its link.
+    Tentative,
+    /// Not to be used for new connections.
+    Deprecated,
+    /// Another host on the link has it: it does not work.
+    Duplicate,
+}
+
+impl AddressState {
+    fn of(flags: u32) -> AddressState {
+        if flags & IFA_F_DADFAILED != 0 {
+            AddressState::Duplicate
+        } else if flags & IFA_F_TENTATIVE != 0 {
+            AddressState::Tentative
+        } else if flags & IFA_F_DEPRECATED != 0 {
+            AddressState::Deprecated
+        } else {
+            AddressState::Valid
+        }
+    }
+}
+
+/// A default route of the main table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// The family it serves.
+    pub family: Family,
+    /// The index of its interface; of several, the first.
+    pub index: u32,
+    /// Its metric: the kernel uses the route with the lowest.
+    pub metric: u32,
+    /// Its gateway.
+    pub via: Option<IpAddr>,
+    /// The source address that it makes the kernel prefer.
+    pub source: Option<IpAddr>,
+}
+
+/// What the main table says of one interface, both families.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkRoutes {
+    /// What it reaches without a gateway, in order of the addresses.
+    pub on_link: Vec<IpNet>,
+    /// The default routes through it, in the kernel's order.
+    pub defaults: Vec<DefaultRoute>,
 }
 
 /// How the kernel would send to an address.
@@ -106,7 +155,6 @@ pub fn interfaces() -> Result<Vec<Interface>, KernelError> {
             running: raw.running(),
             loopback: raw.flags & IFF_LOOPBACK != 0,
             addrs: Vec::new(),
-            on_link: Vec::new(),
         });
     });
     links.map_err(|failure| refused("ip link show", failure))?;
@@ -117,67 +165,74 @@ pub fn interfaces() -> Result<Vec<Interface>, KernelError> {
             let Some(at) = at(&found, raw.index) else {
                 return;
             };
-            let unusable = IFA_F_TENTATIVE | IFA_F_DADFAILED | IFA_F_DEPRECATED;
             let link_local = raw.scope == RT_SCOPE_LINK;
             // To IPv4 addresses the same bit says "secondary".
             let temporary = family == Family::V6 && raw.flags & IFA_F_TEMPORARY != 0;
-            let unusable = raw.flags & unusable != 0;
             let address = Address {
                 net: raw.net,
                 link_local,
                 temporary,
-                unusable,
+                state: AddressState::of(raw.flags),
             };
             if !found[at].addrs.contains(&address) {
                 found[at].addrs.push(address);
             }
         });
         addrs.map_err(|failure| refused(format!("ip address show ({family})"), failure))?;
-        let routes = main_routes(&mut requests, family, &mut |raw| {
-            let on_link = raw.via.is_none() && raw.next_hop.is_none() && raw.dst.prefix_len() > 0;
-            let at = raw
-                .index
-                .filter(|_| on_link)
-                .and_then(|index| at(&found, index));
-            if let Some(at) = at.filter(|at| !found[*at].on_link.contains(&raw.dst)) {
-                found[at].on_link.push(raw.dst);
-            }
-        });
-        routes.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
     }
     Ok(found)
 }
 
+/// What the main table says of the interface with this index.
+///
+/// # Errors
+/// The kernel refused to show its routes.
+pub fn link_routes(index: u32) -> Result<LinkRoutes, KernelError> {
+    let mut requests = open()?;
+    let mut found = LinkRoutes::default();
+    for family in Family::ALL {
+        let shown = main_routes(&mut requests, family, index, &mut |raw| {
+            if raw.dst.prefix_len() == 0 {
+                found.defaults.extend(default_route(family, &raw));
+            } else if raw.via.is_none() && raw.next_hop.is_none() && !raw.is_multipath() {
+                found.on_link.push(raw.dst);
+            }
+        });
+        shown.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
+    }
+    // The kernel's order says nothing: the newest of equals comes last or first.
+    found.on_link.sort_unstable();
+    found.on_link.dedup();
+    Ok(found)
+}
+
+/// The routes of the main table through the interface `index`, or all for 0.
 fn main_routes(
     requests: &mut Requests,
     family: Family,
+    index: u32,
     each: &mut dyn FnMut(decode::RawRoute),
 ) -> Result<(), Failure> {
-    let body = [
-        af(family),
-        0,
-        0,
-        0,
-        RT_TABLE_MAIN,
-        0,
-        0,
-        RTN_UNICAST,
-        0,
-        0,
-        0,
-        0,
-    ];
-    requests.dump(
-        RTM_GETROUTE,
-        &body,
-        |_| {},
-        |message| {
-            decode::route(message)
-                .filter(|raw| raw.rtn == RTN_UNICAST && raw.tos == 0)
-                .into_iter()
-                .for_each(&mut *each);
-        },
-    )
+    let asked = Asked {
+        index,
+        protocol: 0,
+        rtn: RTN_UNICAST,
+    };
+    dump_some_routes(requests, family, asked, |raw, _| {
+        if raw.tos == 0 {
+            each(raw);
+        }
+    })
+}
+
+fn default_route(family: Family, raw: &decode::RawRoute) -> Option<DefaultRoute> {
+    Some(DefaultRoute {
+        family,
+        index: raw.indexes().next()?,
+        metric: raw.metric,
+        via: raw.via,
+        source: raw.source,
+    })
 }
 
 /// How the kernel would send to `ip`; `None` if it would not.
@@ -209,21 +264,23 @@ pub fn route_to(ip: IpAddr) -> Result<Option<Path>, KernelError> {
     Ok(path)
 }
 
-/// The interface of the family's default route with the lowest metric; `None` without one.
+/// The default routes of the main table, both families, in the kernel's order: of equal metrics it
+/// uses the first.
 ///
 /// # Errors
 /// The kernel refused to show its routes.
-pub fn default_iface(family: Family) -> Result<Option<IfName>, KernelError> {
+pub fn default_routes() -> Result<Vec<DefaultRoute>, KernelError> {
     let mut requests = open()?;
-    let mut best: Option<(u32, u32)> = None;
-    let routes = main_routes(&mut requests, family, &mut |raw| {
-        let index = raw.indexes().next().filter(|_| raw.dst.prefix_len() == 0);
-        if let Some(index) = index.filter(|_| best.is_none_or(|(metric, _)| raw.metric < metric)) {
-            best = Some((raw.metric, index));
-        }
-    });
-    routes.map_err(|failure| refused(format!("ip route show default ({family})"), failure))?;
-    Ok(best.and_then(|(_, index)| link::name_of(&mut requests, index)))
+    let mut found = Vec::new();
+    for family in Family::ALL {
+        let shown = main_routes(&mut requests, family, 0, &mut |raw| {
+            if raw.dst.prefix_len() == 0 {
+                found.extend(default_route(family, &raw));
+            }
+        });
+        shown.map_err(|failure| refused(format!("ip route show default ({family})"), failure))?;
+    }
+    Ok(found)
 }
 
 /// What stands under the name `name` now; `None` if nothing does.

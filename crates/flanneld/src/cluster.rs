@@ -109,7 +109,9 @@ impl Cluster {
         (self.backend, self.host) = (backend, host);
         self.unusable.clear();
         let public_ip = self.host.public_ip;
-        for change in self.roster.set_own(own, public_ip) {
+        let mut changes = self.roster.set_own(own, public_ip);
+        changes.extend(self.roster.set_underlay(self.host.underlay.clone()));
+        for change in changes {
             match change {
                 RosterChange::Drop(key) => {
                     if let Some(id) = self.roster.id(&key) {
@@ -124,6 +126,24 @@ impl Cluster {
         let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
         for lease in &leases {
             self.install_peer(true, lease, false, reconciler);
+        }
+    }
+
+    /// The same host, but for what must stay reachable past the tunnel: leases that cover it are
+    /// refused.
+    pub fn set_host<D: Dataplane>(&mut self, host: Host, reconciler: &mut Reconciler<D>) {
+        let changes = self.roster.set_underlay(host.underlay.clone());
+        self.host = host;
+        for change in changes {
+            match change {
+                RosterChange::Accept(lease) => self.install_peer(false, &lease, true, reconciler),
+                RosterChange::Drop(key) => {
+                    let text = self.roster.lease(&key).map(described);
+                    let text = text.unwrap_or_else(|| key.to_string());
+                    self.remove_peer(self.roster.id(&key), &key, &text, true, reconciler);
+                }
+                other => report(other),
+            }
         }
     }
 

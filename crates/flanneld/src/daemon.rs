@@ -2,17 +2,20 @@
 //! the store and the kernel.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use dataplane::{Kernel, KernelEvent};
+use ipnet::IpNet;
 use model::roster::Roster;
 use model::{Host, Lease, NetConfig, Owner};
-use store::{AnyStore, Claim, News, Store};
+use store::{AnyStore, Claim, News, Store, Trouble};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
-use crate::iface::{NoIface, View};
+use crate::iface::NoIface;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::settle::{addresses, build, interface_missing, ran_here, scope, settle};
@@ -24,6 +27,12 @@ use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic
 /// large cluster's first listing does not stand in memory as work to do.
 const LEASES_A_PASS: usize = 1024;
 
+/// How often `subnet.env` is looked at: somebody may have deleted or changed it.
+const FILE_EVERY: Duration = Duration::from_secs(2);
+
+/// How often the log says that it was written again.
+const FILE_LINE_EVERY: Duration = Duration::from_secs(60);
+
 /// A daemon that has its subnet.
 pub struct Daemon {
     options: Options,
@@ -33,16 +42,23 @@ pub struct Daemon {
     cluster: Cluster,
     reconciler: Reconciler<Kernel>,
     status: Status,
-    /// What keeps files and rules in place.
+    announcement: Announcement,
+    /// What keeps the traffic rules in place.
     keepers: Vec<AbortHandle>,
+    /// What keeps the CNI configuration in place, while the node is announced.
+    cni_conf: Option<AbortHandle>,
+    /// When `subnet.env` is looked at again.
+    file_due: Instant,
+    /// When the log may say again that it was written.
+    file_line_due: Instant,
 }
 
 impl Daemon {
-    /// Reads the configuration, chooses interface and identity, takes a subnet, makes the devices
-    /// and writes `subnet.env`. Waits for what is not there yet: the store, its configuration.
+    /// Reads the configuration, chooses interface and identity, takes a subnet and begins to make
+    /// the devices. Waits for what is not there yet: the store, its configuration, the interface.
     ///
     /// # Errors
-    /// What waiting does not mend: no such interface, a full pool, a file that cannot be written.
+    /// What waiting does not fix: a full pool, flags that contradict each other.
     pub async fn start(
         mut options: Options,
         mut store: AnyStore,
@@ -51,15 +67,20 @@ impl Daemon {
     ) -> anyhow::Result<Daemon> {
         let previous = subnet_file::previous(&options.subnet_file);
         let former = subnet_file::former_networks(&options.subnet_file);
+        // Asked before the file may be withdrawn.
+        let after_another = subnet_file::is_anothers(&options.subnet_file);
         let assigned = store.waits().assigned();
         let stale = when_stale(Former::new(&options, previous), assigned);
         let acquired = async {
-            let (config, host, backend) = settle(&mut options, &mut store, previous).await?;
+            let (config, host, backend) =
+                settle(&mut options, &mut store, previous, &status).await?;
+            warn_of_overlap(&config, &host);
             let claim = Claim {
                 attrs: backend.lease_attrs(),
                 previous,
             };
-            let lease = store.acquire(&config, &claim).await?;
+            let pool = config.avoiding(&host.underlay);
+            let lease = store.acquire(&pool, &claim).await?;
             anyhow::Ok((config, host, backend, lease))
         };
         let (mut config, host, mut backend, mut lease) = tokio::select! {
@@ -89,17 +110,17 @@ impl Daemon {
         let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
         let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
         let mut scope = scope(&config, &lease.key, &host, &*backend);
-        scope.take_over = previous.is_some() && !ran_here(&mut kernel, &scope).await?;
+        scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
         let mut roster = Roster::new(&config, backend.kind(), backend.identities());
         roster.set_own(lease.key, host.public_ip);
+        roster.set_underlay(host.underlay.clone());
         let mut reconciler = Reconciler::new(kernel, scope);
         reconciler.set(Owner::Node, objects);
         reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
         let mut keepers = vec![rules.settled().await, forwarding];
         keepers.extend(guard);
-
-        let mut daemon = Daemon {
+        Ok(Daemon {
             cluster: Cluster::new(roster, backend, host),
             options,
             config,
@@ -107,27 +128,19 @@ impl Daemon {
             store,
             reconciler,
             status,
+            announcement: Announcement::new(Instant::now()),
             keepers,
-        };
-        daemon.write_subnet_file()?;
-        if let Some(conf) = daemon.options.cni_conf.clone() {
-            let keeper = cni_conf::start(conf, daemon.status.clone());
-            daemon.keepers.push(keeper);
-        }
-        daemon.status.set_started();
-        daemon.store.network(true).await;
-        systemd::ready(&format!(
-            "subnet {}, backend {}",
-            daemon.lease.key,
-            daemon.cluster.backend().kind()
-        ));
-        Ok(daemon)
+            cni_conf: None,
+            file_due: Instant::now(),
+            file_line_due: Instant::now(),
+        })
     }
 
-    /// Follows the store and the kernel until the lease is lost.
+    /// Follows the store and the kernel until the lease is lost. Announces the node as soon as its
+    /// devices are up: `subnet.env`, the CNI configuration, the store, the service manager.
     ///
     /// # Errors
-    /// `subnet.env` has to change and cannot be written.
+    /// `subnet.env` cannot be written.
     pub async fn run(&mut self) -> anyhow::Result<ExitCode> {
         let watchdog = systemd::watchdog_period();
         let mut bark = Instant::now();
@@ -135,7 +148,14 @@ impl Daemon {
         self.host_changed().await?;
         self.pass(false).await;
         loop {
+            self.announce().await?;
             let mut due = self.reconciler.due();
+            if let Some(step) = self.announcement.due() {
+                due = due.min(step);
+            }
+            if self.announcement.is_made() {
+                due = due.min(self.file_due);
+            }
             if let Some(period) = watchdog {
                 if Instant::now() >= bark {
                     systemd::alive();
@@ -151,6 +171,7 @@ impl Daemon {
                         if let Some(former) = Former::new(&self.options, Some(self.lease.key)) {
                             // The keeper would put the CNI configuration back.
                             self.keepers.iter().for_each(AbortHandle::abort);
+                            self.cni_conf.iter().for_each(AbortHandle::abort);
                             former.withdraw_if(assigned);
                         }
                         error!("lease {} is lost: {reason}; stopping, so that the supervisor starts a new daemon", self.lease.key);
@@ -174,9 +195,7 @@ impl Daemon {
     /// goes.
     pub async fn tear_down(mut self) {
         self.keepers.iter().for_each(AbortHandle::abort);
-        if let Some(conf) = &self.options.cni_conf {
-            cni_conf::remove(conf);
-        }
+        self.withdraw_cni_conf();
         self.store.network(false).await;
         let former = subnet_file::former_networks(&self.options.subnet_file);
         let removed =
@@ -199,6 +218,57 @@ impl Daemon {
         let _ = std::fs::remove_file(withdrawn(&self.options.subnet_file));
     }
 
+    /// Announces the node when its devices are up, withdraws the announcement when they are
+    /// missing for long, and keeps `subnet.env` as it was announced.
+    async fn announce(&mut self) -> anyhow::Result<()> {
+        let problem = self.reconciler.device_problem();
+        let now = Instant::now();
+        match self.announcement.observe(problem.is_none(), now) {
+            Step::Announce => {
+                self.write_subnet_file()?;
+                if let Some(conf) = self.options.cni_conf.clone() {
+                    self.cni_conf = Some(cni_conf::start(conf, self.status.clone()));
+                }
+                self.status.set_started();
+                self.store.network(true).await;
+                systemd::ready(&format!(
+                    "subnet {}, backend {}",
+                    self.lease.key,
+                    self.cluster.backend().kind()
+                ));
+            }
+            Step::Report => {
+                let message = problem.unwrap_or_default();
+                warn!("{message}; this node is not announced as ready before it is there");
+                systemd::status(&message);
+                self.store.report(device_missing(message)).await;
+            }
+            Step::Withdraw => {
+                let message = problem.unwrap_or_default();
+                warn!("{message}; this node is no longer announced as ready");
+                systemd::status(&message);
+                self.withdraw_cni_conf();
+                self.store.network_lost().await;
+                self.store.report(device_missing(message)).await;
+            }
+            Step::Nothing => {}
+        }
+        if self.announcement.is_made() && now >= self.file_due {
+            self.file_due = now + FILE_EVERY;
+            self.restore_subnet_file();
+        }
+        Ok(())
+    }
+
+    fn withdraw_cni_conf(&mut self) {
+        if let Some(keeper) = self.cni_conf.take() {
+            keeper.abort();
+        }
+        if let Some(conf) = &self.options.cni_conf {
+            cni_conf::remove(conf);
+        }
+    }
+
     async fn pass(&mut self, repairing: bool) {
         let began = std::time::Instant::now();
         let pass = self.reconciler.pass().await;
@@ -206,7 +276,9 @@ impl Daemon {
             log_repair(&pass, began.elapsed());
         }
         self.status
-            .set_devices_missing(!self.reconciler.devices_in_sync());
+            .set_device_problem(self.reconciler.device_problem());
+        self.status
+            .set_routes_missing(self.reconciler.routes_missing() > 0);
         let (peers, refused_leases) = self.cluster.counts();
         let (routes, parked) = (
             self.reconciler.routes_desired(),
@@ -297,6 +369,14 @@ impl Daemon {
         if host == *self.cluster.host() {
             return Ok(false);
         }
+        let underlay_only = Host {
+            underlay: self.cluster.host().underlay.clone(),
+            ..host.clone()
+        };
+        if underlay_only == *self.cluster.host() {
+            self.cluster.set_host(host, &mut self.reconciler);
+            return Ok(false);
+        }
         let backend = match build(&self.config, &host, Some(&self.lease)) {
             Ok(backend) => backend,
             Err(error) => {
@@ -319,31 +399,86 @@ impl Daemon {
             self.lease.attrs = attrs.clone();
             self.store.publish(attrs).await;
         }
-        self.write_subnet_file()?;
+        if self.announcement.is_made() {
+            self.write_subnet_file()?;
+        }
         Ok(true)
     }
 
     fn same_host(&self) -> Result<Host, NoIface> {
-        let view = View::of_interfaces().map_err(|error| NoIface::Kernel(error.to_string()))?;
-        iface::again(
+        iface::find_again(
             self.cluster.host(),
+            &self.options.iface,
             &self.options.public_ip,
             &self.config,
-            &view,
         )
     }
 
     fn write_subnet_file(&self) -> anyhow::Result<()> {
-        let mtu = self.cluster.backend().mtu();
-        let text = subnet_file::render(
-            &self.config,
-            &self.lease.key,
-            mtu,
-            self.options.traffic.rules.masquerade,
-        );
-        if subnet_file::write(&self.options.subnet_file, &text)? {
+        if subnet_file::write(&self.options.subnet_file, &self.subnet_env())? {
+            let mtu = self.cluster.backend().mtu();
             info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
         }
         Ok(())
+    }
+
+    /// Writes `subnet.env` again if somebody deleted or changed it.
+    fn restore_subnet_file(&mut self) {
+        let written = subnet_file::write(&self.options.subnet_file, &self.subnet_env());
+        let now = Instant::now();
+        let problem = match written {
+            Ok(wrote) => {
+                if wrote && now >= self.file_line_due {
+                    self.file_line_due = now + FILE_LINE_EVERY;
+                    warn!(
+                        "wrote {} again: somebody had deleted or changed it",
+                        self.options.subnet_file.display()
+                    );
+                }
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if self.status.set_file_problem(problem.clone())
+            && let Some(problem) = problem
+        {
+            warn!("{problem}; trying again every {} s", FILE_EVERY.as_secs());
+        }
+    }
+
+    fn subnet_env(&self) -> String {
+        subnet_file::render(
+            &self.config,
+            &self.lease.key,
+            self.cluster.backend().mtu(),
+            self.options.traffic.rules.masquerade,
+        )
+    }
+}
+
+fn device_missing(message: String) -> Trouble {
+    Trouble {
+        reason: "DeviceMissing",
+        message,
+        node: None,
+    }
+}
+
+/// Warns of a network that contains addresses which the hosts themselves use.
+fn warn_of_overlap(config: &NetConfig, host: &Host) {
+    for (_, pool) in config.pools.iter() {
+        let overlaps = |net: &&IpNet| pool.network.contains(*net) || net.contains(&pool.network);
+        // A route to everywhere, or a wide one of a provider, is no conflict for what lies within.
+        let conflicts = host.underlay.iter().filter(overlaps);
+        let conflicts: Vec<String> = conflicts.map(IpNet::to_string).take(3).collect();
+        if !conflicts.is_empty() {
+            warn!(
+                "the network {} overlaps what interface {} uses itself ({}): leases that cover it are \
+                 refused; give the nodes and the pods different networks",
+                pool.network,
+                host.iface,
+                conflicts.join(", ")
+            );
+        }
     }
 }

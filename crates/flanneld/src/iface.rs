@@ -1,54 +1,40 @@
 //! Which interface carries traffic to the other nodes, and which address the peers send to.
 
+mod address;
+
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use dataplane::KernelError;
-use dataplane::host::{Address, Interface, Path, default_iface, interfaces, route_to};
+use dataplane::host::{
+    DefaultRoute, Interface, LinkRoutes, Path, default_routes, interfaces, link_routes, route_to,
+};
+use dataplane::{KernelError, leftovers};
+use ipnet::IpNet;
 use model::{Dual, Family, Host, IfName, NetConfig};
 
 use crate::options::IfaceChoice;
+use address::{Rank, addresses, best, rank, rank_of};
 
-/// What the kernel says of its interfaces, as far as the choice depends on it.
+/// What the kernel reports about its interfaces, as far as the choice depends on it.
 #[derive(Debug, Default)]
 pub struct View {
     /// Every interface.
     pub interfaces: Vec<Interface>,
-    /// The interface of the default route.
-    pub default: Dual<IfName>,
+    /// The default routes.
+    pub default_routes: Vec<DefaultRoute>,
     /// How `-iface-can-reach` is reached.
     pub reach: Option<Path>,
 }
 
 impl View {
-    /// Asks the kernel for its interfaces only.
-    ///
-    /// # Errors
-    /// It refused to answer.
-    pub fn of_interfaces() -> Result<View, KernelError> {
-        Ok(View {
-            interfaces: interfaces()?,
-            ..View::default()
-        })
-    }
-
-    /// Asks the kernel.
-    ///
-    /// # Errors
-    /// It refused to answer.
-    pub fn gather(choice: &IfaceChoice) -> Result<View, KernelError> {
-        let mut default = Dual::default();
-        if choice.is_empty() {
-            for family in Family::ALL {
-                default.set(family, default_iface(family)?);
-            }
-        }
+    fn gather(choice: &IfaceChoice) -> Result<View, KernelError> {
         let reach = match choice.can_reach {
             Some(ip) => route_to(ip)?,
             None => None,
         };
         Ok(View {
             interfaces: interfaces()?,
-            default,
+            default_routes: default_routes()?,
             reach,
         })
     }
@@ -61,7 +47,7 @@ impl View {
 /// No interface can be used, and what was asked for.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NoIface {
-    /// The kernel does not say which there are.
+    /// The kernel does not show its interfaces.
     #[error("{0}")]
     Kernel(String),
     /// None of those named fits.
@@ -85,68 +71,155 @@ pub enum NoIface {
         /// The interface of the IPv6 one.
         v6: String,
     },
-    /// The interface of the default route lacks an address.
+    /// The interface lacks an address.
     #[error("interface {0}")]
     Unfit(String),
 }
 
-/// Chooses the interface and its addresses (contract §7): every `-iface`, then every `-iface-regex`, then
-/// `-iface-can-reach`, else the default route's.
+/// The interface that carries traffic to the peers, and its address of each family.
+#[derive(Debug)]
+pub struct Choice<'a> {
+    iface: &'a Interface,
+    addr: Dual<IpAddr>,
+    /// A better address may come: the chosen one is still checked for duplicates, or does not last.
+    pub may_improve: bool,
+}
+
+/// Looks for the interface and its addresses, as flags and routes say. The second value says that a
+/// better address may come: see [`Choice::may_improve`].
 ///
 /// # Errors
 /// [`NoIface`], which says what was asked for and what is wrong with it.
-pub fn choose(
+pub fn find(
     choice: &IfaceChoice,
     public_ip: &Dual<IpAddr>,
     config: &NetConfig,
-    view: &View,
+) -> Result<(Host, bool), NoIface> {
+    let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
+    let view = View::gather(choice).map_err(kernel)?;
+    let chosen = choose(choice, public_ip, config, &view)?;
+    let routes = link_routes(chosen.iface.index).map_err(kernel)?;
+    Ok((chosen.host(public_ip, routes), chosen.may_improve))
+}
+
+/// Looks at the interface chosen before, as it is now: see [`again`].
+///
+/// # Errors
+/// [`NoIface::Unfit`]: it is gone, or has no address left of a family; or the kernel's refusal.
+pub fn find_again(
+    before: &Host,
+    choice: &IfaceChoice,
+    public_ip: &Dual<IpAddr>,
+    config: &NetConfig,
 ) -> Result<Host, NoIface> {
-    let families: Vec<Family> = config.families().collect();
-    let (iface, wanted) = match asked(choice) {
-        None => (by_default_route(&families, view)?, None),
-        Some(asked) => by_flags(choice, &families, view, asked)?,
+    let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
+    let interfaces = interfaces().map_err(kernel)?;
+    let index = interfaces.iter().find(|i| i.name == before.iface);
+    let routes = link_routes(index.map_or(before.ifindex, |i| i.index)).map_err(kernel)?;
+    let view = View {
+        interfaces,
+        default_routes: routes.defaults.clone(),
+        reach: None,
     };
-    let addr = addresses(iface, &families, &Dual::from_fn(|_| wanted)).map_err(NoIface::Unfit)?;
-    Ok(host(iface, addr, public_ip))
+    let chosen = again(before, choice, public_ip, config, &view)?;
+    Ok(chosen.host(public_ip, routes))
+}
+
+/// Chooses the interface and its addresses (contract §7): every `-iface`, then every `-iface-regex`, then
+/// `-iface-can-reach`; else the one that has the public address, else the default route's.
+///
+/// # Errors
+/// [`NoIface`], which says what was asked for and what is wrong with it.
+pub fn choose<'a>(
+    choice: &IfaceChoice,
+    public_ip: &Dual<IpAddr>,
+    config: &NetConfig,
+    view: &'a View,
+) -> Result<Choice<'a>, NoIface> {
+    let families: Vec<Family> = config.families().collect();
+    let named = match asked(choice) {
+        Some(asked) => Some(by_flags(choice, &families, view, asked)?),
+        None => by_public_ip(&families, public_ip, view),
+    };
+    let (iface, wanted) = match named {
+        Some((iface, ip)) => (iface, Dual::from_fn(|_| ip)),
+        None => (by_default_route(&families, view)?, Dual::default()),
+    };
+    Choice::of(iface, &families, &wanted, view)
 }
 
 /// The interface chosen before, as it is now: the same name, and the same addresses as far as it
-/// still has them. A default route that moves or goes away for a while changes nothing.
+/// still has them and they still work. A default route that moves or goes away for a while changes
+/// nothing.
 ///
 /// # Errors
 /// [`NoIface::Unfit`]: it is gone, or has no address left of a family.
-pub fn again(
+pub fn again<'a>(
     before: &Host,
+    choice: &IfaceChoice,
     public_ip: &Dual<IpAddr>,
     config: &NetConfig,
-    view: &View,
-) -> Result<Host, NoIface> {
+    view: &'a View,
+) -> Result<Choice<'a>, NoIface> {
     let families: Vec<Family> = config.families().collect();
     let iface = view.named(before.iface.as_str());
     let iface = iface.ok_or_else(|| NoIface::Unfit(format!("{} is gone", before.iface)))?;
+    let named = |ip: &IpAddr| {
+        let mut exact = choice.exact.iter().filter_map(|name| name.parse().ok());
+        exact.any(|given: IpAddr| given == *ip) || public_ip.iter().any(|(_, given)| given == ip)
+    };
     let kept = Dual::from_fn(|family| {
-        before
-            .addr
-            .get(family)
-            .copied()
-            .filter(|ip| holds(iface, ip))
+        let ip = before.addr.get(family)?;
+        let better = |(_, rank): (IpAddr, Rank)| rank < Rank::Temporary;
+        let given_up = match rank_of(iface, ip)? {
+            Rank::Deprecated => {
+                !named(ip) && best(iface, family, &view.default_routes).is_some_and(better)
+            }
+            _ => false,
+        };
+        (!given_up).then_some(*ip)
     });
-    let addr = addresses(iface, &families, &kept).map_err(NoIface::Unfit)?;
-    Ok(host(iface, addr, public_ip))
+    Choice::of(iface, &families, &kept, view)
 }
 
-fn host(iface: &Interface, addr: Dual<IpAddr>, public_ip: &Dual<IpAddr>) -> Host {
-    Host {
-        iface: iface.name,
-        ifindex: iface.index,
-        mtu: iface.mtu,
-        kind: iface.kind.clone(),
-        addr,
-        public_ip: Dual::from_fn(|family| {
-            addr.get(family)
-                .map(|addr| *public_ip.get(family).unwrap_or(addr))
-        }),
-        on_link: iface.on_link.clone(),
+impl<'a> Choice<'a> {
+    fn of(
+        iface: &'a Interface,
+        families: &[Family],
+        wanted: &Dual<IpAddr>,
+        view: &View,
+    ) -> Result<Choice<'a>, NoIface> {
+        let found = addresses(iface, families, wanted, &view.default_routes);
+        let found = found.map_err(NoIface::Unfit)?;
+        let passing = |rank: &Rank| !matches!(rank, Rank::Lasting | Rank::Loopback);
+        Ok(Choice {
+            iface,
+            addr: found.map(|_, (ip, _)| *ip),
+            may_improve: found.iter().any(|(_, (_, rank))| passing(rank)),
+        })
+    }
+
+    /// The host as a backend sees it.
+    fn host(&self, public_ip: &Dual<IpAddr>, routes: LinkRoutes) -> Host {
+        let iface = self.iface;
+        let public_ip = Dual::from_fn(|family| {
+            let own = self.addr.get(family)?;
+            Some(*public_ip.get(family).unwrap_or(own))
+        });
+        let mut underlay: BTreeSet<IpNet> = routes.on_link.iter().copied().collect();
+        let addrs = iface.addrs.iter().map(|address| address.net.addr());
+        let gateways = routes.defaults.iter().filter_map(|route| route.via);
+        underlay.extend(addrs.chain(gateways).map(IpNet::from));
+        Host {
+            iface: iface.name,
+            ifindex: iface.index,
+            mtu: iface.mtu,
+            kind: iface.kind.clone(),
+            addr: self.addr,
+            public_ip,
+            on_link: routes.on_link,
+            underlay: underlay.into_iter().collect(),
+        }
     }
 }
 
@@ -165,24 +238,73 @@ fn asked(choice: &IfaceChoice) -> Option<String> {
     Some(all.join(", ")).filter(|text| !text.is_empty())
 }
 
+/// Whether a device is flannel's own, or the bridge of the containers that flannel connects: packets
+/// between nodes never go through one.
+fn is_own(name: &IfName) -> bool {
+    leftovers::is_flannels(name.as_str(), "", None).is_some() || name.as_str() == "cni0"
+}
+
+/// Whether an interface may be chosen although nobody named it.
+fn is_candidate(iface: &Interface) -> bool {
+    iface.up && !iface.loopback && !is_own(&iface.name)
+}
+
+/// The interface that has a public address which was given. `None` if none has: then the address is
+/// only published, for hosts behind a translating router.
+fn by_public_ip<'a>(
+    families: &[Family],
+    public_ip: &Dual<IpAddr>,
+    view: &'a View,
+) -> Option<(&'a Interface, Option<IpAddr>)> {
+    let given = families.iter().filter_map(|family| public_ip.get(*family));
+    let mut found = given.filter_map(|ip| {
+        let mut candidates = view.interfaces.iter().filter(|i| is_candidate(i));
+        Some((candidates.find(|i| holds(i, ip))?, Some(*ip)))
+    });
+    found.find(|(iface, ip)| {
+        let wanted = Dual::from_fn(|_| *ip);
+        addresses(iface, families, &wanted, &view.default_routes).is_ok()
+    })
+}
+
 fn by_default_route<'a>(families: &[Family], view: &'a View) -> Result<&'a Interface, NoIface> {
-    let mut found: Dual<&Interface> = Dual::default();
-    for &family in families {
-        let name = view
-            .default
-            .get(family)
-            .ok_or(NoIface::NoDefaultRoute(family))?;
-        let iface = view.named(name.as_str());
-        found.set(family, Some(iface.ok_or(NoIface::NoDefaultRoute(family))?));
+    let found: Vec<(Family, Vec<&Interface>)> = families
+        .iter()
+        .map(|family| (*family, default_ifaces(*family, view)))
+        .collect();
+    let first = |place: usize| Some(*found.get(place)?.1.first()?);
+    match (first(0), first(1)) {
+        // Of equally good routes those count that both families have.
+        (Some(v4), Some(v6)) => {
+            let mut both = found[0].1.iter();
+            let both = both.find(|iface| found[1].1.iter().any(|i| i.index == iface.index));
+            both.copied().ok_or_else(|| NoIface::Disagree {
+                v4: v4.name.to_string(),
+                v6: v6.name.to_string(),
+            })
+        }
+        // The other family's router may be silent for now: its address is what counts.
+        (Some(iface), None) | (None, Some(iface)) => Ok(iface),
+        (None, None) => Err(NoIface::NoDefaultRoute(
+            families.first().copied().unwrap_or(Family::V4),
+        )),
     }
-    match (found.v4, found.v6) {
-        (Some(v4), Some(v6)) if v4.index != v6.index => Err(NoIface::Disagree {
-            v4: v4.name.to_string(),
-            v6: v6.name.to_string(),
-        }),
-        (Some(iface), _) | (None, Some(iface)) => Ok(iface),
-        (None, None) => Err(NoIface::NoDefaultRoute(Family::V4)),
-    }
+}
+
+/// The interfaces of the family's best default routes, in the kernel's order: those with a carrier
+/// first, then those with the lowest metric. More than one only if they are equally good.
+fn default_ifaces(family: Family, view: &View) -> Vec<&Interface> {
+    let of_family = view.default_routes.iter().filter(|r| r.family == family);
+    let usable: Vec<(bool, u32, &Interface)> = of_family
+        .filter_map(|route| {
+            let iface = view.interfaces.iter().find(|i| i.index == route.index)?;
+            is_candidate(iface).then_some((!iface.running, route.metric, iface))
+        })
+        .collect();
+    let order = |(silent, metric, _): &(bool, u32, &Interface)| (*silent, *metric);
+    let best = usable.iter().map(order).min();
+    let equal = usable.iter().filter(|route| Some(order(route)) == best);
+    equal.map(|(_, _, iface)| *iface).collect()
 }
 
 /// The first interface that a flag names and that has the addresses; and the very address, if the
@@ -194,50 +316,51 @@ fn by_flags<'a>(
     asked: String,
 ) -> Result<(&'a Interface, Option<IpAddr>), NoIface> {
     let mut why = Vec::new();
-    let mut fit = |found: Option<(&'a Interface, Option<IpAddr>)>, what: String| {
-        let (iface, ip) = match found {
-            Some(found) => found,
-            None => {
-                why.push(format!("{what} is not there"));
-                return None;
-            }
-        };
-        match addresses(iface, families, &Dual::from_fn(|_| ip)) {
-            Ok(_) => Some((iface, ip)),
-            Err(problem) => {
-                why.push(problem);
-                None
-            }
+    let mut fit = |found: Vec<(&'a Interface, Option<IpAddr>)>, what: String| {
+        if found.is_empty() {
+            why.push(format!("{what} is not there"));
         }
+        found.into_iter().find(|(iface, ip)| {
+            if is_own(&iface.name) {
+                why.push(format!("{} is a device of flannel's own", iface.name));
+                return false;
+            }
+            let wanted = Dual::from_fn(|_| *ip);
+            let unusable = ip.filter(|ip| rank_of(iface, ip).is_none());
+            let problem = match unusable {
+                Some(ip) => Some(format!("peers cannot send to {ip} of {}", iface.name)),
+                None => addresses(iface, families, &wanted, &view.default_routes).err(),
+            };
+            why.extend(problem.clone());
+            problem.is_none()
+        })
     };
     for name in &choice.exact {
         let found = match name.parse::<IpAddr>() {
-            Ok(ip) => view
-                .interfaces
-                .iter()
-                .find(|i| holds(i, &ip))
-                .map(|i| (i, Some(ip))),
-            Err(_) => view.named(name).map(|i| (i, None)),
+            Ok(ip) => {
+                let having = view.interfaces.iter().filter(|i| holds(i, &ip));
+                having.map(|i| (i, Some(ip))).collect()
+            }
+            Err(_) => view.named(name).map(|i| (i, None)).into_iter().collect(),
         };
         if let Some(found) = fit(found, name.clone()) {
             return Ok(found);
         }
     }
     for regex in &choice.regex {
-        let addresses = view
-            .interfaces
-            .iter()
-            .flat_map(|i| i.addrs.iter().map(move |a| (i, a.net.addr())));
-        let mut by_address = addresses.filter(|(_, ip)| regex.is_match(&ip.to_string()));
-        let by_address = by_address.find(|(_, ip)| families.contains(&Family::of(ip)));
-        let by_name = || {
-            view.interfaces
-                .iter()
-                .find(|i| regex.is_match(i.name.as_str()))
-        };
-        let found = by_address
-            .map(|(i, ip)| (i, Some(ip)))
-            .or_else(|| by_name().map(|i| (i, None)));
+        let candidates = || view.interfaces.iter().filter(|i| is_candidate(i));
+        let mut by_address: Vec<(Rank, &Interface, Option<IpAddr>)> = candidates()
+            .flat_map(|i| i.addrs.iter().map(move |a| (i, a)))
+            .filter(|(_, a)| families.contains(&Family::of_net(&a.net)))
+            .filter(|(_, a)| regex.is_match(&a.net.addr().to_string()))
+            .filter_map(|(i, a)| Some((rank(i, a)?, i, Some(a.net.addr()))))
+            .collect();
+        by_address.sort_by_key(|(rank, _, _)| *rank);
+        let by_name = candidates()
+            .filter(|i| regex.is_match(i.name.as_str()))
+            .map(|i| (i, None));
+        let by_address = by_address.into_iter().map(|(_, i, ip)| (i, ip));
+        let found = by_address.chain(by_name).collect();
         if let Some(found) = fit(found, format!("an interface or address like {regex}")) {
             return Ok(found);
         }
@@ -245,12 +368,15 @@ fn by_flags<'a>(
     if let Some(ip) = choice.can_reach {
         let found = view.reach.as_ref().and_then(|path| {
             let iface = view.named(path.iface.as_str())?;
-            Some((iface, path.source.filter(|source| holds(iface, source))))
+            let lasting = |ip: &IpAddr| rank_of(iface, ip) == Some(Rank::Lasting);
+            // The kernel prefers temporary addresses to send from; they are none to send to.
+            Some((iface, path.source.filter(lasting)))
         });
-        if let Some(found) = fit(found, format!("a route to {ip}")) {
+        if let Some(found) = fit(found.into_iter().collect(), format!("a route to {ip}")) {
             return Ok(found);
         }
     }
+    why.dedup();
     Err(NoIface::NoMatch {
         asked,
         why: why.join("; "),
@@ -259,50 +385,6 @@ fn by_flags<'a>(
 
 fn holds(iface: &Interface, ip: &IpAddr) -> bool {
     iface.addrs.iter().any(|a| a.net.addr() == *ip)
-}
-
-/// The interface's address of each family, `wanted` before others; or what it lacks.
-fn addresses(
-    iface: &Interface,
-    families: &[Family],
-    wanted: &Dual<IpAddr>,
-) -> Result<Dual<IpAddr>, String> {
-    let mut addrs = Dual::default();
-    for &family in families {
-        let wanted = wanted
-            .get(family)
-            .copied()
-            .filter(|ip| Family::of(ip) == family);
-        let first = || best(iface, family);
-        let ip = wanted.or_else(first).ok_or_else(|| {
-            format!(
-                "{} has no {family} address that peers can send to",
-                iface.name
-            )
-        })?;
-        addrs.set(family, Some(ip));
-    }
-    Ok(addrs)
-}
-
-/// The first address that lasts and is not link-local; a passing one only if there is no other.
-fn best(iface: &Interface, family: Family) -> Option<IpAddr> {
-    let usable = || {
-        iface
-            .addrs
-            .iter()
-            .filter(|a| Family::of_net(&a.net) == family && !link_local(a))
-    };
-    let lasting = usable().find(|a| !a.temporary && !a.unusable);
-    lasting.or_else(|| usable().next()).map(|a| a.net.addr())
-}
-
-fn link_local(address: &Address) -> bool {
-    let by_value = match address.net.addr() {
-        IpAddr::V4(ip) => ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
-    };
-    by_value || address.link_local
 }
 
 #[cfg(test)]

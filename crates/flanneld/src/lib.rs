@@ -10,12 +10,14 @@
 //! | [`subnet_file`], [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
 //! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
+//! | [`announce`] | when this node is announced as ready |
 //! | [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
 
 #![forbid(unsafe_code)]
 
+mod announce;
 pub mod cluster;
 mod cni_conf;
 pub mod daemon;

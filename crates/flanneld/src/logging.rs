@@ -1,9 +1,17 @@
 //! Logs on stderr: a human form, or one JSON object a line.
 
+mod limit;
+mod lines;
+
+use std::io::IsTerminal;
+
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use limit::Limit;
+use lines::{Form, Lines};
 
 /// Our own crates; others speak only of warnings.
 const OURS: [&str; 5] = ["flanneld", "store", "dataplane", "backend", "model"];
@@ -18,15 +26,24 @@ pub fn start(verbosity: u8, json: bool) {
     let targets = Targets::new()
         .with_default(LevelFilter::WARN)
         .with_targets(OURS.map(|target| (target, level)));
-    let registry = tracing_subscriber::registry().with(targets);
+    let form = if json {
+        Form::Json
+    } else if std::io::stderr().is_terminal() {
+        Form::Coloured
+    } else {
+        Form::Text
+    };
+    let registry = tracing_subscriber::registry()
+        .with(targets)
+        .with(Limit::default());
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(Lines(form))
+        .with_ansi(form == Form::Coloured)
         .with_target(verbosity > 0);
-    let started = match json {
-        true => registry.with(lines.json().flatten_event(true)).try_init(),
-        false => registry
-            .with(lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())))
-            .try_init(),
+    let started = if json {
+        registry.with(lines.json().flatten_event(true)).try_init()
+    } else {
+        registry.with(lines).try_init()
     };
     // Only a second start in one process can fail, and then logs go where they went before.
     drop(started);

@@ -219,7 +219,14 @@ pub fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
 }
 
 fn iface_choice(given: &Given) -> Result<IfaceChoice, UsageError> {
-    let regex = given.values("iface-regex").into_iter().map(|pattern| {
+    // As in the environment, an empty value is none: units and charts pass `-iface=` so.
+    let values = |flag| {
+        given
+            .values(flag)
+            .into_iter()
+            .filter(|value| !value.is_empty())
+    };
+    let regex = values("iface-regex").map(|pattern| {
         Regex::new(pattern).map_err(|e| {
             UsageError(format!(
                 "-iface-regex {pattern}: no regular expression: {e}"
@@ -227,11 +234,7 @@ fn iface_choice(given: &Given) -> Result<IfaceChoice, UsageError> {
         })
     });
     Ok(IfaceChoice {
-        exact: given
-            .values("iface")
-            .into_iter()
-            .map(str::to_owned)
-            .collect(),
+        exact: values("iface").map(str::to_owned).collect(),
         regex: regex.collect::<Result<_, _>>()?,
         can_reach: optional(given, "iface-can-reach", "an IP address")?,
     })

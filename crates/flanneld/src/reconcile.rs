@@ -54,6 +54,8 @@ pub struct Reconciler<D> {
     failures: BTreeMap<(&'static str, i32), Failures>,
     /// Devices that the kernel refuses to create or to change: what is on them fails with them.
     failing_devices: BTreeSet<IfName>,
+    /// What the kernel said when it last refused a device or an address.
+    device_refusal: Option<String>,
     passes: u64,
 }
 
@@ -71,6 +73,7 @@ impl<D: Dataplane> Reconciler<D> {
             retry: Retry::default(),
             failures: BTreeMap::new(),
             failing_devices: BTreeSet::new(),
+            device_refusal: None,
             passes: 0,
         }
     }
@@ -191,6 +194,9 @@ impl<D: Dataplane> Reconciler<D> {
                     sum.refused += 1;
                     // An answer that was lost leaves open whether the operation was done.
                     self.look_again |= error.errno == libc::ENOBUFS;
+                    if matches!(op.object(), Object::Link(..) | Object::Addr(..)) {
+                        self.device_refusal = Some(error.to_string());
+                    }
                     self.report(&error, &op);
                     self.state
                         .refused(&op, error.errno, error.reason, now.into_std());
@@ -267,9 +273,21 @@ impl<D: Dataplane> Reconciler<D> {
         self.state.in_sync() && !self.look_again
     }
 
-    /// Whether our devices are there with their addresses.
-    pub fn devices_in_sync(&self) -> bool {
-        self.state.devices_in_sync()
+    /// Why a device of ours, or its address, is missing; `None` while all are there.
+    pub fn device_problem(&self) -> Option<String> {
+        if self.state.devices_in_sync() {
+            return None;
+        }
+        let problem = "a flannel device or its address is missing";
+        Some(match &self.device_refusal {
+            Some(refusal) => format!("{problem}: {refusal}"),
+            None => problem.to_owned(),
+        })
+    }
+
+    /// How many routes are missing that should be there.
+    pub fn routes_missing(&self) -> usize {
+        self.state.routes_missing()
     }
 
     /// How many operations the kernel refused and are still needed.

@@ -11,38 +11,52 @@ use store::{
     AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,
     KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble, Who,
 };
+use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::iface::{NoIface, View};
+use crate::iface::NoIface;
 use crate::options::{Options, StoreChoice};
+use crate::status::Status;
 use crate::{identity, iface};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
 
-/// A configuration, and a host and a backend that go with it. A configuration that the backend
-/// refuses is read again until somebody mends it.
+/// How often the host is looked at while it lacks an interface or an address.
+const HOST_AGAIN: Duration = Duration::from_secs(1);
+
+/// After this many looks the configuration is read again: it may want other address families.
+const HOST_LOOKS: u32 = 10;
+
+/// How long a better address than the one found is waited for: a check for duplicates takes one or
+/// two seconds, and so does a router's answer at boot.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked for.
+const ADDRESS_AGAIN: Duration = Duration::from_millis(200);
+
+/// Returns a configuration, and a host and a backend that go with it. A configuration that the
+/// backend refuses is read again until somebody fixes it; an interface, an address or a default
+/// route that is missing is waited for.
 pub(crate) async fn settle(
     options: &mut Options,
     store: &mut AnyStore,
     previous: Option<SubnetKey>,
+    status: &Status,
 ) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
     let mut told = String::new();
     let given = options.public_ip;
+    let mut search = HostSearch::default();
     loop {
         let mut config = store.config().await;
         options.overrule(&mut config);
         let assigned = store.assigned_ip().await;
         options.public_ip = Dual::from_fn(|family| {
-            let ip = given.get(family).or(assigned.get(family));
+            let ip = assigned.get(family).or(given.get(family));
             ip.copied()
         });
-        let host = match find_host(options, &config) {
-            Ok(host) => host,
-            Err(problem) => {
-                store.report(interface_missing(&problem)).await;
-                return Err(problem.into());
-            }
+        let Some(host) = search.run(options, &config, store, status).await else {
+            continue;
         };
         let who = Who {
             public_ip: host.public_ip,
@@ -81,6 +95,58 @@ pub(crate) async fn settle(
     }
 }
 
+/// The search for an interface that can be used.
+#[derive(Default)]
+struct HostSearch {
+    /// The problem that was logged last.
+    logged: Option<String>,
+    /// Until when a better address is waited for.
+    patience: Option<Instant>,
+}
+
+impl HostSearch {
+    /// Looks for the host's interface until it can be used, with one log line for each problem.
+    /// Returns `None` when the configuration is to be read again.
+    async fn run(
+        &mut self,
+        options: &Options,
+        config: &NetConfig,
+        store: &mut AnyStore,
+        status: &Status,
+    ) -> Option<Host> {
+        let mut looks = 0;
+        while looks < HOST_LOOKS {
+            let found = iface::find(&options.iface, &options.public_ip, config);
+            match found {
+                Ok((host, may_improve)) => {
+                    let now = Instant::now();
+                    let until = *self.patience.get_or_insert(now + ADDRESS_PATIENCE);
+                    if !may_improve || now >= until {
+                        if self.logged.take().is_some() {
+                            info!("interface {} can be used now", host.iface);
+                        }
+                        status.set_host_problem(None);
+                        return Some(host);
+                    }
+                    tokio::time::sleep(ADDRESS_AGAIN).await;
+                }
+                Err(problem) => {
+                    looks += 1;
+                    let text = problem.to_string();
+                    status.set_host_problem(Some(text.clone()));
+                    if self.logged.as_ref() != Some(&text) {
+                        warn!("{text}; waiting for it");
+                        store.report(interface_missing(&problem)).await;
+                        self.logged = Some(text);
+                    }
+                    tokio::time::sleep(HOST_AGAIN).await;
+                }
+            }
+        }
+        None
+    }
+}
+
 /// What an administrator is told when there is no interface to use.
 pub(crate) fn interface_missing(problem: &NoIface) -> Trouble {
     Trouble {
@@ -111,11 +177,6 @@ pub(crate) async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool,
     };
     kernel.observe(&mut look).await?;
     Ok(ours)
-}
-
-pub(crate) fn find_host(options: &Options, config: &NetConfig) -> Result<Host, NoIface> {
-    let view = View::gather(&options.iface).map_err(|error| NoIface::Kernel(error.to_string()))?;
-    iface::choose(&options.iface, &options.public_ip, config, &view)
 }
 
 pub(crate) fn build(

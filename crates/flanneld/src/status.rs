@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// it learns of no change.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long routes may be missing before the node is called not ready.
+pub const ROUTES_PATIENCE: Duration = Duration::from_secs(30);
+
 /// The daemon's state, shared between the main loop and the health server (one thread).
 #[derive(Clone, Default)]
 pub struct Status(Rc<RefCell<Inner>>);
@@ -18,7 +21,9 @@ pub struct Status(Rc<RefCell<Inner>>);
 struct Inner {
     started: bool,
     store_away_since: Option<Instant>,
-    devices_missing: bool,
+    device_problem: Option<String>,
+    routes_missing_since: Option<Instant>,
+    file_problem: Option<String>,
     host_problem: Option<String>,
     rules_problem: Option<String>,
     cni_problem: Option<String>,
@@ -64,9 +69,28 @@ impl Status {
         }
     }
 
-    /// Whether our devices are as they should be.
-    pub fn set_devices_missing(&self, missing: bool) {
-        self.0.borrow_mut().devices_missing = missing;
+    /// Records why a device of ours, or its address, is missing, if one is.
+    pub fn set_device_problem(&self, problem: Option<String>) {
+        self.0.borrow_mut().device_problem = problem;
+    }
+
+    /// Records whether routes are missing that should be there.
+    pub fn set_routes_missing(&self, missing: bool) {
+        let since = &mut self.0.borrow_mut().routes_missing_since;
+        if missing {
+            since.get_or_insert_with(Instant::now);
+        } else {
+            *since = None;
+        }
+    }
+
+    /// Records what keeps `subnet.env` from being written again, if anything. Returns whether that
+    /// is new.
+    pub fn set_file_problem(&self, problem: Option<String>) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let new = inner.file_problem != problem;
+        inner.file_problem = problem;
+        new
     }
 
     /// What is wrong with the host's interface, if anything. Returns whether that is news.
@@ -110,10 +134,14 @@ impl Status {
         let inner = self.0.borrow();
         let mut problems = Vec::new();
         if !inner.started {
-            problems.push(match inner.store_waits.get() {
-                Some(reason) => format!("starting: {reason}"),
-                None => "starting: no subnet yet".to_owned(),
-            });
+            let waits = inner.store_waits.get();
+            let known = inner.host_problem.is_some() || inner.device_problem.is_some();
+            // What is known is listed below.
+            if let Some(reason) = waits {
+                problems.push(format!("starting: {reason}"));
+            } else if !known {
+                problems.push("starting: no subnet yet".to_owned());
+            }
         }
         if let Some(since) = inner
             .store_away_since
@@ -124,9 +152,17 @@ impl Status {
                 since.elapsed().as_secs()
             ));
         }
-        if inner.started && inner.devices_missing {
-            problems.push("a flannel device is missing and cannot be made".to_owned());
+        problems.extend(inner.device_problem.clone());
+        if let Some(since) = inner
+            .routes_missing_since
+            .filter(|since| since.elapsed() > ROUTES_PATIENCE)
+        {
+            problems.push(format!(
+                "routes to other nodes have been missing for {} s: the kernel refuses them",
+                since.elapsed().as_secs()
+            ));
         }
+        problems.extend(inner.file_problem.clone());
         problems.extend(inner.host_problem.clone());
         problems.extend(inner.rules_problem.clone());
         problems.extend(inner.cni_problem.clone());
@@ -220,9 +256,16 @@ mod tests {
         assert_eq!(status.problems(), ["starting: no subnet yet"]);
         status.set_started();
         assert!(status.problems().is_empty());
-        status.set_devices_missing(true);
-        assert_eq!(status.problems().len(), 1);
-        status.set_devices_missing(false);
+        status.set_device_problem(Some("flannel.1 is missing".to_owned()));
+        assert_eq!(status.problems(), ["flannel.1 is missing"]);
+        status.set_device_problem(None);
+        status.set_routes_missing(true);
+        assert!(status.problems().is_empty(), "a retry may do");
+        status.0.borrow_mut().routes_missing_since =
+            Instant::now().checked_sub(ROUTES_PATIENCE * 2);
+        status.set_routes_missing(true);
+        assert!(status.problems()[0].contains("routes to other nodes"));
+        status.set_routes_missing(false);
         status.set_store_away(true);
         assert!(status.problems().is_empty(), "a short absence is none");
         status.0.borrow_mut().store_away_since = Instant::now().checked_sub(STORE_PATIENCE * 2);

@@ -19,6 +19,10 @@ pub struct SubnetFileError {
     error: io::Error,
 }
 
+/// The last line: says that this flannel wrote the file, and not another one. Whoever reads the file
+/// skips it as a comment.
+const MARKER: &str = "# flannel-rs";
+
 /// The text of `subnet.env`.
 pub fn render(config: &NetConfig, key: &SubnetKey, mtu: u32, ip_masq: bool) -> String {
     let mut text = String::new();
@@ -32,7 +36,7 @@ pub fn render(config: &NetConfig, key: &SubnetKey, mtu: u32, ip_masq: bool) -> S
             text += &format!("FLANNEL_{infix}SUBNET={}\n", subnet::gateway(net));
         }
     }
-    text + &format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={ip_masq}\n")
+    text + &format!("FLANNEL_MTU={mtu}\nFLANNEL_IPMASQ={ip_masq}\n{MARKER}\n")
 }
 
 /// Writes the file, if it is not so already; returns whether it wrote.
@@ -71,6 +75,12 @@ pub fn previous(path: &Path) -> Option<SubnetKey> {
         v4: net("FLANNEL_SUBNET"),
         v6: net("FLANNEL_IPV6_SUBNET"),
     })
+}
+
+/// Whether a file is there that another flannel wrote: its routes are taken over.
+pub fn is_anothers(path: &Path) -> bool {
+    let text = older(path).unwrap_or_default();
+    text.contains("FLANNEL_") && !text.lines().any(|line| line.trim() == MARKER)
 }
 
 /// The networks that an older file names: whatever stands for them on this host is this daemon's.
@@ -112,7 +122,7 @@ mod tests {
             render(&config, &key, 1450, true),
             "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.80.1/24\n\
              FLANNEL_IPV6_NETWORK=fd00::/48\nFLANNEL_IPV6_SUBNET=fd00:0:0:1::1/64\n\
-             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+             FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n# flannel-rs\n"
         );
     }
 
@@ -130,6 +140,10 @@ mod tests {
             0o644
         );
         assert_eq!(previous(&path), Some("172.30.80.0-24".parse().unwrap()));
+        assert!(is_anothers(&path));
+        write(&path, "# flannel-rs\nFLANNEL_SUBNET=172.30.80.1/24\n").unwrap();
+        assert!(!is_anothers(&path) && previous(&path).is_some());
+        assert!(!is_anothers(&dir.path().join("none")));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 

@@ -4,9 +4,14 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// Ready: `subnet.env` is written.
+/// Ready: the devices are up and `subnet.env` is written.
 pub fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Sends a line of status.
+pub fn status(text: &str) {
+    tell(&[NotifyState::Status(text)]);
 }
 
 /// On the way out.

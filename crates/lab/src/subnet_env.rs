@@ -27,7 +27,7 @@ impl SubnetEnv {
     pub fn parse(text: &str) -> Result<SubnetEnv, Error> {
         let (mut network, mut subnet) = (Dual::default(), Dual::default());
         let (mut mtu, mut ip_masq) = (None, None);
-        for line in text.lines() {
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
             let bad = || Error::Bad(format!("subnet.env: cannot read the line {line:?}"));
             let (name, value) = line.split_once('=').ok_or_else(bad)?;
             let net = || value.parse::<IpNet>().map_err(|_| bad());

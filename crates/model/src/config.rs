@@ -29,6 +29,8 @@ pub struct NetConfig {
     /// Keys that mean nothing to us, to be warned of once. Unknown options of `Backend` are the
     /// backend's to report: see [`BackendConfig::unknown`].
     pub unknown: Vec<String>,
+    /// Subnets that contain one of these are never given out: see [`NetConfig::avoiding`].
+    pub avoid: Vec<IpNet>,
 }
 
 /// One family's network and how it is cut into subnets.
@@ -202,6 +204,7 @@ impl NetConfig {
                     nftables: nftables.unwrap_or(false),
                     backend,
                     unknown: members.unknown(&known),
+                    avoid: Vec::new(),
                 };
                 Ok((config, members))
             }
@@ -227,12 +230,23 @@ impl NetConfig {
         self.pools.iter().map(|(family, _)| family)
     }
 
+    /// The same configuration, of which no subnet is given out that contains one of `nets`: what this
+    /// host must reach past the tunnel.
+    pub fn avoiding(&self, nets: &[IpNet]) -> NetConfig {
+        NetConfig {
+            avoid: nets.to_vec(),
+            ..self.clone()
+        }
+    }
+
     /// Whether a lease of these subnets is one that this configuration could have given: it has
-    /// exactly the enabled families, and each subnet fits its pool.
+    /// exactly the enabled families, each subnet fits its pool, and none is to be avoided.
     pub fn fits(&self, key: &SubnetKey) -> bool {
         Family::ALL.into_iter().all(|family| {
             match (self.pools.get(family), key.nets().get(family)) {
-                (Some(pool), Some(net)) => pool.fits(net),
+                (Some(pool), Some(net)) => {
+                    pool.fits(net) && !self.avoid.iter().any(|avoid| net.contains(avoid))
+                }
                 (None, None) => true,
                 _ => false,
             }

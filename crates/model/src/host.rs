@@ -25,6 +25,9 @@ pub struct Host {
     /// Networks that the interface reaches without a gateway: its prefixes and its
     /// `scope link` routes.
     pub on_link: Vec<IpNet>,
+    /// What must stay reachable past the tunnel, in order: every address of the interface, its
+    /// gateways, and `on_link`.
+    pub underlay: Vec<IpNet>,
 }
 
 impl Host {

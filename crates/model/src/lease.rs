@@ -64,9 +64,11 @@ impl BackendType {
     pub fn parse(name: &str) -> BackendType {
         let known = BackendType::KNOWN.into_iter();
         let mut known = known.filter(|kind| kind.as_str().eq_ignore_ascii_case(name));
+        // No name is longer: what follows is a mistake or an attempt to fill the memory and the log.
+        let other = || name.chars().take(100).collect::<String>();
         known
             .next()
-            .unwrap_or_else(|| BackendType::Other(name.into()))
+            .unwrap_or_else(|| BackendType::Other(other().into()))
     }
 }
 
@@ -172,7 +174,7 @@ impl LeaseAttrs {
     ///
     /// # Errors
     /// JSON that is none, or none of a lease; no address at all, or one that no node can have
-    /// (multicast, loopback, unspecified, broadcast, IPv6 link-local).
+    /// (0/8, 240/4, multicast, loopback, unspecified, broadcast, IPv6 link-local).
     pub fn from_json(json: &[u8]) -> Result<LeaseAttrs, BadAttrs> {
         let wire: Wire<'_> = serde_json::from_slice(json)?;
         let present = |data: Option<Box<RawValue>>| data.filter(|d| d.get() != "null");
@@ -255,7 +257,8 @@ impl LeaseAttrs {
 
 fn impossible(ip: &IpAddr) -> bool {
     let by_family = match ip {
-        IpAddr::V4(ip) => ip.is_broadcast(),
+        // 0/8 means "this network", 240/4 was never given out.
+        IpAddr::V4(ip) => ip.octets()[0] == 0 || ip.octets()[0] >= 240,
         // Link-local ones mean nothing without an interface, mapped ones are IPv4's.
         IpAddr::V6(ip) => ip.is_unicast_link_local() || ip.to_ipv4_mapped().is_some(),
     };
@@ -303,6 +306,8 @@ mod tests {
             r#"{"PublicIP":"224.0.0.1"}"#,
             r#"{"PublicIP":"127.0.0.1"}"#,
             r#"{"PublicIP":"255.255.255.255"}"#,
+            r#"{"PublicIP":"0.1.2.3"}"#,
+            r#"{"PublicIP":"240.0.0.1"}"#,
             r#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
             r#"{"PublicIP":"10.0.0.1","PublicIPv6":"ff02::1"}"#,
         ] {

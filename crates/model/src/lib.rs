@@ -16,6 +16,7 @@
 //! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
 //! | [`rules`] | [`TrafficRules`]: masquerading and forwarding as a list of values |
 //! | [`guard`] | which packets a node never lets in, whatever its other rules |
+//! | [`outside`] | [`Outside`]: text that others wrote, made fit for a message |
 //! | [`host`] | [`Host`]: what a backend must know of the machine |
 
 #![forbid(unsafe_code)]
@@ -29,6 +30,7 @@ pub mod lease;
 pub mod mac;
 pub mod object;
 pub mod op;
+pub mod outside;
 pub mod pool;
 mod range;
 pub mod roster;
@@ -45,6 +47,7 @@ pub use lease::{BackendType, BadAttrs, Lease, LeaseAttrs};
 pub use mac::Mac;
 pub use object::Object;
 pub use op::Op;
+pub use outside::Outside;
 pub use rules::TrafficRules;
 pub use state::{KernelState, Owner};
 pub use subnet::SubnetKey;

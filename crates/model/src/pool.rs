@@ -125,7 +125,13 @@ pub fn choose_among(
     let mut nets = Dual::default();
     for (family, pool) in config.pools.iter() {
         let taken = taken.iter().filter_map(|key| key.nets().get(family));
-        let free = first_free(choices, pool, taken.clone());
+        // A subnet that lies within a net to be avoided is as good as any: only what contains one
+        // would take its place.
+        let avoid = config
+            .avoid
+            .iter()
+            .filter(|net| net.prefix_len() >= pool.subnet_len);
+        let free = first_free(choices, pool, taken.clone().chain(avoid));
         if free.is_empty() {
             return Err(PoolFull {
                 pool: Some(*pool),

@@ -1,10 +1,11 @@
 //! Which of the leases that the store shows may be used.
 //!
 //! Anybody who may write to the store can write nonsense there. A lease is *refused* when it cannot be
-//! right for itself (outside the network, overlapping our own subnet, …), or when it claims what
-//! an older accepted lease has (addresses, a MAC). Of leases that exclude each other the oldest stands,
-//! and when that one goes the next one takes its place: what is accepted depends on what the
-//! store holds and not on the order in which we heard of it.
+//! right for itself (outside the network, overlapping our own subnet, …), or when it claims what another
+//! lease has. Of leases with overlapping subnets the oldest is used. Of leases with one identity (a MAC)
+//! the newest is used: its owner has taken another subnet or address, and the older ones are what it left
+//! behind. When the one that is used goes, the next one takes its place: what is accepted depends on what
+//! the store holds and not on the order in which we heard of it.
 
 mod decide;
 mod index;
@@ -30,6 +31,7 @@ pub struct Roster {
     identities: fn(&Lease) -> Dual<u64>,
     own: Option<SubnetKey>,
     own_ip: Dual<IpAddr>,
+    underlay: Vec<IpNet>,
 
     slots: Vec<Option<Slot>>,
     vacant: Vec<Id>,
@@ -41,6 +43,8 @@ pub struct Roster {
     shared: BTreeSet<IpAddr>,
     /// Those of them that lost one since.
     left: Vec<IpAddr>,
+    /// Lengths of subnets that were noted for not being ours.
+    lengths: BTreeSet<u8>,
 }
 
 struct Slot {
@@ -90,6 +94,7 @@ impl Roster {
             identities,
             own: None,
             own_ip: Dual::default(),
+            underlay: Vec::new(),
             slots: Vec::new(),
             vacant: Vec::new(),
             index: Index::default(),
@@ -98,12 +103,28 @@ impl Roster {
             owners: Owners::default(),
             shared: BTreeSet::new(),
             left: Vec::new(),
+            lengths: BTreeSet::new(),
         }
     }
 
     /// Which lease is ours, and what the peers send to. Looks at every lease again.
     pub fn set_own(&mut self, key: SubnetKey, public_ip: Dual<IpAddr>) -> Vec<RosterChange> {
         (self.own, self.own_ip) = (Some(key), public_ip);
+        self.decide_all()
+    }
+
+    /// What this node must reach past the tunnel ([`crate::Host::underlay`]): a lease that contains
+    /// one of it is refused. Looks at every lease again.
+    pub fn set_underlay(&mut self, underlay: Vec<IpNet>) -> Vec<RosterChange> {
+        if self.underlay == underlay {
+            return Vec::new();
+        }
+        self.underlay = underlay;
+        self.decide_all()
+    }
+
+    fn decide_all(&mut self) -> Vec<RosterChange> {
+        self.index_identities_again();
         let slots = self.slots.iter().zip(0..);
         let all = slots.filter_map(|(slot, id)| Some(rank(&slot.as_ref()?.lease, id)));
         self.settle(all.collect(), None)
@@ -125,8 +146,8 @@ impl Roster {
         };
         let changed = before.map(|before| (id, before != lease.attrs));
         work.insert(rank(&lease, id));
-        self.index
-            .insert(id, &lease.key, &self.identities_of(&lease));
+        self.index.insert(id, &lease.key);
+        self.add_identities(id, &lease, &mut work);
         let slot = Some(Slot {
             lease,
             accepted: false,

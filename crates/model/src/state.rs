@@ -441,7 +441,13 @@ impl KernelState {
 
     /// Returns whether every device that should be there is, as it should be and with its addresses.
     pub fn devices_in_sync(&self) -> bool {
+        // Refused addresses count too: in sync is what the kernel holds, not what is being tried.
         self.tables.links.missing_len() == 0 && self.tables.addrs.missing_len() == 0
+    }
+
+    /// Returns how many routes are missing that should be there.
+    pub fn routes_missing(&self) -> usize {
+        self.tables.routes.missing_len()
     }
 
     /// Returns the number of routes that should be there.

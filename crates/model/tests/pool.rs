@@ -23,6 +23,28 @@ fn never(n: usize) -> usize {
 }
 
 #[test]
+fn what_the_host_itself_needs_is_not_given_out() {
+    let config = config(
+        r#"{"Network":"192.168.0.0/16","SubnetMin":"192.168.8.0","SubnetMax":"192.168.11.0"}"#,
+    );
+    let config = config.avoiding(&nets(&[
+        "192.168.9.0/24",
+        "192.168.10.1/32",
+        "192.168.0.0/16",
+    ]));
+    let chosen = |previous: &str, pick: usize| {
+        let previous = key(previous);
+        choose(&config, &[], Some(&previous), |n| {
+            assert_eq!(n, 2);
+            pick
+        })
+    };
+    assert_eq!(chosen("192.168.9.0-24", 0), Ok(key("192.168.8.0-24")));
+    assert_eq!(chosen("192.168.10.0-24", 1), Ok(key("192.168.11.0-24")));
+    assert!(!config.fits(&key("192.168.9.0-24")) && config.fits(&key("192.168.8.0-24")));
+}
+
+#[test]
 fn free_is_what_nobody_touches() {
     let config =
         config(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.8.0"}"#);

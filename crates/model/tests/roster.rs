@@ -68,6 +68,13 @@ fn told(changes: Vec<RosterChange>) -> Vec<String> {
     changes.into_iter().map(text).collect()
 }
 
+/// The changes as text, without notes.
+fn told_of_use(changes: Vec<RosterChange>) -> Vec<String> {
+    let mut told = told(changes);
+    told.retain(|text| !text.starts_with("note"));
+    told
+}
+
 #[test]
 fn what_cannot_be_right_is_refused_by_name() {
     let other = |kind: Option<BackendType>| {
@@ -172,18 +179,18 @@ fn our_own_lease_is_no_peer() {
 fn the_older_stands_and_the_younger_follows_it() {
     let mut roster = roster(false);
     assert_eq!(
-        told(roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40))),
+        told_of_use(roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40))),
         ["accept 10.3.4.0-24"]
     );
     assert_eq!(
-        told(roster.put(lease("10.3.4.0-22", "192.168.0.5", 5, 50))),
+        told_of_use(roster.put(lease("10.3.4.0-22", "192.168.0.5", 5, 50))),
         [
             "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.0-24, which stands"
         ]
     );
     // Older than both: the first gives way.
     assert_eq!(
-        told(roster.put(lease("10.3.4.128-25", "192.168.0.6", 6, 30))),
+        told_of_use(roster.put(lease("10.3.4.128-25", "192.168.0.6", 6, 30))),
         [
             "drop 10.3.4.0-24",
             "accept 10.3.4.128-25",
@@ -192,7 +199,7 @@ fn the_older_stands_and_the_younger_follows_it() {
         ]
     );
     assert_eq!(
-        told(roster.remove(&key("10.3.4.128-25"))),
+        told_of_use(roster.remove(&key("10.3.4.128-25"))),
         [
             "drop 10.3.4.128-25",
             "accept 10.3.4.0-24",
@@ -200,7 +207,7 @@ fn the_older_stands_and_the_younger_follows_it() {
         ]
     );
     assert_eq!(
-        told(roster.remove(&key("10.3.4.0-24"))),
+        told_of_use(roster.remove(&key("10.3.4.0-24"))),
         ["drop 10.3.4.0-24", "accept 10.3.4.0-22"]
     );
     assert_eq!((roster.accepted_len(), roster.refused_len()), (1, 0));
@@ -210,16 +217,146 @@ fn the_older_stands_and_the_younger_follows_it() {
 fn one_mac_is_one_peers() {
     let mut roster = roster(false);
     roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40));
+    let refused = |key: &str, newer: &str| {
+        format!(
+            "refuse {key}: its backend data names the same device (MAC) as the newer lease {newer}, which is used"
+        )
+    };
+    // The node took another subnet: what it left behind gives way.
     let changes = told(roster.put(lease("10.3.5.0-24", "192.168.0.5", 4, 50)));
     assert_eq!(
         changes,
         [
-            "refuse 10.3.5.0-24: its backend data names the same device (MAC) as the older lease 10.3.4.0-24, which stands"
+            "drop 10.3.4.0-24",
+            "accept 10.3.5.0-24",
+            &refused("10.3.4.0-24", "10.3.5.0-24")
         ]
     );
-    // The first takes another MAC: it lets go of the old one before the second takes it.
+    // One that is older still changes nothing.
+    let changes = told(roster.put(lease("10.3.6.0-24", "192.168.0.6", 4, 30)));
+    assert_eq!(changes, [refused("10.3.6.0-24", "10.3.4.0-24")]);
+    // A newer one that cannot be right takes nothing away.
+    let changes = told(roster.put(lease("10.4.7.0-24", "192.168.0.7", 4, 70)));
+    assert!(
+        changes.len() == 1 && changes[0].contains("outside"),
+        "{changes:?}"
+    );
+    // The newest goes: the next newest takes its place.
+    assert_eq!(
+        told(roster.remove(&key("10.3.5.0-24"))),
+        ["drop 10.3.5.0-24", "accept 10.3.4.0-24"]
+    );
+    // It takes another MAC: it lets go of the old one before the other takes it.
     let changes = told(roster.put(lease("10.3.4.0-24", "192.168.0.4", 9, 60)));
-    assert_eq!(changes, ["accept 10.3.4.0-24", "accept 10.3.5.0-24"]);
+    assert_eq!(changes, ["accept 10.3.4.0-24", "accept 10.3.6.0-24"]);
+}
+
+#[test]
+fn a_lease_that_covers_the_underlay_is_refused() {
+    let nets = |nets: &[&str]| nets.iter().map(|net| net.parse().unwrap()).collect();
+    let mut roster = roster(false);
+    assert_eq!(
+        told(roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40))),
+        ["accept 10.3.4.0-24"]
+    );
+    let refusal = |name: &str, net: &str, needed: &str| {
+        format!(
+            "refuse {name}: its subnet {net} contains {needed}, which this node needs to reach the others: \
+             give the nodes and the pods different networks"
+        )
+    };
+    let underlay = nets(&[
+        "192.168.0.0/24",
+        "10.3.4.254/32",
+        "10.3.8.0/24",
+        "10.3.0.0/16",
+    ]);
+    assert_eq!(
+        told(roster.set_underlay(underlay)),
+        [
+            "drop 10.3.4.0-24".to_owned(),
+            refusal("10.3.4.0-24", "10.3.4.0/24", "10.3.4.254/32")
+        ]
+    );
+    for (name, net) in [
+        ("10.3.8.0-24", "10.3.8.0/24"),
+        ("10.3.8.0-23", "10.3.8.0/23"),
+    ] {
+        assert_eq!(
+            told(roster.put(lease(name, "192.168.0.5", 5, 50))),
+            [refusal(name, net, "10.3.8.0/24")]
+        );
+    }
+    // What lies within a wide network on the link is no harm: providers have such routes.
+    assert_eq!(
+        told(roster.put(lease("10.3.7.0-24", "192.168.0.6", 6, 50))),
+        ["accept 10.3.7.0-24"]
+    );
+    roster.set_underlay(nets(&["192.168.0.0/24"]));
+    let counts = (roster.accepted_len(), roster.refused_len());
+    assert_eq!(counts, (3, 1), "all but the one that overlaps another");
+}
+
+#[test]
+fn public_addresses_that_can_be_nobody_s_are_refused() {
+    let mut roster = roster(false);
+    let underlay = ["192.168.0.0/24", "192.168.0.1/32", "192.168.2.0/31"];
+    roster.set_underlay(underlay.map(|net| net.parse().unwrap()).into());
+    for (ip, what) in [
+        ("10.3.5.9", "in its own subnet, behind the tunnel"),
+        (
+            "169.254.169.254",
+            "link-local, and this node has no such address",
+        ),
+        (
+            "192.168.0.255",
+            "the broadcast or network address of this node's link",
+        ),
+        (
+            "192.168.0.0",
+            "the broadcast or network address of this node's link",
+        ),
+    ] {
+        let changes = told(roster.put(lease("10.3.5.0-24", ip, 5, 50)));
+        assert_eq!(
+            changes,
+            [format!(
+                "refuse 10.3.5.0-24: its public IP {ip} can be no node's address: it is {what}"
+            )]
+        );
+    }
+    for ip in ["192.168.0.254", "192.168.2.1", "203.0.113.9"] {
+        assert_eq!(told(roster.put(lease("10.3.5.0-24", ip, 5, 50))).len(), 1);
+        assert_eq!(roster.accepted_len(), 1, "{ip}");
+    }
+    // Where the underlay is link-local, link-local addresses are as good as others.
+    roster.set_underlay(vec!["169.254.7.1/32".parse().unwrap()]);
+    roster.put(lease("10.3.5.0-24", "169.254.7.2", 5, 50));
+    assert_eq!(roster.accepted_len(), 1);
+}
+
+#[test]
+fn a_subnet_of_another_length_is_noted_once() {
+    let mut roster = roster(false);
+    let note = "note lease 10.3.4.0-25 has a subnet of length 25, and this node's has 24: other leases of that length are not reported";
+    assert_eq!(
+        told(roster.put(lease("10.3.4.0-25", "192.168.0.4", 4, 40))),
+        ["accept 10.3.4.0-25", note]
+    );
+    assert_eq!(
+        told(roster.put(lease("10.3.5.0-25", "192.168.0.5", 5, 40))),
+        ["accept 10.3.5.0-25"]
+    );
+}
+
+#[test]
+fn a_forged_line_is_no_line() {
+    let mut roster = roster(false);
+    let mut forged = lease("10.3.4.0-24", "192.168.0.4", 4, 40);
+    forged.attrs.backend_type = Some(BackendType::parse(&format!("x\n{}", "y".repeat(1000))));
+    let told = told(roster.put(forged));
+    assert!(told[0].contains("its backend is x\\u{a}yyy"), "{told:?}");
+    assert!(told[0].len() < 300 && !told[0].contains('\n'), "{told:?}");
 }
 
 #[test]
@@ -227,7 +364,7 @@ fn a_lease_taken_anew_is_younger() {
     let mut roster = roster(false);
     roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 40));
     roster.put(lease("10.3.4.0-25", "192.168.0.5", 5, 50));
-    let changes = told(roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 60)));
+    let changes = told_of_use(roster.put(lease("10.3.4.0-24", "192.168.0.4", 4, 60)));
     assert_eq!(
         changes,
         [
@@ -238,7 +375,7 @@ fn a_lease_taken_anew_is_younger() {
     );
     // Younger, and still alone: nothing to tell.
     assert_eq!(
-        told(roster.put(lease("10.3.4.0-25", "192.168.0.5", 5, 55))),
+        told_of_use(roster.put(lease("10.3.4.0-25", "192.168.0.5", 5, 55))),
         [""; 0]
     );
 }
@@ -313,12 +450,15 @@ fn some_lease() -> impl Strategy<Value = Lease> {
     let kind = prop_oneof![
         8 => Just(Some(BackendType::Vxlan)), 1 => Just(Some(BackendType::HostGw)), 1 => Just(None)
     ];
-    (some_key(), 1..9u8, 0..9u64, 0..5u64, kind).prop_map(|(key, ip, mac, seniority, kind)| {
-        let mut lease = lease("10.3.9.0-24", &format!("192.168.0.{ip}"), mac, seniority);
-        lease.key = key;
-        lease.attrs.backend_type = kind;
-        lease
-    })
+    // Of leases with one MAC and one age either may be the newer.
+    (some_key(), 1..9u8, 0..9u64, 0..1_000_000_000u64, kind).prop_map(
+        |(key, ip, mac, seniority, kind)| {
+            let mut lease = lease("10.3.9.0-24", &format!("192.168.0.{ip}"), mac, seniority);
+            lease.key = key;
+            lease.attrs.backend_type = kind;
+            lease
+        },
+    )
 }
 
 fn some_step() -> impl Strategy<Value = Step> {
@@ -329,7 +469,8 @@ fn some_step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What may be used, told plainly: the oldest first, each that excludes no earlier one.
+/// What may be used, told plainly: of what may be right the newest of each MAC, and of those the
+/// oldest first, each that overlaps no earlier one.
 fn from_scratch(
     leases: &BTreeMap<SubnetKey, Lease>,
     own: &Option<(SubnetKey, Dual<std::net::IpAddr>)>,
@@ -343,10 +484,9 @@ fn from_scratch(
     };
     let mut sorted: Vec<&Lease> = leases.values().collect();
     sorted.sort_by_key(|lease| (lease.seniority, lease.key));
-    let mut accepted: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
-    for lease in sorted {
+    let right = |lease: &Lease| {
         let Some(key) = nets(&lease.key) else {
-            continue;
+            return false;
         };
         let inside = key
             .nets()
@@ -357,17 +497,26 @@ fn from_scratch(
                 || nets(own).is_some_and(|own| own.overlaps(&key))
                 || ip.v4 == lease.attrs.public_ip.v4
         });
-        let same = |other: &Lease| {
-            ours.iter().any(|f| {
-                let mac = |l: &Lease| l.key.nets().get(*f).and(identities(l).get(*f).copied());
-                mac(lease).is_some() && mac(lease) == mac(other)
-            })
-        };
+        inside && !from_us && lease.attrs.backend_type == Some(BackendType::Vxlan)
+    };
+    let same = |lease: &Lease, other: &Lease| {
+        ours.iter().any(|f| {
+            let mac = |l: &Lease| l.key.nets().get(*f).and(identities(l).get(*f).copied());
+            mac(lease).is_some() && mac(lease) == mac(other)
+        })
+    };
+    sorted.retain(|lease| right(lease));
+    let mut accepted: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
+    for lease in &sorted {
+        let newer = sorted
+            .iter()
+            .any(|other| other.seniority > lease.seniority && same(lease, other));
+        let key = nets(&lease.key).unwrap();
         let rival = accepted
             .values()
-            .any(|other| nets(&other.key).unwrap().overlaps(&key) || same(other));
-        if inside && !from_us && !rival && lease.attrs.backend_type == Some(BackendType::Vxlan) {
-            accepted.insert(lease.key, lease.clone());
+            .any(|other| nets(&other.key).unwrap().overlaps(&key));
+        if !newer && !rival {
+            accepted.insert(lease.key, (*lease).clone());
         }
     }
     accepted

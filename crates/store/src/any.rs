@@ -72,6 +72,10 @@ impl Store for AnyStore {
         delegate!(self, store => store.network(stands).await);
     }
 
+    async fn network_lost(&mut self) {
+        delegate!(self, store => store.network_lost().await);
+    }
+
     async fn report(&mut self, trouble: Trouble) {
         delegate!(self, store => store.report(trouble).await);
     }

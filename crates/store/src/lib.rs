@@ -133,6 +133,12 @@ pub trait Store {
         std::future::ready(())
     }
 
+    /// The network is lost on this node, while the daemon goes on and tries to bring it up again.
+    /// Returns at once.
+    fn network_lost(&mut self) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
     /// Tells an administrator, where the store has a way to.
     fn report(&mut self, _trouble: Trouble) -> impl Future<Output = ()> {
         std::future::ready(())

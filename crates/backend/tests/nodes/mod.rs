@@ -34,6 +34,7 @@ pub fn host(n: u8, families: &[Family]) -> Host {
             net(format!("10.0.{link}.0/24")),
             net(format!("fd78:0:0:{link}::/64")),
         ],
+        underlay: Vec::new(),
     }
 }
 

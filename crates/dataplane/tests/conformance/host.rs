@@ -1,6 +1,6 @@
 //! The snapshot of the host, against what `ip` shows.
 
-use dataplane::host::{self, Address, Path};
+use dataplane::host::{self, Address, AddressState, DefaultRoute, LinkRoutes, Path};
 use model::Family;
 use model::object::LinkKind;
 
@@ -32,7 +32,7 @@ fn interfaces_as_they_are() {
             net: net.parse().unwrap(),
             link_local: false,
             temporary: false,
-            unusable: false,
+            state: AddressState::Valid,
         };
         assert_eq!(
             eth0.addrs[..2],
@@ -40,13 +40,14 @@ fn interfaces_as_they_are() {
         );
         assert!(eth0.addrs.contains(&global("fd07::1/64")));
         assert!(eth0.addrs.iter().any(|a| a.link_local));
+        let on_link = host::link_routes(eth0.index).unwrap().on_link;
         for net in ["192.168.7.0/24", "172.31.0.0/16", "fd07::/64"] {
             assert!(
-                eth0.on_link.contains(&net.parse().unwrap()),
-                "{net}: {:?}",
-                eth0.on_link
+                on_link.contains(&net.parse().unwrap()),
+                "{net}: {on_link:?}"
             );
         }
+        assert!(!on_link.contains(&"192.168.8.0/24".parse().unwrap()));
         assert!(named("lo").loopback);
         assert_eq!(named("eth1").mtu, 1400);
         assert!(named("eth1").up && !named("peer1").up);
@@ -57,14 +58,32 @@ fn interfaces_as_they_are() {
 fn paths_and_default_routes() {
     in_namespace(|| async {
         Real::new(true);
-        let ip = |text: &str| text.parse().unwrap();
+        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
         assert_eq!(host::route_to(ip("8.8.8.8")).unwrap(), None);
-        assert_eq!(host::default_iface(Family::V4).unwrap(), None);
+        assert_eq!(host::default_routes().unwrap(), []);
         sh("ip route add default via 192.168.8.9 metric 200");
-        sh("ip route add default via 192.168.7.9 metric 100");
+        sh("ip route add default via 192.168.7.9 metric 100 src 192.168.7.1");
         sh("ip route add default via fd07::9");
-        assert_eq!(host::default_iface(Family::V4).unwrap(), Some(dev("eth0")));
-        assert_eq!(host::default_iface(Family::V6).unwrap(), Some(dev("eth0")));
+        let found = host::interfaces().unwrap();
+        let index = |name: &str| found.iter().find(|i| i.name == dev(name)).unwrap().index;
+        let route = |family, iface, metric, via: &str, source: Option<&str>| DefaultRoute {
+            family,
+            index: index(iface),
+            metric,
+            via: Some(ip(via)),
+            source: source.map(ip),
+        };
+        let on_eth0 = [
+            route(Family::V4, "eth0", 100, "192.168.7.9", Some("192.168.7.1")),
+            route(Family::V6, "eth0", 1024, "fd07::9", None),
+        ];
+        let on_eth1 = route(Family::V4, "eth1", 200, "192.168.8.9", None);
+        assert_eq!(
+            host::default_routes().unwrap(),
+            [on_eth0[0], on_eth1, on_eth0[1]]
+        );
+        let of_eth0 = host::link_routes(index("eth0")).unwrap();
+        assert_eq!(of_eth0.defaults, on_eth0);
         let direct = Path {
             iface: dev("eth1"),
             source: Some(ip("192.168.8.1")),
@@ -98,5 +117,15 @@ fn what_stands_under_a_name() {
         );
         let ours = host::standing(&dev(OURS)).unwrap().unwrap();
         assert_eq!((ours.kind, ours.mac), (vxlan(1).kind, Some(mac(1))));
+    });
+}
+
+#[test]
+fn a_host_without_any_ipv4_route_is_shown() {
+    in_namespace(|| async {
+        // With the loopback down the kernel has no IPv4 table at all, and says ENOENT.
+        assert_eq!(host::default_routes().unwrap(), []);
+        let lo = &host::interfaces().unwrap()[0];
+        assert_eq!(host::link_routes(lo.index).unwrap(), LinkRoutes::default());
     });
 }

@@ -4,7 +4,7 @@ use anyhow::Result;
 use backend::Backend;
 use dataplane::host::{Interface, interfaces, standing};
 use flanneld::identity;
-use flanneld::iface::{self, View};
+use flanneld::iface::{self, NoIface};
 use model::{Host, IfName, Lease, NetConfig};
 
 use super::report::Report;
@@ -61,20 +61,9 @@ fn find_host(report: &mut Report, settings: &Settings, config: &NetConfig) -> Op
     const ABOUT: &str = "interface";
     let cure =
         "give flanneld -iface, -iface-regex or -iface-can-reach; `ip address` shows what there is";
-    let view = match View::gather(&settings.options.iface) {
-        Ok(view) => view,
-        Err(error) => {
-            report.fail(ABOUT, error.to_string(), "run this command as root");
-            return None;
-        }
-    };
-    match iface::choose(
-        &settings.options.iface,
-        &settings.options.public_ip,
-        config,
-        &view,
-    ) {
-        Ok(host) => {
+    let options = &settings.options;
+    match iface::find(&options.iface, &options.public_ip, config) {
+        Ok((host, _)) => {
             let ips: Vec<String> = host
                 .public_ip
                 .iter()
@@ -85,6 +74,10 @@ fn find_host(report: &mut Report, settings: &Settings, config: &NetConfig) -> Op
                 format!("{}, MTU {}, {}", host.iface, host.mtu, ips.join(", ")),
             );
             Some(host)
+        }
+        Err(error @ NoIface::Kernel(_)) => {
+            report.fail(ABOUT, error.to_string(), "run this command as root");
+            None
         }
         Err(error) => {
             report.fail(ABOUT, error.to_string(), cure);

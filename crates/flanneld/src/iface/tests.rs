@@ -1,5 +1,7 @@
 //! Tests of `iface`.
 
+use dataplane::host::{Address, AddressState};
+
 use super::*;
 
 fn iface(name: &str, index: u32, nets: &[&str]) -> Interface {
@@ -7,7 +9,7 @@ fn iface(name: &str, index: u32, nets: &[&str]) -> Interface {
         net: net.parse().unwrap(),
         link_local: false,
         temporary: net.starts_with("fd00:77"),
-        unusable: false,
+        state: AddressState::Valid,
     };
     Interface {
         name: name.parse().unwrap(),
@@ -18,13 +20,31 @@ fn iface(name: &str, index: u32, nets: &[&str]) -> Interface {
         running: true,
         loopback: false,
         addrs: nets.iter().map(address).collect(),
-        on_link: nets.iter().map(|net| net.parse().unwrap()).collect(),
+    }
+}
+
+fn default_route(index: u32, metric: u32, via: &str) -> DefaultRoute {
+    let via: IpAddr = via.parse().unwrap();
+    DefaultRoute {
+        family: Family::of(&via),
+        index,
+        metric,
+        via: Some(via),
+        source: None,
+    }
+}
+
+fn loopback() -> Interface {
+    Interface {
+        loopback: true,
+        ..iface("lo", 1, &["127.0.0.1/8", "::1/128"])
     }
 }
 
 fn view() -> View {
     View {
         interfaces: vec![
+            loopback(),
             iface(
                 "eth0",
                 2,
@@ -39,10 +59,10 @@ fn view() -> View {
             iface("eth1", 3, &["10.9.0.5/16", "10.9.0.6/16"]),
             iface("wg0", 4, &[]),
         ],
-        default: Dual {
-            v4: Some("eth0".parse().unwrap()),
-            v6: Some("eth1".parse().unwrap()),
-        },
+        default_routes: vec![
+            default_route(2, 100, "192.168.0.254"),
+            default_route(3, 1024, "fe80::99"),
+        ],
         reach: Some(Path {
             iface: "eth1".parse().unwrap(),
             source: Some("10.9.0.6".parse().unwrap()),
@@ -56,25 +76,64 @@ fn config(json: &str) -> NetConfig {
 }
 
 fn chosen(args: &[&str], json: &str) -> Result<(String, Dual<String>), String> {
+    chosen_in(&view(), args, json)
+}
+
+fn chosen_in(view: &View, args: &[&str], json: &str) -> Result<(String, Dual<String>), String> {
     let given = crate::flags::parse(args.iter().map(|s| (*s).to_owned()), |_| None).unwrap();
     let options = crate::options::Options::from_flags(&given).unwrap();
-    let host = choose(&options.iface, &options.public_ip, &config(json), &view())
+    let choice = choose(&options.iface, &options.public_ip, &config(json), view)
         .map_err(|e| e.to_string())?;
+    let host = choice.host(&options.public_ip, LinkRoutes::default());
     Ok((
         host.iface.to_string(),
         host.public_ip.map(|_, ip| ip.to_string()),
     ))
 }
 
+fn v4(name: &str, ip: &str) -> Result<(String, Dual<String>), String> {
+    let ips = Dual {
+        v4: Some(ip.to_owned()),
+        v6: None,
+    };
+    Ok((name.to_owned(), ips))
+}
+
+fn v6(name: &str, ip: &str) -> Result<(String, Dual<String>), String> {
+    let ips = Dual {
+        v4: None,
+        v6: Some(ip.to_owned()),
+    };
+    Ok((name.to_owned(), ips))
+}
+
+/// The host chosen in `view` without flags.
+fn host_in(view: &View, json: &str) -> Host {
+    let choice = IfaceChoice::default();
+    let found = choose(&choice, &Dual::default(), &config(json), view).unwrap();
+    found.host(&Dual::default(), LinkRoutes::default())
+}
+
+/// The address chosen again in `view`, or why there is none.
+fn again_in(view: &View, before: &Host, args: &[&str], json: &str) -> Result<Dual<IpAddr>, String> {
+    let given = crate::flags::parse(args.iter().map(|s| (*s).to_owned()), |_| None).unwrap();
+    let options = crate::options::Options::from_flags(&given).unwrap();
+    let found = again(
+        before,
+        &options.iface,
+        &options.public_ip,
+        &config(json),
+        view,
+    );
+    found.map(|choice| choice.addr).map_err(|e| e.to_string())
+}
+
 const V4: &str = r#"{"Network":"10.244.0.0/16"}"#;
+const V6: &str = r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd10::/48"}"#;
 const DUAL: &str = r#"{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"fd10::/48"}"#;
 
 #[test]
 fn flags_choose_in_their_order() {
-    let v4 = |ip: &str| Dual {
-        v4: Some(ip.to_owned()),
-        v6: None,
-    };
     for (args, name, ip) in [
         (&[][..], "eth0", "192.168.0.5"),
         (&["-iface=eth1"], "eth1", "10.9.0.5"),
@@ -93,8 +152,29 @@ fn flags_choose_in_their_order() {
         (&["-iface-regex=wg", "-iface-regex=th1"], "eth1", "10.9.0.5"),
         (&["-iface-can-reach=10.9.3.3"], "eth1", "10.9.0.6"),
         (&["-public-ip=203.0.113.9"], "eth0", "203.0.113.9"),
+        (&["-public-ip=10.9.0.6"], "eth1", "10.9.0.6"),
+        (&["-public-ip=127.0.0.1"], "eth0", "127.0.0.1"),
+        (&["-public-ip=10.9.0.6", "-iface=eth0"], "eth0", "10.9.0.6"),
+        // Nothing behind the equals sign is nothing given.
+        (&["-iface="], "eth0", "192.168.0.5"),
+        (
+            &[
+                "-iface=",
+                "-iface-regex=",
+                "-iface-can-reach=",
+                "-public-ip=",
+            ],
+            "eth0",
+            "192.168.0.5",
+        ),
+        (&["-iface=", "-iface=eth1"], "eth1", "10.9.0.5"),
+        // A class of characters that "lo" matches, and everything.
+        (&["-iface-regex=[eno|ens|enp]"], "eth0", "192.168.0.5"),
+        (&["-iface-regex=.*"], "eth0", "192.168.0.5"),
+        (&["-iface-regex=1.*"], "eth0", "192.168.0.5"),
+        (&["-iface=lo"], "lo", "127.0.0.1"),
     ] {
-        assert_eq!(chosen(args, V4), Ok((name.to_owned(), v4(ip))), "{args:?}");
+        assert_eq!(chosen(args, V4), v4(name, ip), "{args:?}");
     }
 }
 
@@ -118,35 +198,179 @@ fn dual_stack_needs_both_families_of_one_interface() {
 }
 
 #[test]
+fn a_default_route_counts_only_if_packets_can_leave_by_it() {
+    let mut view = view();
+    view.default_routes.push(default_route(3, 50, "10.9.0.254"));
+    assert_eq!(chosen_in(&view, &[], V4), v4("eth1", "10.9.0.5"));
+    view.interfaces[2].running = false;
+    assert_eq!(
+        chosen_in(&view, &[], V4),
+        v4("eth0", "192.168.0.5"),
+        "no carrier"
+    );
+    // A DHCP client put one on our own device.
+    view.interfaces
+        .push(iface("flannel.1", 9, &["192.168.50.2/24"]));
+    view.default_routes
+        .push(default_route(9, 0, "192.168.50.1"));
+    assert_eq!(chosen_in(&view, &[], V4), v4("eth0", "192.168.0.5"));
+    let error = chosen_in(&view, &["-iface=flannel.1"], V4).unwrap_err();
+    assert!(
+        error.contains("flannel.1 is a device of flannel's own"),
+        "{error}"
+    );
+    assert_eq!(
+        chosen_in(&view, &["-iface-regex=^192.168.50", "-iface=eth1"], V4),
+        v4("eth1", "10.9.0.5")
+    );
+}
+
+#[test]
+fn of_equal_routes_those_count_that_both_families_have() {
+    let mut view = view();
+    view.interfaces[2]
+        .addrs
+        .push(iface("x", 3, &["fd00:79::5/64"]).addrs[0]);
+    view.default_routes
+        .push(default_route(3, 100, "10.9.0.254"));
+    assert_eq!(
+        chosen_in(&view, &[], V4),
+        v4("eth0", "192.168.0.5"),
+        "the kernel's first"
+    );
+    assert_eq!(chosen_in(&view, &[], DUAL).unwrap().0, "eth1");
+    // One family has no route for now: the other one's interface has the address.
+    view.default_routes
+        .retain(|route| route.family == Family::V4);
+    assert_eq!(chosen_in(&view, &[], DUAL).unwrap().0, "eth0");
+}
+
+#[test]
+fn the_address_is_the_one_that_an_administrator_would_take() {
+    let mut view = view();
+    // A service's address that came first, and one of another network.
+    view.interfaces[1] = iface(
+        "eth0",
+        2,
+        &["192.168.0.100/32", "10.77.0.5/16", "192.168.0.5/24"],
+    );
+    assert_eq!(
+        chosen_in(&view, &[], V4),
+        v4("eth0", "192.168.0.5"),
+        "the gateway's network"
+    );
+    view.default_routes[0].via = None;
+    assert_eq!(
+        chosen_in(&view, &[], V4),
+        v4("eth0", "10.77.0.5"),
+        "the first but the service's"
+    );
+    view.default_routes[0].source = Some("192.168.0.100".parse().unwrap());
+    assert_eq!(
+        chosen_in(&view, &[], V4),
+        v4("eth0", "192.168.0.100"),
+        "the preferred source"
+    );
+    view.interfaces[1] = iface("eth0", 2, &["169.254.7.7/16"]);
+    assert_eq!(
+        chosen_in(&view, &[], V4),
+        v4("eth0", "169.254.7.7"),
+        "nothing else"
+    );
+}
+
+#[test]
+fn of_ipv6_addresses_the_oldest_lasting_one_counts() {
+    let mut view = view();
+    let of = |nets: &[&str]| vec![loopback(), iface("eth0", 2, nets)];
+    view.default_routes = vec![default_route(2, 1024, "fe80::1")];
+    // The kernel shows the newest first; fd00:77:: are temporary ones.
+    view.interfaces = of(&[
+        "fd00:78::53/64",
+        "fd00:77::9/64",
+        "fd00:78::5/64",
+        "fe80::5/64",
+    ]);
+    assert_eq!(chosen_in(&view, &[], V6), v6("eth0", "fd00:78::5"));
+    view.interfaces[1].addrs[2].state = AddressState::Deprecated;
+    assert_eq!(chosen_in(&view, &[], V6), v6("eth0", "fd00:78::53"));
+    view.interfaces[1].addrs[0].state = AddressState::Tentative;
+    let choose = |view: &View| {
+        let choice = IfaceChoice::default();
+        let found = super::choose(&choice, &Dual::default(), &config(V6), view);
+        found.map(|found| (found.addr.v6.unwrap().to_string(), found.may_improve))
+    };
+    assert_eq!(
+        choose(&view),
+        Ok(("fd00:78::53".to_owned(), true)),
+        "waited for"
+    );
+    view.interfaces[1].addrs[0].state = AddressState::Duplicate;
+    assert_eq!(choose(&view), Ok(("fd00:77::9".to_owned(), true)));
+    view.interfaces[1].addrs.remove(1);
+    assert_eq!(
+        choose(&view),
+        Ok(("fd00:78::5".to_owned(), true)),
+        "deprecated"
+    );
+    view.interfaces[1].addrs.remove(1);
+    assert!(choose(&view).is_err(), "a duplicate and a link-local one");
+    view.interfaces[1].addrs[0].state = AddressState::Valid;
+    assert_eq!(choose(&view), Ok(("fd00:78::53".to_owned(), false)));
+}
+
+#[test]
 fn the_chosen_interface_stays_and_its_address_too() {
     let mut view = view();
-    let before = choose(
-        &IfaceChoice::default(),
-        &Dual::default(),
-        &config(V4),
-        &view,
-    )
-    .unwrap();
-    view.default = Dual::default();
+    let before = host_in(&view, V4);
+    view.default_routes.clear();
     let other = Address {
         net: "192.168.0.4/24".parse().unwrap(),
-        ..view.interfaces[0].addrs[1]
+        ..view.interfaces[1].addrs[1]
     };
-    view.interfaces[0].addrs.insert(0, other);
-    assert_eq!(
-        again(&before, &Dual::default(), &config(V4), &view)
-            .unwrap()
-            .addr,
-        before.addr
-    );
-    view.interfaces[0]
+    view.interfaces[1].addrs.insert(0, other);
+    assert_eq!(again_in(&view, &before, &[], V4), Ok(before.addr));
+    view.interfaces[1]
         .addrs
         .retain(|a| a.net.addr() != before.addr.v4.unwrap());
-    let moved = again(&before, &Dual::default(), &config(V4), &view).unwrap();
-    assert_eq!(moved.public_ip.v4, Some("192.168.0.4".parse().unwrap()));
-    view.interfaces.remove(0);
-    let gone = again(&before, &Dual::default(), &config(V4), &view).unwrap_err();
-    assert_eq!(gone.to_string(), "interface eth0 is gone");
+    let moved = again_in(&view, &before, &[], V4).unwrap();
+    assert_eq!(moved.v4, Some("192.168.0.4".parse().unwrap()));
+    view.interfaces.remove(1);
+    let gone = again_in(&view, &before, &[], V4).unwrap_err();
+    assert_eq!(gone, "interface eth0 is gone");
+}
+
+#[test]
+fn an_address_that_stops_working_is_given_up() {
+    let mut view = view();
+    let before = host_in(&view, V4);
+    let (used, spare) = (before.addr.v4.unwrap(), "192.168.0.4".parse().unwrap());
+    let set = |view: &mut View, state| view.interfaces[1].addrs[1].state = state;
+    set(&mut view, AddressState::Deprecated);
+    assert_eq!(
+        again_in(&view, &before, &[], V4).unwrap().v4,
+        Some(used),
+        "no other"
+    );
+    let other = Address {
+        net: "192.168.0.4/24".parse().unwrap(),
+        state: AddressState::Valid,
+        ..view.interfaces[1].addrs[1]
+    };
+    view.interfaces[1].addrs.push(other);
+    assert_eq!(again_in(&view, &before, &[], V4).unwrap().v4, Some(spare));
+    let named = [format!("-iface={used}")];
+    let named: Vec<&str> = named.iter().map(String::as_str).collect();
+    assert_eq!(
+        again_in(&view, &before, &named, V4).unwrap().v4,
+        Some(used),
+        "named"
+    );
+    set(&mut view, AddressState::Duplicate);
+    assert_eq!(
+        again_in(&view, &before, &named, V4).unwrap().v4,
+        Some(spare)
+    );
 }
 
 #[test]
@@ -157,13 +381,12 @@ fn what_cannot_be_found_is_named() {
         "{error}"
     );
     let mut view = view();
-    view.default = Dual::default();
+    view.default_routes.clear();
     let none = choose(
         &IfaceChoice::default(),
         &Dual::default(),
         &config(V4),
         &view,
-    )
-    .unwrap_err();
-    assert_eq!(none, NoIface::NoDefaultRoute(Family::V4));
+    );
+    assert_eq!(none.unwrap_err(), NoIface::NoDefaultRoute(Family::V4));
 }

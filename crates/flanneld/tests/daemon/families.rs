@@ -28,6 +28,7 @@ fn ipv6_alone_on_an_ipv6_underlay() {
             "FLANNEL_IPV6_SUBNET",
             "FLANNEL_MTU",
             "FLANNEL_IPMASQ",
+            "# flannel-rs",
         ];
         assert_eq!(names, expected);
         assert_eq!(lab.node(1).subnet_env().unwrap().mtu, mtu, "{backend}");

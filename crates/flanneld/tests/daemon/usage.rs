@@ -250,12 +250,9 @@ fn files_and_certificates_that_cannot_be() {
     node.write("/run/dir/config", r#"{"Network": "10.1.0.0/16"}"#)
         .unwrap();
     for (args, texts) in [
-        (&["-iface=eth7"][..], &["-iface eth7"][..]),
-        (&["-iface=10.3.3.3"], &["-iface 10.3.3.3"]),
-        (&["-iface-regex=^wlan"], &["-iface-regex ^wlan"]),
         (
-            &["-subnet-file=/run/file/subnet.env"],
-            &["-subnet-file /run/file/subnet.env"],
+            &["-subnet-file=/run/file/subnet.env"][..],
+            &["-subnet-file /run/file/subnet.env"][..],
         ),
         (&["-subnet-file=/run/dir"], &["-subnet-file /run/dir"]),
     ] {

@@ -177,7 +177,7 @@ fn right(host: &Host, owners: &BTreeMap<Ipv4Addr, (Ipv4Net, String)>) {
     // What containers and docker are given.
     let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
     let wanted = format!(
-        "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET={first}/21\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+        "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET={first}/21\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n# flannel-rs\n"
     );
     assert_eq!(host.step("cat /run/flannel/subnet.env"), wanted);
     let text = host.step("cat /run/flannel/docker");

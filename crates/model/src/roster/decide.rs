@@ -4,9 +4,22 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::index::Id;
+use super::index::{Age, Id};
 use super::{Note, Reason, Roster, RosterChange, Slot, Verdict, Work, rank};
+use crate::range::number;
 use crate::{BackendType, Dual, Family, Lease, SubnetKey};
+
+/// The order of leases with one identity. The key settles it where the seniority does not.
+fn age(lease: &Lease) -> Age {
+    let nets = lease.key.nets().iter();
+    let folded = nets.fold(0_u32, |sum, (_, net)| {
+        let number = number(net.network());
+        let high = (number >> 64) as u64 ^ number as u64;
+        let one = (high >> 32) as u32 ^ high as u32 ^ u32::from(net.prefix_len());
+        sum.rotate_left(16) ^ one
+    });
+    (lease.seniority, folded)
+}
 
 impl Roster {
     /// Decides `work` and all that follows from it. `changed` names the lease that was accepted
@@ -17,16 +30,19 @@ impl Roster {
         changed: Option<(Id, bool)>,
     ) -> Vec<RosterChange> {
         let (mut drops, mut again, mut accepts, mut rest) = (vec![], vec![], vec![], vec![]);
+        let mut noted = vec![];
         while let Some((_, key, id)) = work.pop_first() {
             let Some(slot) = self.slot(id) else { continue };
             let replaced = changed.filter(|(replaced, _)| *replaced == id);
             let (recorded, known) = (slot.accepted, slot.accepted || replaced.is_some());
-            let identities = self.identities_of(&slot.lease);
-            let verdict = self.verdict(id, &slot.lease, &identities);
+            let verdict = self.verdict(id, &slot.lease);
             let stands = matches!(verdict, Verdict::Accept);
             match (known, stands) {
                 (true, false) => drops.push(RosterChange::Drop(key)),
-                (false, true) => accepts.push(RosterChange::Accept(slot.lease.clone())),
+                (false, true) => {
+                    accepts.push(RosterChange::Accept(slot.lease.clone()));
+                    noted.extend(self.other_length(&slot.lease));
+                }
                 (true, true) if replaced.is_some_and(|(_, differs)| differs) => {
                     again.push(RosterChange::Accept(slot.lease.clone()));
                 }
@@ -34,7 +50,7 @@ impl Roster {
             }
             if recorded != stands {
                 self.set_accepted(id, stands, &mut rest);
-                self.push_younger(id, &identities, &mut work);
+                self.push_younger(id, &mut work);
             }
             match verdict {
                 Verdict::Refuse(reason) if self.refused.get(&id) != Some(&reason) => {
@@ -43,6 +59,11 @@ impl Roster {
                 }
                 Verdict::Refuse(_) => {}
                 Verdict::Accept | Verdict::Own => drop(self.refused.remove(&id)),
+            }
+        }
+        for (length, note) in noted {
+            if self.lengths.insert(length) {
+                rest.push(RosterChange::Note(note));
             }
         }
         for ip in std::mem::take(&mut self.left) {
@@ -67,15 +88,20 @@ impl Roster {
 
     /// Takes a lease out of its slot and the index; adds to `work` what it stood in the way of.
     pub(super) fn take(&mut self, id: Id, work: &mut Work) -> Option<Slot> {
-        let old = self.slot(id)?;
-        let (was, identities) = (old.accepted, self.identities_of(&old.lease));
+        let was = self.slot(id)?.accepted;
         if was {
-            self.push_younger(id, &identities, work);
+            self.push_younger(id, work);
             self.set_accepted(id, false, &mut Vec::new());
         }
         let mut slot = self.slots.get_mut(id as usize)?.take()?;
         slot.accepted = was;
-        self.index.remove(id, &slot.lease.key, &identities);
+        self.index.remove(id, &slot.lease.key);
+        let (identities, age) = (self.identities_of(&slot.lease), age(&slot.lease));
+        for (family, identity) in identities.iter() {
+            self.index.remove_identity(family, *identity, age, id);
+            let older = self.index.older(family, *identity, age, id);
+            work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
+        }
         Some(slot)
     }
 
@@ -109,14 +135,58 @@ impl Roster {
             .filter(|_| self.networks.get(family).is_some())
     }
 
-    fn verdict(&self, id: Id, lease: &Lease, identities: &Dual<u64>) -> Verdict {
+    /// Enters the identities of a lease that may be right, and adds to `work` the leases whose standing
+    /// depends on it.
+    pub(super) fn add_identities(&mut self, id: Id, lease: &Lease, work: &mut Work) {
+        if self.fault(lease).is_some() {
+            return;
+        }
+        let (identities, age) = (self.identities_of(lease), age(lease));
+        for (family, identity) in identities.iter() {
+            self.index.insert_identity(family, *identity, age, id);
+            let older = self.index.older(family, *identity, age, id);
+            work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
+        }
+    }
+
+    /// Enters all identities again: which leases may be right has changed.
+    pub(super) fn index_identities_again(&mut self) {
+        self.index.clear_identities();
+        let mut found = Vec::new();
+        for (slot, id) in self.slots.iter().zip(0..) {
+            let Some(slot) = slot else { continue };
+            if self.fault(&slot.lease).is_none() {
+                let identities = self.identities_of(&slot.lease);
+                found.push((id, identities, age(&slot.lease)));
+            }
+        }
+        for (id, identities, age) in found {
+            for (family, identity) in identities.iter() {
+                self.index.insert_identity(family, *identity, age, id);
+            }
+        }
+    }
+
+    /// What is worth a note about the length of an accepted lease's subnet.
+    fn other_length(&self, lease: &Lease) -> Option<(u8, Note)> {
+        let own = self.own.as_ref()?;
+        self.networks.iter().find_map(|(family, _)| {
+            let ours = own.nets().get(family)?.prefix_len();
+            let theirs = lease.key.nets().get(family)?.prefix_len();
+            let note = Note::OtherLength {
+                key: lease.key,
+                theirs,
+                ours,
+            };
+            (ours != theirs).then_some((theirs, note))
+        })
+    }
+
+    fn verdict(&self, id: Id, lease: &Lease) -> Verdict {
         if self.own.as_ref() == Some(&lease.key) {
             return Verdict::Own;
         }
-        match self
-            .fault(lease)
-            .or_else(|| self.rival(id, lease, identities))
-        {
+        match self.fault(lease).or_else(|| self.rival(id, lease)) {
             Some(reason) => Verdict::Refuse(reason),
             None => Verdict::Accept,
         }
@@ -137,12 +207,21 @@ impl Roster {
         if let Some((_, ip)) = ips.find(|(family, ip)| self.own_ip.get(*family) == Some(*ip)) {
             return Some(Reason::OurPublicIp(*ip));
         }
+        if let Some(reason) = self.impossible_ip(lease) {
+            return Some(reason);
+        }
         let mut none = true;
         for (family, network) in self.networks.iter() {
             let Some(net) = lease.key.nets().get(family) else {
                 continue;
             };
             none = false;
+            if let IpNet::V6(v6) = net
+                && v6.network().to_ipv4_mapped().is_some()
+                && v6.prefix_len() >= 96
+            {
+                return Some(Reason::MappedSubnet(*net));
+            }
             if !network.contains(net) {
                 return Some(Reason::Outside {
                     net: *net,
@@ -157,11 +236,60 @@ impl Roster {
                 });
             }
         }
-        none.then_some(Reason::OtherFamily)
+        if none {
+            return Some(Reason::OtherFamily);
+        }
+        let nets = self
+            .networks
+            .iter()
+            .filter_map(|(family, _)| lease.key.nets().get(family));
+        nets.into_iter().find_map(|net| {
+            let needed = self.underlay.iter().find(|needed| net.contains(*needed))?;
+            Some(Reason::CoversUnderlay {
+                net: *net,
+                needed: *needed,
+            })
+        })
     }
 
-    /// The older accepted lease that excludes this one.
-    fn rival(&self, id: Id, lease: &Lease, identities: &Dual<u64>) -> Option<Reason> {
+    /// A public IP that can be no node's, given this node's own network.
+    fn impossible_ip(&self, lease: &Lease) -> Option<Reason> {
+        let underlay = || self.underlay.iter();
+        lease.attrs.public_ip.iter().find_map(|(family, ip)| {
+            let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
+            let on_link_local = || underlay().any(|net| link_local(&net.network()));
+            let ends_of_link = |net: &IpNet| {
+                let hosts = net.max_prefix_len() - net.prefix_len();
+                let first = net.network() == *ip && family == Family::V4;
+                let last = net.broadcast() == *ip && family == Family::V4;
+                hosts > 1 && (first || last)
+            };
+            let what = if self
+                .common(lease, family)
+                .is_some_and(|net| net.contains(ip))
+            {
+                "in its own subnet, behind the tunnel"
+            } else if link_local(ip) && !on_link_local() {
+                "link-local, and this node has no such address"
+            } else if underlay().any(ends_of_link) {
+                "the broadcast or network address of this node's link"
+            } else {
+                return None;
+            };
+            Some(Reason::ImpossibleIp { ip: *ip, what })
+        })
+    }
+
+    /// The lease that excludes this one: an older accepted one with its addresses, or a newer one with
+    /// its identity.
+    fn rival(&self, id: Id, lease: &Lease) -> Option<Reason> {
+        for (family, identity) in self.identities_of(lease).iter() {
+            let newer = self.index.newer(family, *identity, age(lease), id);
+            if let Some(newer) = newer.and_then(|id| self.slot(id)) {
+                let other = newer.lease.key;
+                return Some(Reason::SameIdentity { other });
+            }
+        }
         let standing = |other: Id| {
             let slot = self.slot(other)?;
             (other != id && slot.accepted && rank(&slot.lease, other) < rank(lease, id))
@@ -175,15 +303,11 @@ impl Roster {
                 return Some(Reason::Overlaps { net: *net, other });
             }
         }
-        let mut same = identities
-            .iter()
-            .flat_map(|(family, identity)| self.index.same(family, *identity));
-        same.find_map(standing)
-            .map(|other| Reason::SameIdentity { other })
+        None
     }
 
-    /// Adds to `work` the younger leases that the lease in slot `id` excludes.
-    fn push_younger(&self, id: Id, identities: &Dual<u64>, work: &mut Work) {
+    /// Adds to `work` the younger leases whose subnets overlap that of the lease in slot `id`.
+    fn push_younger(&self, id: Id, work: &mut Work) {
         let Some(slot) = self.slot(id) else { return };
         let (lease, own_rank) = (&slot.lease, rank(&slot.lease, id));
         let mut push = |other: Id| {
@@ -194,9 +318,6 @@ impl Roster {
             if let Some(net) = self.common(lease, family) {
                 self.index.overlapping(net).for_each(&mut push);
             }
-        }
-        for (family, identity) in identities.iter() {
-            self.index.same(family, *identity).for_each(&mut push);
         }
     }
 

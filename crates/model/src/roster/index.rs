@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::range::{ends, number, subnet};
-use crate::{Dual, Family, SubnetKey};
+use crate::{Family, SubnetKey};
 
 /// A lease's place in the roster.
 pub(super) type Id = u32;
@@ -16,8 +16,12 @@ pub(super) type Id = u32;
 #[derive(Default)]
 pub(super) struct Index {
     nets: [Nets; 2],
-    identities: [BTreeSet<(u64, Id)>; 2],
+    /// Of leases that may be right only, in the order of age.
+    identities: [BTreeSet<(u64, u64, u32, Id)>; 2],
 }
+
+/// Orders leases with one identity: seniority, then the key in short.
+pub(super) type Age = (u64, u32);
 
 /// A network's first address, most significant byte first: smaller in a tuple than a number,
 /// which would be aligned to 16 bytes, and in the same order.
@@ -32,22 +36,28 @@ struct Nets {
 }
 
 impl Index {
-    pub(super) fn insert(&mut self, id: Id, key: &SubnetKey, identities: &Dual<u64>) {
+    pub(super) fn insert(&mut self, id: Id, key: &SubnetKey) {
         for (family, net) in key.nets().iter() {
             self.nets[family as usize].insert(net, id);
         }
-        for (family, identity) in identities.iter() {
-            self.identities[family as usize].insert((*identity, id));
-        }
     }
 
-    pub(super) fn remove(&mut self, id: Id, key: &SubnetKey, identities: &Dual<u64>) {
+    pub(super) fn remove(&mut self, id: Id, key: &SubnetKey) {
         for (family, net) in key.nets().iter() {
             self.nets[family as usize].remove(net, id);
         }
-        for (family, identity) in identities.iter() {
-            self.identities[family as usize].remove(&(*identity, id));
-        }
+    }
+
+    pub(super) fn insert_identity(&mut self, family: Family, identity: u64, age: Age, id: Id) {
+        self.identities[family as usize].insert((identity, age.0, age.1, id));
+    }
+
+    pub(super) fn remove_identity(&mut self, family: Family, identity: u64, age: Age, id: Id) {
+        self.identities[family as usize].remove(&(identity, age.0, age.1, id));
+    }
+
+    pub(super) fn clear_identities(&mut self) {
+        self.identities.iter_mut().for_each(BTreeSet::clear);
     }
 
     /// Leases that have exactly this net.
@@ -60,12 +70,22 @@ impl Index {
         self.nets[Family::of_net(net) as usize].overlapping(net)
     }
 
-    /// Leases with this identity.
-    pub(super) fn same(&self, family: Family, identity: u64) -> impl Iterator<Item = Id> {
-        let all = (identity, Id::MIN)..=(identity, Id::MAX);
-        self.identities[family as usize]
-            .range(all)
-            .map(|(_, id)| *id)
+    /// The next newer lease with this identity.
+    pub(super) fn newer(&self, family: Family, identity: u64, age: Age, id: Id) -> Option<Id> {
+        use std::ops::Bound::{Excluded, Included};
+        let above = (
+            Excluded((identity, age.0, age.1, id)),
+            Included((identity, u64::MAX, u32::MAX, Id::MAX)),
+        );
+        let mut newer = self.identities[family as usize].range(above);
+        newer.next().map(|(.., id)| *id)
+    }
+
+    /// The next older lease with this identity.
+    pub(super) fn older(&self, family: Family, identity: u64, age: Age, id: Id) -> Option<Id> {
+        let below = (identity, 0, 0, Id::MIN)..(identity, age.0, age.1, id);
+        let mut older = self.identities[family as usize].range(below);
+        older.next_back().map(|(.., id)| *id)
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::{BackendType, SubnetKey};
+use crate::{BackendType, Outside, SubnetKey};
 
 /// Why a lease is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,18 +49,39 @@ pub enum Reason {
         /// The older lease.
         other: SubnetKey,
     },
-    /// It claims, in its backend data, what an older lease has.
+    /// It claims, in its backend data, what a newer lease has: its owner took another subnet.
     #[error(
-        "its backend data names the same device (MAC) as the older lease {other}, which stands"
+        "its backend data names the same device (MAC) as the newer lease {other}, which is used"
     )]
     SameIdentity {
-        /// The older lease.
+        /// The newer lease.
         other: SubnetKey,
+    },
+    /// It would cut this node off from its own network.
+    #[error(
+        "its subnet {net} contains {needed}, which this node needs to reach the others: give the nodes and the pods different networks"
+    )]
+    CoversUnderlay {
+        /// The subnet.
+        net: IpNet,
+        /// An address of this node's interface, its gateway, or a network on its link.
+        needed: IpNet,
+    },
+    /// Its subnet is another family's in disguise.
+    #[error("its subnet {0} is made of IPv4 addresses, which IPv6 does not route")]
+    MappedSubnet(IpNet),
+    /// Its owner cannot be reached so.
+    #[error("its public IP {ip} can be no node's address: it is {what}")]
+    ImpossibleIp {
+        /// The address.
+        ip: IpAddr,
+        /// What it is.
+        what: &'static str,
     },
 }
 
-fn named(kind: &Option<BackendType>) -> &str {
-    kind.as_ref().map_or("not named", BackendType::as_str)
+fn named(kind: &Option<BackendType>) -> Outside<'_> {
+    Outside(kind.as_ref().map_or("not named", BackendType::as_str))
 }
 
 impl Reason {
@@ -74,6 +95,9 @@ impl Reason {
             Reason::OverlapsOwn { .. } => "overlaps_own",
             Reason::Overlaps { .. } => "overlaps",
             Reason::SameIdentity { .. } => "same_identity",
+            Reason::CoversUnderlay { .. } => "covers_underlay",
+            Reason::MappedSubnet(_) => "mapped_subnet",
+            Reason::ImpossibleIp { .. } => "impossible_ip",
         }
     }
 }
@@ -92,5 +116,17 @@ pub enum Note {
         a: SubnetKey,
         /// The other.
         b: SubnetKey,
+    },
+    /// A lease's subnet is of another size than ours.
+    #[error(
+        "lease {key} has a subnet of length {theirs}, and this node's has {ours}: other leases of that length are not reported"
+    )]
+    OtherLength {
+        /// The lease.
+        key: SubnetKey,
+        /// Its length.
+        theirs: u8,
+        /// Ours.
+        ours: u8,
     },
 }

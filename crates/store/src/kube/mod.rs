@@ -353,6 +353,12 @@ impl Store for KubeStore {
         }
     }
 
+    async fn network_lost(&mut self) {
+        if self.settings.set_network_condition {
+            self.wish.send_modify(|wish| wish.network = Some(false));
+        }
+    }
+
     async fn report(&mut self, trouble: Trouble) {
         if let Some(tasks) = &self.tasks {
             let _ = tasks.troubles.try_send(trouble);

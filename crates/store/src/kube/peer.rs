@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use model::{BackendType, Dual, Family, Lease, LeaseAttrs, SubnetKey};
+use model::{BackendType, Dual, Family, Lease, LeaseAttrs, Outside, SubnetKey};
 use serde_json::value::RawValue;
 
 use super::annotations::{Annotations, Key};
@@ -156,8 +156,9 @@ pub(super) fn address<T: AsRef<str>>(
     match ip.filter(|ip| Family::of(ip) == family) {
         Some(ip) => Ok(Some(ip).filter(|ip| !ip.is_unspecified())),
         None => Err(format!(
-            "annotation {}: {text:?} is no {family} address",
-            key.name()
+            "annotation {}: {} is no {family} address",
+            key.name(),
+            Outside(text)
         )),
     }
 }
