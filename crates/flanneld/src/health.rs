@@ -1,6 +1,7 @@
 //! The health server: `/healthz` (the process lives), `/readyz` (the node's network works),
 //! `/metrics`.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -11,16 +12,32 @@ use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::AbortHandle;
 use tracing::{debug, info};
 
 use crate::status::Status;
 
-/// A client that says nothing is not waited for longer than this.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections served at once; more wait.
-const CONNECTIONS: usize = 64;
+/// How long one exchange may take, from the connection's start to the last byte of the answer.
+const EXCHANGE: Duration = Duration::from_secs(5);
+
+/// Connections open at once. One more closes the oldest: whoever asks properly is answered long
+/// before its turn comes, and whoever holds connections open keeps nobody else out.
+const CONNECTIONS: usize = 256;
+
+/// Connections accepted in a row before those accepted are served. Much smaller than
+/// [`CONNECTIONS`], so that none is closed before its request was looked at.
+const BATCH: usize = 16;
+
+/// Bytes of a request's head, hyper's smallest limit. With [`CONNECTIONS`] it bounds the memory.
+const HEAD: usize = 8192;
+
+/// Connections that the kernel keeps for us between two rounds; it lowers this to its own limit.
+const BACKLOG: u32 = 4096;
+
+/// How long a failed accept, as without a free file descriptor, is waited for.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
 /// The port of a daemon that has just been killed may be held a moment longer, by a program that
 /// it was about to start.
@@ -29,13 +46,24 @@ const PREDECESSOR: Duration = Duration::from_secs(1);
 async fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
     let began = Instant::now();
     loop {
-        match TcpListener::bind(addr).await {
+        match bind(addr) {
             Err(error) if error.kind() == ErrorKind::AddrInUse && began.elapsed() < PREDECESSOR => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             done => return done,
         }
     }
+}
+
+fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }
 
 /// Listens, and answers from a task of its own on the current thread until the process ends. Must
@@ -52,38 +80,65 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
         )
     })?;
     info!("health server on http://{addr}");
-    let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     tokio::task::spawn_local(async move {
+        let mut open = Open::default();
         loop {
-            let Ok(place) = places.clone().acquire_owned().await else {
-                return;
-            };
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    debug!(%error, "health server: accept");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
+            for _ in 0..BATCH {
+                match listener.accept().await {
+                    Ok((stream, _)) => open.add(stream, &status),
+                    Err(error) => {
+                        debug!(%error, "health server: accept");
+                        open.close_oldest();
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
-            };
-            let status = status.clone();
-            tokio::task::spawn_local(async move {
-                let service = service_fn(|request| {
-                    let response = answer(&request, &status);
-                    async move { Ok::<_, Infallible>(response) }
-                });
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = connection.await {
-                    debug!(%error, "health server: connection");
-                }
-                drop(place);
-            });
+            }
+            // Lets the other tasks run, and looks which sockets have something to read.
+            tokio::task::yield_now().await;
         }
     });
     Ok(())
+}
+
+/// The connections that are being served, oldest first.
+#[derive(Default)]
+struct Open(VecDeque<AbortHandle>);
+
+impl Open {
+    fn add(&mut self, stream: TcpStream, status: &Status) {
+        if self.0.len() >= CONNECTIONS {
+            self.0.retain(|connection| !connection.is_finished());
+        }
+        if self.0.len() >= CONNECTIONS {
+            self.close_oldest();
+        }
+        let exchange = exchange(stream, status.clone());
+        let task = tokio::task::spawn_local(exchange);
+        self.0.push_back(task.abort_handle());
+    }
+
+    fn close_oldest(&mut self) {
+        if let Some(oldest) = self.0.pop_front() {
+            oldest.abort();
+        }
+    }
+}
+
+/// One request and its answer. There is no second one on a connection.
+async fn exchange(stream: TcpStream, status: Status) {
+    let service = service_fn(|request| {
+        let response = answer(&request, &status);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(EXCHANGE, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!(%error, "health server: connection"),
+        Err(_) => debug!("health server: a client was too slow"),
+    }
 }
 
 fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>> {
