@@ -34,6 +34,8 @@ pub struct Written {
     pub networks: Vec<IpNet>,
     /// `FLANNEL_SUBNET` and `FLANNEL_IPV6_SUBNET`, masked to their networks.
     pub own: Vec<IpNet>,
+    /// Our flannel was the last to write it: routes that it did not mark are not its.
+    pub ours: bool,
 }
 
 /// What stands, devices first.
@@ -44,8 +46,10 @@ pub struct Leftovers {
     /// Routes and next-hop objects elsewhere that carry our protocol number.
     pub marked: Vec<Object>,
     /// Routes without a mark that look like those of an upstream flannel with host-gw or
-    /// DirectRouting, and like those of an administrator.
+    /// DirectRouting, where an upstream flannel wrote the `subnet.env`.
     pub unmarked: Vec<Object>,
+    /// Such routes where ours wrote it: an administrator's, as far as anybody can tell.
+    pub unproven: Vec<Object>,
     /// Policies and states of the ipsec backend.
     pub xfrm: Vec<Xfrm>,
     /// Devices under a name of flannel's that no flannel made, and what they are.
@@ -99,7 +103,16 @@ pub async fn find(written: &[Written], bridge: &IfName) -> Result<Leftovers, Ker
             rtn: RTN_UNICAST,
         };
         dump_some_routes(&mut requests, family, asked, |raw, _| {
-            if elsewhere(&raw) && written.iter().any(|w| w.may_have_led(&raw)) {
+            if !elsewhere(&raw) {
+                return;
+            }
+            let mut led = written.iter().filter(|w| w.may_have_led(&raw)).peekable();
+            if led.peek().is_none() {
+                return;
+            }
+            if led.all(|w| w.ours) {
+                found.unproven.extend(route(&raw, name_of));
+            } else {
                 found.unmarked.extend(route(&raw, name_of));
             }
         })
@@ -114,6 +127,7 @@ pub async fn find(written: &[Written], bridge: &IfName) -> Result<Leftovers, Ker
     })?;
     once(&mut found.marked);
     once(&mut found.unmarked);
+    once(&mut found.unproven);
     found.bridge = find_bridge(&mut requests, &devices, bridge)?;
     found.xfrm = xfrm::find(written)?;
     found.devices = with_what_they_hold(ours.into_iter().map(|(_, object)| object)).await?;

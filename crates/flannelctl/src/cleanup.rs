@@ -25,7 +25,7 @@ pub(crate) fn run(args: &Cleanup) -> Result<ExitCode> {
     let remove = args.yes && daemons.is_empty();
     let mut failed = Vec::new();
     if remove {
-        failed = wait_for(async { anyhow::Ok(plan.carry_out().await) })?;
+        failed = wait_for(async { anyhow::Ok(plan.carry_out(args).await) })?;
         let after = wait_for(Plan::make(args))?;
         let still = after
             .items
@@ -90,9 +90,15 @@ impl Seen<'_> {
             .iter()
             .chain(self.failed)
             .for_each(|text| problem(text));
-        for Running { pid, program } in self.daemons {
+        for daemon in self.daemons {
+            let Running { pid, program } = daemon;
+            let (what, stop) = if daemon.is_named() {
+                ("", "systemctl stop flanneld")
+            } else {
+                (", which has a flannel in it,", "and whatever starts it")
+            };
             problem(&format!(
-                "{program} runs here, process {pid}: stop it first (systemctl stop flanneld); nothing was changed"
+                "{program}{what} runs here, process {pid}: stop it first ({stop}); nothing was changed"
             ));
         }
         match (self.plan.items.len(), self.removed) {

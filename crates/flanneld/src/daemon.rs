@@ -216,6 +216,8 @@ impl Daemon {
         }
         teardown::remove_file("-subnet-file", &self.options.subnet_file);
         let _ = std::fs::remove_file(withdrawn(&self.options.subnet_file));
+        let mark = subnet_file::mark_of(&self.options.subnet_file);
+        teardown::remove_file("-subnet-file", &mark);
     }
 
     /// Announces the node when its devices are up, withdraws the announcement when they are
@@ -419,6 +421,7 @@ impl Daemon {
             let mtu = self.cluster.backend().mtu();
             info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
         }
+        subnet_file::mark(&self.options.subnet_file)?;
         Ok(())
     }
 

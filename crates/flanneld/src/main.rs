@@ -17,7 +17,12 @@ use tracing::{error, info};
 /// What a wrong command line ends with; everything else that goes wrong ends with 1.
 const USAGE: u8 = 2;
 
+/// By this `flannelctl` knows a running daemon, whatever its file is called.
+const SIGN: &str = "flannel-rs node daemon";
+
 fn main() -> ExitCode {
+    // Keeps it in the program.
+    std::hint::black_box(SIGN);
     let given = match flags::parse(std::env::args().skip(1), |name| std::env::var(name).ok()) {
         Ok(given) => given,
         Err(error) => {

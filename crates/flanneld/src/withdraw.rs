@@ -95,7 +95,7 @@ pub(crate) async fn when_stale(
 }
 
 /// Where a withdrawn file is kept.
-pub(crate) fn withdrawn(path: &Path) -> PathBuf {
+pub fn withdrawn(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".withdrawn");
     name.into()

@@ -32,9 +32,20 @@ impl Settings {
     pub(crate) fn find(args: &CheckArgs) -> Result<Settings> {
         let daemons = running()?;
         let daemon = daemons.first().map(|daemon| daemon.pid);
-        let running = daemon
+        let running = daemons
+            .first()
             .filter(|_| args.flags.is_empty() && args.env_file.is_none())
-            .and_then(|pid| Some((pid, strings(pid, "cmdline")?, strings(pid, "environ")?)));
+            .and_then(|daemon| {
+                let pid = daemon.pid;
+                let words = strings(pid, "cmdline")?;
+                // One with a flannel in it, such as k3s, has words of its own.
+                let readable = || flags::parse(words.clone().into_iter().skip(1), |_| None).is_ok();
+                (daemon.is_named() || readable()).then_some((
+                    pid,
+                    words.clone(),
+                    strings(pid, "environ")?,
+                ))
+            });
         let (words, variables, source) = match running {
             Some((pid, words, environ)) => {
                 let variables = environ.iter().filter_map(|text| text.split_once('='));

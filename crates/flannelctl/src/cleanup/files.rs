@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use flanneld::subnet_file;
 use serde_json::Value;
 
 use super::args::Cleanup;
@@ -37,6 +38,11 @@ pub(crate) fn find(args: &Cleanup) -> Found {
         let is_one = is_subnet_file(file);
         found.decide(file, is_one, "it holds no FLANNEL_SUBNET or FLANNEL_MTU");
         found.files.extend(half_written(file));
+        found.add(&subnet_file::mark_of(file));
+        let withdrawn = subnet_file::withdrawn(file);
+        if is_subnet_file(&withdrawn) {
+            found.add(&withdrawn);
+        }
     }
     IN_RUN.iter().for_each(|file| found.add(Path::new(file)));
     if is_docker_options(Path::new(DOCKER_OPTS)) {

@@ -1,9 +1,10 @@
 //! What there is to remove, and its removal.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use dataplane::leftovers::{self, Bridge, Leftovers, Written, Xfrm, kind_of, remove_xfrm};
@@ -13,6 +14,12 @@ use model::{Object, Op, TrafficRules};
 
 use super::args::Cleanup;
 use super::files;
+
+/// A daemon restores what is taken from it at once.
+const RESTORED_WITHIN: Duration = Duration::from_millis(1200);
+
+/// How often it is looked for in that time.
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 
 /// Everything of flannel's on this host.
 #[derive(Default)]
@@ -52,6 +59,7 @@ impl Plan {
             devices,
             marked,
             unmarked,
+            unproven,
             xfrm,
             strangers,
             bridge,
@@ -62,14 +70,19 @@ impl Plan {
         plan.items.extend(marked.into_iter().map(alone));
         // Whoever ran here last marks what it writes: what bears no mark is not its.
         let upstream_s = marked_none && !devices.iter().any(|(_, on)| on.iter().any(is_next_hop));
-        match args.gateway_routes || upstream_s {
-            true => plan.items.extend(unmarked.into_iter().map(alone)),
-            false => plan.left.extend(unmarked.into_iter().map(|route| {
-                let why =
-                    "an administrator's, as our flannel was here last; --gateway-routes removes it";
-                (Op::Del(route).to_string(), why.to_owned())
-            })),
-        }
+        let (gone, kept) = if args.gateway_routes {
+            ([unmarked, unproven].concat(), Vec::new())
+        } else if upstream_s {
+            (unmarked, unproven)
+        } else {
+            (Vec::new(), [unmarked, unproven].concat())
+        };
+        plan.items.extend(gone.into_iter().map(alone));
+        plan.left.extend(kept.into_iter().map(|route| {
+            let why =
+                "an administrator's, as our flannel was here last; --gateway-routes removes it";
+            (Op::Del(route).to_string(), why.to_owned())
+        }));
         plan.items.extend(
             devices
                 .into_iter()
@@ -88,7 +101,14 @@ impl Plan {
             plan.left
                 .push((format!("file {}", file.display()), why.into()));
         }
-        plan.items.extend(found.files.into_iter().map(Item::File));
+        // The mark of a subnet file after the file: without its mark it would be an upstream flannel's.
+        let is_mark = |file: &PathBuf| {
+            let mut subnet_files = args.subnet_files.iter();
+            subnet_files.any(|subnet_file| subnet_file::mark_of(subnet_file) == *file)
+        };
+        let (marks, files): (Vec<_>, Vec<_>) = found.files.into_iter().partition(is_mark);
+        plan.items.extend(files.into_iter().map(Item::File));
+        plan.items.extend(marks.into_iter().map(Item::File));
         plan.items.extend(found.dirs.into_iter().map(Item::Dir));
         Ok(plan)
     }
@@ -112,8 +132,9 @@ impl Plan {
         }
     }
 
-    /// Removes all of it; returns what could not be removed.
-    pub(crate) async fn carry_out(&self) -> Vec<String> {
+    /// Removes all of it; returns what could not be removed. Files stay if somebody restores the rest:
+    /// then a flannel runs that we do not see, and containers live by its files.
+    pub(crate) async fn carry_out(&self, args: &Cleanup) -> Vec<String> {
         let mut failed = Vec::new();
         let rules = keeper();
         for item in &self.items {
@@ -132,6 +153,13 @@ impl Plan {
             Ok(refused) => failed.extend(refused.iter().map(ToString::to_string)),
             Err(error) => failed.push(error.to_string()),
         }
+        if let Some(restored) = self.restored(args, failed.is_empty()).await {
+            failed.push(format!(
+                "somebody restores `{restored}`: a flannel runs here that cannot be seen from here, as one in \
+                 another container; stop it first. Files were not removed"
+            ));
+            return failed;
+        }
         // Last: a subnet file tells what else is flannel's, if this is cut short.
         for item in &self.items {
             let done = match item {
@@ -142,6 +170,35 @@ impl Plan {
             failed.extend(done.err());
         }
         failed
+    }
+}
+
+impl Plan {
+    /// What was removed from the kernel (`all` of it, or some could not be) and comes back within [`RESTORED_WITHIN`].
+    async fn restored(&self, args: &Cleanup, all: bool) -> Option<String> {
+        let commands = |plan: &Plan| -> BTreeSet<String> {
+            let kernels = plan
+                .items
+                .iter()
+                .filter(|item| matches!(item, Item::Kernel(..) | Item::Rules(_)));
+            kernels
+                .map(|item| format!("{} {}", item.kind(), item.command()))
+                .collect()
+        };
+        let now = async || Plan::make(args).await.map(|plan| commands(&plan)).ok();
+        let gone = if all {
+            commands(self)
+        } else {
+            &commands(self) - &now().await?
+        };
+        let began = Instant::now();
+        while !gone.is_empty() && began.elapsed() < RESTORED_WITHIN {
+            if let Some(back) = now().await?.intersection(&gone).next() {
+                return Some(back.clone());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        None
     }
 }
 
@@ -237,6 +294,7 @@ fn read(subnet_file: &Path) -> Written {
             .iter()
             .flat_map(|key| key.nets().iter().map(|(_, net)| *net))
             .collect(),
+        ours: subnet_file::is_ours(subnet_file),
     }
 }
 

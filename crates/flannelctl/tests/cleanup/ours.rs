@@ -130,3 +130,64 @@ fn alloc_with_legacy_iptables() {
     let builder = Lab::builder().backend(json!({"Type": "alloc"}));
     is_cleaned_up(builder, Rules::Legacy, None, &["iptables-legacy-restore"]);
 }
+
+/// Without peers a node's kernel holds nothing with our mark, and with alloc it never does: an
+/// administrator's route within the network stays, through a restart of the daemon and a cleanup.
+#[test]
+fn an_administrator_s_route_stays_on_a_node_without_peers() {
+    for backend in [
+        json!({"Type": "alloc"}),
+        json!({"Type": "host-gw"}),
+        json!({"Type": "vxlan"}),
+        json!({"Type": "vxlan", "DirectRouting": true}),
+    ] {
+        let lab = Lab::builder().nodes(1).backend(backend.clone());
+        let lab = lab.build().unwrap();
+        let node = lab.node(1);
+        node.flanneld().start_ready(SOON).unwrap();
+        const ROUTE: [&str; 6] = [
+            "route",
+            "add",
+            "172.30.200.0/24",
+            "via",
+            "192.168.78.2",
+            "dev",
+        ];
+        node.exec([&["ip"], &ROUTE[..], &["eth0"]].concat())
+            .unwrap();
+        let stays = |when: &str| {
+            let picture = node.picture().unwrap();
+            assert!(
+                picture.has(&["route 172.30.200.0/24 via"]),
+                "{backend} {when}"
+            );
+        };
+        node.flanneld().restart(SOON).unwrap();
+        stays("after a restart");
+        node.flanneld().stop().unwrap();
+        let (_, err) = cleanup(node, 0, &["--yes"]);
+        let left = "left alone: ip route del 172.30.200.0/24 via 192.168.78.2";
+        assert!(err.contains(left), "{backend}: {err}");
+        stays("after a cleanup");
+        // A second one knows nothing of the network any more.
+        cleanup(node, 0, &["--yes"]);
+        stays("after two cleanups");
+    }
+}
+
+/// Upstream ran after us: the record of what we wrote says nothing about its file.
+#[test]
+fn a_route_of_upstream_s_after_ours_goes() {
+    let lab = Lab::builder().nodes(1).backend(json!({"Type": "host-gw"}));
+    let lab = lab.build().unwrap();
+    let node = lab.node(1);
+    let before = witness(node);
+    node.flanneld().start_ready(SOON).unwrap();
+    node.flanneld().stop().unwrap();
+    // As upstream does: the same text, in a new file.
+    let upstream = "cd /run/flannel; cp subnet.env new; mv new subnet.env
+                    ip route add 172.30.200.0/24 via 192.168.78.2 dev eth0";
+    node.exec(["sh", "-ec", upstream]).unwrap();
+    let shown = cleans(node, &before, &[]);
+    assert!(shown.contains("ip route del 172.30.200.0/24"), "{shown}");
+}

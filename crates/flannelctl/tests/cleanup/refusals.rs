@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use lab::Lab;
 use serde_json::Value;
 
-use crate::host::{Rules, cleans, cleanup, furnish, witness};
+use crate::host::{Rules, SOON, cleans, cleanup, furnish, witness};
 
 fn alone() -> Lab {
     Lab::builder().nodes(1).without_flanneld().build().unwrap()
@@ -110,6 +110,95 @@ fn any_flanneld_that_runs_here_is_named() {
     assert!(node.read("/run/flannel/subnet.env").is_ok());
     drop(here);
     cleans(node, &before, &[]);
+}
+
+/// Ours under another name, and a program that holds upstream's packages.
+#[test]
+fn a_daemon_is_known_by_what_it_is_made_of() {
+    let lab = Lab::builder().nodes(1).build().unwrap();
+    let node = lab.node(1);
+    let before = witness(node);
+    let flanneld = lab::flannel_bin_dir().unwrap().join("flanneld");
+    let dir = lab.shared_dir().join("renamed");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::copy(flanneld, dir.join("network-agent")).unwrap();
+    // What runs is a copy of `sleep`; what follows it in the file is not looked at by the kernel.
+    let mut k3s = std::fs::read("/bin/sleep").unwrap();
+    k3s.extend(b"\0github.com/flannel-io/flannel/pkg/backend/vxlan.init\0");
+    std::fs::write(dir.join("renamed-too"), k3s).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(dir.join("renamed-too"), mode).unwrap();
+    let start = |program: &str, args: &[&str]| {
+        let path = Path::new(lab::SHARED_DIR).join("renamed").join(program);
+        let mut command = Command::new(path);
+        command.args(args).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Sleeper(node.spawn(&mut command).unwrap())
+    };
+    let store = format!("--store-dir={}/store", lab::SHARED_DIR);
+    let ours = start("network-agent", &[&store, "-iface=eth0", "-ip-masq"]);
+    lab::wait_for("subnet.env is there", SOON, || {
+        node.read("/run/flannel/subnet.env").map(drop)
+    })
+    .unwrap();
+    let (_, err) = cleanup(node, 1, &["--yes"]);
+    assert!(err.contains("network-agent"), "{err}");
+    let said = format!("process {}: stop it first", ours.0.id());
+    assert!(err.contains(&said) && !err.contains("restores"), "{err}");
+    assert!(node.read("/run/flannel/subnet.env").is_ok());
+    let (json, _) = told_by_check(node);
+    assert!(
+        json.contains(&format!("runs, process {}", ours.0.id())),
+        "{json}"
+    );
+    drop(ours);
+    cleans(node, &before, &[]);
+
+    node.write("/run/flannel/subnet.env", "FLANNEL_NETWORK=172.30.0.0/16\n")
+        .unwrap();
+    let theirs = start("renamed-too", &["600"]);
+    let (_, err) = cleanup(node, 1, &["--yes"]);
+    assert!(
+        err.contains("renamed-too, which has a flannel in it, runs here"),
+        "{err}"
+    );
+    drop(theirs);
+    cleans(node, &before, &[]);
+}
+
+fn told_by_check(node: &lab::Node) -> (String, String) {
+    let output = node
+        .output([env!("CARGO_BIN_EXE_flannelctl"), "check", "--json"])
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// Nothing shows that a daemon runs, but what is removed comes back.
+#[test]
+fn files_stay_where_somebody_restores_the_rest() {
+    let lab = alone();
+    let node = lab.node(1);
+    let env = "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.5.1/24\nFLANNEL_MTU=1450\n";
+    node.write("/run/flannel/subnet.env", env).unwrap();
+    let add = "ip link add flannel.1 type vxlan id 1 local 192.168.78.1 dev eth0 dstport 8472";
+    node.exec(["sh", "-ec", add]).unwrap();
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("while :; do {add}; sleep 0.1; done")]);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let somebody = Sleeper(node.spawn(&mut command).unwrap());
+    let (_, err) = cleanup(node, 1, &["--yes"]);
+    assert!(
+        err.contains("flannel.1") && err.contains("a flannel runs here"),
+        "{err}"
+    );
+    assert!(node.read("/run/flannel/subnet.env").is_ok());
+    drop(somebody);
+    cleanup(node, 0, &["--yes"]);
+    assert!(node.read("/run/flannel/subnet.env").is_err());
 }
 
 #[test]
