@@ -15,6 +15,7 @@ mod etcd_faults;
 mod families;
 mod flow;
 mod foreign;
+mod health;
 mod host;
 mod hostile;
 mod lies;
