@@ -68,7 +68,8 @@ impl Daemon {
         let previous = subnet_file::previous(&options.subnet_file);
         let former = subnet_file::former_networks(&options.subnet_file);
         // Asked before the file may be withdrawn.
-        let after_another = subnet_file::is_anothers(&options.subnet_file);
+        let after_another = subnet_file::is_anothers(&options.subnet_file)
+            && !subnet_file::is_ours(&options.subnet_file);
         let assigned = store.waits().assigned();
         let stale = when_stale(Former::new(&options, previous), assigned);
         let acquired = async {
