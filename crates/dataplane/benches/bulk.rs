@@ -70,8 +70,8 @@ async fn measure(count: u32) -> [Duration; 5] {
             v4: Some("10.0.0.0/8".parse().unwrap()),
             v6: None,
         },
-        subnet_len: Dual {
-            v4: Some(24),
+        own: Dual {
+            v4: Some("10.0.0.0/24".parse().unwrap()),
             v6: None,
         },
         take_over: false,

@@ -9,7 +9,7 @@ mod client;
 pub mod fault;
 mod tables;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::IpNet;
@@ -75,6 +75,7 @@ impl FakeKernel {
             queue: VecDeque::new(),
             look_again: false,
             host_changed: false,
+            taken_over: BTreeMap::new(),
             faults: fault::none(),
             counts: Counts::default(),
             news: Arc::clone(&news),
@@ -207,7 +208,9 @@ impl Dataplane for FakeKernel {
             client.counts.observed += 1;
             client.queue.clear();
             client.look_again = false;
-            client.in_scope(tables)
+            let seen = client.in_scope(tables);
+            client.looked(&seen);
+            seen
         });
         seen.into_iter().for_each(each);
         Ok(())
@@ -251,6 +254,9 @@ impl State {
             _ => done,
         };
         self.clients[client].counts.failed += usize::from(outcome.is_err());
+        if let (Object::Route(key, _), Ok(())) = (op.object(), &outcome) {
+            self.clients[client].taken_over.remove(key);
+        }
         outcome.map_err(|failure| failure.of(op))
     }
 

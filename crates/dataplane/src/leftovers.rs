@@ -5,7 +5,6 @@
 //! Traffic rules are [`crate::rules`]' matter.
 
 mod devices;
-mod names;
 mod xfrm;
 
 use std::collections::HashSet;
@@ -23,8 +22,8 @@ use crate::netlink::{decode, refused};
 use crate::{Dataplane, Kernel, KernelError};
 use devices::{devices, find_bridge, with_what_they_hold};
 
+pub use crate::names::is_flannels;
 pub use devices::{Bridge, kind_of};
-pub use names::is_flannels;
 pub use xfrm::{Xfrm, remove_xfrm};
 
 /// What a `subnet.env` tells of the flannel that wrote it.

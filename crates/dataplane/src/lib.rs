@@ -1,6 +1,7 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
 mod failure;
+mod names;
 mod netlink;
 
 pub mod fake;
@@ -21,16 +22,19 @@ pub use netlink::Kernel;
 /// touched. See ADR 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// Our own devices, whether or not they exist at present: all that is on them is ours.
+    /// Our own devices, whether or not they exist at present: all that is on them is ours. So is what an
+    /// earlier configuration of this network left: devices with a flannel's name and kind whose mark
+    /// names the network, and routes inside the network that carry our protocol number, on any device.
     pub devices: Vec<IfName>,
     /// The host's interface, on which only some routes are ours.
     pub iface: IfName,
     /// The flannel network, per family. A route on `iface` concerns us only inside it.
     pub network: Dual<IpNet>,
-    /// Length of a node's subnet, per family.
-    pub subnet_len: Dual<u8>,
-    /// Another flannel ran on this host before us: its routes on `iface` carry no protocol number
-    /// of ours, and are ours now.
+    /// This node's subnet, per family. The other nodes' have the same length.
+    pub own: Dual<IpNet>,
+    /// Another flannel ran on this host before us. What it left carries no mark: its routes on `iface`,
+    /// its blackhole routes inside our subnet and its devices. What the first full look shows of that is
+    /// ours from then on; what comes later is not.
     pub take_over: bool,
 }
 

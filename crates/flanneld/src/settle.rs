@@ -204,8 +204,7 @@ pub(crate) fn scope(
         devices: backend.devices(),
         iface: host.iface,
         network: config.pools.map(|_, pool| pool.network),
-        // The other nodes' are as long as ours, whoever assigned them.
-        subnet_len: own.nets().map(|_, net| net.prefix_len()),
+        own: *own.nets(),
         take_over: false,
     }
 }

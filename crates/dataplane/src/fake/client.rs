@@ -1,6 +1,6 @@
 //! One of the programs that use the fake kernel: what concerns it, and what it is told.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -22,6 +22,8 @@ pub struct Client {
     pub(super) queue: VecDeque<KernelEvent>,
     pub(super) look_again: bool,
     pub(super) host_changed: bool,
+    /// Unmarked routes of another flannel that are this program's, from its first full look on.
+    pub(super) taken_over: BTreeMap<RouteKey, Route>,
     pub(super) faults: Faults,
     pub(super) counts: Counts,
     pub(super) news: Arc<Notify>,
@@ -33,8 +35,34 @@ impl Client {
             return Vec::new();
         };
         let all = tables.objects().into_iter();
-        all.filter(|object| concerns(scope, tables, object))
-            .collect()
+        all.filter(|object| {
+            concerns(scope, tables, object)
+                || left_elsewhere(scope, tables, object)
+                || self.is_taken_over(object)
+        })
+        .collect()
+    }
+
+    /// Ends a full look, which showed these.
+    pub(super) fn looked(&mut self, seen: &[Object]) {
+        let Some(scope) = &mut self.scope else { return };
+        if !std::mem::take(&mut scope.take_over) {
+            return;
+        }
+        for object in seen {
+            if let Object::Route(key, route) = object
+                && route.protocol == BOOT_PROTOCOL
+            {
+                self.taken_over.insert(*key, *route);
+            }
+        }
+    }
+
+    fn is_taken_over(&self, object: &Object) -> bool {
+        match object {
+            Object::Route(key, route) => self.taken_over.get(key) == Some(route),
+            _ => false,
+        }
     }
 
     /// Ids of next-hop objects that do not concern this program, of those that it might use.
@@ -46,7 +74,7 @@ impl Client {
             .next_hops
             .iter()
             .flatten()
-            .filter(|(id, hop)| **id >= FIRST_ID && !scope.devices.contains(&hop.dev));
+            .filter(|(id, hop)| **id >= FIRST_ID && !is_ours(scope, tables, &hop.dev));
         foreign.map(|(id, _)| *id).collect()
     }
 
@@ -92,7 +120,7 @@ impl Client {
         let on_host = dev_of(tables, object) == Some(scope.iface);
         self.host_changed |= on_host && shapes_host(object);
         self.look_again |= gone && on_host && matches!(object, Object::Addr(..));
-        if concerns(scope, tables, object) {
+        if concerns(scope, tables, object) || self.is_taken_over(object) {
             self.look_again |= gone && matches!(object, Object::Addr(..) | Object::NextHop(..));
             self.queue.push_back(event.clone());
         } else if matches!(object, Object::NextHop(id, _) if !gone && *id >= FIRST_ID) {
@@ -125,16 +153,26 @@ fn inside(scope: &Scope, dst: &IpNet) -> bool {
         .is_some_and(|network| network.contains(dst))
 }
 
+/// Whether a device is ours: one of the scope's, or left by an earlier configuration of the network.
+fn is_ours(scope: &Scope, tables: &Tables, dev: &IfName) -> bool {
+    let link = tables.links.get(dev).map(|device| &device.link);
+    let mark = link.and_then(|link| link.mark);
+    scope.devices.contains(dev) || mark.is_some_and(|mark| mark.names(&scope.network))
+}
+
 /// The rules of [`Scope`].
 fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
     let dev = dev_of(tables, object);
-    let ours = dev.is_some_and(|dev| scope.devices.contains(&dev));
+    let ours = dev.is_some_and(|dev| is_ours(scope, tables, &dev));
     match object {
         Object::Link(..) | Object::Addr(..) | Object::Neigh(..) | Object::Fdb(..) => ours,
         Object::NextHop(..) => ours,
         Object::Route(key, route) => match dev {
             _ if ours => route.protocol != KERNEL_PROTOCOL,
-            None => route.protocol == ROUTE_PROTOCOL && inside(scope, &key.dst),
+            None => {
+                inside(scope, &key.dst)
+                    && (route.protocol == ROUTE_PROTOCOL || upstreams_blackhole(scope, key, route))
+            }
             Some(dev) if dev == scope.iface => {
                 inside(scope, &key.dst)
                     && (route.protocol == ROUTE_PROTOCOL || upstreams(scope, key, route))
@@ -144,10 +182,34 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
     }
 }
 
+/// What only a full look shows: routes of this network that an earlier configuration left on a device
+/// that is none of the scope's.
+fn left_elsewhere(scope: &Scope, tables: &Tables, object: &Object) -> bool {
+    match object {
+        Object::Route(key, route) => {
+            route.protocol == ROUTE_PROTOCOL
+                && inside(scope, &key.dst)
+                && tables.route_dev(route).is_some()
+        }
+        _ => false,
+    }
+}
+
+fn upstreams_blackhole(scope: &Scope, key: &RouteKey, route: &Route) -> bool {
+    let own = scope.own.get(Family::of_net(&key.dst));
+    scope.take_over
+        && route.protocol == BOOT_PROTOCOL
+        && own.is_some_and(|own| own.contains(&key.dst))
+}
+
 fn upstreams(scope: &Scope, key: &RouteKey, route: &Route) -> bool {
     scope.take_over
         && route.protocol == BOOT_PROTOCOL
-        && scope.subnet_len.get(Family::of_net(&key.dst)) == Some(&key.dst.prefix_len())
+        && scope
+            .own
+            .get(Family::of_net(&key.dst))
+            .map(IpNet::prefix_len)
+            == Some(key.dst.prefix_len())
         && *key == RouteKey::to(key.dst)
         && matches!(route.to, RouteTo::Gateway(NextHop { .. }))
 }

@@ -114,7 +114,7 @@ pub async fn with_what_they_hold(
         iface: *first,
         devices: names,
         network: Dual::default(),
-        subnet_len: Dual::default(),
+        own: Dual::default(),
         take_over: false,
     });
     let mut hops: HashMap<u32, IfName> = HashMap::new();

@@ -114,6 +114,7 @@ impl Kernel {
             }
             self.events.refilter(Some(view));
             self.events.settle(*name, view, &mut self.requests);
+            view.forget_gone();
         }
         done
     }
@@ -215,6 +216,23 @@ impl Kernel {
         done
     }
 
+    /// An unmarked route that we deleted or replaced is ours no longer: whoever writes it again is
+    /// somebody else.
+    fn forget_taken_over(&mut self, ops: &[Op], outcomes: &[Outcome]) {
+        let Some(view) = self
+            .view
+            .as_mut()
+            .filter(|view| !view.taken_over.is_empty())
+        else {
+            return;
+        };
+        for (op, outcome) in ops.iter().zip(outcomes) {
+            if let (Object::Route(key, _), Ok(())) = (op.object(), outcome) {
+                view.taken_over.remove(key);
+            }
+        }
+    }
+
     /// Adds `op` to the batch. A next-hop object is written over another one only if `over`.
     fn encode(&mut self, op: &Op, indexes: &mut Indexes, over: bool) -> Result<(), Failure> {
         let index = match encode::device(op) {
@@ -252,6 +270,9 @@ impl Dataplane for Kernel {
 
     fn set_scope(&mut self, scope: Scope) {
         let mut view = View::new(scope);
+        if let Some(before) = self.view.take() {
+            view.taken_over = before.taken_over;
+        }
         // If they cannot be looked at, the full look that follows says so.
         let _ = find_devices(&mut view, &mut self.requests);
         self.events.refilter(Some(&view));
@@ -315,6 +336,7 @@ impl Dataplane for Kernel {
             }
         }
         self.flush(ops, &mut sent, &mut outcomes);
+        self.forget_taken_over(ops, &outcomes);
         outcomes
     }
 

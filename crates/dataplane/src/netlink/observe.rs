@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey};
+use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo};
 use model::state::FIRST_ID;
 use model::{Family, Object};
 
@@ -14,6 +14,7 @@ use super::wire::{Batch, Message, af};
 use super::{link, refused};
 use crate::KernelError;
 use crate::failure::Failure;
+use crate::names::is_flannels;
 
 /// Looks at every device of the view. Returns whether the host's interface is other than before.
 ///
@@ -21,6 +22,7 @@ use crate::failure::Failure;
 /// The kernel did not show a device. Then it is not known whether there is one, and what was known
 /// of it stays.
 pub fn find_devices(view: &mut View, requests: &mut Requests) -> Result<bool, KernelError> {
+    search(view, requests)?;
     let mut host_changed = false;
     for device in &mut view.devices {
         let before = device.clone();
@@ -28,7 +30,56 @@ pub fn find_devices(view: &mut View, requests: &mut Requests) -> Result<bool, Ke
             .map_err(|failure| refused(format!("ip link show {}", device.name), failure))?;
         host_changed |= !device.ours && *device != before;
     }
+    view.forget_gone();
     Ok(host_changed)
+}
+
+/// Looks, once, for devices that an earlier configuration of the network left.
+fn search(view: &mut View, requests: &mut Requests) -> Result<(), KernelError> {
+    if view.searched {
+        return Ok(());
+    }
+    let mut marked = Vec::new();
+    let mut unmarked = Vec::new();
+    let skip_stats = |batch: &mut Batch| {
+        batch.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    };
+    let links = requests.dump(RTM_GETLINK, &[0; 16], skip_stats, |message| {
+        let Some(raw) = decode::link(message) else {
+            return;
+        };
+        let Some(name) = raw.name.filter(|name| view.is_new(name)) else {
+            return;
+        };
+        if is_flannels(name.as_str(), raw.kind, raw.vni()) != Some(true) {
+            return;
+        }
+        match raw.mark {
+            Some(mark) if mark.names(&view.scope.network) => marked.push(name),
+            Some(_) => {}
+            None => unmarked.push((name, raw.index)),
+        }
+    });
+    links.map_err(|failure| refused("ip link show", failure))?;
+    if view.scope.take_over {
+        // Upstream marks nothing: its device is known by an address inside the network.
+        for (name, index) in unmarked {
+            let mut inside = false;
+            for family in Family::ALL {
+                let network = view.scope.network.get(family).copied();
+                dump_addrs(requests, family, index, |raw| {
+                    inside |= network.is_some_and(|network| network.contains(&raw.net.addr()));
+                })
+                .map_err(|failure| refused(format!("ip address show dev {name}"), failure))?;
+            }
+            marked.extend(inside.then_some(name));
+        }
+    }
+    marked.sort_unstable();
+    marked.dedup();
+    marked.into_iter().for_each(|name| view.add_former(name));
+    view.searched = true;
+    Ok(())
 }
 
 /// Looks at one device.
@@ -47,7 +98,7 @@ pub fn find_device(device: &mut Device, requests: &mut Requests) -> Result<(), F
 /// Shows every object in scope to `each`. Returns the ids, of those that we might use, that other
 /// programs' next-hop objects have.
 pub fn observe(
-    view: &View,
+    view: &mut View,
     requests: &mut Requests,
     each: &mut dyn FnMut(Object),
 ) -> Result<BTreeSet<u32>, KernelError> {
@@ -73,11 +124,21 @@ pub fn observe(
     }
     let taken = dump_next_hops(view, requests, |id, hop| each(Object::NextHop(id, hop)));
     let taken = taken.map_err(|failure| refused("ip nexthop show", failure))?;
+    let mut seen = Vec::new();
     for family in Family::ALL {
-        let each = |key, route| each(Object::Route(key, route));
+        let each = |key, route: Route| {
+            if route.protocol != ROUTE_PROTOCOL && view.scope.take_over {
+                seen.push((key, route));
+            }
+            each(Object::Route(key, route));
+        };
         let done = dump_routes(view, requests, family, each);
         done.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
     }
+    seen.into_iter()
+        .for_each(|(key, route)| view.take_over(key, route));
+    // What comes from now on without our mark is not another flannel's.
+    view.scope.take_over = false;
     Ok(taken)
 }
 
@@ -217,30 +278,47 @@ fn dump_routes(
     family: Family,
     mut each: impl FnMut(RouteKey, Route),
 ) -> Result<(), Failure> {
-    let nowhere = Asked {
-        index: 0,
-        protocol: ROUTE_PROTOCOL,
-        rtn: RTN_BLACKHOLE,
+    let take_over = view.scope.take_over || !view.taken_over.is_empty();
+    let on = |index, protocol| Asked {
+        index,
+        protocol,
+        rtn: RTN_UNICAST,
     };
-    let on_devices = view.devices.iter().filter(|d| d.index != 0).map(|d| {
-        // On the host's interface only ours, unless those of another flannel are ours too.
-        let protocol = if d.ours || view.scope.take_over {
-            0
-        } else {
-            ROUTE_PROTOCOL
-        };
-        Asked {
-            index: d.index,
-            protocol,
-            rtn: RTN_UNICAST,
-        }
-    });
-    for asked in on_devices.chain([nowhere]) {
+    let nowhere = |protocol| Asked {
+        rtn: RTN_BLACKHOLE,
+        ..on(0, protocol)
+    };
+    // Ours on any device, then all others on our devices.
+    let mut asked = vec![on(0, ROUTE_PROTOCOL), nowhere(ROUTE_PROTOCOL)];
+    let there = view.devices.iter().filter(|d| d.index != 0);
+    for device in there.filter(|d| d.ours || take_over) {
+        let protocol = if device.ours { 0 } else { RTPROT_BOOT };
+        asked.push(on(device.index, protocol));
+    }
+    if take_over {
+        asked.push(nowhere(RTPROT_BOOT));
+    }
+    let mut elsewhere = Vec::new();
+    for asked in asked {
         dump_some_routes(requests, family, asked, |raw, _| {
+            let shown_before = asked.index != 0
+                && raw.protocol == ROUTE_PROTOCOL
+                && view.inside(&raw)
+                && !raw.by_number_only;
+            if shown_before {
+                return;
+            }
             if let Some((key, route)) = view.route(&raw) {
                 each(key, route);
+            } else if view.is_left_elsewhere(&raw) {
+                elsewhere.extend(raw.indexes().next().map(|index| (raw.key(), index)));
             }
         })?;
+    }
+    for (key, index) in elsewhere {
+        if let Some(name) = link::find_name(requests, index)? {
+            each(key, Route::ours(RouteTo::Foreign(name)));
+        }
     }
     Ok(())
 }
@@ -285,6 +363,7 @@ pub fn dump_some_routes(
                 // With net.ipv4.nexthop_compat_mode=0 only the next hop's number is told, but the
                 // kernel chose by device.
                 raw.index = Some(index);
+                raw.by_number_only = true;
             }
             // A kernel before 4.20 chooses nothing.
             let asked_for = raw.rtn == rtn && (index == 0 || raw.indexes().any(|i| i == index));

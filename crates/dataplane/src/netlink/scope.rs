@@ -1,5 +1,7 @@
 //! What concerns us: the rules of [`Scope`], for dumps and notices alike.
 
+use std::collections::BTreeMap;
+
 use model::object::{
     AddrKey, FdbKey, Link, NeighKey, NextHop, ROUTE_PROTOCOL, Remote, Route, RouteKey, RouteTo,
 };
@@ -16,6 +18,8 @@ pub struct Device {
     pub name: IfName,
     /// Ours, not the host's interface.
     pub ours: bool,
+    /// Ours, left by an earlier configuration of the network.
+    pub former: bool,
     /// Its index; 0 while there is none.
     pub index: u32,
     /// As it was last seen.
@@ -30,8 +34,12 @@ pub struct Device {
 pub struct View {
     /// As the caller set it.
     pub scope: Scope,
-    /// Its devices, then its interface.
+    /// Its devices, then its interface, then what an earlier configuration left.
     pub devices: Vec<Device>,
+    /// Unmarked routes of another flannel that are ours, from the first full look on.
+    pub taken_over: BTreeMap<RouteKey, Route>,
+    /// Whether devices of an earlier configuration were looked for.
+    pub searched: bool,
 }
 
 impl View {
@@ -40,6 +48,7 @@ impl View {
         let absent = |name: &IfName, ours| Device {
             name: *name,
             ours,
+            former: false,
             index: 0,
             link: None,
             running: false,
@@ -49,7 +58,37 @@ impl View {
         if !scope.devices.contains(&scope.iface) {
             devices.push(absent(&scope.iface, false));
         }
-        View { scope, devices }
+        View {
+            scope,
+            devices,
+            taken_over: BTreeMap::new(),
+            searched: false,
+        }
+    }
+
+    /// Whether no device of the view is called `name`.
+    pub fn is_new(&self, name: &IfName) -> bool {
+        self.devices.iter().all(|device| device.name != *name)
+    }
+
+    /// Adds a device that an earlier configuration left.
+    pub fn add_former(&mut self, name: IfName) {
+        self.devices.push(Device {
+            name,
+            ours: true,
+            former: true,
+            index: 0,
+            link: None,
+            running: false,
+            master: 0,
+        });
+    }
+
+    /// Forgets devices of an earlier configuration that are gone: another that gets their name is not
+    /// ours.
+    pub fn forget_gone(&mut self) {
+        self.devices
+            .retain(|device| !device.former || device.index != 0);
     }
 
     /// The scope's device with this index.
@@ -110,27 +149,41 @@ impl View {
             .indexes()
             .filter_map(|i| self.at(i))
             .max_by_key(|d| d.ours);
-        let to = match raw.rtn {
-            RTN_BLACKHOLE if raw.protocol == ROUTE_PROTOCOL && self.inside(raw) => {
-                RouteTo::Blackhole
-            }
-            RTN_UNICAST => {
-                let device = device?;
+        let ours = raw.protocol == ROUTE_PROTOCOL && self.inside(raw);
+        let (to, concerns) = match (raw.rtn, device) {
+            (RTN_BLACKHOLE, _) => (RouteTo::Blackhole, ours || self.is_upstreams_blackhole(raw)),
+            (RTN_UNICAST, Some(device)) => {
                 let concerns = match device.ours {
                     true => raw.protocol != RTPROT_KERNEL,
-                    false => self.inside(raw) && self.ours_on_iface(raw),
+                    false => ours || self.is_upstreams(raw),
                 };
-                concerns.then(|| target(raw, device.name))?
+                (target(raw, device.name), concerns)
             }
             _ => return None,
         };
-        Some((
-            raw.key(),
-            Route {
-                to,
-                protocol: raw.protocol,
-            },
-        ))
+        let route = Route {
+            to,
+            protocol: raw.protocol,
+        };
+        let taken_over = || self.taken_over.get(&raw.key()) == Some(&route);
+        (concerns || taken_over()).then(|| (raw.key(), route))
+    }
+
+    /// Whether it is a route of this network, by its protocol number, out of a device that is none of
+    /// the view's: an earlier configuration left it.
+    pub fn is_left_elsewhere(&self, raw: &RawRoute) -> bool {
+        raw.rtn == RTN_UNICAST
+            && raw.protocol == ROUTE_PROTOCOL
+            && self.inside(raw)
+            && raw.indexes().next().is_some()
+            && raw.indexes().all(|i| self.at(i).is_none())
+    }
+
+    /// What is unmarked and was there in the first full look stays ours; what comes later is not.
+    pub fn take_over(&mut self, key: RouteKey, route: Route) {
+        if self.scope.take_over && route.protocol == RTPROT_BOOT {
+            self.taken_over.insert(key, route);
+        }
     }
 
     /// Whether its destination lies inside the flannel network.
@@ -139,20 +192,28 @@ impl View {
         network.is_some_and(|network| network.contains(&raw.dst))
     }
 
-    fn ours_on_iface(&self, raw: &RawRoute) -> bool {
-        if raw.protocol == ROUTE_PROTOCOL {
-            return true;
-        }
-        // What upstream's flannel leaves on the host's interface, and nothing else.
+    /// What upstream's flannel leaves on the host's interface, and nothing else.
+    fn is_upstreams(&self, raw: &RawRoute) -> bool {
+        let own = self.scope.own.get(Family::of_net(&raw.dst));
         self.scope.take_over
             && raw.protocol == RTPROT_BOOT
-            && self.scope.subnet_len.get(Family::of_net(&raw.dst)) == Some(&raw.dst.prefix_len())
+            && self.inside(raw)
+            && own.is_some_and(|own| own.prefix_len() == raw.dst.prefix_len())
             && raw.key() == RouteKey::to(raw.dst)
             && raw.via.is_some()
             && raw.next_hop.is_none()
             && raw.source.is_none()
             && !raw.odd
             && !raw.is_multipath()
+    }
+
+    /// Upstream's blackhole route for the subnet that this node had, now a part of ours, where it would
+    /// swallow the packets of our containers.
+    fn is_upstreams_blackhole(&self, raw: &RawRoute) -> bool {
+        let own = self.scope.own.get(Family::of_net(&raw.dst));
+        self.scope.take_over
+            && raw.protocol == RTPROT_BOOT
+            && own.is_some_and(|own| own.contains(&raw.dst))
     }
 }
 

@@ -26,9 +26,9 @@ pub fn scope(devices: &[&str]) -> Scope {
             v4: Some("10.244.0.0/16".parse().unwrap()),
             v6: Some("fd44::/48".parse().unwrap()),
         },
-        subnet_len: Dual {
-            v4: Some(24),
-            v6: Some(64),
+        own: Dual {
+            v4: Some("10.244.1.0/24".parse().unwrap()),
+            v6: Some("fd44:0:0:1::/64".parse().unwrap()),
         },
         take_over: false,
     }

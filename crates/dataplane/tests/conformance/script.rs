@@ -32,6 +32,11 @@ pub enum Step {
     Carrier(bool),
     /// The program knows this, and nothing else.
     Holds(Vec<Object>),
+    /// The program starts again.
+    Restart,
+    /// The program knows this after another full look, whatever a program that starts now would take
+    /// for its own.
+    Knows(Vec<Object>),
     /// The program was not woken since the last [`Step::Apply`] or [`Step::Holds`].
     Quiet,
     /// The program was told since then that the host changed.
@@ -102,6 +107,15 @@ impl<'a, W: World> Player<'a, W> {
                     "step {i}: {err} does not say {text:?}"
                 );
                 assert_eq!(err.op, op.to_string());
+            }
+            Step::Restart => {
+                self.plane = self.world.plane();
+                self.plane.set_scope(self.scope.clone());
+                self.look().await;
+            }
+            Step::Knows(objects) => {
+                self.look().await;
+                assert_eq!(sorted(&self.known), sorted(objects), "step {i}");
             }
             Step::Outside(op) => self.world.outside(op),
             Step::Alter(name, link) => self.world.alter(name, link),

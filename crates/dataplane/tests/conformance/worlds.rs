@@ -109,6 +109,15 @@ impl Real {
                 assert!(Instant::now() < deadline, "{name} does not come up");
             }
         }
+        // Addresses that were given before the carrier came are checked, in the background, when it comes.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let unsettled = || {
+            sh("ip -6 address show").contains("tentative")
+                || !sh("ip -6 route show dev eth0").contains("fd07::/64")
+        };
+        while unsettled() {
+            assert!(Instant::now() < deadline, "an IPv6 address stays tentative");
+        }
         Real { next_hops }
     }
 }

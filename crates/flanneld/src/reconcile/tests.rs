@@ -25,8 +25,8 @@ fn scope() -> Scope {
             v4: Some("10.244.0.0/16".parse().unwrap()),
             v6: None,
         },
-        subnet_len: Dual {
-            v4: Some(24),
+        own: Dual {
+            v4: Some("10.244.255.0/24".parse().unwrap()),
             v6: None,
         },
         take_over: false,

@@ -15,6 +15,7 @@ mod etcd_faults;
 mod families;
 mod flow;
 mod foreign;
+mod former;
 mod health;
 mod host;
 mod hostile;

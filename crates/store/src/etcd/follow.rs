@@ -34,9 +34,9 @@ const LASTING: Duration = Duration::from_secs(5);
 const BATCH: usize = 1000;
 /// A write of the own lease that etcd refuses is tried again after about so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(20);
-/// What a compacted history no longer tells about is kept for so long: a restored etcd may look the
-/// same, and the owners are about to publish their leases again.
-const DOUBT: Duration = Duration::from_secs(10);
+/// No network's leases change so often while a connection is down: an etcd that is so far ahead was restored with
+/// `--bump-revision`.
+const BUMPED: i64 = 500_000;
 const DELETE: i32 = 1;
 
 /// What is known of etcd, and the work on it. First the store's own calls drive it, one after the
@@ -68,6 +68,8 @@ pub(super) struct Follower {
     known_on: Option<u64>,
     /// Our own key as the present listing shows it.
     own_seen: Option<KeyValue>,
+    /// The revision that was known before the present listing.
+    before: i64,
     /// etcd went back in time, or is another one: what is missing there was lost, not deleted.
     regressed: bool,
     /// When the keys that a regressed etcd has lost count as gone.
@@ -131,6 +133,7 @@ impl Follower {
             history: History::default(),
             known_on: None,
             own_seen: None,
+            before: 0,
             regressed: false,
             sweep_at: None,
             desired,
@@ -455,6 +458,7 @@ impl Follower {
     fn list_anew(&mut self) {
         self.listing = Some(Listing::new(self.keys.subnets().0));
         self.listed = false;
+        self.before = self.before.max(self.history.revision());
         self.history = History::default();
         self.own_seen = None;
         self.index.begin();
@@ -489,6 +493,10 @@ impl Follower {
                     self.own_key.listed_at = self.history.revision();
                     self.listing = None;
                     self.listed = true;
+                    let before = std::mem::take(&mut self.before);
+                    if self.own_key.doubtful && self.history.revision() - before > BUMPED {
+                        self.lost();
+                    }
                     self.end_of_listing();
                 }
                 // The pages would not fit together.
@@ -561,9 +569,6 @@ impl Follower {
                 "etcd has lost what it knew; leases that are missing now are kept for {} s more",
                 self.timing.grace.as_secs()
             );
-        } else if self.own_key.doubtful {
-            let doubt = Instant::now() + DOUBT.min(self.timing.grace);
-            self.sweep_at = Some(self.sweep_at.map_or(doubt, |at| at.max(doubt)));
         } else if self.sweep_at.is_none() {
             self.index.sweep();
         }
@@ -605,7 +610,7 @@ impl Follower {
                     self.feed.flush();
                     return Ok(Some(Err(AcquireError::Held(reason.to_string()))));
                 }
-                Action::Say(notice) => notice.log(),
+                Action::Say(notice) => notice.log(&mut self.waiting),
                 Action::WakeAt(_) => {}
             }
         }

@@ -11,6 +11,10 @@ const QUESTIONS: Duration = Duration::from_millis(300);
 /// The most time between two corrections.
 const SLOWEST: Duration = Duration::from_secs(10);
 
+/// How long a signature stays after the last answer: longer than a supervisor waits before it starts a newcomer
+/// again, which then sees at once that somebody lives here.
+const SIGNED: Duration = Duration::from_secs(15);
+
 /// What is owed to others, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct ConflictPolicy {
@@ -52,6 +56,11 @@ impl ConflictPolicy {
     /// The node's own wish changed: write at once.
     pub(super) fn hurry(&mut self, now: Time) {
         self.due = self.due.map(|_| now);
+    }
+
+    /// When a signature is taken off again.
+    pub(super) fn tidy(&self, now: Time) -> Time {
+        self.answered.map_or(now, |at| at + SIGNED)
     }
 
     /// When an answer is due.

@@ -87,7 +87,12 @@ impl<M: Clone + PartialEq> Holding<M> {
         let differs = entry.attrs.as_ref() != Some(&self.desired) || entry.life == Life::Foreign;
         let write_at = match self.conflict.due() {
             Some(at) => Some(at),
-            None => differs.then_some(now),
+            None if differs => Some(now),
+            // Nobody has asked for a while: the value is to be as other programs write it.
+            None => entry
+                .signature
+                .filter(|_| policy.contended)
+                .map(|_| self.conflict.tidy(now)),
         };
         let renew_at = match entry.life {
             Life::Until { renew, .. } => Some(renew),
@@ -237,7 +242,7 @@ impl<M: Clone + PartialEq> Holding<M> {
             match entry.signature.filter(|_| policy.contended) {
                 Some(Signature::Claimant(_)) => {
                     self.conflict.asked(now);
-                    actions.push(Action::Say(Notice::Asked(self.key)));
+                    actions.push(Action::Say(Notice::Asked(self.key, self.desired.public_ip)));
                 }
                 Some(Signature::Holder(_)) => self.conflict.asked(now),
                 // Somebody made it a reservation, or gave it back its end: that is for them to say.
@@ -246,7 +251,10 @@ impl<M: Clone + PartialEq> Holding<M> {
                 None if same => self.conflict.asked(now),
                 None => {
                     self.conflict.overwritten(now);
-                    actions.push(Action::Say(Notice::Overwritten(self.key)));
+                    actions.push(Action::Say(Notice::Overwritten(
+                        self.key,
+                        self.desired.public_ip,
+                    )));
                 }
             }
         }

@@ -1,12 +1,13 @@
 //! The log lines of the own lease's life.
 
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use super::terms::Notice;
+use super::terms::{Notice, addresses};
+use crate::complaints::Waiting;
 
 impl Notice {
-    /// Writes the notice to the log.
-    pub(crate) fn log(&self) {
+    /// Writes the notice to the log; what others do again and again is said once a minute.
+    pub(crate) fn log(&self, said: &mut Waiting) {
         match self {
             Notice::Adopted { key, reserved } => {
                 let kind = if *reserved { "reservation" } else { "lease" };
@@ -20,13 +21,26 @@ impl Notice {
             Notice::Discarded(key) => warn!(
                 "lease {key}: ours from before, but not one that the configuration allows: deleted"
             ),
-            Notice::Overwritten(key) => warn!(
-                "somebody else wrote our lease {key}: another node with our public address, or a person; writing it \
-                 again"
-            ),
-            Notice::Asked(key) => debug!(
-                "lease {key}: another node with our public address or device asks for it; answering"
-            ),
+            Notice::Overwritten(key, ours) => {
+                let text = format!(
+                    "somebody else wrote our lease {key}: another node with our public address {}, or a person; \
+                     writing it again",
+                    addresses(ours)
+                );
+                if said.is_due(&text) {
+                    warn!("{text}");
+                }
+            }
+            Notice::Asked(key, ours) => {
+                let text = format!(
+                    "another node with our public address {} or our device's MAC asks for our lease {key}: answering; \
+                     give one of the two another address (--public-ip)",
+                    addresses(ours)
+                );
+                if said.is_due(&text) {
+                    warn!("{text}");
+                }
+            }
             Notice::Restored(key) => {
                 info!("lease {key} had been lost in the store and is published again");
             }

@@ -253,10 +253,10 @@ pub enum Notice {
     Created(SubnetKey),
     /// A lease from an earlier run does not fit the configuration and is deleted.
     Discarded(SubnetKey),
-    /// Somebody else wrote the own key; it is written again.
-    Overwritten(SubnetKey),
-    /// Another node asked whether this one lives.
-    Asked(SubnetKey),
+    /// Somebody else wrote the own key of the node with these addresses; it is written again.
+    Overwritten(SubnetKey, Dual<IpAddr>),
+    /// Another node asked whether this one, with these addresses, lives.
+    Asked(SubnetKey, Dual<IpAddr>),
     /// The own key had been lost and was written again.
     Restored(SubnetKey),
 }

@@ -14,7 +14,7 @@ use crate::world::{PREFIX, World, settings};
 crate::suite!(Etcd);
 
 /// Leases of nodes 0 to `n` on 10.0.0.0/8.
-fn fill(etcd: &Etcd, n: u32) {
+pub fn fill(etcd: &Etcd, n: u32) {
     etcd.put(
         &format!("{PREFIX}/config"),
         r#"{"Network":"10.0.0.0/8","SubnetLen":24}"#,

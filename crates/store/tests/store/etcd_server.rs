@@ -149,6 +149,34 @@ impl Etcd {
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
     }
 
+    /// Saves a backup, to which [`Etcd::restore`] goes back.
+    pub fn back_up(&self) {
+        let file = self.dir.path().join("backup");
+        self.ctl(&["snapshot", "save", file.to_str().unwrap()]);
+    }
+
+    /// Kills it, and starts it with the data of the backup. Nobody else can reach it before `meanwhile` is over.
+    pub fn restore(&mut self, meanwhile: impl FnOnce(&Etcd)) {
+        self.lose_data();
+        let (backup, data) = (self.dir.path().join("backup"), self.dir.path().join("data"));
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let restored = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .args(["snapshot", "restore", backup.to_str().unwrap()])
+            .args(["--name", "test", "--data-dir", data.to_str().unwrap()])
+            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(["--initial-advertise-peer-urls", &peer])
+            .output()
+            .unwrap();
+        assert!(restored.status.success(), "{restored:?}");
+        let port = std::mem::replace(&mut self.client_port, free_port());
+        self.run();
+        meanwhile(self);
+        self.kill();
+        self.client_port = port;
+        self.run();
+    }
+
     pub fn port(&self) -> u16 {
         self.client_port
     }

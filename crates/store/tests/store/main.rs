@@ -9,6 +9,7 @@ mod etcd_server;
 mod gate;
 mod node;
 mod outage;
+mod own_lease;
 mod suite;
 mod tls;
 mod world;

@@ -35,6 +35,8 @@ pub struct RawRoute<'a> {
     pub source: Option<IpAddr>,
     /// `struct rtnexthop`s with their attributes.
     multipath: &'a [u8],
+    /// The message says the number of its next-hop object and not the device.
+    pub by_number_only: bool,
     /// It carries something that no route of ours does.
     pub odd: bool,
 }
@@ -67,6 +69,7 @@ pub fn route<'a>(message: &Message<'a>) -> Option<RawRoute<'a>> {
         next_hop: None,
         source: None,
         multipath: &[],
+        by_number_only: false,
         odd: false,
     };
     for (kind, value) in message.attrs(12) {

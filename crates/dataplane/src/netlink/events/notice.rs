@@ -80,6 +80,7 @@ impl Events {
             }
         }
         if moved {
+            view.forget_gone();
             self.look_again = true;
             self.refilter(Some(view));
             self.learn_host(view, requests);

@@ -42,6 +42,7 @@ pub fn two_networks_do_not_see_each_other(nh: bool) -> (Scope, Vec<Step>) {
     let direct = hop("192.168.7.9", IFACE, false);
     let second = Link {
         mac: Some(mac(4)),
+        mark: Mark::parse("flannel 10.245.0.0/16"),
         ..vxlan(2)
     };
     let mut theirs = vec![
@@ -92,18 +93,35 @@ pub fn upstreams_routes_are_seen_when_taken_over(_: bool) -> (Scope, Vec<Step>) 
         their_route("10.244.10.0/24", gateway("192.168.7.9"), 4),
         their_route("172.20.1.0/24", gateway("192.168.7.9"), 3),
     ];
+    let blackholes = [
+        // Of a smaller subnet that this node had.
+        their_route("10.244.1.128/25", RouteTo::Blackhole, 3),
+        their_route("10.244.11.0/24", RouteTo::Blackhole, 3),
+    ];
+    let ours_now = [&upstreams[..], &blackholes[..1]].concat();
     let mine = [
         route("10.244.7.0/24", gateway("192.168.7.8")),
         upstreams[1].clone(),
+        blackholes[0].clone(),
     ];
     let mut steps: Vec<Step> = upstreams.iter().cloned().map(outside_put).collect();
-    steps.extend(others.iter().cloned().map(outside_put));
-    steps.push(holds(&upstreams));
+    steps.extend(others.iter().chain(&blackholes).cloned().map(outside_put));
+    steps.push(Step::Restart);
+    steps.push(holds(&ours_now));
     // Taken over in place: it is one route before and after.
     steps.push(apply(&mine[..1]));
     steps.push(holds(&mine));
+    // What an administrator adds from now on looks the same and is his.
+    let later = their_route("10.244.12.0/24", gateway("192.168.7.9"), 3);
+    steps.push(outside_put(later.clone()));
+    steps.push(Step::Quiet);
+    steps.push(Step::Knows(mine.to_vec()));
+    steps.push(outside_del(later));
     steps.push(delete(&mine));
     steps.push(holds(&[]));
+    // Nor is what he puts where another flannel's was.
+    steps.push(outside_put(upstreams[0].clone()));
+    steps.push(Step::Knows(vec![]));
     (
         Scope {
             take_over: true,
@@ -111,6 +129,62 @@ pub fn upstreams_routes_are_seen_when_taken_over(_: bool) -> (Scope, Vec<Step>) 
         },
         steps,
     )
+}
+
+pub fn what_an_earlier_configuration_left_is_ours(nh: bool) -> (Scope, Vec<Step>) {
+    let second = |network: &str| Link {
+        mac: Some(mac(4)),
+        mark: Mark::parse(network),
+        ..vxlan(2)
+    };
+    let on_it = |name: &str| {
+        vec![
+            addr(name, "10.244.1.0/32"),
+            neigh(name, "10.244.2.0", 2),
+            fdb(name, 2, "192.168.7.2"),
+            route(
+                "10.244.2.0/24",
+                RouteTo::Gateway(hop("10.244.2.0", name, true)),
+            ),
+        ]
+    };
+    let former = [
+        vec![link("flannel.2", second("flannel 10.244.0.0/16"))],
+        on_it("flannel.2"),
+    ]
+    .concat();
+    let mut elsewhere = Link {
+        mac: Some(mac(6)),
+        mark: Mark::parse("flannel 10.245.0.0/16"),
+        ..vxlan(3)
+    };
+    elsewhere.mtu = 1400;
+    let theirs = [
+        link("flannel.3", elsewhere),
+        addr("flannel.3", "10.245.1.0/32"),
+    ];
+    let mut steps: Vec<Step> = [&former[..], &theirs[..]]
+        .concat()
+        .into_iter()
+        .map(outside_put)
+        .collect();
+    steps.push(Step::Restart);
+    steps.push(holds(&former));
+    steps.push(delete(&[
+        former[4].clone(),
+        former[2].clone(),
+        former[3].clone(),
+        former[1].clone(),
+        former[0].clone(),
+    ]));
+    steps.push(holds(&[]));
+    steps.push(apply(&mesh(nh)));
+    steps.push(holds(&mesh(nh)));
+    // Another network's device that gets the name of ours is not ours.
+    steps.push(outside_put(link("flannel.2", second("flannel 10.245.0.0/16"))));
+    steps.push(Step::Quiet);
+    steps.push(holds(&mesh(nh)));
+    (ours(), steps)
 }
 
 pub fn the_hosts_changes_are_told(nh: bool) -> (Scope, Vec<Step>) {

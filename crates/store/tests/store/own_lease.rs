@@ -1,0 +1,244 @@
+//! Our own lease when things go wrong, against a real etcd. The same and more, without one, is tested
+//! beside the state machine.
+
+use std::time::Duration;
+
+use store::{AcquireError, AnyStore, EtcdSettings, EtcdStore, Secret, Store, Timing, Who};
+use tokio::time::Instant;
+
+use crate::etcd::{short, through};
+use crate::etcd_server::Etcd;
+use crate::gate::{Gate, State};
+use crate::node::{Node, attrs, claim, key, local, public_ip, value, within};
+use crate::world::{PREFIX, World, settings};
+
+/// Follows the news of `node` until `so` holds of the store.
+async fn until_stored(node: &mut Node<AnyStore>, what: &str, so: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !so() {
+        assert!(
+            Instant::now() < deadline,
+            "never: {what}; {:?}",
+            node.revoked
+        );
+        node.follow(Duration::from_millis(50)).await;
+    }
+}
+
+async fn ready(store: AnyStore, n: u32) -> Node<AnyStore> {
+    let mut node = Node::start(store, n).await;
+    node.until("own", |node| node.complete && node.own_key().is_some())
+        .await;
+    node
+}
+
+#[test]
+fn a_user_who_may_not_write_yet_keeps_the_subnet() {
+    local(async {
+        let etcd = Etcd::new();
+        let granted = etcd.ctl(&["lease", "grant", "86400"]);
+        let lease = granted.split_whitespace().nth(1).unwrap().to_string();
+        let name = format!("{PREFIX}/subnets/10.20.99.0-24");
+        etcd.ctl(&["put", "--lease", &lease, &name, &value(1)]);
+        for args in [
+            "user add root:secret",
+            "user grant-role root root",
+            "role add reader",
+            "role grant-permission reader read --prefix=true /",
+            "user add node:word",
+            "user grant-role node reader",
+            "auth enable",
+        ] {
+            etcd.ctl(&args.split(' ').collect::<Vec<_>>());
+        }
+        let store = EtcdStore::new(EtcdSettings {
+            username: Some("node".into()),
+            password: Some(Secret::new("word")),
+            ..settings(&etcd)
+        });
+        let mut store: AnyStore = store.unwrap().into();
+        let config = within(store.config()).await;
+        let waits = store.waits();
+        let acquiring =
+            tokio::task::spawn_local(
+                async move { within(store.acquire(&config, &claim(1))).await },
+            );
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while waits.get().is_none() {
+            assert!(
+                Instant::now() < deadline,
+                "it does not say what it waits for"
+            );
+            tokio::task::yield_now().await;
+        }
+        let grant = "--user root:secret role grant-permission reader readwrite --prefix=true /";
+        etcd.ctl(&grant.split(' ').collect::<Vec<_>>());
+        let lease = acquiring.await.unwrap().unwrap();
+        assert_eq!(lease.key, key("10.20.99.0-24"));
+        assert_eq!(waits.get(), None);
+    });
+}
+
+#[test]
+fn each_of_several_foreign_writes_is_corrected() {
+    local(async {
+        let etcd = Etcd::new();
+        let mut node = ready(etcd.store(), 1).await;
+        let name = format!("subnets/{}", node.own_key().unwrap());
+        let lease = etcd.leases().remove(0);
+        for n in 0..3 {
+            let mut foreign = attrs(1);
+            foreign.data = attrs(100 + n).data;
+            let path = format!("{PREFIX}/{name}");
+            etcd.ctl(&["put", "--lease", &lease, &path, &foreign.to_json()]);
+            until_stored(&mut node, "corrected", || {
+                etcd.get(&name).is_some_and(|json| read(&json) == attrs(1))
+            })
+            .await;
+        }
+        assert_eq!(node.revoked, None);
+    });
+}
+
+fn read(json: &str) -> model::LeaseAttrs {
+    model::LeaseAttrs::from_json(json.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_newcomer_that_is_started_again_and_again_stays_away() {
+    local(async {
+        let etcd = Etcd::new();
+        let mut first = ready(etcd.store(), 1).await;
+        let own = first.own_key().unwrap();
+        for previous in [None, None, Some(own), Some(own), None] {
+            let mut second = Node::new(etcd.store(), 1);
+            let again = store::Claim {
+                attrs: attrs(1),
+                previous,
+            };
+            match within(second.store.acquire(&second.config, &again)).await {
+                Err(AcquireError::Held(why)) => {
+                    assert!(why.contains(&public_ip(1).to_string()), "{why}");
+                }
+                // It proved that it was here before.
+                Ok(_) if previous.is_some() => {
+                    second.until("yields", |node| node.revoked.is_some()).await;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        first.follow(Duration::from_millis(100)).await;
+        assert_eq!(first.revoked, None);
+        assert_eq!(etcd.subnets(), [own.to_string()]);
+    });
+}
+
+#[test]
+fn a_device_of_ours_in_a_lease_keeps_the_subnet_after_a_change_of_address() {
+    local(async {
+        let etcd = Etcd::new();
+        let own = ready(etcd.store(), 1).await.own_key().unwrap();
+        let mut node = Node::new(etcd.store(), 2);
+        let who = Who {
+            devices: vec!["02:00:00:10:00:02".into()],
+            ..node.who()
+        };
+        assert!(value(1).contains(&who.devices[0]), "{}", value(1));
+        let found = within(node.store.own(&node.config, &who)).await;
+        assert_eq!(found.map(|lease| lease.key), Some(own));
+        assert_eq!(node.acquire().await.unwrap().key, own);
+        assert_eq!(
+            read(&etcd.get(&format!("subnets/{own}")).unwrap()),
+            attrs(2)
+        );
+        assert_eq!(etcd.subnets().len(), 1);
+    });
+}
+
+#[test]
+fn an_etcd_restored_from_a_backup_gets_the_leases_back_whatever_its_revision() {
+    for others in [0, 1, 3, 40] {
+        local(async {
+            let mut etcd = Etcd::new();
+            let mut one = ready(etcd.store(), 1).await;
+            etcd.back_up();
+            let mut two = ready(etcd.store(), 2).await;
+            let own = two.own_key().unwrap();
+            etcd.put(&format!("{PREFIX}/subnets/10.20.240.0-24"), &value(240));
+            one.until("all", |node| node.known.len() == 3).await;
+            two.until("all", |node| node.known.len() == 3).await;
+            etcd.restore(|etcd| {
+                assert!(!etcd.subnets().contains(&own.to_string()));
+                for n in 0..others {
+                    etcd.put(&format!("{PREFIX}/subnets/10.20.241.0-24"), &value(300 + n));
+                }
+            });
+            let name = own.to_string();
+            until_stored(&mut two, "published again", || {
+                etcd.subnets().contains(&name)
+            })
+            .await;
+            // Both learn what was written while they were away, and neither gives its own lease up.
+            let new = key("10.20.241.0-24");
+            let sees = |node: &Node<AnyStore>| {
+                node.complete && (others == 0 || node.known.contains_key(&new))
+            };
+            one.until("the new one", sees).await;
+            two.until("the new one", sees).await;
+            assert_eq!((&one.revoked, &two.revoked), (&None, &None));
+            assert!(one.known.contains_key(&own), "a peer was given up");
+        });
+    }
+}
+
+#[test]
+fn a_listing_of_two_histories_begins_again() {
+    local(async {
+        let mut etcd = Etcd::start_with(&["--max-request-bytes", "10000000"], None);
+        crate::etcd::fill(&etcd, 12_000);
+        for n in 0..5 {
+            etcd.put("other", &n.to_string());
+        }
+        let gate = Gate::to(etcd.port()).await;
+        let mut store = through(&[&gate], Timing::default());
+        let config = within(store.config()).await;
+        let mut node = Node::new(store, 1);
+        node.config = config.clone();
+        let who = node.who();
+        // Cut off somewhere in the first listing.
+        let _ =
+            tokio::time::timeout(Duration::from_millis(30), node.store.own(&config, &who)).await;
+        gate.set(State::Shut);
+        etcd.lose_data();
+        etcd.run();
+        World::put(
+            &etcd,
+            "config",
+            r#"{"Network":"10.0.0.0/8","SubnetLen":24}"#,
+        );
+        gate.set(State::Open);
+        node.acquire().await.unwrap();
+        node.until("only what there is", |node| {
+            node.complete && node.known.len() == 1
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_renewal_keeps_the_one_etcd_lease() {
+    local(async {
+        let etcd = Etcd::new();
+        let mut node = ready(etcd.store_with(short(4, 2)), 1).await;
+        let before = etcd.leases();
+        let renewed = |etcd: &Etcd| {
+            etcd.calls()
+                .iter()
+                .find(|(method, _)| method == "LeaseKeepAlive")
+                .map_or(0, |(_, n)| *n)
+        };
+        until_stored(&mut node, "two renewals", || renewed(&etcd) >= 2).await;
+        assert_eq!(etcd.leases(), before);
+        assert_eq!(node.revoked, None);
+    });
+}
