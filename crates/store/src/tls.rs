@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::pki_types::CertificateDer;
@@ -11,7 +12,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use tracing::warn;
 
 use pem::{Origin, Source, certificates, private_key};
-use verifier::Verifier;
+use verifier::{NoVerifier, Verifier};
 
 mod algorithms;
 mod pem;
@@ -37,6 +38,8 @@ pub(crate) struct TlsFiles {
     pub names: &'static Names,
     /// What we speak, in order of preference (ALPN).
     pub protocols: &'static [&'static str],
+    /// The server is not verified (`insecure-skip-tls-verify`).
+    pub insecure: bool,
 }
 
 /// What the three are called where the user wrote them: flags, or keys of a file.
@@ -83,6 +86,7 @@ impl TlsFiles {
                 ca: "authority",
             },
             protocols,
+            insecure: false,
         }
     }
 
@@ -98,11 +102,7 @@ impl TlsFiles {
     /// that does not belong to the other.
     pub(crate) fn load(&self) -> Result<ClientConfig, TlsError> {
         let provider = algorithms::provider();
-        let (roots, given, source) = self.roots()?;
-        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .build()
-            .map_err(|e| source.problem(e.to_string()))?;
-        let verifier = Arc::new(Verifier { inner, given });
+        let (verifier, source) = self.verifier(&provider)?;
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|e| source.problem(e.to_string()))?
@@ -126,6 +126,22 @@ impl TlsFiles {
         let protocols = self.protocols.iter();
         config.alpn_protocols = protocols.map(|name| name.as_bytes().to_vec()).collect();
         Ok(config)
+    }
+
+    /// What judges the server's certificate, and where its authorities came from.
+    fn verifier(
+        &self,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<(Arc<dyn ServerCertVerifier>, Origin), TlsError> {
+        if self.insecure {
+            let source = Origin(self.names.ca, PathBuf::new());
+            return Ok((Arc::new(NoVerifier(provider.clone())), source));
+        }
+        let (roots, given, source) = self.roots()?;
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|e| source.problem(e.to_string()))?;
+        Ok((Arc::new(Verifier { inner, given }), source))
     }
 
     /// Which flag a failed handshake is about, and its file: the rest of a message.

@@ -72,6 +72,7 @@ impl Client {
             ca: settings.cafile.clone().map(Pem::File),
             names: &NAMES,
             protocols: &["h2"],
+            insecure: false,
         };
         if endpoints.iter().any(|e| e.tls) {
             files.check()?;

@@ -1,10 +1,17 @@
-//! Where the API server is, and who we are to it: `-kube-api-url`, `-kubeconfig-file`, or what every
-//! pod is given.
+//! Where the API server is, and who we are to it: `-kube-api-url`, `-kubeconfig-file`, what every pod
+//! is given, or `KUBECONFIG`.
+//!
+//! All of it is read again for each request: certificates, tokens and the server itself may change under
+//! a running daemon.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::kubeconfig::{self, Kubeconfig};
+use tracing::warn;
+
+use super::exec::{ClusterInfo, Plugin};
+use super::kubeconfig::{self, Credential, Kubeconfig};
 use crate::connect::{Connector, Proxy, ProxyError, Scheme};
 use crate::endpoint::Endpoint;
 use crate::etcd::Secret;
@@ -19,7 +26,7 @@ const NAMES: Names = Names {
 };
 const PROTOCOLS: &[&str] = &["h2", "http/1.1"];
 
-/// Settings that no waiting mends.
+/// Settings that waiting does not change.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
     /// An address that is none.
@@ -38,8 +45,10 @@ pub enum AccessError {
     )]
     NoPod,
     /// A kubeconfig that cannot be used.
-    #[error("-kubeconfig-file {path}: {problem}", path = path.display())]
+    #[error("{origin} {path}: {problem}", path = path.display())]
     Kubeconfig {
+        /// `-kubeconfig-file` or `KUBECONFIG`.
+        origin: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
@@ -53,7 +62,10 @@ pub enum AccessError {
         /// The system's reason.
         error: std::io::Error,
     },
-    /// A proxy that the environment names and that is none.
+    /// A program of the kubeconfig that prints no credential.
+    #[error("{0}")]
+    Exec(String),
+    /// A proxy that is none.
     #[error(transparent)]
     Proxy(#[from] ProxyError),
     /// A certificate, key or authority that cannot be used.
@@ -61,7 +73,7 @@ pub enum AccessError {
     Tls(#[from] TlsError),
 }
 
-/// The server's address in the two forms that a request needs.
+/// The server's address in the forms that a request needs.
 #[derive(Clone, Debug)]
 pub(super) struct Origin {
     /// `https://HOST:PORT`.
@@ -72,116 +84,200 @@ pub(super) struct Origin {
     pub base: String,
 }
 
+/// Everything that one request needs.
+pub(super) struct Target {
+    pub origin: Origin,
+    pub connector: Connector,
+    /// Changes with whatever a connection depends on: server, certificates, proxy.
+    pub identity: u64,
+    pub token: Option<Secret>,
+    /// Headers that ask to be treated as another user.
+    pub impersonate: Vec<(String, String)>,
+}
+
 /// Everything that reaches the API server.
 #[derive(Debug)]
 pub(super) struct Access {
-    /// Read again at every connect, since what it holds may be renewed.
-    kubeconfig: Option<PathBuf>,
+    source: Source,
+    /// `-kube-api-url`; empty: as the source says.
     url: String,
-    now: Known,
+    /// What was read last and could be used: stays in force while a file is being replaced.
+    last: Mutex<Arc<Known>>,
+    /// What was said of a file that can no longer be used.
+    said: Mutex<String>,
+    plugin: Plugin,
 }
 
 #[derive(Debug)]
+enum Source {
+    /// Fixed at the start: a pod's, or an address alone.
+    Fixed,
+    /// Read again, since what they hold may change.
+    Files(&'static str, Vec<PathBuf>),
+}
+
+#[derive(Clone, Debug)]
 struct Known {
     endpoint: Arc<Endpoint>,
     origin: Origin,
     files: TlsFiles,
     server_name: Option<String>,
-    token: Option<Token>,
-}
-
-/// What we say who we are.
-#[derive(Clone, Debug)]
-pub(super) enum Token {
-    Text(Secret),
-    /// Read again for each request: it is renewed every hour or so.
-    File(PathBuf),
+    credential: Option<Credential>,
+    proxy: Option<Secret>,
+    impersonate: Vec<(String, String)>,
 }
 
 impl Access {
-    /// As the flags say; both empty: as a pod.
+    /// As the flags say; both empty: as a pod, else as `KUBECONFIG` says.
     pub(super) fn new(
         url: &str,
         kubeconfig: Option<&Path>,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<Access, AccessError> {
-        let now = match (url, kubeconfig) {
-            ("", None) => in_cluster(env)?,
-            (url, None) => known("-kube-api-url", url, TlsFiles::none(), None, None)?,
-            (url, Some(path)) => from_kubeconfig(url, path)?,
+        let set = |name| env(name).filter(|value: &String| !value.is_empty());
+        let source = match (url, kubeconfig, set("KUBECONFIG")) {
+            (_, Some(path), _) => Source::Files("-kubeconfig-file", vec![path.to_owned()]),
+            ("", None, Some(list)) if set("KUBERNETES_SERVICE_HOST").is_none() => {
+                Source::Files("KUBECONFIG", std::env::split_paths(&list).collect())
+            }
+            _ => Source::Fixed,
         };
-        if now.endpoint.tls {
-            now.files.load()?;
+        let known = match (&source, url) {
+            (Source::Files(origin, paths), url) => from_files(url, origin, paths)?,
+            (Source::Fixed, "") => in_cluster(env)?,
+            (Source::Fixed, url) => Known::at("-kube-api-url", url, no_files())?,
+        };
+        if known.endpoint.tls {
+            known.files.check()?;
+        }
+        known.proxy()?;
+        if known.files.insecure {
+            warn!(
+                "insecure-skip-tls-verify: the API server {} is not verified: whoever answers there may give this node any routes",
+                known.origin.address
+            );
         }
         Ok(Access {
-            kubeconfig: kubeconfig.map(Path::to_owned),
+            source,
             url: url.into(),
-            now,
+            last: Mutex::new(Arc::new(known)),
+            said: Mutex::default(),
+            plugin: Plugin::default(),
         })
     }
 
     /// The server's address, for messages.
     pub(super) fn place(&self) -> String {
-        format!("{}{}", self.now.origin.address, self.now.origin.base)
+        let known = self.last();
+        format!("{}{}", known.origin.address, known.origin.base)
     }
 
-    pub(super) fn origin(&self) -> Origin {
-        self.now.origin.clone()
+    /// The proxy that the server is reached through.
+    pub(super) fn proxy(&self) -> Result<Option<Proxy>, AccessError> {
+        self.last().proxy()
     }
 
-    /// Opens a connection with what the files hold now.
-    pub(super) fn connector(&self) -> Result<Connector, AccessError> {
-        let (files, server_name) = match &self.kubeconfig {
-            Some(path) => {
-                let fresh = from_kubeconfig(&self.url, path)?;
-                (fresh.files, fresh.server_name)
-            }
-            None => (self.now.files.clone(), self.now.server_name.clone()),
+    fn last(&self) -> Arc<Known> {
+        lock(&self.last).clone()
+    }
+
+    /// What the files say now; what they said before, if they cannot be used at present.
+    fn read(&self) -> Arc<Known> {
+        let Source::Files(origin, paths) = &self.source else {
+            return self.last();
         };
-        Ok(Connector {
-            endpoint: self.now.endpoint.clone(),
-            files: Arc::new(files),
-            server_name,
-            proxy: self.proxy()?,
+        match from_files(&self.url, origin, paths) {
+            Ok(known) => {
+                let known = Arc::new(known);
+                *lock(&self.last) = known.clone();
+                lock(&self.said).clear();
+                known
+            }
+            Err(error) => {
+                let text = error.to_string();
+                let mut said = lock(&self.said);
+                if *said != text {
+                    warn!("{text}; going on with what it said before");
+                    *said = text;
+                }
+                self.last()
+            }
+        }
+    }
+
+    /// Everything that a request needs, as the files say now. Runs the kubeconfig's program if that is
+    /// due.
+    pub(super) async fn target(&self) -> Result<Target, AccessError> {
+        let known = self.read();
+        let mut files = known.files.clone();
+        let token = match &known.credential {
+            None => None,
+            Some(Credential::Token(token)) => Some(token.clone()),
+            Some(Credential::TokenFile(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Some(Secret::new(text.trim())),
+                Err(error) => {
+                    let path = path.clone();
+                    return Err(AccessError::Token { path, error });
+                }
+            },
+            Some(Credential::Exec(exec)) => {
+                let printed = self.plugin.credential(exec, known.cluster_info()).await;
+                let printed = printed.map_err(AccessError::Exec)?;
+                if let Some((cert, key)) = &printed.identity {
+                    (files.cert, files.key) = (Some(cert.clone()), Some(key.clone()));
+                }
+                printed.token.clone()
+            }
+        };
+        let proxy = known.proxy()?;
+        let mut hasher = DefaultHasher::new();
+        (&known.origin.address, &known.origin.base).hash(&mut hasher);
+        (&known.server_name, files.insecure).hash(&mut hasher);
+        known
+            .proxy
+            .as_ref()
+            .map(|url| url.reveal())
+            .hash(&mut hasher);
+        for pem in [&files.ca, &files.cert, &files.key] {
+            match pem {
+                None => 0_u8.hash(&mut hasher),
+                Some(Pem::Inline(pem, _)) => pem.hash(&mut hasher),
+                // One that cannot be read is reported when it is connected with.
+                Some(Pem::File(path)) => std::fs::read(path).ok().hash(&mut hasher),
+            }
+        }
+        Ok(Target {
+            origin: known.origin.clone(),
+            connector: Connector {
+                endpoint: known.endpoint.clone(),
+                files: Arc::new(files),
+                server_name: known.server_name.clone(),
+                proxy,
+            },
+            identity: hasher.finish(),
+            token,
+            impersonate: known.impersonate.clone(),
         })
     }
 
-    /// The proxy that the environment names for the server.
-    pub(super) fn proxy(&self) -> Result<Option<Proxy>, ProxyError> {
-        let scheme = if self.now.endpoint.tls {
-            Scheme::Https
-        } else {
-            Scheme::Http
-        };
-        Proxy::from_environment(&self.now.endpoint, scheme, |name| std::env::var(name).ok())
-    }
-
-    /// The token as it is now.
-    pub(super) fn token(&self) -> Result<Option<Secret>, AccessError> {
-        let token = match &self.kubeconfig {
-            Some(path) => from_kubeconfig(&self.url, path)?.token,
-            None => self.now.token.clone(),
-        };
-        match token {
-            None => Ok(None),
-            Some(Token::Text(secret)) => Ok(Some(secret)),
-            Some(Token::File(path)) => match std::fs::read_to_string(&path) {
-                Ok(text) => Ok(Some(Secret::new(text.trim()))),
-                Err(error) => Err(AccessError::Token { path, error }),
-            },
-        }
+    /// The server does not believe who we say we are.
+    pub(super) async fn refused(&self) {
+        self.plugin.forget().await;
     }
 }
 
-impl TlsFiles {
-    fn none() -> TlsFiles {
-        TlsFiles {
-            key: None,
-            cert: None,
-            ca: None,
-            names: &NAMES,
-            protocols: PROTOCOLS,
-        }
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_files() -> TlsFiles {
+    TlsFiles {
+        key: None,
+        cert: None,
+        ca: None,
+        names: &NAMES,
+        protocols: PROTOCOLS,
+        insecure: false,
     }
 }
 
@@ -193,98 +289,153 @@ fn in_cluster(env: impl Fn(&str) -> Option<String>) -> Result<Known, AccessError
     ) else {
         return Err(AccessError::NoPod);
     };
-    let url = match host.contains(':') {
-        true => format!("https://[{host}]:{port}"),
-        false => format!("https://{host}:{port}"),
+    let url = if host.contains(':') {
+        format!("https://[{host}]:{port}")
+    } else {
+        format!("https://{host}:{port}")
     };
     let dir = Path::new(POD_CREDENTIALS);
     let files = TlsFiles {
         ca: Some(Pem::File(dir.join("ca.crt"))),
-        ..TlsFiles::none()
+        ..no_files()
     };
-    let token = Token::File(dir.join("token"));
-    known("KUBERNETES_SERVICE_HOST", &url, files, None, Some(token))
+    Ok(Known {
+        credential: Some(Credential::TokenFile(dir.join("token"))),
+        ..Known::at("KUBERNETES_SERVICE_HOST", &url, files)?
+    })
 }
 
-fn from_kubeconfig(url: &str, path: &Path) -> Result<Known, AccessError> {
-    let problem = |problem: String| AccessError::Kubeconfig {
+/// Reads kubeconfig files. Of several, those that are missing are left out.
+fn from_files(url: &str, flag: &'static str, paths: &[PathBuf]) -> Result<Known, AccessError> {
+    let problem = |path: &Path, problem: String| AccessError::Kubeconfig {
+        origin: flag,
         path: path.into(),
         problem,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| problem(error.to_string()))?;
+    let mut texts = Vec::new();
+    for path in paths {
+        match std::fs::read_to_string(path) {
+            Ok(text) => texts.push((path.clone(), text)),
+            Err(error) if paths.len() > 1 && error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(problem(path, error.to_string())),
+        }
+    }
+    let first = paths.first().cloned().unwrap_or_default();
     let Kubeconfig {
         server,
         ca,
         cert,
         key,
-        token,
+        credential,
         server_name,
-    } = kubeconfig::parse(&text, path).map_err(problem)?;
+        insecure,
+        proxy,
+        impersonate,
+    } = kubeconfig::parse(&texts).map_err(|text| problem(&first, text))?;
     let files = TlsFiles {
         ca,
         cert,
         key,
-        ..TlsFiles::none()
+        insecure,
+        ..no_files()
     };
     let (origin, url) = match url {
-        "" => (
-            format!("-kubeconfig-file {}: server", path.display()),
-            server,
-        ),
+        "" => (format!("{flag} {}: server", first.display()), server),
         url => ("-kube-api-url".to_owned(), url.to_owned()),
     };
-    known(&origin, &url, files, server_name, token)
+    Ok(Known {
+        credential,
+        server_name,
+        proxy,
+        impersonate,
+        ..Known::at(&origin, &url, files)?
+    })
 }
 
-fn known(
-    origin: &str,
-    url: &str,
-    files: TlsFiles,
-    server_name: Option<String>,
-    token: Option<Token>,
-) -> Result<Known, AccessError> {
-    let bad = |problem| AccessError::Url {
-        origin: origin.into(),
-        url: url.into(),
-        problem,
-    };
-    let (scheme, rest) = url.split_once("://").ok_or_else(|| bad("no scheme"))?;
-    let (authority, path) = match rest.find('/') {
-        Some(at) => rest.split_at(at),
-        None => (rest, ""),
-    };
-    if path.contains(['?', '#']) {
-        return Err(bad("a query or fragment after the path"));
+impl Known {
+    /// A server, and nothing but these files to say who we are.
+    fn at(origin: &str, url: &str, files: TlsFiles) -> Result<Known, AccessError> {
+        let bad = |problem| AccessError::Url {
+            origin: origin.into(),
+            url: url.into(),
+            problem,
+        };
+        // Without a scheme it is https if anything of TLS is given, as in Go's client.
+        let tls = files.any() || files.insecure;
+        let usual = if tls { "https" } else { "http" };
+        let (scheme, rest) = url.split_once("://").unwrap_or((usual, url));
+        let (authority, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, ""),
+        };
+        if path.contains(['?', '#']) {
+            return Err(bad("a query or fragment after the path"));
+        }
+        let has_port = authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
+            && !authority.ends_with(']');
+        let default_port = if has_port {
+            ""
+        } else if scheme.eq_ignore_ascii_case("http") {
+            ":80"
+        } else {
+            ":443"
+        };
+        let endpoint = Endpoint::parse(&format!("{scheme}://{authority}{default_port}"));
+        let endpoint = endpoint.map_err(bad)?;
+        Ok(Known {
+            origin: Origin {
+                address: endpoint.to_string(),
+                authority: endpoint.authority(),
+                base: path.trim_end_matches('/').into(),
+            },
+            endpoint: Arc::new(endpoint),
+            files,
+            server_name: None,
+            credential: None,
+            proxy: None,
+            impersonate: Vec::new(),
+        })
     }
-    let has_port = authority
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()));
-    let default_port = match scheme {
-        _ if has_port => "",
-        "http" => ":80",
-        _ => ":443",
-    };
-    let endpoint =
-        Endpoint::parse(&format!("{scheme}://{authority}{default_port}")).map_err(bad)?;
-    Ok(Known {
-        origin: Origin {
-            address: endpoint.to_string(),
-            authority: endpoint.authority(),
-            base: path.trim_end_matches('/').into(),
-        },
-        endpoint: Arc::new(endpoint),
-        files,
-        server_name,
-        token,
-    })
+
+    /// The kubeconfig's proxy, else the one that the environment names for the server.
+    fn proxy(&self) -> Result<Option<Proxy>, AccessError> {
+        if let Some(url) = &self.proxy {
+            return Ok(Some(Proxy::new(url.reveal(), "proxy-url")?));
+        }
+        let scheme = if self.endpoint.tls {
+            Scheme::Https
+        } else {
+            Scheme::Http
+        };
+        let env = |name: &str| std::env::var(name).ok();
+        Ok(Proxy::from_environment(&self.endpoint, scheme, env)?)
+    }
+
+    fn cluster_info(&self) -> ClusterInfo {
+        use base64::Engine as _;
+        let ca = match &self.files.ca {
+            Some(Pem::Inline(pem, _)) => Some(pem.to_vec()),
+            Some(Pem::File(path)) => std::fs::read(path).ok(),
+            None => None,
+        };
+        ClusterInfo {
+            server: format!("{}{}", self.origin.address, self.origin.base),
+            tls_server_name: self.server_name.clone(),
+            insecure_skip_tls_verify: self.files.insecure,
+            certificate_authority_data: ca
+                .map(|pem| base64::engine::general_purpose::STANDARD.encode(pem)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn place(url: &str) -> Result<String, String> {
-        let known = known("-kube-api-url", url, TlsFiles::none(), None, None);
+    fn place(url: &str, files: TlsFiles) -> Result<String, String> {
+        let known = Known::at("-kube-api-url", url, files);
         let known = known.map_err(|e| e.to_string())?;
         Ok(format!("{}{}", known.origin.address, known.origin.base))
     }
@@ -297,21 +448,25 @@ mod tests {
             ("http://127.0.0.1:8001", "http://127.0.0.1:8001"),
             ("https://[fd00::1]:6443/", "https://[fd00::1]:6443"),
             ("https://[fd00::1]", "https://[fd00::1]:443"),
+            ("10.0.0.1:6443", "http://10.0.0.1:6443"),
+            ("api.example", "http://api.example:80"),
             (
                 "https://rancher/k8s/clusters/c-1/",
                 "https://rancher:443/k8s/clusters/c-1",
             ),
         ] {
-            assert_eq!(place(url).unwrap(), want);
+            assert_eq!(place(url, no_files()).unwrap(), want);
         }
-        for url in [
-            "10.0.0.1:6443",
-            "ftp://a",
-            "https://",
-            "https://a:0",
-            "https://a/?x",
-        ] {
-            let error = place(url).unwrap_err();
+        let insecure = TlsFiles {
+            insecure: true,
+            ..no_files()
+        };
+        assert_eq!(
+            place("10.0.0.1:6443", insecure).unwrap(),
+            "https://10.0.0.1:6443"
+        );
+        for url in ["ftp://a", "https://", "https://a:0", "https://a/?x", ""] {
+            let error = place(url, no_files()).unwrap_err();
             assert!(
                 error.contains("-kube-api-url") && error.contains(url),
                 "{error}"
@@ -323,5 +478,54 @@ mod tests {
     fn outside_a_pod_something_must_be_given() {
         let error = Access::new("", None, |_| None).unwrap_err().to_string();
         assert!(error.contains("-kubeconfig-file"), "{error}");
+    }
+
+    fn config(server: &str, user: &str) -> String {
+        format!(
+            "{{current-context: x, contexts: [{{name: x, context: {{cluster: c, user: u}}}}], \
+             clusters: [{{name: c, cluster: {{server: '{server}'}}}}], users: [{{name: u, user: {{{user}}}}}]}}"
+        )
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_counts_at_once_and_a_broken_one_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        std::fs::write(&path, config("http://a:1", "token: one")).unwrap();
+        let access = Access::new("", Some(&path), |_| None).unwrap();
+        let target = async || access.target().await.unwrap();
+        let one = target().await;
+        std::fs::write(&path, config("http://a:1", "token: two")).unwrap();
+        let two = target().await;
+        assert_eq!(two.token.unwrap().reveal(), "two");
+        assert_eq!(
+            one.identity, two.identity,
+            "a token needs no new connection"
+        );
+        let text = config("http://b:1", "token: three");
+        for at in [0, 5, text.len() / 2, text.len() - 1] {
+            std::fs::write(&path, &text[..at]).unwrap();
+            assert_eq!(target().await.origin.address, "http://a:1");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(target().await.origin.address, "http://a:1");
+        std::fs::write(&path, text).unwrap();
+        let three = target().await;
+        assert_eq!(three.origin.address, "http://b:1");
+        assert_eq!(access.place(), "http://b:1");
+        assert_ne!(one.identity, three.identity);
+    }
+
+    #[tokio::test]
+    async fn kubeconfig_counts_outside_a_pod_if_no_flag_is_given() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        std::fs::write(&path, config("http://a:1", "token: one")).unwrap();
+        let list = format!("{}/none:{}", dir.path().display(), path.display());
+        let env = |name: &str| (name == "KUBECONFIG").then(|| list.clone());
+        let access = Access::new("", None, env).unwrap();
+        assert_eq!(access.target().await.unwrap().origin.address, "http://a:1");
+        let access = Access::new("http://flag:1", None, env).unwrap();
+        assert_eq!(access.place(), "http://flag:1");
     }
 }

@@ -37,7 +37,7 @@ impl Administer for KubeStore {
     }
 
     async fn leases(&self) -> Result<Vec<ListedLease>, AdminError> {
-        let ask = Ask::get("/api/v1/nodes?resourceVersion=0", super::follow::LIST);
+        let ask = Ask::list("/api/v1/nodes?resourceVersion=0", super::follow::LIST);
         let mut body = self.client.send(&ask).await?;
         let mut list = List::new(body.encoding);
         let malformed = |error: super::wire::Malformed| AdminError(error.to_string());

@@ -7,8 +7,9 @@ use flate2::{Decompress, FlushDecompress, Status};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use hyper::http::Version;
 use hyper::http::response::Parts;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::http::innermost;
 
@@ -18,6 +19,9 @@ const STEP: usize = 32 << 10;
 const WINDOW_BITS: u8 = 15;
 /// An answer that has begun and then stays silent for so long has ended.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// However steadily it drips: an answer that has not ended by then is given up. A watch is not meant.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// What an answer is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +34,9 @@ pub(super) enum Encoding {
 #[derive(Debug)]
 pub(super) struct Body {
     pub encoding: Encoding,
+    /// It comes over a connection without pings.
+    pub unwatched: bool,
+    began: Instant,
     incoming: Incoming,
     gunzip: Option<Decompress>,
     /// Arrived, and not yet inflated.
@@ -48,6 +55,8 @@ impl Body {
                 true => Encoding::Protobuf,
                 false => Encoding::Json,
             },
+            unwatched: head.version < Version::HTTP_2,
+            began: Instant::now(),
             incoming,
             gunzip: (header(CONTENT_ENCODING) == Some("gzip"))
                 .then(|| Decompress::new_gzip(WINDOW_BITS)),
@@ -85,6 +94,11 @@ impl Body {
                 SILENCE.as_secs()
             ))
         };
+        let end = self.began + LONGEST;
+        if Instant::now() >= end {
+            let seconds = LONGEST.as_secs();
+            return Err(format!("the answer did not end within {seconds} s"));
+        }
         timeout(SILENCE, self.more(into))
             .await
             .unwrap_or_else(silent)

@@ -20,6 +20,9 @@ use super::http::{Ask, Client, Failure};
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A cluster that finds new faults for ever says so many of them.
 const MOST: usize = 1000;
+/// The API server's limits.
+const LONGEST_NAME: usize = 253;
+const LONGEST_MESSAGE: usize = 1024;
 
 /// Something that keeps a node from what it should do, for an administrator to mend.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -64,23 +67,25 @@ impl Events {
         let event = json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": { "name": format!("{node}.{id:016x}"), "namespace": "default" },
+            "metadata": { "name": event_name(node, id), "namespace": "default" },
             "involvedObject": { "apiVersion": "v1", "kind": "Node", "name": node, "uid": node },
             "type": "Warning",
             "reason": trouble.reason,
-            "message": trouble.message,
+            "message": shortened(&trouble.message),
             "source": { "component": "flanneld", "host": &*self.own },
             "firstTimestamp": now,
             "lastTimestamp": now,
             "count": 1,
         });
-        let ask = Ask {
-            method: Method::POST,
-            path: "/api/v1/namespaces/default/events",
-            accept: "application/json",
-            body: Some(("application/json", Bytes::from(event.to_string()))),
-        };
+        let ask = Ask::with_body(
+            Method::POST,
+            "/api/v1/namespaces/default/events",
+            "application/json",
+            ("application/json", Bytes::from(event.to_string())),
+        );
         match timeout(PATIENCE, self.client.send(&ask)).await {
+            // It is not tried again, and says nothing of other events.
+            Ok(Err(Failure::Invalid(reason))) => debug!("an event is not accepted: {reason}"),
             Ok(Err(Failure::Refused(reason))) => {
                 self.forbidden = true;
                 debug!("no events are written: {reason}");
@@ -88,6 +93,34 @@ impl Events {
             // That it is there already is as good; and one that is lost is said again later.
             Ok(Ok(_) | Err(Failure::Conflict(_))) => {}
             Ok(Err(_)) | Err(_) => drop(self.said.remove(&id)),
+        }
+    }
+}
+
+/// A name that follows from what is said and about whom, no longer than an object's may be.
+fn event_name(node: &str, id: u64) -> String {
+    // Names of Nodes are ASCII.
+    let node: String = node.chars().take(LONGEST_NAME - 17).collect();
+    format!("{}.{id:016x}", node.trim_end_matches(['.', '-']))
+}
+
+/// No more than the API server takes.
+fn shortened(message: &str) -> String {
+    message.chars().take(LONGEST_MESSAGE).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_never_too_long() {
+        assert_eq!(event_name("n1", 7), "n1.0000000000000007");
+        for length in 200..=253 {
+            let node = "a.b-".repeat(64);
+            let name = event_name(&node[..length], u64::MAX);
+            assert!(name.len() <= LONGEST_NAME, "{name}");
+            assert!(!name.contains("..") && !name.contains("-."), "{name}");
         }
     }
 }

@@ -50,6 +50,13 @@ const REFUSED: Duration = Duration::from_secs(5);
 const PATIENT_REFUSALS: u32 = 4;
 /// Over how long the nodes of a cluster spread what they all have to tell.
 const EVENTS_OVER: Duration = Duration::from_secs(5);
+/// How long an API server that lags behind is given to catch up.
+const LAGGING: Duration = Duration::from_secs(1);
+/// How often it is looked whether the API server is still the one to follow.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// A watch over a connection without pings that says nothing for so long is dead: an API server sends a
+/// bookmark every minute.
+const SILENCE: Duration = Duration::from_secs(150);
 /// One Node's worth of JSON metadata.
 const LARGEST: usize = 4 << 20;
 
@@ -187,6 +194,9 @@ impl Follower {
     /// Takes in what a watch tells, until it ends.
     async fn watch(&mut self, mut body: Body, deadline: Instant) -> Result<Infallible, End> {
         let mut frames = Frames::new(body.encoding);
+        let place = self.client.place();
+        let mut heard = Instant::now();
+        let mut look_at = heard + LOOK_EVERY;
         loop {
             while let Some(frame) = frames.next()? {
                 let event = frames.read(frame, &self.prefix)?;
@@ -199,16 +209,28 @@ impl Follower {
             }
             self.feed.flush();
             let away = |reason| End::Failed(Failure::Away(reason));
+            let silent = heard + SILENCE;
+            let deadline = if body.unwatched {
+                deadline.min(silent)
+            } else {
+                deadline
+            };
             tokio::select! {
                 more = timeout_at(deadline, body.more(&mut frames.buffer)) => match more {
-                    Ok(Ok(true)) => {}
+                    Ok(Ok(true)) => heard = Instant::now(),
                     Ok(Ok(false)) => return Err(End::Over),
                     Ok(Err(reason)) => return Err(away(format!("{}: {reason}", self.client.place()))),
                     Err(_) => {
                         self.client.hang_up().await;
-                        return Err(away("the watch did not end in time".into()));
+                        return Err(away("the watch is silent, or did not end in time".into()));
                     }
                 },
+                () = tokio::time::sleep_until(look_at) => {
+                    look_at = Instant::now() + LOOK_EVERY;
+                    if self.client.has_moved().await {
+                        return Err(self.moved(&place));
+                    }
+                }
                 () = until(self.sweep_at) => self.sweep(),
             }
         }
@@ -254,7 +276,14 @@ impl Follower {
         if key.is_some_and(|key| key != self.own) || gone {
             self.waits.assign(Assigned::of(&own.subnets, key));
             let why = match key {
-                Some(key) => format!("Node {} has podCIDR {key} now, not {}", self.name, self.own),
+                Some(key) => {
+                    let nets = key.nets().iter().map(|(_, net)| net.to_string());
+                    let nets = nets.collect::<Vec<_>>().join(", ");
+                    format!(
+                        "Node {} has podCIDR {nets} now, not {}",
+                        self.name, self.own
+                    )
+                }
                 None => format!(
                     "Node {} no longer has podCIDR {}: {}",
                     self.name,
@@ -268,7 +297,7 @@ impl Follower {
             };
             self.feed.revoke(why);
         }
-        self.seen.send_replace(Seen::There(Box::new(own)));
+        self.seen.send_modify(|seen| seen.own = Some(Box::new(own)));
     }
 
     fn gone(&mut self, node: &Node<'_>) {
@@ -280,7 +309,15 @@ impl Follower {
             "Node {} was deleted: going on with what is known until it is back",
             self.name
         );
-        self.seen.send_replace(Seen::Absent);
+        self.own_is_gone();
+    }
+
+    /// What is known of our Node from now on does not follow on what was known before.
+    fn own_is_gone(&self) {
+        self.seen.send_modify(|seen| {
+            seen.own = None;
+            seen.epoch += 1;
+        });
     }
 
     /// Has an event written on a Node that is skipped: not at once, for every node of the cluster sees the
@@ -308,8 +345,15 @@ impl Follower {
             }
             None => format!("{NODES}?resourceVersion=0"),
         };
-        let mut body = match self.client.send(&Ask::get(&path, LIST)).await {
-            Err(Failure::Ahead(_)) => return Err(self.went_back()),
+        let mut body = match self.client.send(&Ask::list(&path, LIST)).await {
+            Err(Failure::Ahead(reason)) => {
+                // Lost, or one of several API servers that lags behind the others?
+                let known = self.known.clone().unwrap_or_default();
+                if self.newest().await? < number(&known) {
+                    return Err(self.went_back());
+                }
+                return Err(Failure::Busy(LAGGING, reason).into());
+            }
             body => body?,
         };
         let mut list = List::new(body.encoding);
@@ -345,7 +389,7 @@ impl Follower {
 
     fn end_of_listing(&mut self, own_is_there: bool) {
         if !own_is_there {
-            self.seen.send_replace(Seen::Absent);
+            self.own_is_gone();
         }
         if std::mem::take(&mut self.regressed) {
             self.sweep_at = Some(Instant::now() + self.timing.grace);
@@ -372,6 +416,16 @@ impl Follower {
     /// After an interruption: is this the API server that we knew, no younger than it was? One small
     /// request, whatever the number of Nodes.
     async fn check_joint(&mut self) -> Result<(), End> {
+        let then = self.position.as_deref().and_then(number);
+        if self.newest().await? < then {
+            return Err(self.went_back());
+        }
+        Ok(())
+    }
+
+    /// The newest resource version that there is, which every API server asks etcd for; `None` if it is
+    /// not a number.
+    async fn newest(&self) -> Result<Option<u64>, End> {
         #[derive(Deserialize)]
         struct Answer {
             metadata: Metadata,
@@ -386,22 +440,30 @@ impl Follower {
         let answer = answer.whole(LARGEST).await.map_err(Failure::Away)?;
         let answer: Answer =
             serde_json::from_slice(&answer).map_err(|_| Malformed("a list that is none"))?;
-        let number = |version: &str| version.parse::<u64>().ok();
-        let (now, then) = (
-            number(&answer.metadata.version),
-            self.position.as_deref().and_then(number),
-        );
-        if now.zip(then).is_some_and(|(now, then)| now < then) {
-            return Err(self.went_back());
+        Ok(number(&answer.metadata.version).or(Some(u64::MAX)))
+    }
+
+    /// The API server, or the certificates for it, are others than when the watch at `place` began.
+    fn moved(&mut self, place: &str) -> End {
+        self.interrupted = true;
+        if self.client.place() == place {
+            return End::Over;
         }
-        Ok(())
+        // Perhaps of another cluster: its versions say nothing of those that are known.
+        self.since = 0;
+        self.own_is_gone();
+        End::ListAgain("it is another one now")
     }
 
     fn went_back(&mut self) -> End {
         self.regressed = true;
         self.since = 0;
-        self.seen.send_replace(Seen::Absent);
+        self.own_is_gone();
         self.position = None;
         End::ListAgain("it has lost what it knew")
     }
+}
+
+fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
 }

@@ -1,6 +1,7 @@
 //! Requests to the API server, over one connection: HTTP/2 where it is offered, with pings, so that
 //! a server that is dead is noticed; else HTTP/1.1, one connection a request.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,12 +14,15 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::access::{Access, AccessError};
+use super::access::{Access, AccessError, Target};
 use super::body::Body;
 use super::status;
 
-/// Until an answer begins. A list of thousands of Nodes is encoded bit by bit: it begins soon, too.
+/// Until an answer begins.
 const CALL: Duration = Duration::from_secs(15);
+/// The same for a list: API servers before 1.33 encode all of it before they send the first byte, and a
+/// busy one queues it for up to a minute. Aborting it would waste that work, and again at the next try.
+const LIST_CALL: Duration = Duration::from_secs(90);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 256 << 10;
@@ -46,6 +50,12 @@ pub(super) enum Failure {
     /// It is there already, or has changed.
     #[error("{0}")]
     Conflict(String),
+    /// The object itself is not accepted.
+    #[error("the API server does not accept it: {0}")]
+    Invalid(String),
+    /// It does not believe who we say we are.
+    #[error("the API server refuses: {0}")]
+    Unauthorized(String),
     /// Another no.
     #[error("the API server refuses: {0}")]
     Refused(String),
@@ -66,6 +76,8 @@ pub(super) struct Ask<'a> {
     pub accept: &'static str,
     /// Content type and body.
     pub body: Option<(&'static str, Bytes)>,
+    /// How long until its answer begins.
+    pub patience: Duration,
 }
 
 impl<'a> Ask<'a> {
@@ -75,6 +87,29 @@ impl<'a> Ask<'a> {
             path,
             accept,
             body: None,
+            patience: CALL,
+        }
+    }
+
+    /// A list of all Nodes.
+    pub(super) fn list(path: &'a str, accept: &'static str) -> Ask<'a> {
+        Ask {
+            patience: LIST_CALL,
+            ..Ask::get(path, accept)
+        }
+    }
+
+    /// A request with a body of this content type.
+    pub(super) fn with_body(
+        method: Method,
+        path: &'a str,
+        accept: &'static str,
+        body: (&'static str, Bytes),
+    ) -> Ask<'a> {
+        Ask {
+            method,
+            body: Some(body),
+            ..Ask::get(path, accept)
         }
     }
 }
@@ -82,7 +117,16 @@ impl<'a> Ask<'a> {
 /// The API server. One for a daemon: its tasks share the connection.
 pub(super) struct Client {
     access: Access,
-    line: Mutex<Option<http2::SendRequest<Full<Bytes>>>>,
+    connection: Mutex<Option<Connection>>,
+    /// [`Target::identity`] of the last request.
+    identity: AtomicU64,
+}
+
+/// An HTTP/2 connection.
+#[derive(Clone)]
+struct Connection {
+    identity: u64,
+    sender: http2::SendRequest<Full<Bytes>>,
 }
 
 impl Client {
@@ -94,7 +138,8 @@ impl Client {
         }
         Client {
             access,
-            line: Mutex::default(),
+            connection: Mutex::default(),
+            identity: AtomicU64::new(0),
         }
     }
 
@@ -105,45 +150,71 @@ impl Client {
 
     /// Ends the connection: the next request makes another one.
     pub(super) async fn hang_up(&self) {
-        self.line.lock().await.take();
+        self.connection.lock().await.take();
+    }
+
+    /// Whether server, certificates or proxy are others than they were at the last request.
+    pub(super) async fn has_moved(&self) -> bool {
+        let target = self.access.target().await;
+        target.is_ok_and(|target| target.identity != self.identity.load(Ordering::Relaxed))
     }
 
     /// Sends a request; returns when its answer begins, and says that it is well.
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Body, Failure> {
-        let answer = match timeout(CALL, self.try_send(ask)).await {
+        // Apart from the time that the server has: it may run a program.
+        let target = self.access.target().await.map_err(|e| self.problem(&e))?;
+        let answer = match timeout(ask.patience, self.try_send(&target, ask)).await {
             Ok(answer) => answer?,
             Err(_) => {
                 self.hang_up().await;
-                return Err(self.away(&format!("no answer within {} s", CALL.as_secs())));
+                let seconds = ask.patience.as_secs();
+                return Err(self.away(&format!("no answer within {seconds} s")));
             }
         };
         let (head, body) = answer.into_parts();
         let body = Body::new(&head, body);
-        match head.status.is_success() {
-            true => Ok(body),
-            false => Err(status::failure(&head, body, &self.place()).await),
+        if head.status.is_success() {
+            return Ok(body);
         }
+        let failure = status::failure(&head, body, &self.place()).await;
+        if matches!(failure, Failure::Unauthorized(_)) {
+            self.access.refused().await;
+        }
+        Err(failure)
     }
 
-    async fn try_send(&self, ask: &Ask<'_>) -> Result<Response<Incoming>, Failure> {
+    async fn try_send(
+        &self,
+        target: &Target,
+        ask: &Ask<'_>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let before = self.identity.swap(target.identity, Ordering::Relaxed);
+        if before != target.identity && before != 0 {
+            info!(
+                "the API server or the certificates for it are others now: connecting to {}",
+                self.place()
+            );
+        }
         // A connection that stood may have ended just now without anything being wrong: once more.
-        let line = self.line.lock().await.clone();
-        if let Some(mut line) = line.filter(|line| !line.is_closed()) {
-            let request = self.request(ask, false)?;
-            match line.send_request(request).await {
+        let connection = self.connection.lock().await.clone();
+        let usable = connection.filter(|connection| {
+            connection.identity == target.identity && !connection.sender.is_closed()
+        });
+        if let Some(mut connection) = usable {
+            let request = request(target, ask, false)?;
+            match connection.sender.send_request(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(_) => self.hang_up().await,
             }
         }
-        let connector = self.access.connector().map_err(|e| self.problem(&e))?;
-        let wire = connector.connect().await;
+        let wire = target.connector.clone().connect().await;
         let wire = wire.map_err(|e| self.away(&e.to_string()))?;
         if !wire.inner().speaks_http2() {
-            let (mut line, connection) = http1::handshake(wire)
+            let (mut sender, connection) = http1::handshake(wire)
                 .await
                 .map_err(|e| self.away(&innermost(&e)))?;
             tokio::spawn(connection);
-            let answer = line.send_request(self.request(ask, true)?).await;
+            let answer = sender.send_request(request(target, ask, true)?).await;
             return answer.map_err(|e| self.away(&innermost(&e)));
         }
         let handshake = http2::Builder::new(TokioExecutor::new())
@@ -154,43 +225,14 @@ impl Client {
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW * 2)
             .handshake(wire);
-        let (mut line, connection) = handshake.await.map_err(|e| self.away(&innermost(&e)))?;
+        let (mut sender, connection) = handshake.await.map_err(|e| self.away(&innermost(&e)))?;
         tokio::spawn(connection);
-        *self.line.lock().await = Some(line.clone());
-        let answer = line.send_request(self.request(ask, false)?).await;
+        *self.connection.lock().await = Some(Connection {
+            identity: target.identity,
+            sender: sender.clone(),
+        });
+        let answer = sender.send_request(request(target, ask, false)?).await;
         answer.map_err(|e| self.away(&innermost(&e)))
-    }
-
-    fn request(&self, ask: &Ask<'_>, http1: bool) -> Result<Request<Full<Bytes>>, Failure> {
-        let origin = self.access.origin();
-        // HTTP/1.1 has the path in its first line, HTTP/2 wants to know the whole address.
-        let uri = match http1 {
-            true => format!("{}{}", origin.base, ask.path),
-            false => format!("{}{}{}", origin.address, origin.base, ask.path),
-        };
-        let mut request = Request::builder()
-            .method(ask.method.clone())
-            .uri(uri)
-            .header(ACCEPT, ask.accept)
-            .header(ACCEPT_ENCODING, "gzip")
-            .header("user-agent", AGENT);
-        if http1 {
-            request = request.header(HOST, origin.authority);
-        }
-        if let Some(token) = self.access.token().map_err(|e| self.problem(&e))? {
-            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
-                .map_err(|_| Failure::Refused("the token holds what no header may".into()))?;
-            bearer.set_sensitive(true);
-            request = request.header(AUTHORIZATION, bearer);
-        }
-        let mut body = Bytes::new();
-        if let Some((kind, content)) = &ask.body {
-            request = request.header(CONTENT_TYPE, *kind);
-            body = content.clone();
-        }
-        request
-            .body(Full::new(body))
-            .map_err(|e| Failure::Refused(e.to_string()))
     }
 
     fn away(&self, reason: &str) -> Failure {
@@ -200,6 +242,42 @@ impl Client {
     fn problem(&self, error: &AccessError) -> Failure {
         Failure::Away(error.to_string())
     }
+}
+
+fn request(target: &Target, ask: &Ask<'_>, http1: bool) -> Result<Request<Full<Bytes>>, Failure> {
+    let origin = &target.origin;
+    // HTTP/1.1 has the path in its first line, HTTP/2 wants to know the whole address.
+    let uri = if http1 {
+        format!("{}{}", origin.base, ask.path)
+    } else {
+        format!("{}{}{}", origin.address, origin.base, ask.path)
+    };
+    let mut request = Request::builder()
+        .method(ask.method.clone())
+        .uri(uri)
+        .header(ACCEPT, ask.accept)
+        .header(ACCEPT_ENCODING, "gzip")
+        .header("user-agent", AGENT);
+    if http1 {
+        request = request.header(HOST, &origin.authority);
+    }
+    if let Some(token) = &target.token {
+        let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
+            .map_err(|_| Failure::Refused("the token holds what no header may".into()))?;
+        bearer.set_sensitive(true);
+        request = request.header(AUTHORIZATION, bearer);
+    }
+    for (name, value) in &target.impersonate {
+        request = request.header(name, value);
+    }
+    let mut body = Bytes::new();
+    if let Some((kind, content)) = &ask.body {
+        request = request.header(CONTENT_TYPE, *kind);
+        body = content.clone();
+    }
+    request
+        .body(Full::new(body))
+        .map_err(|error| Failure::Refused(format!("the request cannot be made: {error}")))
 }
 
 /// The cause that the wrappers wrap.

@@ -22,14 +22,13 @@ const AGAIN: Duration = Duration::from_secs(20);
 const ENDURE: Duration = Duration::from_secs(60);
 
 /// What is known of our Node.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Seen {
-    /// Nothing yet.
-    Unknown,
-    /// There is none.
-    Absent,
-    /// It is there, and says so.
-    There(Box<Own>),
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Seen {
+    /// What it says; `None`: there is none, or nothing is known yet.
+    pub own: Option<Box<Own>>,
+    /// Counts how often the Node was gone, or the API server went back in time: versions are compared
+    /// within one epoch only. States in between may never be seen, the epoch always is.
+    pub epoch: u64,
 }
 
 pub(super) struct Keeper {
@@ -43,6 +42,8 @@ pub(super) struct Keeper {
     pub events: Events,
     /// What the Node said as we wished, by our last write or because it did already.
     pub written: Option<Written>,
+    /// [`Seen::epoch`] that `written` belongs to.
+    pub epoch: u64,
     pub tenure: Tenure,
     pub backoff: Backoff,
     pub waiting: Waiting,
@@ -74,13 +75,13 @@ impl Keeper {
     async fn settle(&mut self) -> Option<Instant> {
         let wish = self.wish.borrow_and_update().clone();
         let seen = self.seen.borrow_and_update().clone();
-        let Seen::There(own) = seen else {
-            // What comes next may count its versions anew.
-            if let (Seen::Absent, Some(written)) = (seen, &mut self.written) {
+        if seen.epoch != self.epoch {
+            self.epoch = seen.epoch;
+            if let Some(written) = &mut self.written {
                 written.version = 0;
             }
-            return None;
-        };
+        }
+        let own = seen.own?;
         let before = self
             .written
             .clone()

@@ -2,7 +2,7 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`settings`], [`access`], [`kubeconfig`] | where the API server is, who we are to it |
+//! | [`settings`], [`access`], [`kubeconfig`], [`exec`] | where the API server is, who we are to it |
 //! | [`http`], [`body`], [`status`] | a request, its answer inflated as it arrives, a refusal |
 //! | [`wire`], [`node`], [`listing`], [`frames`] | Nodes in protobuf or JSON, read in place |
 //! | [`annotations`], [`peer`], [`census`] | a Node as a lease; all of them, and what changed |
@@ -19,6 +19,7 @@ mod annotations;
 mod body;
 mod census;
 mod events;
+mod exec;
 mod finding;
 mod follow;
 mod frames;
@@ -166,9 +167,9 @@ impl KubeStore {
         let (name, own) = (self.name.clone()?, self.lease?);
         let node = self.node.take();
         let since = node.as_ref().map_or(0, |own| own.version);
-        let (seen, seeing) = watch::channel(match node {
-            Some(own) => Seen::There(Box::new(own)),
-            None => Seen::Unknown,
+        let (seen, seeing) = watch::channel(Seen {
+            own: node.map(Box::new),
+            epoch: 0,
         });
         let (troubles, told) = mpsc::channel(TROUBLES);
         let events = self.events.take();
@@ -182,6 +183,7 @@ impl KubeStore {
             troubles: told,
             events: events.unwrap_or_else(|| Events::new(self.client.clone(), name.clone())),
             written: self.written.take(),
+            epoch: 0,
             tenure: Tenure::created(),
             backoff: Backoff::default(),
             waiting: Waiting::default(),

@@ -148,12 +148,9 @@ pub(super) async fn patch(client: &Client, name: &str, patch: &Value) -> Result<
         #[serde(rename = "resourceVersion")]
         version: String,
     }
-    let ask = Ask {
-        method: Method::PATCH,
-        path: &format!("/api/v1/nodes/{name}/status"),
-        accept: METADATA_ONLY,
-        body: Some((STRATEGIC_MERGE, Bytes::from(patch.to_string()))),
-    };
+    let path = format!("/api/v1/nodes/{name}/status");
+    let body = (STRATEGIC_MERGE, Bytes::from(patch.to_string()));
+    let ask = Ask::with_body(Method::PATCH, &path, METADATA_ONLY, body);
     let answer = client.send(&ask).await?.whole(LARGEST).await;
     let answer = answer.map_err(Failure::Away)?;
     // The patch is in force, whatever the answer looks like.

@@ -59,9 +59,15 @@ impl Status {
             (410, _) | (_, "Expired" | "Gone") => Failure::Expired(text),
             _ if text.contains("Too large resource version") => Failure::Ahead(text),
             (429, _) => Failure::Busy(wait.unwrap_or(A_WHILE).min(LONGEST_WAIT), text),
-            (404, _) => Failure::NotFound(text),
+            (404, "NotFound") => Failure::NotFound(text),
+            (404, _) => Failure::Away(format!(
+                "{place}: HTTP status 404, and not from an API server: does something else answer there?"
+            )),
             (409, _) => Failure::Conflict(text),
-            (401, _) => Failure::Refused(format!("{text}: is the token or the certificate valid?")),
+            (401, _) => {
+                Failure::Unauthorized(format!("{text}: is the token or the certificate valid?"))
+            }
+            (422, _) => Failure::Invalid(text),
             (500.., _) | (0, _) => Failure::Away(format!("{place}: {text}")),
             _ => Failure::Refused(text),
         }
