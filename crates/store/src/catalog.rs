@@ -97,6 +97,14 @@ impl<V> Catalog<V> {
         }
     }
 
+    /// `key` is there and is what the daemon knows, in this version.
+    pub(crate) fn refresh(&mut self, key: &SubnetKey, version: V) {
+        if let Some(known) = self.known.get_mut(&key.into()) {
+            known.version = version;
+            known.round = self.round;
+        }
+    }
+
     /// `key` is there, with a usable lease or none.
     pub(crate) fn saw(&mut self, key: SubnetKey, version: V, lease: Option<Lease>) {
         let told = lease.is_some();

@@ -8,7 +8,6 @@
 //! | [`endpoint`], [`connect`], [`tls`] | a verified connection |
 //! | [`feed`] | news on its way to the daemon, the last state of each lease only |
 //! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
-//! | [`claim`] | taking a subnet, whatever the store |
 //! | [`own_lease`] | the life of the own lease, pure: what a store is to do for it |
 //! | [`tenure`] | what to do when two nodes publish one public address |
 //! | [`presence`] | whether the store is there, as the daemon is told |
@@ -26,7 +25,6 @@ mod admin;
 mod any;
 mod backoff;
 mod catalog;
-mod claim;
 mod clock;
 mod complaints;
 mod connect;

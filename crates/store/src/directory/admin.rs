@@ -6,10 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::DirectoryStore;
-use super::entry;
 use super::files::{Look, Place};
+use super::thread::PATIENCE;
 use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 
 /// No configuration is larger; etcd takes no larger value either.
@@ -57,6 +58,7 @@ impl Place {
     }
 
     fn list(&self) -> io::Result<Vec<ListedLease>> {
+        self.measure_clock();
         let keys = match self.names() {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             names => names?.keys,
@@ -68,7 +70,7 @@ impl Place {
                 Look::Bad(why, _) => (Err(why), None),
                 Look::Same | Look::Empty(_) | Look::Gone => continue,
             };
-            if expires.is_none_or(|end| end > entry::now()) {
+            if expires.is_none_or(|end| end > self.clock.now()) {
                 leases.push(ListedLease {
                     key,
                     attrs,
@@ -89,7 +91,14 @@ impl DirectoryStore {
         work: impl FnOnce(&Place) -> io::Result<T> + Send + 'static,
     ) -> Result<T, AdminError> {
         let place = self.place.clone();
-        let done = spawn_blocking(move || work(&place)).await;
+        let done = timeout(PATIENCE, spawn_blocking(move || work(&place))).await;
+        let done = done.map_err(|_| {
+            let seconds = PATIENCE.as_secs();
+            let path = path.display();
+            AdminError(format!(
+                "{path}: the file system does not answer within {seconds} s"
+            ))
+        })?;
         let done = done.map_err(|e| AdminError(e.to_string()))?;
         done.map_err(|e| AdminError(format!("{}: {e}", path.display())))
     }

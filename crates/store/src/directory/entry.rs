@@ -1,16 +1,19 @@
 //! What a lease's file holds: the JSON value that etcd would hold, and two keys more that other
 //! readers ignore: when the lease was made and when it ends.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use model::LeaseAttrs;
 use model::lease::BadAttrs;
 use serde::Deserialize;
+
+use crate::lease_value;
+use crate::own_lease::{Signature, Value};
 
 /// A lease as its file tells it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Entry {
     pub attrs: LeaseAttrs,
+    /// Who wrote it, in questions and answers of two nodes.
+    pub signature: Option<Signature>,
     /// Milliseconds of the epoch; `None` in files that people write.
     pub created: Option<u64>,
     /// Seconds of the epoch; `None` is a reservation, which does not end.
@@ -31,13 +34,17 @@ impl Entry {
         let Times { created, expires } = serde_json::from_slice(json)?;
         Ok(Entry {
             attrs,
+            signature: lease_value::signature(json),
             created,
             expires,
         })
     }
 
     pub(super) fn render(&self) -> String {
-        let mut json = self.attrs.to_json();
+        let mut json = lease_value::render(&Value {
+            attrs: self.attrs.clone(),
+            signature: self.signature,
+        });
         // The value is an object and not an empty one, so its last byte is the brace.
         json.pop();
         for (name, time) in [("Created", self.created), ("Expires", self.expires)] {
@@ -48,19 +55,6 @@ impl Entry {
         json.push_str("}\n");
         json
     }
-}
-
-/// Now, in milliseconds of the epoch.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Now, in seconds of the epoch.
-pub(super) fn now() -> u64 {
-    now_ms() / 1000
 }
 
 #[cfg(test)]

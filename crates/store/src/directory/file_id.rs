@@ -5,8 +5,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 
-use super::entry;
-
 /// Tells one state of a file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
@@ -55,9 +53,10 @@ impl FileId {
         }
     }
 
-    /// Changed so lately that a further change might not show in its times.
-    pub(super) fn is_young(&self) -> bool {
-        let now = i64::try_from(entry::now()).unwrap_or(i64::MAX);
-        self.mtime.0 > now - 2
+    /// Changed so lately that a further change might not show in its times. `now`: the file system's
+    /// time, in seconds of the epoch. A file from the future is not young: it would stay so for long.
+    pub(super) fn is_young(&self, now: u64) -> bool {
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        (now - 2..=now + 2).contains(&self.mtime.0)
     }
 }

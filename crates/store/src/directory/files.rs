@@ -10,15 +10,16 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::num::NonZeroU64;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use model::SubnetKey;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 
-use super::entry::{self, Entry};
+use super::disk_clock::DiskClock;
+use super::entry::Entry;
 use super::file_id::FileId;
 
 /// No lease is larger.
@@ -26,10 +27,14 @@ const LARGEST: u64 = 64 << 10;
 /// A temporary file this old was left behind by a crash.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
+/// Whoever holds the lock does so for milliseconds.
+const LOCKED: Duration = Duration::from_secs(4);
+
 /// Where a network's files are.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Place {
     root: PathBuf,
+    pub clock: DiskClock,
 }
 
 /// One look at a lease's file.
@@ -77,7 +82,10 @@ pub(super) struct Names {
 
 impl Place {
     pub(super) fn new(root: PathBuf) -> Place {
-        Place { root }
+        Place {
+            root,
+            clock: DiskClock::default(),
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -107,18 +115,27 @@ impl Place {
             let temporary = name
                 .to_str()
                 .is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"));
+            // By the file system's clock: another machine may be writing it at present.
             let age = || {
-                file.metadata()
-                    .ok()?
-                    .modified()
-                    .ok()
-                    .and_then(|m| SystemTime::now().duration_since(m).ok())
+                let written = FileId::of(&file.metadata().ok()?).modified_ms();
+                Some(self.clock.now_ms().saturating_sub(written))
             };
-            if temporary && age().is_some_and(|age| age > LEFT_BEHIND) {
+            if temporary && age().is_some_and(|age| u128::from(age) > LEFT_BEHIND.as_millis()) {
                 let _ = std::fs::remove_file(file.path());
             }
         }
         Ok(missing)
+    }
+
+    /// Compares this machine's clock with the file system's, by a file that is written for it. Returns by
+    /// how many milliseconds this machine is ahead; `None` if no file can be written.
+    pub(super) fn measure_clock(&self) -> Option<i64> {
+        let probe = self.temporary("clock");
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create_new(true).mode(0o600);
+        let file = options.open(&probe.0).ok()?;
+        let written = FileId::of(&file.metadata().ok()?).modified_ms();
+        Some(self.clock.measured(i64::try_from(written).unwrap_or(0)))
     }
 
     /// The state of the directory of leases, and whether there is a configuration beside it.
@@ -228,13 +245,13 @@ impl Place {
     fn is_free(&self, key: &SubnetKey) -> io::Result<bool> {
         Ok(match self.look(key, None)? {
             Look::Gone => true,
-            Look::Empty(id) => !id.is_young(),
+            Look::Empty(id) => !id.is_young(self.clock.now()),
             Look::Lease(
                 Entry {
                     expires: Some(end), ..
                 },
                 _,
-            ) => end <= entry::now(),
+            ) => end <= self.clock.now(),
             _ => false,
         })
     }
@@ -245,29 +262,34 @@ impl Place {
         File::open(self.subnet(key))?.sync_data()
     }
 
-    /// Replaces the file of `key`, if it is still in the state `was`.
+    /// Replaces the file of `key`, if it is still in the state `was`, by what `new` makes of the lease in it.
     pub(super) fn replace(
         &self,
         key: &SubnetKey,
-        entry: &Entry,
         was: FileId,
+        new: impl FnOnce(Option<Entry>) -> Entry,
     ) -> io::Result<Changed> {
-        let (new, id) = self.write_temporary(key, entry)?;
         let _lock = self.lock()?;
         if !self.is_still(key, was)? {
             return Ok(Changed::Differs(Blocker::File));
         }
+        let old = match self.look(key, None)? {
+            Look::Lease(old, _) => Some(old),
+            _ => None,
+        };
+        let (new, id) = self.write_temporary(key, &new(old))?;
         std::fs::rename(&new.0, self.subnet(key))?;
         Ok(Changed::Done(id))
     }
 
-    /// Removes the file of `key`, if it is still in the state `was`.
-    pub(super) fn remove(&self, key: &SubnetKey, was: FileId) -> io::Result<()> {
+    /// Removes the file of `key`, if it is still in the state `was`. Returns whether it did, or there was none.
+    pub(super) fn remove(&self, key: &SubnetKey, was: FileId) -> io::Result<bool> {
         let _lock = self.lock()?;
-        match self.is_still(key, was)? {
-            true => std::fs::remove_file(self.subnet(key)),
-            false => Ok(()),
+        if self.is_still(key, was)? {
+            std::fs::remove_file(self.subnet(key))?;
+            return Ok(true);
         }
+        Ok(matches!(self.look(key, None)?, Look::Gone))
     }
 
     fn is_still(&self, key: &SubnetKey, was: FileId) -> io::Result<bool> {
@@ -302,21 +324,70 @@ impl Place {
 
     /// Waits for its turn to change anything. Released when dropped, and by the kernel when the
     /// process ends.
+    ///
+    /// # Errors
+    /// Another process does not release the lock.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "file work has threads that may block"
+    )]
     pub(super) fn lock(&self) -> io::Result<Option<File>> {
         let path = self.root.join(".lock");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o644)
-            .open(path)?;
-        match flock(&file, FlockOperation::LockExclusive) {
-            Ok(()) => Ok(Some(file)),
-            Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => Ok(None),
-            Err(e) => Err(e.into()),
+        let began = Instant::now();
+        loop {
+            let file = open_lock(&path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                // Somebody may have removed the file, and others lock a new one.
+                Ok(()) if is_at(&file, &path)? => return Ok(Some(file)),
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    if began.elapsed() >= LOCKED {
+                        return Err(held(&path));
+                    }
+                    std::thread::sleep(Duration::from_millis(fastrand::u64(1..8)));
+                }
+                Err(Errno::OPNOTSUPP | Errno::NOLCK | Errno::NOSYS) => return Ok(None),
+                Err(e) => return Err(e.into()),
+            }
         }
     }
+}
+
+/// Opens the lock's file. Only its owner may: whoever can open a file can lock it, for as long as it likes.
+fn open_lock(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    let permissions = file.metadata()?.permissions();
+    if permissions.mode() & 0o077 != 0 {
+        // Made by an earlier release. If it belongs to another user, that is for them to change.
+        let _ = file.set_permissions(PermissionsExt::from_mode(0o600));
+    }
+    Ok(file)
+}
+
+/// Whether `path` still is `file`.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(there) => Ok(there.ino() == file.metadata()?.ino()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn held(path: &Path) -> io::Error {
+    let (path, seconds) = (path.display(), LOCKED.as_secs());
+    io::Error::new(
+        ErrorKind::WouldBlock,
+        format!(
+            "{path} has been locked by another process for {seconds} s: find it with \"fuser -v {path}\" and end it, \
+             or delete the file"
+        ),
+    )
 }
 
 /// The subnet that a file is named after. Only the one name that we would give it counts: two

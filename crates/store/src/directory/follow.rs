@@ -1,33 +1,39 @@
 //! The task that follows a directory: list it, be told of changes, and look now and then whether
 //! there were some that nobody told of.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::time::Duration;
 
-use model::{Dual, LeaseAttrs, SubnetKey};
+use model::{Lease, LeaseAttrs, NetConfig, SubnetKey};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::entry;
+use super::entry::Entry;
 use super::file_id::FileId;
 use super::files::Place;
-use super::holding::Holding;
 use super::listing::Listing;
 use super::notify::{Changes, Notify};
-use crate::Timing;
 use crate::backoff::Backoff;
 use crate::catalog::Catalog;
-use crate::claim::Candidate;
-use crate::complaints::Complaints;
+use crate::complaints::{Complaints, Waiting};
 use crate::feed::Feed;
+use crate::own_lease::{Action, Event, OwnLease, Policy, Time, Who};
+use crate::patience::{Patience, Waits};
 use crate::presence::Presence;
+use crate::{AcquireError, Timing, clock};
 
 /// Every so many polls all files are looked at, whether or not the directory changed.
 const THOROUGH: u32 = 30;
+/// A write of the own lease that failed is tried again after about so long.
+pub(super) const RETRY: Duration = Duration::from_secs(5);
+
+/// How an acquisition ended.
+pub(super) type Acquired = Result<Lease, AcquireError>;
 
 /// The file system failed, or what should be there is not.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,17 @@ impl Seen {
         }
     }
 
+    /// A lease that was read so soon after it was written that a later write may leave the same times: it
+    /// is read once more, and nothing is new if it says the same.
+    pub(super) fn unsettled(id: FileId, entry: &Entry) -> Seen {
+        let mut hasher = DefaultHasher::new();
+        (id.unsettled(), entry.render()).hash(&mut hasher);
+        Seen {
+            state: NonZeroU64::new(hasher.finish()),
+            ..Seen::lease(id, entry.expires)
+        }
+    }
+
     /// Something that is no lease, or was not read.
     pub(super) fn taken(id: Option<FileId>) -> Seen {
         Seen {
@@ -69,14 +86,22 @@ pub(super) struct Follower {
     pub feed: Arc<Feed>,
     pub catalog: Catalog<Seen>,
     pub complaints: Complaints,
-    /// Our public addresses: leases with them are ours.
-    pub public_ip: Dual<IpAddr>,
-    pub candidates: Vec<Candidate<FileId>>,
+    pub who: Who,
+    pub config: NetConfig,
+    pub own: OwnLease<FileId>,
+    /// What the own lease asked for and is not done yet.
+    pub todo: VecDeque<Action<FileId>>,
+    /// When the own lease wants to be asked again.
+    pub wake: Option<Time>,
+    /// When a failed request may be tried again.
+    pub retry: Option<Instant>,
+    pub waiting: Waiting,
+    waits: Waits,
     pub listing: Option<Listing>,
     /// Everything has been read; this was the directory's state before.
     pub listed: Option<FileId>,
-    pub holding: Option<Holding>,
-    pub wish: watch::Receiver<Option<LeaseAttrs>>,
+    /// What the daemon wants to have published.
+    desired: watch::Receiver<Option<LeaseAttrs>>,
     pub presence: Presence,
     notify: Option<Notify>,
     /// Files that may be half written, and when to look at them again.
@@ -94,7 +119,8 @@ impl Follower {
         place: Arc<Place>,
         timing: Timing,
         feed: Arc<Feed>,
-        wish: watch::Receiver<Option<LeaseAttrs>>,
+        desired: watch::Receiver<Option<LeaseAttrs>>,
+        (config, who, waits): (NetConfig, Who, Waits),
     ) -> Follower {
         Follower {
             place,
@@ -102,12 +128,17 @@ impl Follower {
             catalog: Catalog::new(feed.clone()),
             feed,
             complaints: Complaints::default(),
-            public_ip: Dual::default(),
-            candidates: Vec::new(),
+            own: OwnLease::new(who.clone(), clock::writer_id(), Policy::default()),
+            who,
+            config,
+            todo: VecDeque::new(),
+            wake: None,
+            retry: None,
+            waiting: Waiting::default(),
+            waits,
             listing: None,
             listed: None,
-            holding: None,
-            wish,
+            desired,
             presence: Presence::new("the store directory"),
             notify: None,
             doubtful: BTreeSet::new(),
@@ -118,13 +149,87 @@ impl Follower {
         }
     }
 
+    /// Whether it looks for the lease of `who`, under `config`.
+    pub(super) fn is_for(&self, config: &NetConfig, who: &Who) -> bool {
+        self.config == *config
+            && self.who == *who
+            && self.own.key().is_none()
+            && !self.own.is_over()
+    }
+
+    /// The lease that the directory holds for this node. Reads only as far as it takes to find one.
+    pub(super) async fn find_own(&mut self) -> Option<Lease> {
+        let mut patience = Patience::telling(&self.waits);
+        loop {
+            if let Some(entry) = self.own.found() {
+                patience.over();
+                return Some(Lease {
+                    key: entry.key,
+                    attrs: entry.attrs.clone()?,
+                    seniority: entry.seniority,
+                });
+            }
+            if self.is_listed() {
+                patience.over();
+                return None;
+            }
+            if let Err(fault) = self.read_some(false).await {
+                patience.wait(&fault.to_string(), true).await;
+            }
+        }
+    }
+
+    /// Takes a subnet; waits while the directory cannot be read or written.
+    pub(super) async fn acquire(&mut self, attrs: LeaseAttrs) -> Acquired {
+        let mut patience = Patience::telling(&self.waits);
+        self.tell(Event::Want(attrs));
+        loop {
+            match self.work().await {
+                Ok(Some(acquired)) => {
+                    patience.over();
+                    return acquired;
+                }
+                Ok(None) => match self.wake {
+                    Some(at) => self.wait_for_answer(at).await,
+                    // It always has something to do, or to wait for.
+                    None => self.tell(Event::Retry),
+                },
+                Err(fault) => {
+                    patience.wait(&fault.to_string(), true).await;
+                    self.tell(Event::Retry);
+                }
+            }
+        }
+    }
+
+    async fn wait_for_answer(&mut self, at: Time) {
+        sleep_until(clock::timer(at)).await;
+        self.tell(Event::Tick);
+    }
+
+    fn is_listed(&self) -> bool {
+        self.listing.is_none() && self.listed.is_some()
+    }
+
+    /// Reads some files, if there are any left. Returns whether all are read.
+    pub(super) async fn read_some(&mut self, anew: bool) -> Result<bool, Fault> {
+        if self.listing.is_none() && (anew || self.listed.is_none()) {
+            self.join().await?;
+        }
+        self.read_batch().await?;
+        Ok(self.is_listed())
+    }
+
     /// Follows the directory for ever.
     pub(super) async fn run(mut self) {
         let mut backoff = Backoff::default();
         loop {
             match self.session(&mut backoff).await {
                 Ok(never) => match never {},
-                Err(Fault(reason)) => self.presence.away(&self.feed, &reason),
+                Err(Fault(reason)) => {
+                    self.presence.away(&self.feed, &reason);
+                    self.waits.set(Some(reason));
+                }
             }
             self.notify = None;
             backoff.wait().await;
@@ -136,17 +241,18 @@ impl Follower {
             self.join().await?;
         }
         let mut poll_at = self.next_poll();
+        self.publish_desired();
+        self.tell(Event::Retry);
         loop {
             while self.listing.is_some() {
                 self.read_batch().await?;
             }
-            self.do_chores().await?;
             self.present();
+            self.work_or_retry().await;
+            self.feed.flush();
             backoff.reset();
-            let chore = [self.next_chore(), self.doubts_end]
-                .into_iter()
-                .flatten()
-                .min();
+            let timers = [self.wake.map(clock::timer), self.doubts_end, self.retry];
+            let timer = timers.into_iter().flatten().min();
             tokio::select! {
                 changes = changes(self.notify.as_ref()) => {
                     let changes = changes.map_err(|e| self.fault(&e))?;
@@ -156,9 +262,27 @@ impl Follower {
                     self.poll().await?;
                     poll_at = self.next_poll();
                 }
-                () = until(chore) => self.look_again().await?,
-                Ok(()) = self.wish.changed() => {}
+                () = until(timer) => self.timers().await?,
+                Ok(()) = self.desired.changed() => self.publish_desired(),
             }
+        }
+    }
+
+    async fn timers(&mut self) -> Result<(), Fault> {
+        let now = Instant::now();
+        if self.retry.take_if(|at| *at <= now).is_some() {
+            self.tell(Event::Retry);
+        } else {
+            self.tell(Event::Tick);
+        }
+        self.look_again().await
+    }
+
+    /// Hands on what the daemon wants to have published.
+    fn publish_desired(&mut self) {
+        let desired = self.desired.borrow_and_update().clone();
+        if let Some(desired) = desired {
+            self.tell(Event::Publish(desired));
         }
     }
 
@@ -166,6 +290,7 @@ impl Follower {
         if self.listed.is_some() {
             let root = self.place.root().display().to_string();
             self.presence.back(&self.feed, &root);
+            self.waits.set(None);
         }
         self.feed.flush();
     }
@@ -178,13 +303,18 @@ impl Follower {
     /// it; in this order, so that no change falls between.
     pub(super) async fn join(&mut self) -> Result<(), Fault> {
         let before = self.listed;
-        let (made, now) = self
+        let (made, now, ahead) = self
             .files(move |place| match place.stat() {
                 // Gone with all else: not mounted, rather than emptied.
                 (Err(e), false) if before.is_some() => Err(e),
-                _ => Ok((place.prepare()?, place.stat().0?)),
+                _ => {
+                    std::fs::create_dir_all(place.root())?;
+                    let ahead = place.measure_clock();
+                    Ok((place.prepare()?, place.stat().0?, ahead))
+                }
             })
             .await?;
+        self.report_clock(ahead);
         let subnets = self.place.subnets();
         self.lost |= before.is_some_and(|before| made || !now.same_inode(&before));
         if self.lost {
@@ -192,6 +322,7 @@ impl Follower {
                 "{} is another directory than before; publishing our lease again",
                 subnets.display()
             );
+            self.tell(Event::HistoryLost);
         } else if made {
             info!("{}: made, as it was not there", subnets.display());
         }
@@ -243,7 +374,15 @@ impl Follower {
 
     /// Has anything changed that nobody told of? And whose time is over?
     async fn poll(&mut self) -> Result<(), Fault> {
-        let (dir, config) = self.files(|place| Ok(place.stat())).await?;
+        let thorough = self.polls.is_multiple_of(THOROUGH);
+        let ((dir, config), ahead) = self
+            .files(move |place| {
+                let stat = place.stat();
+                let due = stat.0.is_ok() && (thorough || place.clock.is_stale());
+                Ok((stat, due.then(|| place.measure_clock()).flatten()))
+            })
+            .await?;
+        self.report_clock(ahead);
         let Some(before) = self.listed else {
             self.list_anew();
             return Ok(());
@@ -269,15 +408,30 @@ impl Follower {
         Ok(())
     }
 
+    /// Logs by how many milliseconds this machine's clock is ahead of the file system's, once.
+    fn report_clock(&mut self, ahead: Option<i64>) {
+        let Some(ahead) = ahead else { return };
+        if ahead == 0 {
+            self.complaints.settled("clock");
+        } else if self.complaints.is_new("clock", ahead > 0) {
+            let word = if ahead > 0 { "ahead of" } else { "behind" };
+            warn!(
+                "this machine's clock is {} s {word} that of {}; leases are judged by the latter: set the clock",
+                ahead.unsigned_abs() / 1000,
+                self.place.root().display()
+            );
+        }
+    }
+
     fn end_what_is_over(&mut self) {
-        let now = entry::now();
+        let now = self.place.clock.now();
         let over = self
             .catalog
             .iter()
             .filter(|(_, seen)| seen.expires.is_some_and(|end| end.get() <= now));
         let over: Vec<SubnetKey> = over.map(|(key, _)| key).collect();
         for key in over {
-            if self.holding.as_ref().is_none_or(|own| own.key != key) {
+            if self.own.key() != Some(key) {
                 info!("lease {key}: not renewed by its owner, its time is over");
                 self.catalog.gone(&key);
             }

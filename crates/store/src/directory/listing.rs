@@ -11,6 +11,7 @@ use super::file_id::FileId;
 use super::files::Look;
 use super::follow::{Fault, Follower};
 use super::reading::look_at_each;
+use crate::own_lease::Event;
 
 /// Files in a batch: some milliseconds of work.
 const BATCH: usize = 500;
@@ -41,6 +42,7 @@ impl Follower {
     pub(super) fn list_anew(&mut self) {
         self.listing = Some(Listing::default());
         self.catalog.begin();
+        self.tell(Event::ListingBegan);
     }
 
     /// Reads one batch of files, if there is one left.
@@ -70,7 +72,7 @@ impl Follower {
                 for name in &names.foreign {
                     self.key_of(&name.into());
                 }
-                let own = self.holding.as_ref().map(|own| own.key);
+                let own = self.own.key();
                 let shows_own = own.is_none_or(|own| names.keys.contains(&own));
                 let keys = names.keys.into_iter();
                 listing.names.insert(Remaining {
@@ -100,11 +102,14 @@ impl Follower {
             return Ok(());
         };
         // Changed while it was read, perhaps: then the next poll reads it again.
-        let settled = names.dir.filter(|dir| !dir.is_young());
+        let settled = names
+            .dir
+            .filter(|dir| !dir.is_young(self.place.clock.now()));
         self.listed = settled.or(names.dir.map(FileId::unsettled));
         self.end_of_listing();
-        if let Some(own) = self.holding.as_ref().filter(|_| !names.shows_own) {
-            let key = own.key;
+        if !names.shows_own
+            && let Some(key) = self.own.key()
+        {
             self.read(vec![key]).await?;
         }
         self.lost = false;

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A file without `Expires` is a reservation. One whose time is over is no lease any more, and its
-//! subnet may be taken; so the clocks of machines that share a directory must agree, to within the
-//! renewal margin of an hour.
+//! subnet may be taken. "Now" is the file system's time, so that machines that share a directory agree
+//! on it whatever their own clocks say.
 //!
 //! | module | does |
 //! |---|---|
@@ -16,43 +16,47 @@
 //! | [`files`], [`file_id`] | looks and changes, complete or not at all |
 //! | [`notify`] | being told of changes |
 //! | [`thread`], [`reading`], [`listing`] | a file, all files, batch by batch |
-//! | [`holding`] | our own lease: taken, kept, defended, lost |
+//! | [`own_file`] | what the requests of [`crate::own_lease`] mean here |
+//! | [`disk_clock`] | the clock by which leases end |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 //! | [`admin`] | looking and writing by hand |
 
 mod admin;
+mod disk_clock;
 mod entry;
 mod file_id;
 mod files;
 mod follow;
-mod holding;
 mod listing;
 mod notify;
+mod own_file;
 mod reading;
 mod thread;
 
-use std::net::IpAddr;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use model::{Dual, Lease, LeaseAttrs, NetConfig};
+use model::{Lease, LeaseAttrs, NetConfig};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
-use crate::claim;
 use crate::feed::Feed;
-use crate::patience::Patience;
+use crate::patience::{Patience, Waits};
 use crate::task::AbortOnDrop;
 use crate::{AcquireError, Claim, News, Store, Timing, Who};
 use files::Place;
 use follow::Follower;
+use thread::PATIENCE;
 
 /// Leases in a directory.
 pub struct DirectoryStore {
     place: Arc<Place>,
     timing: Timing,
     feed: Arc<Feed>,
-    wish: watch::Sender<Option<LeaseAttrs>>,
+    desired: watch::Sender<Option<LeaseAttrs>>,
+    waits: Waits,
     /// At rest, driven by this store's own calls; until it runs as a task.
     follower: Option<Box<Follower>>,
     task: Option<AbortOnDrop>,
@@ -61,43 +65,42 @@ pub struct DirectoryStore {
 impl DirectoryStore {
     /// A store in the directory `path`, which is made when it is first needed.
     pub fn new(path: impl Into<PathBuf>, timing: Timing) -> DirectoryStore {
-        let (feed, wish) = (Arc::new(Feed::default()), watch::Sender::new(None));
+        let (feed, desired) = (Arc::new(Feed::default()), watch::Sender::new(None));
         let place = Arc::new(Place::new(path.into()));
         DirectoryStore {
             place,
             timing,
             feed,
-            wish,
+            desired,
+            waits: Waits::default(),
             follower: None,
             task: None,
         }
     }
 
-    /// The follower at rest, looking for leases of ours by `public_ip`.
-    fn follower(&mut self, public_ip: &Dual<IpAddr>) -> &mut Follower {
+    /// The follower at rest, looking for the lease of `who`.
+    fn follower(&mut self, config: &NetConfig, who: &Who) -> &mut Follower {
         self.task = None;
         self.follower = self
             .follower
             .take()
-            .filter(|follower| follower.public_ip == *public_ip);
+            .filter(|follower| follower.is_for(config, who));
         self.follower.get_or_insert_with(|| {
-            let (place, feed, wish) =
-                (self.place.clone(), self.feed.clone(), self.wish.subscribe());
-            let mut follower = Follower::new(place, self.timing, feed, wish);
-            follower.public_ip = *public_ip;
-            Box::new(follower)
+            Box::new(Follower::new(
+                self.place.clone(),
+                self.timing,
+                self.feed.clone(),
+                self.desired.subscribe(),
+                (config.clone(), who.clone(), self.waits.clone()),
+            ))
         })
     }
 
-    async fn read_config(&self) -> Result<NetConfig, String> {
+    fn parse_config(&self, read: io::Result<Vec<u8>>) -> Result<NetConfig, String> {
         let path = self.place.config();
-        let read = path.clone();
-        let bytes = spawn_blocking(move || std::fs::read(read))
-            .await
-            .map_err(|e| e.to_string())?;
         let file = path.display();
-        let bytes = bytes.map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
+        let bytes = read.map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
                 format!("there is no {file}: write the network configuration there")
             }
             _ => format!("{file}: {e}"),
@@ -108,9 +111,22 @@ impl DirectoryStore {
 
 impl Store for DirectoryStore {
     async fn config(&mut self) -> NetConfig {
-        let mut patience = Patience::default();
+        let mut patience = Patience::telling(&self.waits);
         loop {
-            match self.read_config().await {
+            let path = self.place.config();
+            let mut reading = spawn_blocking(move || std::fs::read(path));
+            // One thread at most hangs in a file system that does not answer.
+            let read = loop {
+                match timeout(PATIENCE, &mut reading).await {
+                    Ok(read) => break read.unwrap_or_else(|e| Err(io::Error::other(e))),
+                    Err(_) => {
+                        let root = self.place.root().display();
+                        let reason = format!("{root}: the file system does not answer");
+                        patience.wait(&reason, false).await;
+                    }
+                }
+            };
+            match self.parse_config(read) {
                 Ok(config) => {
                     patience.over();
                     return config;
@@ -120,26 +136,37 @@ impl Store for DirectoryStore {
         }
     }
 
-    async fn own(&mut self, _config: &NetConfig, who: &Who) -> Option<Lease> {
-        claim::own_at_last(self.follower(&who.public_ip)).await
+    async fn own(&mut self, config: &NetConfig, who: &Who) -> Option<Lease> {
+        self.follower(config, who).find_own().await
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
-        self.wish.send_replace(None);
-        claim::acquire_at_last(self.follower(&claim.attrs.public_ip), config, claim).await
+        self.desired.send_replace(None);
+        // Devices are as `own` was told.
+        let known = self.follower.as_ref();
+        let devices = known.map(|follower| follower.who.devices.clone());
+        let who = Who {
+            public_ip: claim.attrs.public_ip,
+            previous: claim.previous,
+            devices: devices.unwrap_or_default(),
+        };
+        let follower = self.follower(config, &who);
+        follower.acquire(claim.attrs.clone()).await
     }
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
-        self.wish.send_replace(Some(attrs));
+        self.desired.send_replace(Some(attrs));
+    }
+
+    fn waits(&self) -> Waits {
+        self.waits.clone()
     }
 
     async fn news(&mut self) -> News {
-        if self.task.is_none() {
-            let public_ip = self.follower.as_ref().map(|follower| follower.public_ip);
-            self.follower(&public_ip.unwrap_or_default());
-            if let Some(follower) = self.follower.take() {
-                self.task = Some(AbortOnDrop::spawn(follower.run()));
-            }
+        if self.task.is_none()
+            && let Some(follower) = self.follower.take()
+        {
+            self.task = Some(AbortOnDrop::spawn(follower.run()));
         }
         self.feed.news().await
     }

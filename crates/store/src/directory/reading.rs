@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use model::{Lease, SubnetKey};
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::entry::{self, Entry};
+use super::entry::Entry;
 use super::file_id::FileId;
 use super::files::{Look, Place, parse_name};
 use super::follow::{Fault, Follower, Seen};
-use crate::claim::{Candidate, same_node, twin};
+use crate::own_lease::{Event, addresses};
 
 /// A file that makes no sense may be half written: so long until it is looked at again.
 const HALF_WRITTEN: Duration = Duration::from_millis(500);
@@ -43,13 +43,31 @@ impl Follower {
 
     /// Each key with the state of its file that is known.
     pub(super) fn with_states(&self, keys: Vec<SubnetKey>) -> Vec<(SubnetKey, Option<NonZeroU64>)> {
-        let id = |key: &SubnetKey| self.catalog.version(key).and_then(|seen| seen.state);
+        let id = |key: &SubnetKey| {
+            // Until we have a lease, any may be ours: the machine is to see it.
+            self.own.key()?;
+            self.catalog.version(key).and_then(|seen| seen.state)
+        };
         keys.into_iter().map(|key| (key, id(&key))).collect()
     }
 
     /// Takes in one look at a file.
     pub(super) async fn take_in(&mut self, key: SubnetKey, look: Look) -> Result<(), Fault> {
-        let own = self.holding.as_ref().is_some_and(|own| own.key == key);
+        if self.own.key() != Some(key) {
+            self.take_in_other(key, look);
+            return Ok(());
+        }
+        // We may have written it since it was looked at.
+        let mut now = self
+            .files(move |place| look_at_each(place, vec![(key, None)]))
+            .await?;
+        if let Some((_, look)) = now.pop() {
+            self.observe_own(key, look);
+        }
+        Ok(())
+    }
+
+    fn take_in_other(&mut self, key: SubnetKey, look: Look) {
         match look {
             Look::Same => {
                 self.catalog.has(&key, |_| true);
@@ -57,45 +75,55 @@ impl Follower {
             Look::Gone => {
                 self.complaints.settled(key);
                 self.catalog.gone(&key);
-                if own {
-                    self.own_deleted().await?;
-                }
             }
             Look::Lease(entry, id) => {
                 self.complaints.settled(key);
                 self.read_lease(key, &entry, id);
-                if own {
-                    self.own_changed(Some(entry), id).await?;
-                }
             }
-            Look::Bad(_, Some(id)) | Look::Empty(id) if id.is_young() => {
-                self.doubtful.insert(key);
-                self.doubts_end.get_or_insert(Instant::now() + HALF_WRITTEN);
+            Look::Bad(_, Some(id)) | Look::Empty(id) if id.is_young(self.place.clock.now()) => {
+                self.look_again_at(key);
                 self.catalog.has(&key, |_| true);
             }
-            Look::Empty(id) => {
-                if self.complaints.is_new(key, "empty") {
-                    warn!("{}/{key} is empty: skipped", self.place.subnets().display());
-                }
+            Look::Empty(_) => {
+                self.complain(key, "an empty file");
                 self.catalog.gone(&key);
-                if own {
-                    self.own_changed(None, id).await?;
-                }
             }
             Look::Bad(reason, id) => {
-                if self.complaints.is_new(key, &reason) {
-                    warn!(
-                        "{}/{key}: {reason}: skipped",
-                        self.place.subnets().display()
-                    );
-                }
+                self.complain(key, &reason);
                 self.catalog.saw(key, Seen::taken(id), None);
-                if let Some(id) = id.filter(|_| own) {
-                    self.own_changed(None, id).await?;
-                }
             }
         }
-        Ok(())
+    }
+
+    /// Hands on what our own file shows now.
+    fn observe_own(&mut self, key: SubnetKey, look: Look) {
+        match &look {
+            Look::Bad(_, Some(id)) | Look::Empty(id) if id.is_young(self.place.clock.now()) => {
+                self.look_again_at(key);
+                return;
+            }
+            Look::Bad(reason, _) => self.complain(key, reason),
+            Look::Gone => self.catalog.gone(&key),
+            Look::Same | Look::Empty(_) | Look::Lease(..) => {
+                self.catalog.has(&key, |_| true);
+                self.complaints.settled(key);
+            }
+        }
+        if let Some(look) = self.as_seen(key, look) {
+            self.tell(Event::Observed(look));
+        }
+    }
+
+    fn look_again_at(&mut self, key: SubnetKey) {
+        self.doubtful.insert(key);
+        self.doubts_end.get_or_insert(Instant::now() + HALF_WRITTEN);
+    }
+
+    fn complain(&mut self, key: SubnetKey, reason: &str) {
+        if self.complaints.is_new(key, reason) {
+            let dir = self.place.subnets();
+            warn!("{}/{key}: {reason}: skipped", dir.display());
+        }
     }
 
     fn read_lease(&mut self, key: SubnetKey, entry: &Entry, id: FileId) {
@@ -104,26 +132,47 @@ impl Follower {
             attrs: entry.attrs.clone(),
             seniority: entry.created.unwrap_or(id.modified_ms()),
         };
-        if same_node(&lease.attrs, &self.public_ip) {
-            match &self.holding {
+        if self.who.likeness(&lease.attrs).is_some() {
+            match self.own.key() {
                 None => {
-                    self.candidates.retain(|other| other.lease.key != key);
-                    let reserved = entry.expires.is_none();
-                    self.candidates.push(Candidate {
-                        lease: lease.clone(),
-                        reserved,
-                        mark: id,
-                    });
+                    let entry = self.entry(key, Some(entry.clone()), id);
+                    self.tell(Event::Entry(entry));
                 }
-                Some(own) if own.key != key => twin(&mut self.complaints, own.key, &lease),
-                Some(_) => {}
+                Some(own) => self.complain_of_twin(own, &lease),
             }
         }
-        if entry.expires.is_some_and(|end| end <= entry::now()) {
+        let now = self.place.clock.now();
+        if entry.expires.is_some_and(|end| end <= now) {
             self.catalog.gone(&key);
         } else {
-            self.catalog
-                .saw(key, Seen::lease(id, entry.expires), Some(lease));
+            let unsettled = Seen::unsettled(id, entry);
+            let known = self.catalog.version(&key).and_then(|seen| seen.state);
+            let seen = if id.is_young(now) {
+                unsettled
+            } else {
+                Seen::lease(id, entry.expires)
+            };
+            if known == unsettled.state {
+                self.catalog.refresh(&key, seen);
+            } else {
+                self.catalog.saw(key, seen, Some(lease));
+            }
+        }
+    }
+
+    /// Logs that a lease beside our own one carries our public addresses or device. The daemon's roster
+    /// refuses such a lease and says why: one line is enough.
+    fn complain_of_twin(&mut self, own: SubnetKey, other: &Lease) {
+        if self
+            .complaints
+            .is_new(("twin", other.key), other.attrs.public_ip)
+        {
+            debug!(
+                "lease {} is published with our public address or device ({}), ours is {own}: two nodes with one \
+                 address, or a left-over that will expire",
+                other.key,
+                addresses(&other.attrs.public_ip)
+            );
         }
     }
 }

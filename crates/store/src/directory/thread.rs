@@ -10,7 +10,7 @@ use super::files::Place;
 use super::follow::{Fault, Follower};
 
 /// A file system that does not answer for so long is away.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Follower {
     /// Does file work on a thread that may block. One that takes very long is waited for, but the

@@ -241,6 +241,80 @@ fn leases_removed_all_at_once_are_published_again() {
 }
 
 #[test]
+fn a_held_lock_is_named_and_costs_no_lease() {
+    local(async {
+        let dir = Directory::new();
+        dir.put("subnets/10.20.9.0-24", &value(1));
+        dir.put(".lock", "");
+        let mode = |mode| std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(dir.path(".lock"), mode(0o644)).unwrap();
+        let lock = std::fs::File::open(dir.path(".lock")).unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let mut node = Node::new(dir.store_with(fast()), 1);
+        let who = node.who();
+        within(node.store.own(&node.config, &who)).await;
+        let waits = node.store.waits();
+        let named = async {
+            while !waits
+                .get()
+                .is_some_and(|why| why.contains(".lock has been locked"))
+            {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            drop(lock);
+        };
+        let (lease, ()) = tokio::join!(node.acquire(), named);
+        assert_eq!(lease.unwrap().key, key("10.20.9.0-24"));
+        assert_eq!(dir.subnets(), ["10.20.9.0-24"]);
+        let now = std::fs::metadata(dir.path(".lock")).unwrap().permissions();
+        assert_eq!(now.mode() & 0o777, 0o600);
+    });
+}
+
+#[test]
+fn a_second_write_within_one_tick_is_seen() {
+    use std::io::Write;
+    local(async {
+        let dir = Directory::new();
+        dir.put("subnets/10.20.5.0-24", &value(5));
+        let path = dir.path("subnets/10.20.5.0-24");
+        let mut node = Node::start(dir.store_with(fast()), 1).await;
+        for n in [6, 7] {
+            let mut file = std::fs::File::options().write(true).open(&path).unwrap();
+            let then = file.metadata().unwrap().modified().unwrap();
+            file.write_all(value(n).as_bytes()).unwrap();
+            file.set_modified(then).unwrap();
+            drop(file);
+            node.until("the change", |node| {
+                node.known
+                    .get(&key("10.20.5.0-24"))
+                    .is_some_and(|lease| lease.attrs == attrs(n))
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn every_foreign_write_is_answered() {
+    local(async {
+        let dir = Directory::new();
+        let mut node = Node::start(dir.store_with(fast()), 1).await;
+        node.until("own", |node| node.own_key().is_some()).await;
+        let file = format!("subnets/{}", node.own_key().unwrap());
+        for _ in 0..3 {
+            dir.put(&file, &value(1).replace("02:00:00", "02:ff:ff"));
+            let deadline = Instant::now() + Duration::from_secs(15);
+            while !dir.get(&file).is_some_and(|now| now.contains("02:00:00")) {
+                assert!(Instant::now() < deadline, "{:?}", dir.get(&file));
+                node.follow(Duration::from_millis(50)).await;
+            }
+        }
+        assert_eq!(node.revoked, None);
+    });
+}
+
+#[test]
 fn fifteen_thousand_files_are_read_quickly() {
     local(async {
         let dir = Directory::new();
