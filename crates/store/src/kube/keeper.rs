@@ -107,7 +107,7 @@ impl Keeper {
         if before.is_some_and(|written| written.wish == wish) {
             match self.tenure.foreign_write() {
                 Reaction::Endure => return Some(Instant::now() + ENDURE),
-                Reaction::Answer | Reaction::Yield => warn!(
+                Reaction::Answer => warn!(
                     "somebody else changed what this node publishes on Node {}: writing it again: {patch}",
                     self.name
                 ),
