@@ -47,7 +47,7 @@ impl Follower {
                     self.feed.flush();
                     return Ok(Some(Err(AcquireError::Held(reason.to_string()))));
                 }
-                Action::Say(notice) => notice.log(),
+                Action::Say(notice) => notice.log(&mut self.waiting),
                 Action::WakeAt(_) => {}
             }
         }
