@@ -195,9 +195,14 @@ impl Etcd {
         Some(answer)
     }
 
+    /// What it measures, as Prometheus reads it.
+    pub fn metrics(&self) -> String {
+        self.get("/metrics").unwrap()
+    }
+
     /// How many gRPC calls it has begun to serve, by method.
     pub fn calls(&self) -> Vec<(String, u64)> {
-        let metrics = self.get("/metrics").unwrap();
+        let metrics = self.metrics();
         let lines = metrics
             .lines()
             .filter(|line| line.starts_with("grpc_server_started_total"));
