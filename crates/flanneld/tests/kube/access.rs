@@ -97,6 +97,42 @@ fn a_token_may_change_under_a_running_daemon() {
     wait_for("ready again", SOON, ready).unwrap();
 }
 
+/// A token that a program prints, a server without a scheme, and one whose certificate nobody vouches
+/// for: as hand-made kubeconfigs have it.
+#[test]
+fn a_plugin_and_an_unverified_server_will_do() {
+    let Some(lab) = scene::lab("exec plugin", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let (kube, one) = (lab.kube().unwrap(), lab.node(1));
+    let token = kube
+        .service_account_token("kube-flannel", "flannel", 600)
+        .unwrap();
+    let config = kube.kubeconfig_with_token("TOKEN");
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let cluster = &mut config["clusters"][0]["cluster"];
+    let server = cluster["server"].as_str().unwrap();
+    let server = server.strip_prefix("https://").unwrap().to_owned();
+    *cluster = json!({"server": server, "insecure-skip-tls-verify": true, "proxy-url": ""});
+    let answer = json!({
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": token, "expirationTimestamp": "2999-01-01T00:00:00Z"},
+    });
+    one.write("/run/answer", &answer.to_string()).unwrap();
+    config["users"][0]["user"] = json!({"username": "", "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": "cat", "args": ["/run/answer"],
+        "interactiveMode": "IfAvailable", "provideClusterInfo": true,
+    }});
+    one.write("/run/kubeconfig", &config.to_string()).unwrap();
+    one.flanneld()
+        .set_args(["--kubeconfig-file=/run/kubeconfig"]);
+    one.flanneld().start_ready(SOON).unwrap();
+    says(one.flanneld(), &["WARN", "insecure-skip-tls-verify"]);
+    scene::becomes(kube, "n1", "False");
+    assert!(!one.flanneld().log().contains(&token));
+}
+
 /// The rights that the network needs are enough: one event is tried, and no other.
 #[test]
 fn without_rights_for_events_there_are_none() {

@@ -1,7 +1,13 @@
 //! Who we are to the API server, while the daemon runs.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 
 use crate::api::Api;
 use crate::scene::{Daemon, node};
@@ -72,4 +78,72 @@ async fn another_server_is_followed() {
             two.annotation("n1", "public-ip").as_deref() == Some("192.0.2.1")
         })
         .await;
+}
+
+/// `proxy-url`: the API server is reached through it, also if that is on this machine.
+#[tokio::test]
+async fn the_kubeconfig_s_proxy_is_used() {
+    let api = server().await;
+    let proxy = Proxy::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("kubeconfig");
+    kubeconfig(&path, &api.url, "token: t");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let with_proxy = format!("proxy-url: 'http://{}', server:", proxy.address);
+    std::fs::write(&path, text.replace("server:", &with_proxy)).unwrap();
+    let mut daemon = Daemon::new("", Some(&path), CONF);
+    daemon.acquire().await;
+    daemon.knows(&[]).await;
+    let asked = proxy.asked.lock().unwrap().clone();
+    let connect = format!("CONNECT {} ", api.url.trim_start_matches("http://"));
+    assert!(!asked.is_empty(), "nothing went through the proxy");
+    assert!(
+        asked.iter().all(|line| line.starts_with(&connect)),
+        "{asked:?}"
+    );
+}
+
+/// An HTTP proxy that connects to whatever it is asked for.
+struct Proxy {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    async fn start() -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let seen = asked.clone();
+        let task = tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let seen = seen.clone();
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        head.push(client.read_u8().await?);
+                    }
+                    let head = String::from_utf8(head).unwrap();
+                    let line = head.lines().next().unwrap().to_owned();
+                    let to = line.split(' ').nth(1).unwrap().to_owned();
+                    seen.lock().unwrap().push(line);
+                    let mut server = TcpStream::connect(to).await?;
+                    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+                    tokio::io::copy_bidirectional(&mut client, &mut server).await
+                });
+            }
+        });
+        Proxy {
+            address,
+            asked,
+            task,
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
