@@ -494,7 +494,7 @@ fn where_subnets_are_assigned_only_the_network_is_checked() {
     );
     assert_eq!(ignored, ["SubnetLen", "SubnetMin", "SubnetMax"]);
     for json in [
-        r#"{"Network":"10.244.0.0/24"}"#,
+        r#"{"Network":"10.244.0.0/29"}"#,
         r#"{"Network":"10.244.0.0/32"}"#,
         r#"{"Network":"10.244.0.0/16","SubnetLen":16}"#,
         r#"{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/64","IPv6SubnetLen":200}"#,
