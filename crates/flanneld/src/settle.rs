@@ -63,7 +63,9 @@ pub(crate) async fn settle(
             previous,
             devices: identity::published_names(&config, device_mac),
         };
-        let own = store.own(&config, &who).await;
+        // As `acquire` is asked later: for another pool, the store would read all leases again.
+        let pool = config.avoiding(&host.underlay);
+        let own = store.own(&pool, &who).await;
         match build(&config, &host, own.as_ref()) {
             Ok(backend) => {
                 for key in &config.unknown {
