@@ -9,7 +9,7 @@
 //! | [`feed`] | news on its way to the daemon, the last state of each lease only |
 //! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
 //! | [`own_lease`] | the life of the own lease, pure: what a store is to do for it |
-//! | [`tenure`] | what to do when two nodes publish one public address |
+//! | [`tenure`] | when Kubernetes' annotations are written again after a foreign write |
 //! | [`presence`] | whether the store is there, as the daemon is told |
 //! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
 //! | [`backoff`], [`patience`], [`complaints`] | waiting, and saying it once |
