@@ -117,7 +117,8 @@ fn a_lease_lives_a_day_and_stays_one_over_restarts() {
     }
     assert_eq!(lease_of(&lab, node).0, key);
     let etcd = lab.etcd().unwrap();
-    let id = format!("{:x}", etcd_lease(&lab, &key).unwrap());
+    // etcdctl lists ids with 16 digits.
+    let id = format!("{:016x}", etcd_lease(&lab, &key).unwrap());
     let list = etcd.ctl(&["lease", "list"]).unwrap();
     let ids: Vec<&str> = list.lines().skip(1).collect();
     assert_eq!(ids, [id.as_str()], "one etcd lease, whatever happened");
