@@ -8,7 +8,7 @@ use dataplane::{Kernel, KernelEvent};
 use ipnet::IpNet;
 use model::roster::Roster;
 use model::{Host, Lease, NetConfig, Owner};
-use store::{AnyStore, Claim, News, Store, Trouble};
+use store::{AnyStore, Claim, Store, StoreEvent, Trouble};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -55,7 +55,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Reads the configuration, chooses interface and identity, takes a subnet and begins to make
-    /// the devices. Waits for what is not there yet: the store, its configuration, the interface.
+    /// the devices. StoreStatus for what is not there yet: the store, its configuration, the interface.
     ///
     /// # Errors
     /// What waiting does not fix: a full pool, flags that contradict each other.
@@ -70,7 +70,7 @@ impl Daemon {
         // Asked before the file may be withdrawn.
         let after_another = subnet_file::is_anothers(&options.subnet_file)
             && !subnet_file::is_ours(&options.subnet_file);
-        let assigned = store.waits().assigned();
+        let assigned = store.status().assigned();
         let stale = when_stale(Former::new(&options, previous), assigned);
         let acquired = async {
             let (config, host, backend) =
@@ -90,7 +90,7 @@ impl Daemon {
             never = stale => match never {},
         };
         if let Some(former) = Former::new(&options, previous) {
-            former.withdraw_if(*store.waits().assigned().borrow());
+            former.withdraw_if(*store.status().assigned().borrow());
         }
         if config.families().count() > lease.key.nets().iter().count() {
             // The other family has no subnet here: no device, no rules, and no offer to the peers.
@@ -166,9 +166,9 @@ impl Daemon {
             }
             let repairing = tokio::select! {
                 event = self.reconciler.event() => self.kernel_news(event).await?,
-                news = self.store.news() => {
-                    if let Some(reason) = self.store_news(news).await {
-                        let assigned = *self.store.waits().assigned().borrow();
+                event = self.store.next_event() => {
+                    if let Some(reason) = self.store_event(event).await {
+                        let assigned = *self.store.status().assigned().borrow();
                         if let Some(former) = Former::new(&self.options, Some(self.lease.key)) {
                             // The keeper would put the CNI configuration back.
                             self.keepers.iter().for_each(AbortHandle::abort);
@@ -302,13 +302,13 @@ impl Daemon {
     }
 
     /// Takes in what the store told. Returns why the lease is lost, if it is.
-    async fn store_news(&mut self, news: News) -> Option<String> {
-        self.status.set_store_away(!news.complete);
-        if !news.complete {
+    async fn store_event(&mut self, event: StoreEvent) -> Option<String> {
+        self.status.set_store_away(!event.complete);
+        if !event.complete {
             self.reconciler.set_may_delete(false);
         }
-        let each = tell_each(news.leases.len());
-        let mut leases = news.leases.into_iter().peekable();
+        let each = tell_each(event.leases.len());
+        let mut leases = event.leases.into_iter().peekable();
         let (mut added, mut removed) = (0, 0);
         while leases.peek().is_some() {
             let some = leases.by_ref().take(LEASES_A_PASS);
@@ -321,8 +321,8 @@ impl Daemon {
         if !each {
             info!(added, removed, "subnets of other nodes changed");
         }
-        self.reconciler.set_may_delete(news.complete);
-        news.revoked
+        self.reconciler.set_may_delete(event.complete);
+        event.revoked
     }
 
     /// Takes in what the kernel told, and whatever else it has to tell just now. Returns whether

@@ -80,7 +80,7 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
         health::serve(addr, status.clone()).await?;
     }
     let store = open_store(&options)?;
-    status.set_store_waits(store.waits());
+    status.set_store_waits(store.status());
     let kernel = dataplane::Kernel::open(options.plain_routes)?;
     // Every step of the daemon may be dropped at its next await: files are written whole, and
     // the kernel keeps what it was given.
@@ -115,7 +115,7 @@ impl Stop {
         })
     }
 
-    /// Waits until one is received; returns its name. Cancel-safe.
+    /// StoreStatus until one is received; returns its name. Cancel-safe.
     async fn asked(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

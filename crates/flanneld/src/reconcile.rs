@@ -119,7 +119,7 @@ impl<D: Dataplane> Reconciler<D> {
         work
     }
 
-    /// Waits for the next thing that the kernel has to tell. Cancel-safe.
+    /// StoreStatus for the next thing that the kernel has to tell. Cancel-safe.
     pub async fn event(&mut self) -> KernelEvent {
         self.dataplane.event().await
     }

@@ -103,7 +103,7 @@ struct HostSearch {
     /// The problem that was logged last.
     logged: Option<String>,
     /// Until when a better address is waited for.
-    patience: Option<Instant>,
+    retry: Option<Instant>,
 }
 
 impl HostSearch {
@@ -122,7 +122,7 @@ impl HostSearch {
             match found {
                 Ok((host, may_improve)) => {
                     let now = Instant::now();
-                    let until = *self.patience.get_or_insert(now + ADDRESS_PATIENCE);
+                    let until = *self.retry.get_or_insert(now + ADDRESS_PATIENCE);
                     if !may_improve || now >= until {
                         if self.logged.take().is_some() {
                             info!("interface {} can be used now", host.iface);

@@ -27,7 +27,7 @@ struct Inner {
     host_problem: Option<String>,
     rules_problem: Option<String>,
     cni_problem: Option<String>,
-    store_waits: store::Waits,
+    store_waits: store::StoreStatus,
     numbers: Numbers,
 }
 
@@ -115,7 +115,7 @@ impl Status {
     }
 
     /// Where the store says what it waits for.
-    pub fn set_store_waits(&self, waits: store::Waits) {
+    pub fn set_store_waits(&self, waits: store::StoreStatus) {
         self.0.borrow_mut().store_waits = waits;
     }
 

@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use model::{Dual, Lease, LeaseAttrs, NetConfig};
 
 use crate::{
-    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, News, Store, Trouble, Waits, Who,
+    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, Store, StoreEvent, StoreStatus,
+    Trouble, Who,
 };
 
 /// One of the stores there are.
@@ -80,11 +81,11 @@ impl Store for AnyStore {
         delegate!(self, store => store.report(trouble).await);
     }
 
-    fn waits(&self) -> Waits {
-        delegate!(self, store => store.waits())
+    fn status(&self) -> StoreStatus {
+        delegate!(self, store => store.status())
     }
 
-    async fn news(&mut self) -> News {
-        delegate!(self, store => store.news().await)
+    async fn next_event(&mut self) -> StoreEvent {
+        delegate!(self, store => store.next_event().await)
     }
 }

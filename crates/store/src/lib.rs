@@ -6,13 +6,13 @@
 //! | [`kube`] | leases on Kubernetes' Nodes |
 //! | [`directory`] | leases in a directory |
 //! | [`endpoint`], [`connect`], [`tls`] | a verified connection |
-//! | [`feed`] | news on its way to the daemon, the last state of each lease only |
-//! | [`catalog`] | which keys there are: what is taken, and what a listing shows to be gone |
+//! | [`event_queue`] | news on its way to the daemon, the last state of each lease only |
+//! | [`lease_index`] | which keys there are: what is taken, and what a listing shows to be gone |
 //! | [`own_lease`] | the life of the own lease, pure: what a store is to do for it |
 //! | [`tenure`] | when Kubernetes' annotations are written again after a foreign write |
-//! | [`presence`] | whether the store is there, as the daemon is told |
+//! | [`reachability`] | whether the store is there, as the daemon is told |
 //! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
-//! | [`backoff`], [`patience`], [`complaints`] | waiting, and saying it once |
+//! | [`backoff`], [`retry`], [`retry_log`] | waiting, and saying it once |
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,19 +24,19 @@ use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
 mod admin;
 mod any;
 mod backoff;
-mod catalog;
 mod clock;
-mod complaints;
 mod connect;
 pub mod directory;
 mod endpoint;
 pub mod etcd;
-mod feed;
+mod event_queue;
 pub mod kube;
+mod lease_index;
 mod lease_value;
 pub mod own_lease;
-mod patience;
-mod presence;
+mod reachability;
+mod retry;
+mod retry_log;
 mod subnet_allocator;
 mod task;
 mod tenure;
@@ -49,7 +49,7 @@ pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
 pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
 pub use own_lease::Who;
-pub use patience::{Assigned, Waits};
+pub use retry::{Assigned, StoreStatus};
 pub use tls::TlsError;
 
 /// What a node asks for when it takes a subnet.
@@ -118,7 +118,7 @@ pub trait Store {
     ) -> impl Future<Output = Result<Lease, AcquireError>>;
 
     /// Publishes changed attributes under our lease, by compare-and-swap. Returns at once: they
-    /// are written as soon as the store is there, while [`Store::news`] is waited for.
+    /// are written as soon as the store is there, while [`Store::next_event`] is waited for.
     fn publish(&mut self, attrs: LeaseAttrs) -> impl Future<Output = ()>;
 
     /// What the store has this node use as its public addresses, where no flag says otherwise.
@@ -143,18 +143,18 @@ pub trait Store {
     }
 
     /// What the store waits for at present, for as long as it lives.
-    fn waits(&self) -> Waits {
-        Waits::default()
+    fn status(&self) -> StoreStatus {
+        StoreStatus::default()
     }
 
-    /// Waits for the next batch of news. The first call starts a task that keeps our lease alive
+    /// StoreStatus for the next batch of news. The first call starts a task that keeps our lease alive
     /// and follows everybody's for as long as the store value lives. Cancel-safe.
-    fn news(&mut self) -> impl Future<Output = News>;
+    fn next_event(&mut self) -> impl Future<Output = StoreEvent>;
 }
 
 /// What is new in the store, coalesced by key: only the last state of each lease counts.
 #[derive(Debug, Default)]
-pub struct News {
+pub struct StoreEvent {
     /// Leases that are there (`Some`) or gone (`None`), our own included.
     pub leases: BTreeMap<SubnetKey, Option<Lease>>,
     /// All leases have been listed at least once and the store is there: what is not known now is

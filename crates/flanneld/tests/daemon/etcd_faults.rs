@@ -240,7 +240,7 @@ fn readiness_is_lost_in_a_long_outage_and_comes_back() {
     let body = ready(503);
     let after = start.elapsed();
     assert!(body.contains("store"), "{body}");
-    // When it is noticed, there is patience for another 30 s.
+    // When it is noticed, there is retry for another 30 s.
     let bounds = 30.0..32.0 + NOTICED;
     assert!(bounds.contains(&after.as_secs_f64()), "{after:?}");
     assert_eq!(

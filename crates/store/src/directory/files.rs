@@ -322,7 +322,7 @@ impl Place {
         Ok((temporary, FileId::of(&file.metadata()?)))
     }
 
-    /// Waits for its turn to change anything. Released when dropped, and by the kernel when the
+    /// StoreStatus for its turn to change anything. Released when dropped, and by the kernel when the
     /// process ends.
     ///
     /// # Errors

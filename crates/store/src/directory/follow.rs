@@ -19,12 +19,12 @@ use super::files::Place;
 use super::listing::Listing;
 use super::notify::{Changes, Notify};
 use crate::backoff::Backoff;
-use crate::catalog::Catalog;
-use crate::complaints::{Complaints, Waiting};
-use crate::feed::Feed;
+use crate::event_queue::EventQueue;
+use crate::lease_index::LeaseIndex;
 use crate::own_lease::{Action, Event, OwnLease, Policy, Time, Who};
-use crate::patience::{Patience, Waits};
-use crate::presence::Presence;
+use crate::reachability::Reachability;
+use crate::retry::{Retry, StoreStatus};
+use crate::retry_log::{FaultLog, RetryLog};
 use crate::{AcquireError, Timing, clock};
 
 /// Every so many polls all files are looked at, whether or not the directory changed.
@@ -83,9 +83,9 @@ impl Seen {
 pub(super) struct Follower {
     pub place: Arc<Place>,
     pub timing: Timing,
-    pub feed: Arc<Feed>,
-    pub catalog: Catalog<Seen>,
-    pub complaints: Complaints,
+    pub queue: Arc<EventQueue>,
+    pub catalog: LeaseIndex<Seen>,
+    pub fault_log: FaultLog,
     pub who: Who,
     pub config: NetConfig,
     pub own: OwnLease<FileId>,
@@ -95,14 +95,14 @@ pub(super) struct Follower {
     pub wake: Option<Time>,
     /// When a failed request may be tried again.
     pub retry: Option<Instant>,
-    pub waiting: Waiting,
-    waits: Waits,
+    pub waiting: RetryLog,
+    status: StoreStatus,
     pub listing: Option<Listing>,
     /// Everything has been read; this was the directory's state before.
     pub listed: Option<FileId>,
     /// What the daemon wants to have published.
     desired: watch::Receiver<Option<LeaseAttrs>>,
-    pub presence: Presence,
+    pub reachability: Reachability,
     notify: Option<Notify>,
     /// Files that may be half written, and when to look at them again.
     pub doubtful: BTreeSet<SubnetKey>,
@@ -118,28 +118,28 @@ impl Follower {
     pub(super) fn new(
         place: Arc<Place>,
         timing: Timing,
-        feed: Arc<Feed>,
+        queue: Arc<EventQueue>,
         desired: watch::Receiver<Option<LeaseAttrs>>,
-        (config, who, waits): (NetConfig, Who, Waits),
+        (config, who, status): (NetConfig, Who, StoreStatus),
     ) -> Follower {
         Follower {
             place,
             timing,
-            catalog: Catalog::new(feed.clone()),
-            feed,
-            complaints: Complaints::default(),
+            catalog: LeaseIndex::new(queue.clone()),
+            queue,
+            fault_log: FaultLog::default(),
             own: OwnLease::new(who.clone(), clock::writer_id(), Policy::default()),
             who,
             config,
             todo: VecDeque::new(),
             wake: None,
             retry: None,
-            waiting: Waiting::default(),
-            waits,
+            waiting: RetryLog::default(),
+            status,
             listing: None,
             listed: None,
             desired,
-            presence: Presence::new("the store directory"),
+            reachability: Reachability::new("the store directory"),
             notify: None,
             doubtful: BTreeSet::new(),
             doubts_end: None,
@@ -159,10 +159,10 @@ impl Follower {
 
     /// The lease that the directory holds for this node. Reads only as far as it takes to find one.
     pub(super) async fn find_own(&mut self) -> Option<Lease> {
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         loop {
             if let Some(entry) = self.own.found() {
-                patience.over();
+                retry.over();
                 return Some(Lease {
                     key: entry.key,
                     attrs: entry.attrs.clone()?,
@@ -170,23 +170,23 @@ impl Follower {
                 });
             }
             if self.is_listed() {
-                patience.over();
+                retry.over();
                 return None;
             }
             if let Err(fault) = self.read_some(false).await {
-                patience.wait(&fault.to_string(), true).await;
+                retry.wait(&fault.to_string(), true).await;
             }
         }
     }
 
     /// Takes a subnet; waits while the directory cannot be read or written.
     pub(super) async fn acquire(&mut self, attrs: LeaseAttrs) -> Acquired {
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         self.tell(Event::Want(attrs));
         loop {
             match self.work().await {
                 Ok(Some(acquired)) => {
-                    patience.over();
+                    retry.over();
                     return acquired;
                 }
                 Ok(None) => match self.wake {
@@ -195,7 +195,7 @@ impl Follower {
                     None => self.tell(Event::Retry),
                 },
                 Err(fault) => {
-                    patience.wait(&fault.to_string(), true).await;
+                    retry.wait(&fault.to_string(), true).await;
                     self.tell(Event::Retry);
                 }
             }
@@ -227,8 +227,8 @@ impl Follower {
             match self.session(&mut backoff).await {
                 Ok(never) => match never {},
                 Err(Fault(reason)) => {
-                    self.presence.away(&self.feed, &reason);
-                    self.waits.set(Some(reason));
+                    self.reachability.away(&self.queue, &reason);
+                    self.status.set(Some(reason));
                 }
             }
             self.notify = None;
@@ -249,7 +249,7 @@ impl Follower {
             }
             self.present();
             self.work_or_retry().await;
-            self.feed.flush();
+            self.queue.flush();
             backoff.reset();
             let timers = [self.wake.map(clock::timer), self.doubts_end, self.retry];
             let timer = timers.into_iter().flatten().min();
@@ -289,10 +289,10 @@ impl Follower {
     fn present(&mut self) {
         if self.listed.is_some() {
             let root = self.place.root().display().to_string();
-            self.presence.back(&self.feed, &root);
-            self.waits.set(None);
+            self.reachability.back(&self.queue, &root);
+            self.status.set(None);
         }
-        self.feed.flush();
+        self.queue.flush();
     }
 
     fn next_poll(&self) -> Instant {
@@ -329,7 +329,7 @@ impl Follower {
         self.notify = match Notify::new(&subnets) {
             Ok(notify) => Some(notify),
             Err(e) => {
-                if self.complaints.is_new("inotify", e.to_string()) {
+                if self.fault_log.is_new("inotify", e.to_string()) {
                     warn!(
                         "{}: cannot be told of changes ({e}; fs.inotify.max_user_instances?): looking every {} s",
                         subnets.display(),
@@ -412,8 +412,8 @@ impl Follower {
     fn report_clock(&mut self, ahead: Option<i64>) {
         let Some(ahead) = ahead else { return };
         if ahead == 0 {
-            self.complaints.settled("clock");
-        } else if self.complaints.is_new("clock", ahead > 0) {
+            self.fault_log.settled("clock");
+        } else if self.fault_log.is_new("clock", ahead > 0) {
             let word = if ahead > 0 { "ahead of" } else { "behind" };
             warn!(
                 "this machine's clock is {} s {word} that of {}; leases are judged by the latter: set the clock",

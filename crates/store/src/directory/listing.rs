@@ -59,7 +59,7 @@ impl Follower {
                 return Err(fault);
             }
         }
-        self.feed.flush();
+        self.queue.flush();
         Ok(())
     }
 

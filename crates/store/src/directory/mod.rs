@@ -42,10 +42,10 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::feed::Feed;
-use crate::patience::{Patience, Waits};
+use crate::event_queue::EventQueue;
+use crate::retry::{Retry, StoreStatus};
 use crate::task::AbortOnDrop;
-use crate::{AcquireError, Claim, News, Store, Timing, Who};
+use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
 use files::Place;
 use follow::Follower;
 use thread::PATIENCE;
@@ -54,9 +54,9 @@ use thread::PATIENCE;
 pub struct DirectoryStore {
     place: Arc<Place>,
     timing: Timing,
-    feed: Arc<Feed>,
+    queue: Arc<EventQueue>,
     desired: watch::Sender<Option<LeaseAttrs>>,
-    waits: Waits,
+    status: StoreStatus,
     /// At rest, driven by this store's own calls; until it runs as a task.
     follower: Option<Box<Follower>>,
     task: Option<AbortOnDrop>,
@@ -65,14 +65,14 @@ pub struct DirectoryStore {
 impl DirectoryStore {
     /// A store in the directory `path`, which is made when it is first needed.
     pub fn new(path: impl Into<PathBuf>, timing: Timing) -> DirectoryStore {
-        let (feed, desired) = (Arc::new(Feed::default()), watch::Sender::new(None));
+        let (queue, desired) = (Arc::new(EventQueue::default()), watch::Sender::new(None));
         let place = Arc::new(Place::new(path.into()));
         DirectoryStore {
             place,
             timing,
-            feed,
+            queue,
             desired,
-            waits: Waits::default(),
+            status: StoreStatus::default(),
             follower: None,
             task: None,
         }
@@ -89,9 +89,9 @@ impl DirectoryStore {
             Box::new(Follower::new(
                 self.place.clone(),
                 self.timing,
-                self.feed.clone(),
+                self.queue.clone(),
                 self.desired.subscribe(),
-                (config.clone(), who.clone(), self.waits.clone()),
+                (config.clone(), who.clone(), self.status.clone()),
             ))
         })
     }
@@ -111,7 +111,7 @@ impl DirectoryStore {
 
 impl Store for DirectoryStore {
     async fn config(&mut self) -> NetConfig {
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         loop {
             let path = self.place.config();
             let mut reading = spawn_blocking(move || std::fs::read(path));
@@ -122,16 +122,16 @@ impl Store for DirectoryStore {
                     Err(_) => {
                         let root = self.place.root().display();
                         let reason = format!("{root}: the file system does not answer");
-                        patience.wait(&reason, false).await;
+                        retry.wait(&reason, false).await;
                     }
                 }
             };
             match self.parse_config(read) {
                 Ok(config) => {
-                    patience.over();
+                    retry.over();
                     return config;
                 }
-                Err(reason) => patience.wait(&reason, false).await,
+                Err(reason) => retry.wait(&reason, false).await,
             }
         }
     }
@@ -158,16 +158,16 @@ impl Store for DirectoryStore {
         self.desired.send_replace(Some(attrs));
     }
 
-    fn waits(&self) -> Waits {
-        self.waits.clone()
+    fn status(&self) -> StoreStatus {
+        self.status.clone()
     }
 
-    async fn news(&mut self) -> News {
+    async fn next_event(&mut self) -> StoreEvent {
         if self.task.is_none()
             && let Some(follower) = self.follower.take()
         {
             self.task = Some(AbortOnDrop::spawn(follower.run()));
         }
-        self.feed.news().await
+        self.queue.next_event().await
     }
 }

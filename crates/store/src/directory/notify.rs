@@ -45,7 +45,7 @@ impl Notify {
         Ok(Notify(fd))
     }
 
-    /// Waits for changes, and takes all there are. Cancel-safe.
+    /// StoreStatus for changes, and takes all there are. Cancel-safe.
     pub(super) async fn changes(&self) -> io::Result<Changes> {
         loop {
             let mut ready = self.0.readable().await?;

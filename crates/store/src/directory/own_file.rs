@@ -43,8 +43,8 @@ impl Follower {
                 Action::Changed(lease) => self.show(lease),
                 Action::Full(why) => return Ok(Some(Err(AcquireError::Full(why)))),
                 Action::Revoked(reason) => {
-                    self.feed.revoke(reason.to_string());
-                    self.feed.flush();
+                    self.queue.revoke(reason.to_string());
+                    self.queue.flush();
                     return Ok(Some(Err(AcquireError::Held(reason.to_string()))));
                 }
                 Action::Say(notice) => notice.log(&mut self.waiting),
@@ -59,7 +59,7 @@ impl Follower {
         let Some(held) = self.own.held() else { return };
         let (key, seen) = (lease.key, Seen::taken(Some(held.mark)));
         self.catalog.saw(key, seen, Some(lease));
-        self.feed.flush();
+        self.queue.flush();
         // Nobody waits for the disk.
         drop(self.begin(move |place| place.sync(&key)));
     }

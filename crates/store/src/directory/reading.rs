@@ -22,7 +22,7 @@ impl Follower {
     /// The subnet that a file name says; one that says none is skipped with a line.
     pub(super) fn key_of(&mut self, name: &OsString) -> Option<SubnetKey> {
         let key = parse_name(name);
-        if key.is_none() && self.complaints.is_new(name, "name") {
+        if key.is_none() && self.fault_log.is_new(name, "name") {
             let dir = self.place.subnets();
             warn!(
                 "{}: {name:?} names no subnet such as 172.30.80.0-24: skipped",
@@ -73,11 +73,11 @@ impl Follower {
                 self.catalog.has(&key, |_| true);
             }
             Look::Gone => {
-                self.complaints.settled(key);
+                self.fault_log.settled(key);
                 self.catalog.gone(&key);
             }
             Look::Lease(entry, id) => {
-                self.complaints.settled(key);
+                self.fault_log.settled(key);
                 self.read_lease(key, &entry, id);
             }
             Look::Bad(_, Some(id)) | Look::Empty(id) if id.is_young(self.place.clock.now()) => {
@@ -106,7 +106,7 @@ impl Follower {
             Look::Gone => self.catalog.gone(&key),
             Look::Same | Look::Empty(_) | Look::Lease(..) => {
                 self.catalog.has(&key, |_| true);
-                self.complaints.settled(key);
+                self.fault_log.settled(key);
             }
         }
         if let Some(look) = self.as_seen(key, look) {
@@ -120,7 +120,7 @@ impl Follower {
     }
 
     fn complain(&mut self, key: SubnetKey, reason: &str) {
-        if self.complaints.is_new(key, reason) {
+        if self.fault_log.is_new(key, reason) {
             let dir = self.place.subnets();
             warn!("{}/{key}: {reason}: skipped", dir.display());
         }
@@ -164,7 +164,7 @@ impl Follower {
     /// refuses such a lease and says why: one line is enough.
     fn complain_of_twin(&mut self, own: SubnetKey, other: &Lease) {
         if self
-            .complaints
+            .fault_log
             .is_new(("twin", other.key), other.attrs.public_ip)
         {
             debug!(

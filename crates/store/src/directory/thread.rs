@@ -32,7 +32,7 @@ impl Follower {
         spawn_blocking(move || work(&place))
     }
 
-    /// Waits for the end of file work.
+    /// StoreStatus for the end of file work.
     pub(super) async fn finish<T>(
         &mut self,
         mut thread: JoinHandle<io::Result<T>>,
@@ -43,8 +43,8 @@ impl Follower {
                 Ok(Err(e)) => return Err(Fault(e.to_string())),
                 Err(_) => {
                     let root = self.place.root().display();
-                    self.presence
-                        .away(&self.feed, &format!("{root} does not answer"));
+                    self.reachability
+                        .away(&self.queue, &format!("{root} does not answer"));
                 }
             }
         }

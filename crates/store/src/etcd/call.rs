@@ -12,7 +12,7 @@ use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::client::Failure;
-use super::link::Line;
+use super::connection::Connection;
 use crate::endpoint::Endpoint;
 
 /// No message of etcd's is larger but a page of keys, which is read bit by bit (`page.rs`): etcd cuts what a
@@ -22,7 +22,7 @@ const LARGEST_ANSWER: usize = 16 << 20;
 pub(super) const USER_IS_EMPTY: &str = "user name is empty";
 
 pub(super) async fn unary<Q, A>(
-    line: &Line,
+    connection: &Connection,
     path: &'static str,
     query: Q,
     token: Option<MetadataValue<Ascii>>,
@@ -31,7 +31,7 @@ where
     Q: prost::Message + 'static,
     A: prost::Message + Default + 'static,
 {
-    let mut grpc = Grpc::new(line.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+    let mut grpc = Grpc::new(connection.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
     ready(&mut grpc).await?;
     let mut request = Request::new(query);
     if let Some(token) = token {
@@ -45,7 +45,7 @@ where
 }
 
 pub(super) async fn streaming<Q, A>(
-    line: &Line,
+    connection: &Connection,
     path: &'static str,
     query: impl tokio_stream::Stream<Item = Q> + Send + 'static,
 ) -> Result<Streaming<A>, Status>
@@ -53,10 +53,10 @@ where
     Q: prost::Message + 'static,
     A: prost::Message + Default + 'static,
 {
-    let mut grpc = Grpc::new(line.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+    let mut grpc = Grpc::new(connection.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
     ready(&mut grpc).await?;
     let mut request = Request::new(query);
-    if let Some(token) = line.token.clone() {
+    if let Some(token) = connection.token.clone() {
         request.metadata_mut().insert("token", token);
     }
     // A member that lost touch with the others ends the stream rather than staying silent.

@@ -10,7 +10,7 @@ use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use super::call::{Verdict, describe, is_about_login, streaming, unary, verdict, within};
-use super::link::{Line, Link};
+use super::connection::{Connection, ConnectionState};
 use super::page::Page;
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
@@ -55,7 +55,7 @@ pub(super) struct Client {
     pub settings: EtcdSettings,
     pub endpoints: Vec<Arc<Endpoint>>,
     pub files: Arc<TlsFiles>,
-    pub link: Mutex<Link>,
+    pub state: Mutex<ConnectionState>,
 }
 
 impl Client {
@@ -87,7 +87,7 @@ impl Client {
             settings,
             endpoints,
             files: Arc::new(files),
-            link: Mutex::default(),
+            state: Mutex::default(),
         };
         for endpoint in &client.endpoints {
             if let Some(proxy) = client.proxy(endpoint)? {
@@ -112,11 +112,11 @@ impl Client {
         let deadline = if path == path::RANGE { LISTING } else { CALL };
         let mut tries = self.tries();
         loop {
-            let line = self.line(&mut tries).await?;
-            let answer = unary(&line, path, query.clone(), line.token.clone());
+            let connection = self.connection(&mut tries).await?;
+            let answer = unary(&connection, path, query.clone(), connection.token.clone());
             match within(deadline, answer).await {
                 Ok(answer) => return Ok(answer),
-                Err(status) => self.failed(&mut tries, &line, &status).await?,
+                Err(status) => self.failed(&mut tries, &connection, &status).await?,
             }
         }
     }
@@ -125,17 +125,17 @@ impl Client {
     pub(super) async fn page(&self, query: proto::RangeRequest) -> Result<Incoming, Failure> {
         let mut tries = self.tries();
         loop {
-            let line = self.line(&mut tries).await?;
-            match within(LISTING, Page::open(&line, &query)).await {
+            let connection = self.connection(&mut tries).await?;
+            match within(LISTING, Page::open(&connection, &query)).await {
                 Ok(page) => {
                     let deadline = Instant::now() + WHOLE_PAGE;
                     return Ok(Incoming {
                         page,
-                        line,
+                        connection,
                         deadline,
                     });
                 }
-                Err(status) => self.failed(&mut tries, &line, &status).await?,
+                Err(status) => self.failed(&mut tries, &connection, &status).await?,
             }
         }
     }
@@ -155,7 +155,7 @@ impl Client {
         };
         match next {
             Ok(kv) => Ok(kv),
-            Err(status) => Err(self.ended(&incoming.line, &status).await),
+            Err(status) => Err(self.ended(&incoming.connection, &status).await),
         }
     }
 
@@ -163,10 +163,10 @@ impl Client {
     pub(super) async fn keep_alive(&self, id: i64) -> Result<i64, Failure> {
         let mut tries = self.tries();
         loop {
-            let line = self.line(&mut tries).await?;
+            let connection = self.connection(&mut tries).await?;
             let query = tokio_stream::once(proto::LeaseId { id });
             let answer = async {
-                let mut stream = streaming(&line, path::LEASE_KEEP_ALIVE, query).await?;
+                let mut stream = streaming(&connection, path::LEASE_KEEP_ALIVE, query).await?;
                 stream
                     .message()
                     .await?
@@ -176,7 +176,7 @@ impl Client {
             match answer {
                 Ok(answer) if answer.ttl > 0 => return Ok(answer.ttl),
                 Ok(_) => return Err(Failure::NoLease),
-                Err(status) => self.failed(&mut tries, &line, &status).await?,
+                Err(status) => self.failed(&mut tries, &connection, &status).await?,
             }
         }
     }
@@ -185,15 +185,15 @@ impl Client {
     pub(super) async fn watch(&self, create: proto::WatchCreate) -> Result<Watch, Failure> {
         let mut tries = self.tries();
         loop {
-            let line = self.line(&mut tries).await?;
+            let connection = self.connection(&mut tries).await?;
             let query = proto::WatchRequest {
                 create: Some(create.clone()),
             };
             // The request's side stays open: its end would tell etcd that we are done.
             let query = tokio_stream::once(query).chain(tokio_stream::pending());
-            match within(CALL, streaming(&line, path::WATCH, query)).await {
-                Ok(stream) => return Ok(Watch { stream, line }),
-                Err(status) => self.failed(&mut tries, &line, &status).await?,
+            match within(CALL, streaming(&connection, path::WATCH, query)).await {
+                Ok(stream) => return Ok(Watch { stream, connection }),
+                Err(status) => self.failed(&mut tries, &connection, &status).await?,
             }
         }
     }
@@ -209,35 +209,35 @@ impl Client {
             Ok(None) => Status::unavailable("etcd ended the watch"),
             Err(status) => status,
         };
-        Err(self.ended(&watch.line, &status).await)
+        Err(self.ended(&watch.connection, &status).await)
     }
 
     /// What the end of an answer means that had begun well.
-    async fn ended(&self, line: &Line, status: &Status) -> Failure {
+    async fn ended(&self, connection: &Connection, status: &Status) -> Failure {
         match verdict(status) {
             Verdict::No(failure) => return failure,
-            Verdict::LogIn => self.forget_token(line.number).await,
-            Verdict::Elsewhere => self.leave(line.number).await,
+            Verdict::LogIn => self.forget_token(connection.number).await,
+            Verdict::Elsewhere => self.leave(connection.number).await,
         }
-        Failure::Away(describe(&line.endpoint, status))
+        Failure::Away(describe(&connection.endpoint, status))
     }
 }
 
 /// A running watch.
 pub(super) struct Watch {
     stream: Streaming<proto::WatchResponse>,
-    line: Line,
+    connection: Connection,
 }
 
 impl Watch {
     /// The connection that it runs on.
     pub(super) fn connection(&self) -> u64 {
-        self.line.number
+        self.connection.number
     }
 
     /// Who answers it.
     pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.line.endpoint
+        &self.connection.endpoint
     }
 }
 
@@ -245,14 +245,14 @@ impl Watch {
 #[derive(Debug)]
 pub(super) struct Incoming {
     page: Page,
-    line: Line,
+    connection: Connection,
     deadline: Instant,
 }
 
 impl Incoming {
     /// The connection that it arrives on.
     pub(super) fn connection(&self) -> u64 {
-        self.line.number
+        self.connection.number
     }
 
     /// See [`Page::header`].

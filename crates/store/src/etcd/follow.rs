@@ -14,15 +14,15 @@ use super::etcd_lease::EtcdLease;
 use super::history::History;
 use super::keyspace::Keyspace;
 use super::listing::Listing;
-use super::own_key::{Mark, OwnKey};
+use super::own_key::{OwnKey, Revision};
 use super::proto::{KeyValue, TxnResponse, WatchCreate, WatchResponse, path};
 use crate::backoff::Backoff;
-use crate::catalog::Catalog;
-use crate::complaints::{Complaints, Waiting};
-use crate::feed::Feed;
+use crate::event_queue::EventQueue;
+use crate::lease_index::LeaseIndex;
 use crate::own_lease::{Action, Answer, Cause, Event, Look, OwnLease, Policy, Request, Time, Who};
-use crate::patience::{Patience, Waits};
-use crate::presence::Presence;
+use crate::reachability::Reachability;
+use crate::retry::{Retry, StoreStatus};
+use crate::retry_log::{FaultLog, RetryLog};
 use crate::subnet_allocator;
 use crate::{AcquireError, Timing, clock};
 
@@ -45,17 +45,17 @@ pub(super) struct Follower {
     client: Arc<Client>,
     keys: Keyspace,
     timing: Timing,
-    feed: Arc<Feed>,
-    index: Catalog<i64>,
-    complaints: Complaints,
-    waiting: Waiting,
-    waits: Waits,
+    queue: Arc<EventQueue>,
+    index: LeaseIndex<i64>,
+    fault_log: FaultLog,
+    waiting: RetryLog,
+    status: StoreStatus,
     who: Who,
     config: NetConfig,
-    own: OwnLease<Mark>,
+    own: OwnLease<Revision>,
     own_key: OwnKey,
     /// What the own lease asked for and is not done yet.
-    todo: VecDeque<Action<Mark>>,
+    todo: VecDeque<Action<Revision>>,
     /// When the own lease wants to be asked again.
     wake: Option<Time>,
     /// When a refused request may be tried again.
@@ -76,7 +76,7 @@ pub(super) struct Follower {
     sweep_at: Option<Instant>,
     /// What the daemon wants to have published.
     desired: watch::Receiver<Option<LeaseAttrs>>,
-    presence: Presence,
+    reachability: Reachability,
 }
 
 /// Why a watch ended.
@@ -106,9 +106,9 @@ impl Follower {
         client: Arc<Client>,
         keys: Keyspace,
         timing: Timing,
-        feed: Arc<Feed>,
+        queue: Arc<EventQueue>,
         desired: watch::Receiver<Option<LeaseAttrs>>,
-        (config, who, waits): (NetConfig, Who, Waits),
+        (config, who, status): (NetConfig, Who, StoreStatus),
     ) -> Follower {
         let life = EtcdLease::new(client.clone(), timing);
         let own_key = OwnKey::new(client.clone(), keys.clone(), config.clone(), life);
@@ -116,11 +116,11 @@ impl Follower {
             client,
             keys,
             timing,
-            index: Catalog::new(feed.clone()),
-            feed,
-            complaints: Complaints::default(),
-            waiting: Waiting::default(),
-            waits,
+            index: LeaseIndex::new(queue.clone()),
+            queue,
+            fault_log: FaultLog::default(),
+            waiting: RetryLog::default(),
+            status,
             own: OwnLease::new(who.clone(), clock::writer_id(), Policy::default()),
             own_key,
             who,
@@ -137,7 +137,7 @@ impl Follower {
             regressed: false,
             sweep_at: None,
             desired,
-            presence: Presence::new("etcd"),
+            reachability: Reachability::new("etcd"),
         }
     }
 
@@ -155,10 +155,10 @@ impl Follower {
 
     /// The lease that the store holds for this node. Reads only as far as it takes to find one.
     pub(super) async fn find_own(&mut self) -> Option<Lease> {
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         loop {
             if let Some(entry) = self.own.found() {
-                patience.over();
+                retry.over();
                 return Some(Lease {
                     key: entry.key,
                     attrs: entry.attrs.clone()?,
@@ -166,23 +166,23 @@ impl Follower {
                 });
             }
             if self.listed {
-                patience.over();
+                retry.over();
                 return None;
             }
             if let Err(failure) = self.read(false).await {
-                patience.wait(&failure.to_string(), true).await;
+                retry.wait(&failure.to_string(), true).await;
             }
         }
     }
 
     /// Takes a subnet; waits while etcd does not answer.
     pub(super) async fn acquire(&mut self, attrs: LeaseAttrs) -> Acquired {
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         self.tell(Event::Want(attrs));
         loop {
             match self.work().await {
                 Ok(Some(acquired)) => {
-                    patience.over();
+                    retry.over();
                     return acquired;
                 }
                 Ok(None) => match self.wake {
@@ -194,7 +194,7 @@ impl Follower {
                     None => self.tell(Event::Retry),
                 },
                 Err(failure) => {
-                    patience.wait(&failure.to_string(), true).await;
+                    retry.wait(&failure.to_string(), true).await;
                     self.tell(Event::Retry);
                 }
             }
@@ -225,8 +225,8 @@ impl Follower {
                 End::Moved => debug!("etcd: this node has another address: connecting again"),
                 End::Failed(failure) => {
                     let reason = failure.to_string();
-                    self.presence.away(&self.feed, &reason);
-                    self.waits.set(Some(reason));
+                    self.reachability.away(&self.queue, &reason);
+                    self.status.set(Some(reason));
                 }
             }
             self.history.rewind();
@@ -248,14 +248,14 @@ impl Follower {
         }
         let mut watch = self.open_watch().await?;
         *joined = Some(Instant::now());
-        self.presence
-            .back(&self.feed, &watch.endpoint().to_string());
-        self.waits.set(None);
+        self.reachability
+            .back(&self.queue, &watch.endpoint().to_string());
+        self.status.set(None);
         self.publish_desired();
         self.tell(Event::Retry);
         loop {
             self.work_or_retry().await?;
-            self.feed.flush();
+            self.queue.flush();
             let timers = [self.wake.map(clock::timer), self.sweep_at, self.retry];
             let timer = timers.into_iter().flatten().min();
             tokio::select! {
@@ -405,7 +405,7 @@ impl Follower {
     }
 
     fn key_deleted(&mut self, kv: &KeyValue) {
-        self.complaints.settled(kv.key.as_ref());
+        self.fault_log.settled(kv.key.as_ref());
         let Ok(key) = self.keys.parse(&kv.key) else {
             return;
         };
@@ -507,7 +507,7 @@ impl Follower {
                 }
             }
         }
-        self.feed.flush();
+        self.queue.flush();
         Ok(self.listed)
     }
 
@@ -516,7 +516,7 @@ impl Follower {
         let key = match self.keys.parse(&kv.key) {
             Ok(key) => key,
             Err(name) => {
-                if self.complaints.is_new(kv.key.as_ref(), "key") {
+                if self.fault_log.is_new(kv.key.as_ref(), "key") {
                     warn!("etcd: key {name} names no subnet such as 172.30.80.0-24: skipped");
                 }
                 return;
@@ -533,7 +533,7 @@ impl Follower {
         }
         let lease = match LeaseAttrs::from_json(&kv.value) {
             Ok(attrs) => {
-                self.complaints.settled(kv.key.as_ref());
+                self.fault_log.settled(kv.key.as_ref());
                 let seniority = u64::try_from(kv.create_revision).unwrap_or(0);
                 Some(Lease {
                     key,
@@ -542,7 +542,7 @@ impl Follower {
                 })
             }
             Err(error) => {
-                if self.complaints.is_new(kv.key.as_ref(), error.to_string()) {
+                if self.fault_log.is_new(kv.key.as_ref(), error.to_string()) {
                     warn!("etcd: lease {key}: {error}: skipped");
                 }
                 None
@@ -575,7 +575,7 @@ impl Follower {
     }
 
     /// Tells the own lease's machine, and keeps what it asks for.
-    fn tell(&mut self, event: Event<Mark>) {
+    fn tell(&mut self, event: Event<Revision>) {
         self.wake = None;
         for action in self.own.on(event, clock::now()) {
             match action {
@@ -606,8 +606,8 @@ impl Follower {
                     return Ok(Some(Err(AcquireError::Full(why))));
                 }
                 Action::Revoked(reason) => {
-                    self.feed.revoke(reason.to_string());
-                    self.feed.flush();
+                    self.queue.revoke(reason.to_string());
+                    self.queue.flush();
                     return Ok(Some(Err(AcquireError::Held(reason.to_string()))));
                 }
                 Action::Say(notice) => notice.log(&mut self.waiting),
@@ -622,11 +622,11 @@ impl Follower {
         if let Some(held) = self.own.held() {
             let version = held.mark.mod_revision;
             self.index.saw(lease.key, version, Some(lease));
-            self.feed.flush();
+            self.queue.flush();
         }
     }
 
-    async fn carry_out(&mut self, request: Request<Mark>) -> Result<Answer<Mark>, Failure> {
+    async fn carry_out(&mut self, request: Request<Revision>) -> Result<Answer<Revision>, Failure> {
         match request {
             Request::Read { anew } => {
                 let all = self.read(anew).await?;
@@ -662,7 +662,7 @@ impl Follower {
 
     /// Remembers what stood in the way of a new lease. Its value is still to be read, so that the
     /// version is none that it can have.
-    fn mark_taken(&mut self, key: SubnetKey, answer: &Answer<Mark>) {
+    fn mark_taken(&mut self, key: SubnetKey, answer: &Answer<Revision>) {
         let other = match answer {
             Answer::Written { rival, .. } => *rival,
             Answer::Differs(Some(entry)) => Some(entry.key),

@@ -17,11 +17,11 @@
 mod admin;
 mod call;
 mod client;
+mod connection;
 mod etcd_lease;
 mod follow;
 mod history;
 mod keyspace;
-mod link;
 mod listing;
 mod own_key;
 mod page;
@@ -36,10 +36,10 @@ use tokio::sync::watch;
 
 pub use settings::{EtcdSettings, Secret, SettingsError};
 
-use crate::feed::Feed;
-use crate::patience::{Patience, Waits};
+use crate::event_queue::EventQueue;
+use crate::retry::{Retry, StoreStatus};
 use crate::task::AbortOnDrop;
-use crate::{AcquireError, Claim, News, Store, Timing, Who};
+use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
 use client::{Client, Failure};
 use follow::Follower;
 use keyspace::Keyspace;
@@ -49,9 +49,9 @@ pub struct EtcdStore {
     client: Arc<Client>,
     keys: Keyspace,
     timing: Timing,
-    feed: Arc<Feed>,
+    queue: Arc<EventQueue>,
     desired: watch::Sender<Option<LeaseAttrs>>,
-    waits: Waits,
+    status: StoreStatus,
     /// At rest, driven by this store's own calls; until it runs as a task.
     follower: Option<Box<Follower>>,
     task: Option<AbortOnDrop>,
@@ -66,14 +66,14 @@ impl EtcdStore {
         let keys = Keyspace::new(settings.parse_prefix()?);
         let timing = settings.timing;
         let client = Arc::new(Client::new(settings)?);
-        let (feed, desired) = (Arc::new(Feed::default()), watch::Sender::new(None));
+        let (queue, desired) = (Arc::new(EventQueue::default()), watch::Sender::new(None));
         Ok(EtcdStore {
             client,
             keys,
             timing,
-            feed,
+            queue,
             desired,
-            waits: Waits::default(),
+            status: StoreStatus::default(),
             follower: None,
             task: None,
         })
@@ -91,9 +91,9 @@ impl EtcdStore {
                 self.client.clone(),
                 self.keys.clone(),
                 self.timing,
-                self.feed.clone(),
+                self.queue.clone(),
                 self.desired.subscribe(),
-                (config.clone(), who.clone(), self.waits.clone()),
+                (config.clone(), who.clone(), self.status.clone()),
             ))
         })
     }
@@ -110,17 +110,17 @@ impl EtcdStore {
 
 impl Store for EtcdStore {
     async fn config(&mut self) -> NetConfig {
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         loop {
             let no_config = match self.read_config().await {
                 Ok(config) => {
-                    patience.over();
+                    retry.over();
                     return config;
                 }
                 Err(no_config) => no_config,
             };
             let away = matches!(no_config, NoConfig::Etcd(Failure::Away(_)));
-            patience.wait(&no_config.to_string(), away).await;
+            retry.wait(&no_config.to_string(), away).await;
         }
     }
 
@@ -146,17 +146,17 @@ impl Store for EtcdStore {
         self.desired.send_replace(Some(attrs));
     }
 
-    fn waits(&self) -> Waits {
-        self.waits.clone()
+    fn status(&self) -> StoreStatus {
+        self.status.clone()
     }
 
-    async fn news(&mut self) -> News {
+    async fn next_event(&mut self) -> StoreEvent {
         if self.task.is_none()
             && let Some(follower) = self.follower.take()
         {
             self.task = Some(AbortOnDrop::spawn(follower.run()));
         }
-        self.feed.news().await
+        self.queue.next_event().await
     }
 }
 

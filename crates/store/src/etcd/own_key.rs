@@ -15,7 +15,7 @@ use crate::own_lease::{Answer, Cause, Entry, Look, Signature, Value};
 
 /// A state of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Mark {
+pub(super) struct Revision {
     pub create_revision: i64,
     pub mod_revision: i64,
     /// 0: it is a reservation.
@@ -52,7 +52,7 @@ impl OwnKey {
     }
 
     /// A key as the own lease's machine sees it; `None` if it names no subnet.
-    pub(super) fn entry(&self, kv: &KeyValue) -> Option<Entry<Mark>> {
+    pub(super) fn entry(&self, kv: &KeyValue) -> Option<Entry<Revision>> {
         let key = self.keys.parse(&kv.key).ok()?;
         Some(Entry {
             key,
@@ -61,7 +61,7 @@ impl OwnKey {
             life: self.life.life(kv.lease),
             seniority: u64::try_from(kv.create_revision).unwrap_or(0),
             fits: self.config.fits(&key),
-            mark: Mark {
+            mark: Revision {
                 create_revision: kv.create_revision,
                 mod_revision: kv.mod_revision,
                 etcd_lease: kv.lease,
@@ -73,9 +73,9 @@ impl OwnKey {
         &mut self,
         key: SubnetKey,
         value: &Value,
-        over: Option<Mark>,
+        over: Option<Revision>,
         reserved: bool,
-    ) -> Result<Answer<Mark>, Failure> {
+    ) -> Result<Answer<Revision>, Failure> {
         let question = matches!(value.signature, Some(Signature::Claimant(_)));
         let old = over.map_or(0, |mark| mark.etcd_lease);
         loop {
@@ -146,7 +146,7 @@ impl OwnKey {
         key.nets().v6.is_some() && self.listed_at > 0
     }
 
-    fn written(&self, kv: &KeyValue, rival: Option<SubnetKey>) -> Answer<Mark> {
+    fn written(&self, kv: &KeyValue, rival: Option<SubnetKey>) -> Answer<Revision> {
         match self.entry(kv) {
             Some(entry) => Answer::Written { entry, rival },
             None => Answer::Failed,
@@ -156,8 +156,8 @@ impl OwnKey {
     pub(super) async fn delete(
         &self,
         key: &SubnetKey,
-        over: Mark,
-    ) -> Result<Answer<Mark>, Failure> {
+        over: Revision,
+    ) -> Result<Answer<Revision>, Failure> {
         let name = Bytes::from(self.keys.subnet(key));
         Ok(
             match txn::delete(&self.client, name, over.mod_revision).await? {
@@ -167,7 +167,7 @@ impl OwnKey {
         )
     }
 
-    pub(super) async fn look(&mut self, key: &SubnetKey) -> Result<Answer<Mark>, Failure> {
+    pub(super) async fn look(&mut self, key: &SubnetKey) -> Result<Answer<Revision>, Failure> {
         let query = RangeRequest {
             key: self.keys.subnet(key).into(),
             ..RangeRequest::default()

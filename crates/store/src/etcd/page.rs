@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tower_service::Service;
 
 use super::call::innermost;
-use super::link::Line;
+use super::connection::Connection;
 use super::proto::{Header, KeyValue, RangeRequest, path};
 
 /// Flag and length before each gRPC message.
@@ -57,7 +57,10 @@ struct Field {
 
 impl Page {
     /// Asks for a page; returns when the answer begins.
-    pub(super) async fn open(line: &Line, query: &RangeRequest) -> Result<Page, Status> {
+    pub(super) async fn open(
+        connection: &Connection,
+        query: &RangeRequest,
+    ) -> Result<Page, Status> {
         let mut message = BytesMut::with_capacity(PREFIX + query.encoded_len());
         message.put_u8(0);
         message.put_u32(u32::try_from(query.encoded_len()).unwrap_or(0));
@@ -68,12 +71,12 @@ impl Page {
             .header("content-type", "application/grpc")
             .body(Body::new(Full::new(message.freeze())))
             .map_err(|e| Status::internal(e.to_string()))?;
-        if let Some(token) = &line.token {
+        if let Some(token) = &connection.token {
             let token = HeaderValue::from_bytes(token.as_bytes());
             let token = token.map_err(|e| Status::internal(e.to_string()))?;
             request.headers_mut().insert("token", token);
         }
-        let mut channel = line.channel.clone();
+        let mut channel = connection.channel.clone();
         let unavailable = |e: tonic::transport::Error| Status::unavailable(innermost(&e));
         poll_fn(|cx| channel.poll_ready(cx))
             .await

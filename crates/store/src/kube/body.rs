@@ -65,7 +65,7 @@ impl Body {
         }
     }
 
-    /// Waits for more and appends it to `into`; `false` at the end. Cancel-safe.
+    /// StoreStatus for more and appends it to `into`; `false` at the end. Cancel-safe.
     pub(super) async fn more(&mut self, into: &mut Vec<u8>) -> Result<bool, String> {
         loop {
             if self.inflate(into)? {

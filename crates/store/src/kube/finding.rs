@@ -17,8 +17,8 @@ use super::settings::{KubeSettingsError, NodeName, is_name};
 use super::{KubeStore, LARGEST, wire};
 use crate::Store;
 use crate::backoff::Backoff;
-use crate::complaints::Waiting;
-use crate::patience::{Assigned, Patience};
+use crate::retry::{Assigned, Retry};
+use crate::retry_log::RetryLog;
 
 /// A watch of our Node alone is over after a minute; one that is not is dead.
 const UNCHANGED: Duration = Duration::from_secs(75);
@@ -29,14 +29,14 @@ impl KubeStore {
         if let Some(name) = &self.name {
             return name.clone();
         }
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         let name: Arc<str> = loop {
             match self.ask_name().await {
                 Ok(name) => break name,
-                Err(failure) => patience.wait(&failure.to_string(), failure.is_away()).await,
+                Err(failure) => retry.wait(&failure.to_string(), failure.is_away()).await,
             }
         };
-        patience.over();
+        retry.over();
         info!(
             "subnets are the podCIDRs of Nodes at {}; ours is Node {name}",
             self.client.place()
@@ -81,28 +81,28 @@ impl KubeStore {
     /// Asks for our Node, again and again while that fails.
     pub(super) async fn ask_node(&mut self) -> Own {
         let name = self.name().await;
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         loop {
             match own::get(&self.client, &name, &self.families, &self.prefix).await {
                 Ok(own) => {
-                    patience.over();
+                    retry.over();
                     return own;
                 }
                 Err(failure) => {
                     let text = match &failure {
                         Failure::NotFound(_) => {
-                            self.waits.assign(Assigned::Nothing);
+                            self.status.assign(Assigned::Nothing);
                             format!("there is no Node {name}")
                         }
                         failure => format!("Node {name}: {failure}"),
                     };
-                    patience.wait(&text, failure.is_away()).await;
+                    retry.wait(&text, failure.is_away()).await;
                 }
             }
         }
     }
 
-    /// Waits until our Node is another than `own`, as far as one can tell; or for a while.
+    /// StoreStatus until our Node is another than `own`, as far as one can tell; or for a while.
     async fn node_changes(&self, name: &str, own: &Own) -> Result<Option<Own>, Failure> {
         let path = format!(
             "/api/v1/nodes?watch=true&timeoutSeconds=60&fieldSelector=metadata.name%3D{name}&resourceVersion={}",
@@ -134,7 +134,7 @@ impl KubeStore {
     /// enough; what is missing of the other one is reported.
     pub(super) async fn subnets(&mut self) -> SubnetKey {
         let name = self.name().await;
-        let (mut waiting, mut said) = (Waiting::default(), false);
+        let (mut waiting, mut said) = (RetryLog::default(), false);
         let mut backoff = Backoff::default();
         let mut node = self.node.take();
         loop {
@@ -143,7 +143,7 @@ impl KubeStore {
                 None => self.ask_node().await,
             };
             let Served { key, faults } = served(&own, &self.networks);
-            self.waits.assign(Assigned::of(&own.subnets, key));
+            self.status.assign(Assigned::of(&own.subnets, key));
             let faults: Vec<Trouble> = faults
                 .into_iter()
                 .map(|(reason, problem)| Trouble {
@@ -155,21 +155,21 @@ impl KubeStore {
             let texts: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
             let text = texts.join("; ");
             if let Some(key) = key {
-                self.waits.set(None);
+                self.status.set(None);
                 if said {
                     info!("Node {name} has podCIDR {key} now");
                 }
                 if !faults.is_empty() && self.degraded.is_due(&text) {
                     warn!("serving {key} alone: {text}");
                 }
-                self.waits.set_degraded((!text.is_empty()).then_some(text));
+                self.status.set_degraded((!text.is_empty()).then_some(text));
                 for fault in faults {
                     self.report(fault).await;
                 }
                 self.node = Some(own);
                 return key;
             }
-            self.waits.set(Some(text.clone()));
+            self.status.set(Some(text.clone()));
             if waiting.is_due(&text) {
                 warn!("waiting: {text}");
                 said = true;

@@ -13,7 +13,6 @@ use tracing::{debug, info, warn};
 
 use super::annotations::Prefix;
 use super::body::{Body, Encoding};
-use super::census::Census;
 use super::events::Trouble;
 use super::finding::{Served, served};
 use super::frames::{Event, Frames};
@@ -21,14 +20,15 @@ use super::http::{Ask, Client, Failure};
 use super::keeper::{Seen, until};
 use super::listing::List;
 use super::node::Node;
+use super::node_index::NodeIndex;
 use super::own::Own;
 use super::wire::Malformed;
 use crate::Timing;
 use crate::backoff::Backoff;
-use crate::complaints::Waiting;
-use crate::feed::Feed;
-use crate::patience::{Assigned, Waits};
-use crate::presence::Presence;
+use crate::event_queue::EventQueue;
+use crate::reachability::Reachability;
+use crate::retry::{Assigned, StoreStatus};
+use crate::retry_log::RetryLog;
 
 const NODES: &str = "/api/v1/nodes";
 pub(super) const LIST: &str = "application/vnd.kubernetes.protobuf,application/json;q=0.5";
@@ -68,19 +68,19 @@ pub(super) struct Follower {
     /// The configured networks of these families.
     pub networks: Dual<IpNet>,
     /// Where the subnets that our Node has are made known.
-    pub waits: Waits,
+    pub status: StoreStatus,
     /// Our lease.
     pub own: SubnetKey,
     /// The version of our Node when we took it: an API server that lags behind may show older ones.
     pub since: u64,
-    pub census: Census,
-    pub feed: Arc<Feed>,
+    pub node_index: NodeIndex,
+    pub queue: Arc<EventQueue>,
     pub seen: watch::Sender<Seen>,
     pub troubles: mpsc::Sender<Trouble>,
     pub timing: Timing,
-    pub presence: Presence,
+    pub reachability: Reachability,
     /// What was said of refusals.
-    pub refusal: Waiting,
+    pub refusal: RetryLog,
     /// Up to which resource version everything is known; `None`: list.
     pub position: Option<String>,
     /// Up to which one it was, when the Nodes have to be listed again: no older state will do.
@@ -129,7 +129,7 @@ impl Follower {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            self.feed.flush();
+            self.queue.flush();
             let lasted = joined.is_some_and(|at: Instant| at.elapsed() >= LASTING);
             if lasted {
                 backoff.reset();
@@ -158,7 +158,7 @@ impl Follower {
                     // The end of a connection is no outage yet: the next one may follow at once.
                     match lasted {
                         true => debug!("API server: {text}"),
-                        false => self.presence.away(&self.feed, &text),
+                        false => self.reachability.away(&self.queue, &text),
                     }
                 }
             }
@@ -186,7 +186,7 @@ impl Follower {
         let body = self.client.send(&Ask::get(&path, WATCH)).await?;
         let began = Instant::now();
         *joined = Some(began);
-        self.presence.back(&self.feed, &self.client.place());
+        self.reachability.back(&self.queue, &self.client.place());
         self.watch(body, began + Duration::from_secs(seconds) + OVERTIME)
             .await
     }
@@ -202,12 +202,12 @@ impl Follower {
                 let event = frames.read(frame, &self.prefix)?;
                 self.take_in(event)?;
             }
-            if self.census.must_list_again() {
+            if self.node_index.must_list_again() {
                 return Err(End::ListAgain(
                     "a subnet that two Nodes claimed was given up",
                 ));
             }
-            self.feed.flush();
+            self.queue.flush();
             let away = |reason| End::Failed(Failure::Away(reason));
             let silent = heard + SILENCE;
             let deadline = if body.unwatched {
@@ -261,7 +261,7 @@ impl Follower {
 
     fn saw(&mut self, node: &Node<'_>) {
         if *node.name != *self.name {
-            if let Some(problem) = self.census.saw(node) {
+            if let Some(problem) = self.node_index.saw(node) {
                 self.tell(node, problem);
             }
             return;
@@ -274,7 +274,7 @@ impl Follower {
         // A Node that was just created has no subnet yet: until it has, nothing is decided.
         let gone = key.is_none() && !own.subnets.is_empty();
         if key.is_some_and(|key| key != self.own) || gone {
-            self.waits.assign(Assigned::of(&own.subnets, key));
+            self.status.assign(Assigned::of(&own.subnets, key));
             let why = match key {
                 Some(key) => {
                     let nets = key.nets().iter().map(|(_, net)| net.to_string());
@@ -295,14 +295,14 @@ impl Follower {
                         .join("; ")
                 ),
             };
-            self.feed.revoke(why);
+            self.queue.revoke(why);
         }
         self.seen.send_modify(|seen| seen.own = Some(Box::new(own)));
     }
 
     fn gone(&mut self, node: &Node<'_>) {
         if *node.name != *self.name {
-            self.census.gone(&node.name);
+            self.node_index.gone(&node.name);
             return;
         }
         warn!(
@@ -358,7 +358,7 @@ impl Follower {
         };
         let mut list = List::new(body.encoding);
         let (mut own_is_there, mut since) = (false, 0);
-        self.census.begin();
+        self.node_index.begin();
         loop {
             while let Some(range) = list.next()? {
                 let bytes = list.buffer.get(range).unwrap_or_default();
@@ -371,7 +371,7 @@ impl Follower {
                 since += 1;
                 if since == BATCH {
                     since = 0;
-                    self.feed.flush();
+                    self.queue.flush();
                 }
             }
             let more = body.more_soon(&mut list.buffer).await;
@@ -400,7 +400,7 @@ impl Follower {
         } else {
             self.sweep();
         }
-        let count = self.census.count();
+        let count = self.node_index.count();
         info!(
             peers = count.peers,
             others = count.others,
@@ -410,7 +410,7 @@ impl Follower {
 
     fn sweep(&mut self) {
         self.sweep_at = None;
-        self.census.sweep();
+        self.node_index.sweep();
     }
 
     /// After an interruption: is this the API server that we knew, no younger than it was? One small

@@ -77,7 +77,7 @@ pub(super) struct Ask<'a> {
     /// Content type and body.
     pub body: Option<(&'static str, Bytes)>,
     /// How long until its answer begins.
-    pub patience: Duration,
+    pub retry: Duration,
 }
 
 impl<'a> Ask<'a> {
@@ -87,14 +87,14 @@ impl<'a> Ask<'a> {
             path,
             accept,
             body: None,
-            patience: CALL,
+            retry: CALL,
         }
     }
 
     /// A list of all Nodes.
     pub(super) fn list(path: &'a str, accept: &'static str) -> Ask<'a> {
         Ask {
-            patience: LIST_CALL,
+            retry: LIST_CALL,
             ..Ask::get(path, accept)
         }
     }
@@ -163,11 +163,11 @@ impl Client {
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Body, Failure> {
         // Apart from the time that the server has: it may run a program.
         let target = self.access.target().await.map_err(|e| self.problem(&e))?;
-        let answer = match timeout(ask.patience, self.try_send(&target, ask)).await {
+        let answer = match timeout(ask.retry, self.try_send(&target, ask)).await {
             Ok(answer) => answer?,
             Err(_) => {
                 self.hang_up().await;
-                let seconds = ask.patience.as_secs();
+                let seconds = ask.retry.as_secs();
                 return Err(self.away(&format!("no answer within {seconds} s")));
             }
         };

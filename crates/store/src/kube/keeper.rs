@@ -11,9 +11,9 @@ use tracing::{debug, info, warn};
 use super::annotations::Prefix;
 use super::events::{Events, Trouble};
 use super::http::{Client, Failure};
-use super::own::{self, Own, Wish};
+use super::own::{self, DesiredNode, Own};
 use crate::backoff::Backoff;
-use crate::complaints::Waiting;
+use crate::retry_log::RetryLog;
 use crate::tenure::{Reaction, Tenure};
 
 /// When the API server says no, it is asked again after about so long.
@@ -36,7 +36,7 @@ pub(super) struct Keeper {
     pub name: Arc<str>,
     pub prefix: Prefix,
     pub families: Vec<Family>,
-    pub wish: watch::Receiver<Wish>,
+    pub wish: watch::Receiver<DesiredNode>,
     pub seen: watch::Receiver<Seen>,
     pub troubles: mpsc::Receiver<Trouble>,
     pub events: Events,
@@ -46,7 +46,7 @@ pub(super) struct Keeper {
     pub epoch: u64,
     pub tenure: Tenure,
     pub backoff: Backoff,
-    pub waiting: Waiting,
+    pub waiting: RetryLog,
 }
 
 /// A state of the Node that was as wished.
@@ -55,7 +55,7 @@ pub(super) struct Written {
     pub uid: String,
     /// What is older than this is from before.
     pub version: u64,
-    pub wish: Wish,
+    pub wish: DesiredNode,
 }
 
 impl Keeper {

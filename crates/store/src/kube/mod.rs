@@ -5,7 +5,7 @@
 //! | [`settings`], [`access`], [`kubeconfig`], [`exec`] | where the API server is, who we are to it |
 //! | [`http`], [`body`], [`status`] | a request, its answer inflated as it arrives, a refusal |
 //! | [`wire`], [`node`], [`listing`], [`frames`] | Nodes in protobuf or JSON, read in place |
-//! | [`annotations`], [`peer`], [`census`] | a Node as a lease; all of them, and what changed |
+//! | [`annotations`], [`peer`], [`node_index`] | a Node as a lease; all of them, and what changed |
 //! | [`finding`], [`own`], [`keeper`], [`events`] | our own Node: found, written to, kept as it should be; troubles told |
 //! | [`admin`] | the leases, for a person who asks |
 //! | [`follow`] | everybody's Nodes, for as long as the daemon runs |
@@ -17,7 +17,6 @@ mod access;
 mod admin;
 mod annotations;
 mod body;
-mod census;
 mod events;
 mod exec;
 mod finding;
@@ -28,6 +27,7 @@ mod keeper;
 mod kubeconfig;
 mod listing;
 mod node;
+mod node_index;
 mod own;
 mod peer;
 mod settings;
@@ -49,21 +49,21 @@ pub use events::Trouble;
 pub use settings::{KubeSettings, KubeSettingsError, NodeName};
 
 use crate::backoff::Backoff;
-use crate::complaints::Waiting;
-use crate::feed::Feed;
-use crate::patience::{Patience, Waits};
-use crate::presence::Presence;
+use crate::event_queue::EventQueue;
+use crate::reachability::Reachability;
+use crate::retry::{Retry, StoreStatus};
+use crate::retry_log::RetryLog;
 use crate::task::AbortOnDrop;
 use crate::tenure::Tenure;
-use crate::{AcquireError, Claim, News, Store, Who};
+use crate::{AcquireError, Claim, Store, StoreEvent, Who};
 use access::Access;
 use annotations::Prefix;
-use census::Census;
 use events::Events;
 use follow::Follower;
 use http::Client;
 use keeper::{Keeper, Seen, Written};
-use own::{Own, Wish};
+use node_index::NodeIndex;
+use own::{DesiredNode, Own};
 use settings::is_name;
 
 /// Troubles that wait to be told. More at once are not read by anybody.
@@ -77,9 +77,9 @@ pub struct KubeStore {
     client: Arc<Client>,
     settings: KubeSettings,
     prefix: Prefix,
-    waits: Waits,
-    feed: Arc<Feed>,
-    wish: watch::Sender<Wish>,
+    status: StoreStatus,
+    queue: Arc<EventQueue>,
+    wish: watch::Sender<DesiredNode>,
     /// Once we know it.
     name: Option<Arc<str>>,
     /// What the configuration enables.
@@ -87,7 +87,7 @@ pub struct KubeStore {
     /// The configured networks of these families.
     networks: Dual<IpNet>,
     /// What was said of a family that cannot be served.
-    degraded: Waiting,
+    degraded: RetryLog,
     /// Keys of the configuration that were said to have no effect.
     without_effect: Vec<&'static str>,
     /// Our Node as last asked for.
@@ -134,13 +134,13 @@ impl KubeStore {
             client: Arc::new(Client::new(access)),
             settings,
             prefix,
-            waits: Waits::default(),
-            feed: Arc::default(),
-            wish: watch::Sender::new(Wish::default()),
+            status: StoreStatus::default(),
+            queue: Arc::default(),
+            wish: watch::Sender::new(DesiredNode::default()),
             name: None,
             families: Family::ALL.into(),
             networks: Dual::default(),
-            degraded: Waiting::default(),
+            degraded: RetryLog::default(),
             without_effect: Vec::new(),
             node: None,
             written: None,
@@ -186,7 +186,7 @@ impl KubeStore {
             epoch: 0,
             tenure: Tenure::created(),
             backoff: Backoff::default(),
-            waiting: Waiting::default(),
+            waiting: RetryLog::default(),
         };
         let follower = Follower {
             client: self.client.clone(),
@@ -194,16 +194,16 @@ impl KubeStore {
             prefix: self.prefix.clone(),
             families: self.families.clone(),
             networks: self.networks,
-            waits: self.waits.clone(),
+            status: self.status.clone(),
             own,
             since,
-            census: Census::new(self.feed.clone(), self.families.clone(), Some(own)),
-            feed: self.feed.clone(),
+            node_index: NodeIndex::new(self.queue.clone(), self.families.clone(), Some(own)),
+            queue: self.queue.clone(),
             seen,
             troubles: troubles.clone(),
             timing: self.settings.timing,
-            presence: Presence::new("the API server"),
-            refusal: Waiting::default(),
+            reachability: Reachability::new("the API server"),
+            refusal: RetryLog::default(),
             position: None,
             known: None,
             interrupted: false,
@@ -221,7 +221,7 @@ impl KubeStore {
 impl Store for KubeStore {
     async fn config(&mut self) -> NetConfig {
         let path = self.settings.net_config.clone();
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         let config = loop {
             let read = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
                 std::io::ErrorKind::NotFound => {
@@ -239,11 +239,11 @@ impl Store for KubeStore {
                 }
                 Err(problem) => {
                     let text = format!("-net-config-path {}: {problem}", path.display());
-                    patience.wait(&text, false).await;
+                    retry.wait(&text, false).await;
                 }
             }
         };
-        patience.over();
+        retry.over();
         self.families = config.families().collect();
         self.networks = config.pools.map(|_, pool| pool.network);
         config
@@ -276,12 +276,12 @@ impl Store for KubeStore {
 
     async fn acquire(&mut self, _: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
         let name = self.name().await;
-        let mut patience = Patience::telling(&self.waits);
+        let mut retry = Retry::reporting_to(&self.status);
         let (key, own, wish, attrs) = loop {
             let key = self.subnets().await;
             // A family without a subnet is not offered to the other nodes.
             let attrs = claim.attrs.of_families_in(&key);
-            let wish = Wish {
+            let wish = DesiredNode {
                 attrs: Some(attrs.clone()),
                 network: None,
             };
@@ -304,11 +304,11 @@ impl Store for KubeStore {
                 }
                 Err(failure) => {
                     let text = format!("cannot publish on Node {name}: {failure}");
-                    patience.wait(&text, failure.is_away()).await;
+                    retry.wait(&text, failure.is_away()).await;
                 }
             }
         };
-        patience.over();
+        retry.over();
         let lease = Lease {
             key,
             attrs,
@@ -337,7 +337,7 @@ impl Store for KubeStore {
         let Some(name) = self.name.clone() else {
             return;
         };
-        let wish = Wish {
+        let wish = DesiredNode {
             attrs: None,
             network: Some(stands),
         };
@@ -369,14 +369,14 @@ impl Store for KubeStore {
         }
     }
 
-    fn waits(&self) -> Waits {
-        self.waits.clone()
+    fn status(&self) -> StoreStatus {
+        self.status.clone()
     }
 
-    async fn news(&mut self) -> News {
+    async fn next_event(&mut self) -> StoreEvent {
         if self.tasks.is_none() {
             self.tasks = self.start_tasks();
         }
-        self.feed.news().await
+        self.queue.next_event().await
     }
 }

@@ -67,7 +67,7 @@ impl Own {
 
 /// What our Node should say.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Wish {
+pub(super) struct DesiredNode {
     /// Under our annotations.
     pub attrs: Option<LeaseAttrs>,
     /// Whether the network stands.
@@ -96,7 +96,7 @@ fn condition(stands: bool) -> Condition {
 /// written the condition before, and its reason and text are to be ours.
 pub(super) fn difference(
     own: &Own,
-    wish: &Wish,
+    wish: &DesiredNode,
     families: &[Family],
     prefix: &Prefix,
     first: bool,
@@ -186,7 +186,7 @@ mod tests {
         )
     }
 
-    fn patch(own: &Own, wish: &Wish, families: &[Family], first: bool) -> Option<Value> {
+    fn patch(own: &Own, wish: &DesiredNode, families: &[Family], first: bool) -> Option<Value> {
         let patch = difference(own, wish, families, &Prefix::parse("f.io").unwrap(), first);
         patch.map(|mut patch| {
             for key in ["lastTransitionTime", "lastHeartbeatTime"] {
@@ -204,7 +204,7 @@ mod tests {
             br#"{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:03"}}"#,
         )
         .unwrap();
-        let wish = Wish {
+        let wish = DesiredNode {
             attrs: Some(attrs),
             network: None,
         };
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_condition_is_ours_at_first_and_its_status_later() {
-        let wish = Wish {
+        let wish = DesiredNode {
             attrs: None,
             network: Some(true),
         };
@@ -242,7 +242,7 @@ mod tests {
         );
         assert_eq!(patch(&others, &wish, &[], true).unwrap(), ours);
         assert_eq!(patch(&others, &wish, &[], false), None);
-        let down = Wish {
+        let down = DesiredNode {
             attrs: None,
             network: Some(false),
         };

@@ -3,11 +3,11 @@
 use tracing::{info, warn};
 
 use super::terms::{Notice, addresses};
-use crate::complaints::Waiting;
+use crate::retry_log::RetryLog;
 
 impl Notice {
     /// Writes the notice to the log; what others do again and again is said once a minute.
-    pub(crate) fn log(&self, said: &mut Waiting) {
+    pub(crate) fn log(&self, said: &mut RetryLog) {
         match self {
             Notice::Adopted { key, reserved } => {
                 let kind = if *reserved { "reservation" } else { "lease" };

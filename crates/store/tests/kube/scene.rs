@@ -97,19 +97,19 @@ impl Daemon {
     }
 
     /// What the store waits for, and what it knows of the subnet.
-    pub fn store_waits(&self) -> store::Waits {
-        self.store.waits()
+    pub fn store_waits(&self) -> store::StoreStatus {
+        self.store.status()
     }
 
     /// Follows the store until `done`.
     pub async fn until(&mut self, what: &str, mut done: impl FnMut(&Daemon) -> bool) {
         let followed = timeout(SOON, async {
             while !done(self) {
-                let step = timeout(Duration::from_millis(50), self.store.news());
-                let Ok(news) = step.await else { continue };
-                self.complete = news.complete;
-                self.revoked = news.revoked.or(self.revoked.take());
-                for (key, lease) in news.leases {
+                let step = timeout(Duration::from_millis(50), self.store.next_event());
+                let Ok(event) = step.await else { continue };
+                self.complete = event.complete;
+                self.revoked = event.revoked.or(self.revoked.take());
+                for (key, lease) in event.leases {
                     match lease {
                         Some(lease) => {
                             let ip = lease.attrs.public_ip.v4.map(|ip| ip.to_string());

@@ -340,7 +340,7 @@ fn fifteen_thousand_files_are_read_quickly() {
             began.elapsed()
         );
         // The next look finds nothing new, and says nothing.
-        let quiet = tokio::time::timeout(Duration::from_secs(1), node.store.news()).await;
+        let quiet = tokio::time::timeout(Duration::from_secs(1), node.store.next_event()).await;
         assert!(
             quiet.is_err(),
             "{} leases told again",

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
-use store::{AcquireError, Claim, News, Store, Who};
+use store::{AcquireError, Claim, Store, StoreEvent, Who};
 use tokio::time::{Instant, timeout_at};
 
 pub const CONFIG: &str = r#"{"Network":"10.20.0.0/16","Backend":{"Type":"vxlan"}}"#;
@@ -88,23 +88,23 @@ impl<S: Store> Node<S> {
         within(self.store.acquire(&self.config, &claim(self.n))).await
     }
 
-    fn learn(&mut self, news: News) {
-        for (key, state) in news.leases {
+    fn learn(&mut self, event: StoreEvent) {
+        for (key, state) in event.leases {
             match state {
                 Some(lease) => self.known.insert(key, lease),
                 None => self.known.remove(&key),
             };
         }
-        self.complete = news.complete;
-        self.revoked = news.revoked;
+        self.complete = event.complete;
+        self.revoked = event.revoked;
     }
 
     /// Follows the news until `so` holds; 10 s at most.
     pub async fn until(&mut self, what: &str, so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(15);
         while !so(self) {
-            match timeout_at(deadline, self.store.news()).await {
-                Ok(news) => self.learn(news),
+            match timeout_at(deadline, self.store.next_event()).await {
+                Ok(event) => self.learn(event),
                 Err(_) => panic!(
                     "never: {what}; {} leases {:?}, complete {}, revoked {:?}",
                     self.known.len(),
@@ -119,8 +119,8 @@ impl<S: Store> Node<S> {
     /// Follows the news for a while.
     pub async fn follow(&mut self, time: Duration) {
         let deadline = Instant::now() + time;
-        while let Ok(news) = timeout_at(deadline, self.store.news()).await {
-            self.learn(news);
+        while let Ok(event) = timeout_at(deadline, self.store.next_event()).await {
+            self.learn(event);
         }
     }
 

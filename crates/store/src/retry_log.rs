@@ -10,9 +10,9 @@ const REMIND: Duration = Duration::from_secs(60);
 
 /// What was last said of each thing. Holds only hashes: a store full of garbage costs 16 bytes a key.
 #[derive(Debug, Default)]
-pub(crate) struct Complaints(HashMap<u64, u64>);
+pub(crate) struct FaultLog(HashMap<u64, u64>);
 
-impl Complaints {
+impl FaultLog {
     /// Whether `fault` of `thing` is new, and therefore to be said.
     pub(crate) fn is_new(&mut self, thing: impl Hash, fault: impl Hash) -> bool {
         let fault = hash(fault);
@@ -33,9 +33,9 @@ const REASONS: usize = 16;
 /// The reasons for which something waits: each is said when it is new and once a minute, however
 /// they alternate.
 #[derive(Debug, Default)]
-pub(crate) struct Waiting(Vec<(String, Instant)>);
+pub(crate) struct RetryLog(Vec<(String, Instant)>);
 
-impl Waiting {
+impl RetryLog {
     /// Whether to say `reason` now.
     pub(crate) fn is_due(&mut self, reason: &str) -> bool {
         let now = Instant::now();
@@ -63,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_fault_is_said_until_it_changes() {
-        let mut said = Complaints::default();
+        let mut said = FaultLog::default();
         assert!(said.is_new("a", "bad"));
         assert!(!said.is_new("a", "bad"));
         assert!(said.is_new("b", "bad"));
@@ -74,7 +74,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_is_repeated_once_a_minute() {
-        let mut waiting = Waiting::default();
+        let mut waiting = RetryLog::default();
         let mut said = 0;
         for second in 0..180 {
             let reason = if second % 2 == 0 { "away" } else { "no config" };

@@ -19,7 +19,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the connection is at present.
 #[derive(Default)]
-pub(super) struct Link {
+pub(super) struct ConnectionState {
     /// Index of the endpoint in use.
     active: usize,
     /// Counts connections, so that a late failure of an old one does not end the new one.
@@ -31,7 +31,7 @@ pub(super) struct Link {
 
 /// A connection ready for a call.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
+pub(super) struct Connection {
     pub channel: Channel,
     pub token: Option<MetadataValue<Ascii>>,
     /// Which connection it is: see [`Client::leave`].
@@ -59,33 +59,33 @@ impl Client {
         }
     }
 
-    /// A call over `line` failed: returns if it is to be tried again.
+    /// A call over `connection` failed: returns if it is to be tried again.
     pub(super) async fn failed(
         &self,
         tries: &mut Tries,
-        line: &Line,
+        connection: &Connection,
         status: &Status,
     ) -> Result<(), Failure> {
         match verdict(status) {
             Verdict::No(failure) => Err(failure),
             Verdict::LogIn if tries.log_in_again => {
                 tries.log_in_again = false;
-                self.forget_token(line.number).await;
+                self.forget_token(connection.number).await;
                 Ok(())
             }
             // Logging in did not help here: another member may know better.
             Verdict::LogIn | Verdict::Elsewhere => {
-                self.leave(line.number).await;
+                self.leave(connection.number).await;
                 // A connection that had stood for a while may have ended without anything being
                 // wrong with its endpoint: that is no try.
                 tries.left = tries
                     .left
-                    .saturating_sub(usize::from(line.fresh || tries.again));
+                    .saturating_sub(usize::from(connection.fresh || tries.again));
                 tries.again = true;
                 if tries.left > 0 {
                     return Ok(());
                 }
-                let mut reason = describe(&line.endpoint, status);
+                let mut reason = describe(&connection.endpoint, status);
                 if status.message().contains(USER_IS_EMPTY) {
                     reason += ": it asks for a user: give -etcd-username and -etcd-password-file";
                 }
@@ -95,59 +95,59 @@ impl Client {
     }
 
     /// The connection in use, or a new one to the endpoint whose turn it is.
-    pub(super) async fn line(&self, tries: &mut Tries) -> Result<Line, Failure> {
+    pub(super) async fn connection(&self, tries: &mut Tries) -> Result<Connection, Failure> {
         loop {
-            match self.try_line().await {
+            match self.try_connect().await {
                 Err(Failure::Away(reason)) => {
                     tries.left -= 1;
                     if tries.left == 0 {
                         return Err(Failure::Away(reason));
                     }
                 }
-                line => return line,
+                connection => return connection,
             }
         }
     }
 
-    async fn try_line(&self) -> Result<Line, Failure> {
-        let mut link = self.link.lock().await;
-        let endpoint = self.endpoints[link.active % self.endpoints.len()].clone();
-        let (channel, fresh) = match &link.channel {
+    async fn try_connect(&self) -> Result<Connection, Failure> {
+        let mut state = self.state.lock().await;
+        let endpoint = self.endpoints[state.active % self.endpoints.len()].clone();
+        let (channel, fresh) = match &state.channel {
             Some(channel) => (channel.clone(), false),
             None => match self.connect(&endpoint).await {
                 Ok(channel) => {
-                    link.number += 1;
-                    link.logged_in = false;
-                    link.channel = Some(channel.clone());
+                    state.number += 1;
+                    state.logged_in = false;
+                    state.channel = Some(channel.clone());
                     (channel, true)
                 }
                 Err(reason) => {
-                    link.active += 1;
+                    state.active += 1;
                     return Err(Failure::Away(format!("{endpoint}: {reason}")));
                 }
             },
         };
-        let mut line = Line {
+        let mut connection = Connection {
             channel,
             token: None,
-            number: link.number,
+            number: state.number,
             endpoint,
             fresh,
         };
-        if !link.logged_in {
-            match self.log_in(&line).await {
-                Ok(token) => (link.token, link.logged_in) = (token, true),
+        if !state.logged_in {
+            match self.log_in(&connection).await {
+                Ok(token) => (state.token, state.logged_in) = (token, true),
                 Err(failure) => {
-                    link.channel = None;
+                    state.channel = None;
                     if matches!(failure, Failure::Away(_)) {
-                        link.active += 1;
+                        state.active += 1;
                     }
                     return Err(failure);
                 }
             }
         }
-        line.token = link.token.clone();
-        Ok(line)
+        connection.token = state.token.clone();
+        Ok(connection)
     }
 
     async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Channel, String> {
@@ -175,7 +175,10 @@ impl Client {
     }
 
     /// Gets a token, where the settings name a user. An etcd that knows no users needs none.
-    async fn log_in(&self, line: &Line) -> Result<Option<MetadataValue<Ascii>>, Failure> {
+    async fn log_in(
+        &self,
+        connection: &Connection,
+    ) -> Result<Option<MetadataValue<Ascii>>, Failure> {
         let login = self
             .settings
             .login()
@@ -187,7 +190,7 @@ impl Client {
             name: name.clone(),
             password: password.reveal().into(),
         };
-        let answer = unary(line, path::AUTHENTICATE, query, None);
+        let answer = unary(connection, path::AUTHENTICATE, query, None);
         let answer: Result<proto::AuthenticateResponse, Status> = within(CALL, answer).await;
         match answer {
             Ok(answer) => match answer.token.parse() {
@@ -196,7 +199,7 @@ impl Client {
             },
             Err(status) if status.message().contains("authentication is not enabled") => Ok(None),
             Err(status) => match verdict(&status) {
-                Verdict::Elsewhere => Err(Failure::Away(describe(&line.endpoint, &status))),
+                Verdict::Elsewhere => Err(Failure::Away(describe(&connection.endpoint, &status))),
                 _ => Err(Failure::Refused(format!(
                     "user {name:?}: {}",
                     status.message()
@@ -207,16 +210,16 @@ impl Client {
 
     /// Ends connection `number`, if it is still the one in use; the next endpoint is tried next.
     pub(super) async fn leave(&self, number: u64) {
-        let mut link = self.link.lock().await;
-        if link.number == number && link.channel.take().is_some() {
-            link.active += 1;
+        let mut state = self.state.lock().await;
+        if state.number == number && state.channel.take().is_some() {
+            state.active += 1;
         }
     }
 
     pub(super) async fn forget_token(&self, number: u64) {
-        let mut link = self.link.lock().await;
-        if link.number == number {
-            link.logged_in = false;
+        let mut state = self.state.lock().await;
+        if state.number == number {
+            state.logged_in = false;
         }
     }
 }

@@ -7,11 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use model::{Lease, SubnetKey};
 use tokio::sync::Notify;
 
-use crate::News;
+use crate::StoreEvent;
 
-/// News that nobody has taken yet.
+/// StoreEvent that nobody has taken yet.
 #[derive(Debug, Default)]
-pub(crate) struct Feed {
+pub(crate) struct EventQueue {
     pending: Mutex<Pending>,
     wake: Notify,
 }
@@ -25,7 +25,7 @@ struct Pending {
     fresh: bool,
 }
 
-impl Feed {
+impl EventQueue {
     /// A lease is so now, or is gone.
     pub(crate) fn lease(&self, key: SubnetKey, state: Option<Lease>) {
         let mut pending = self.lock();
@@ -56,14 +56,14 @@ impl Feed {
         }
     }
 
-    /// Waits for news. Cancel-safe: news is taken and returned in one step.
-    pub(crate) async fn news(&self) -> News {
+    /// StoreStatus for news. Cancel-safe: news is taken and returned in one step.
+    pub(crate) async fn next_event(&self) -> StoreEvent {
         loop {
             self.wake.notified().await;
             let mut pending = self.lock();
             if pending.fresh {
                 pending.fresh = false;
-                return News {
+                return StoreEvent {
                     leases: std::mem::take(&mut pending.leases),
                     complete: pending.complete,
                     revoked: pending.revoked.clone(),

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::complaints::Waiting;
+use crate::retry_log::RetryLog;
 
 /// How long until a missing or bad configuration is looked at again (contract §3).
 const AGAIN: Duration = Duration::from_secs(1);
@@ -17,7 +17,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// What a store waits for at present, what it can serve only in part, and which subnet it is known
 /// to assign to this node: for callers that must not wait themselves.
 #[derive(Clone, Debug, Default)]
-pub struct Waits(Arc<Shared>);
+pub struct StoreStatus(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -60,7 +60,7 @@ impl Assigned {
     }
 }
 
-impl Waits {
+impl StoreStatus {
     /// The reason, if there is something to wait for.
     pub fn get(&self) -> Option<String> {
         lock(&self.0.reason).clone()
@@ -99,26 +99,26 @@ fn lock(text: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
 
 /// One wait, from its first reason to its end.
 #[derive(Debug, Default)]
-pub(crate) struct Patience {
-    waiting: Waiting,
+pub(crate) struct Retry {
+    waiting: RetryLog,
     backoff: Backoff,
     said: bool,
-    waits: Waits,
+    status: StoreStatus,
 }
 
-impl Patience {
+impl Retry {
     /// One that others can ask for its reason.
-    pub(crate) fn telling(waits: &Waits) -> Patience {
-        Patience {
-            waits: waits.clone(),
-            ..Patience::default()
+    pub(crate) fn reporting_to(status: &StoreStatus) -> Retry {
+        Retry {
+            status: status.clone(),
+            ..Retry::default()
         }
     }
 
-    /// Waits a while because of `reason`, saying it when it is new, and once a minute. When the store
+    /// StoreStatus a while because of `reason`, saying it when it is new, and once a minute. When the store
     /// does not answer (`away`) the wait grows; else it is a second.
     pub(crate) async fn wait(&mut self, reason: &str, away: bool) {
-        self.waits.set(Some(reason.into()));
+        self.status.set(Some(reason.into()));
         if self.waiting.is_due(reason) {
             warn!("waiting: {reason}");
             self.said = true;
@@ -133,7 +133,7 @@ impl Patience {
 
     /// What was waited for is there.
     pub(crate) fn over(&mut self) {
-        self.waits.set(None);
+        self.status.set(None);
         if std::mem::take(&mut self.said) {
             info!("waiting is over");
         }

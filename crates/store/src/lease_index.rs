@@ -7,14 +7,14 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net};
 use model::{Dual, Lease, SubnetKey};
 
-use crate::feed::Feed;
+use crate::event_queue::EventQueue;
 
 /// Every key that the store showed, and the version of each that the daemon was told of.
 #[derive(Debug)]
-pub(crate) struct Catalog<V> {
+pub(crate) struct LeaseIndex<V> {
     known: BTreeMap<Packed, Known<V>>,
     round: u16,
-    feed: Arc<Feed>,
+    queue: Arc<EventQueue>,
 }
 
 #[derive(Debug)]
@@ -62,12 +62,12 @@ impl Packed {
     }
 }
 
-impl<V> Catalog<V> {
-    pub(crate) fn new(feed: Arc<Feed>) -> Catalog<V> {
-        Catalog {
+impl<V> LeaseIndex<V> {
+    pub(crate) fn new(queue: Arc<EventQueue>) -> LeaseIndex<V> {
+        LeaseIndex {
             known: BTreeMap::new(),
             round: 0,
-            feed,
+            queue,
         }
     }
 
@@ -118,24 +118,24 @@ impl<V> Catalog<V> {
             .insert((&key).into(), known)
             .is_some_and(|old| old.told);
         if told || before {
-            self.feed.lease(key, lease);
+            self.queue.lease(key, lease);
         }
     }
 
     /// `key` is not there.
     pub(crate) fn gone(&mut self, key: &SubnetKey) {
         if self.known.remove(&key.into()).is_some_and(|old| old.told) {
-            self.feed.lease(*key, None);
+            self.queue.lease(*key, None);
         }
     }
 
     /// What the last listing did not show, and nothing since, is gone.
     pub(crate) fn sweep(&mut self) {
-        let (round, feed) = (self.round, &self.feed);
+        let (round, queue) = (self.round, &self.queue);
         self.known.retain(|key, known| {
             let stays = known.round == round;
             if let Some(key) = key.unpack().filter(|_| !stays && known.told) {
-                feed.lease(key, None);
+                queue.lease(key, None);
             }
             stays
         });
@@ -177,8 +177,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_listing_shows_what_is_gone_and_repeats_nothing() {
-        let feed = Arc::new(Feed::default());
-        let mut catalog = Catalog::new(feed.clone());
+        let queue = Arc::new(EventQueue::default());
+        let mut catalog = LeaseIndex::new(queue.clone());
         let (a, b, bad) = (
             lease("10.1.1.0-24"),
             lease("10.1.2.0-24"),
@@ -189,9 +189,9 @@ mod tests {
         catalog.saw(b.key, 1, Some(b.clone()));
         catalog.saw(bad, 1, None);
         catalog.sweep();
-        feed.flush();
+        queue.flush();
         assert_eq!(
-            feed.news().await.leases.len(),
+            queue.next_event().await.leases.len(),
             2,
             "a value that cannot be read is no news"
         );
@@ -199,8 +199,8 @@ mod tests {
         catalog.begin();
         assert!(catalog.has(&a.key, |version| *version == 1));
         catalog.sweep();
-        feed.flush();
-        let news = feed.news().await.leases;
+        queue.flush();
+        let news = queue.next_event().await.leases;
         assert_eq!(news.into_iter().collect::<Vec<_>>(), [(b.key, None)]);
     }
 

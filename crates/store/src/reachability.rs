@@ -3,28 +3,28 @@
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::feed::Feed;
+use crate::event_queue::EventQueue;
 
-/// The store's presence.
+/// The store's reachability.
 #[derive(Debug)]
-pub(crate) struct Presence {
+pub(crate) struct Reachability {
     name: &'static str,
     away_since: Option<Instant>,
 }
 
-impl Presence {
+impl Reachability {
     /// `name` is what the store is called in messages.
-    pub(crate) fn new(name: &'static str) -> Presence {
-        Presence {
+    pub(crate) fn new(name: &'static str) -> Reachability {
+        Reachability {
             name,
             away_since: None,
         }
     }
 
     /// It is not there: what is missing is not gone.
-    pub(crate) fn away(&mut self, feed: &Feed, reason: &str) {
-        feed.set_complete(false);
-        feed.flush();
+    pub(crate) fn away(&mut self, queue: &EventQueue, reason: &str) {
+        queue.set_complete(false);
+        queue.flush();
         if self.away_since.is_none() {
             self.away_since = Some(Instant::now());
             warn!(
@@ -37,7 +37,7 @@ impl Presence {
     }
 
     /// It is there, and all of it is known.
-    pub(crate) fn back(&mut self, feed: &Feed, place: &str) {
+    pub(crate) fn back(&mut self, queue: &EventQueue, place: &str) {
         if let Some(since) = self.away_since.take() {
             info!(
                 "{} is back after {:.1} s: {place}",
@@ -45,7 +45,7 @@ impl Presence {
                 since.elapsed().as_secs_f64()
             );
         }
-        feed.set_complete(true);
-        feed.flush();
+        queue.set_complete(true);
+        queue.flush();
     }
 }

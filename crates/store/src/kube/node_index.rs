@@ -9,17 +9,17 @@ use tracing::{debug, warn};
 
 use super::node::Node;
 use super::peer::{self, Published};
-use crate::complaints::Complaints;
-use crate::feed::Feed;
+use crate::event_queue::EventQueue;
+use crate::retry_log::FaultLog;
 
 /// The Nodes other than ours.
 #[derive(Debug)]
-pub(super) struct Census {
+pub(super) struct NodeIndex {
     nodes: HashMap<Arc<str>, Known>,
     /// Whose each subnet is.
     holders: HashMap<SubnetKey, Arc<str>>,
-    feed: Arc<Feed>,
-    complaints: Complaints,
+    queue: Arc<EventQueue>,
+    fault_log: FaultLog,
     families: Vec<Family>,
     own: Option<SubnetKey>,
     round: u16,
@@ -44,13 +44,17 @@ pub(super) struct Count {
     pub others: usize,
 }
 
-impl Census {
-    pub(super) fn new(feed: Arc<Feed>, families: Vec<Family>, own: Option<SubnetKey>) -> Census {
-        Census {
+impl NodeIndex {
+    pub(super) fn new(
+        queue: Arc<EventQueue>,
+        families: Vec<Family>,
+        own: Option<SubnetKey>,
+    ) -> NodeIndex {
+        NodeIndex {
             nodes: HashMap::new(),
             holders: HashMap::new(),
-            feed,
-            complaints: Complaints::default(),
+            queue,
+            fault_log: FaultLog::default(),
             families,
             own,
             round: 0,
@@ -125,9 +129,9 @@ impl Census {
             Ok(Some(Published { lease, faults })) => {
                 match self.place(&name, lease.key, lease.seniority) {
                     Ok(()) => {
-                        self.feed.lease(lease.key, Some(lease));
+                        self.queue.lease(lease.key, Some(lease));
                         if faults.is_empty() {
-                            self.complaints.settled(&*name);
+                            self.fault_log.settled(&*name);
                             return None;
                         }
                         let faults = format!("in one family only: {}", faults.join("; "));
@@ -137,7 +141,7 @@ impl Census {
                 }
             }
             Ok(None) => {
-                self.complaints.settled(&*name);
+                self.fault_log.settled(&*name);
                 debug!("Node {name} is no peer: flannel does not run there (yet)");
                 None
             }
@@ -150,7 +154,7 @@ impl Census {
         let Some((name, known)) = self.nodes.remove_entry(name) else {
             return;
         };
-        self.complaints.settled(&*name);
+        self.fault_log.settled(&*name);
         if let Some((key, _)) = known.claim {
             self.release(key, &name);
         }
@@ -185,7 +189,7 @@ impl Census {
             return;
         }
         self.holders.remove(&key);
-        self.feed.lease(key, None);
+        self.queue.lease(key, None);
         for known in self.nodes.values_mut() {
             if known.claim.is_some_and(|(claimed, _)| claimed == key) {
                 known.fingerprint = !known.fingerprint;
@@ -195,7 +199,7 @@ impl Census {
     }
 
     fn complain(&mut self, name: &str, problem: String) -> Option<String> {
-        if !self.complaints.is_new(name, &problem) {
+        if !self.fault_log.is_new(name, &problem) {
             return None;
         }
         if problem.starts_with("in one family only") {
@@ -213,16 +217,16 @@ mod tests {
     use crate::kube::annotations::Prefix;
 
     struct Cluster {
-        census: Census,
-        feed: Arc<Feed>,
+        node_index: NodeIndex,
+        queue: Arc<EventQueue>,
     }
 
     impl Cluster {
         fn new() -> Cluster {
-            let feed = Arc::new(Feed::default());
+            let queue = Arc::new(EventQueue::default());
             let own = "10.1.0.0-24".parse().ok();
-            let census = Census::new(feed.clone(), vec![Family::V4], own);
-            Cluster { census, feed }
+            let node_index = NodeIndex::new(queue.clone(), vec![Family::V4], own);
+            Cluster { node_index, queue }
         }
 
         /// A Node made at second `created`; returns what is wrong with it, if that is new.
@@ -233,13 +237,14 @@ mod tests {
             );
             let prefix = Prefix::parse("f.io").unwrap();
             let node = Node::from_json(json.as_bytes(), &prefix).unwrap();
-            self.census.saw(&node)
+            self.node_index.saw(&node)
         }
 
         /// What the daemon is told: subnet and address, or that it is gone.
         async fn told(&self) -> Vec<String> {
-            self.feed.flush();
-            let news = tokio::time::timeout(std::time::Duration::ZERO, self.feed.news()).await;
+            self.queue.flush();
+            let news =
+                tokio::time::timeout(std::time::Duration::ZERO, self.queue.next_event()).await;
             let leases = news.map(|news| news.leases).unwrap_or_default().into_iter();
             let told = leases.map(|(key, lease)| match lease {
                 Some(lease) => format!("{key} {}", lease.attrs.public_ip.v4.unwrap()),
@@ -275,18 +280,18 @@ mod tests {
     #[tokio::test]
     async fn a_listing_that_does_not_show_a_node_removes_it_at_its_end() {
         let mut cluster = Cluster::new();
-        cluster.census.begin();
+        cluster.node_index.begin();
         cluster.saw("a", "10.1.1.0/24", "192.0.2.1", 0);
         cluster.saw("b", "10.1.2.0/24", "192.0.2.2", 0);
-        cluster.census.sweep();
+        cluster.node_index.sweep();
         assert_eq!(cluster.told().await.len(), 2);
-        cluster.census.begin();
+        cluster.node_index.begin();
         cluster.saw("b", "10.1.2.0/24", "192.0.2.2", 0);
         assert_eq!(cluster.told().await, [""; 0]);
-        cluster.census.sweep();
+        cluster.node_index.sweep();
         assert_eq!(cluster.told().await, ["10.1.1.0-24 gone"]);
         assert_eq!(
-            cluster.census.count(),
+            cluster.node_index.count(),
             Count {
                 peers: 1,
                 others: 0
@@ -298,19 +303,19 @@ mod tests {
     async fn the_older_of_two_nodes_has_the_subnet_in_whatever_order_they_come() {
         for order in [["old", "new"], ["new", "old"]] {
             let mut cluster = Cluster::new();
-            let mut complaints = 0;
+            let mut fault_log = 0;
             for name in order {
                 let created = u8::from(name == "new");
                 let ip = format!("192.0.2.{created}");
-                complaints += usize::from(cluster.saw(name, "10.1.1.0/24", &ip, created).is_some());
+                fault_log += usize::from(cluster.saw(name, "10.1.1.0/24", &ip, created).is_some());
             }
             assert_eq!(cluster.told().await, ["10.1.1.0-24 192.0.2.0"]);
             // The one that is refused after it had been told is complained of in the log alone.
-            assert_eq!(complaints, usize::from(order[0] == "old"));
-            assert!(!cluster.census.must_list_again());
-            cluster.census.gone("old");
+            assert_eq!(fault_log, usize::from(order[0] == "old"));
+            assert!(!cluster.node_index.must_list_again());
+            cluster.node_index.gone("old");
             assert_eq!(cluster.told().await, ["10.1.1.0-24 gone"]);
-            assert!(cluster.census.must_list_again());
+            assert!(cluster.node_index.must_list_again());
             cluster.saw("new", "10.1.1.0/24", "192.0.2.1", 1);
             assert_eq!(cluster.told().await, ["10.1.1.0-24 192.0.2.1"]);
         }
