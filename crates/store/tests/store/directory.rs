@@ -253,7 +253,7 @@ fn a_held_lock_is_named_and_costs_no_lease() {
         let mut node = Node::new(dir.store_with(fast()), 1);
         let who = node.who();
         within(node.store.own(&node.config, &who)).await;
-        let waits = node.store.waits();
+        let waits = node.store.status();
         let named = async {
             while !waits
                 .get()

@@ -58,7 +58,7 @@ fn a_user_who_may_not_write_yet_keeps_the_subnet() {
         });
         let mut store: AnyStore = store.unwrap().into();
         let config = within(store.config()).await;
-        let waits = store.waits();
+        let waits = store.status();
         let acquiring =
             tokio::task::spawn_local(
                 async move { within(store.acquire(&config, &claim(1))).await },
