@@ -246,7 +246,10 @@ impl State {
         let fault = (counts.faults)(op);
         let done = match fault {
             Some(Fault::Refused(errno)) => Err(Failure::errno(errno)),
-            _ => self.tables.apply(op),
+            _ => match self.clients[client].kernels(op, &self.tables) {
+                Some(failure) => Err(failure),
+                None => self.tables.apply(op),
+            },
         };
         self.announce(Some(client));
         let outcome = match fault {

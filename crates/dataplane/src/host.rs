@@ -1,11 +1,12 @@
 //! The host as it is: its interfaces, where it would send a packet to, what stands under a name.
 //! Asked for now and then, with a socket of its own each time.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use model::object::LinkKind;
-use model::{Family, IfName, Mac};
+use model::{Dual, Family, IfName, Mac};
 
 use crate::KernelError;
 use crate::failure::Failure;
@@ -204,6 +205,31 @@ pub fn link_routes(index: u32) -> Result<LinkRoutes, KernelError> {
     found.on_link.sort_unstable();
     found.on_link.dedup();
     Ok(found)
+}
+
+/// Returns the networks inside `within` to which the kernel itself wrote routes because an interface is
+/// connected to them, and the interface of each.
+///
+/// # Errors
+/// The kernel refused to show its routes.
+pub fn connected(within: &Dual<IpNet>) -> Result<BTreeMap<IpNet, IfName>, KernelError> {
+    let mut requests = open()?;
+    let mut indexes = BTreeMap::new();
+    for (family, network) in within.iter() {
+        let asked = Asked {
+            index: 0,
+            protocol: RTPROT_KERNEL,
+            rtn: RTN_UNICAST,
+        };
+        let shown = dump_some_routes(&mut requests, family, asked, |raw, _| {
+            if network.contains(&raw.dst) {
+                indexes.extend(raw.indexes().next().map(|index| (raw.dst, index)));
+            }
+        });
+        shown.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
+    }
+    let named = |(net, index)| Some((net, link::name_of(&mut requests, index)?));
+    Ok(indexes.into_iter().filter_map(named).collect())
 }
 
 /// The routes of the main table through the interface `index`, or all for 0.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use backend::Backend;
 use dataplane::Dataplane;
+use ipnet::IpNet;
 use model::roster::{Roster, RosterChange};
 use model::state::Progress;
-use model::{Host, Lease, Owner, SubnetKey};
+use model::{Host, IfName, Lease, Owner, SubnetKey};
 use tracing::{debug, info, warn};
 
 use crate::reconcile::Reconciler;
@@ -134,6 +135,22 @@ impl Cluster {
     pub fn set_host<D: Dataplane>(&mut self, host: Host, reconciler: &mut Reconciler<D>) {
         let changes = self.roster.set_underlay(host.underlay.clone());
         self.host = host;
+        self.follow(changes, reconciler);
+    }
+
+    /// Sets the networks to which the kernel has routes of its own, and through which interface: leases
+    /// of these are refused.
+    pub fn set_connected<D: Dataplane>(
+        &mut self,
+        connected: BTreeMap<IpNet, IfName>,
+        reconciler: &mut Reconciler<D>,
+    ) {
+        let changes = self.roster.set_connected(connected);
+        self.follow(changes, reconciler);
+    }
+
+    /// Follows what the roster decided when something other than a lease changed.
+    fn follow<D: Dataplane>(&mut self, changes: Vec<RosterChange>, reconciler: &mut Reconciler<D>) {
         for change in changes {
             match change {
                 RosterChange::Accept(lease) => self.install_peer(false, &lease, true, reconciler),

@@ -18,7 +18,9 @@ use crate::cluster::Cluster;
 use crate::iface::NoIface;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
-use crate::settle::{addresses, build, interface_missing, ran_here, scope, settle};
+use crate::settle::{
+    addresses, build, connected, interface_missing, pool, ran_here, scope, settle,
+};
 use crate::status::Status;
 use crate::withdraw::{Former, when_stale, withdrawn};
 use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic};
@@ -47,6 +49,8 @@ pub struct Daemon {
     keepers: Vec<AbortHandle>,
     /// What keeps the CNI configuration in place, while the node is announced.
     cni_conf: Option<AbortHandle>,
+    /// Whether an interface of this host has a network that a lease might name.
+    is_connected: bool,
     /// When `subnet.env` is looked at again.
     file_due: Instant,
     /// When the log may say again that it was written.
@@ -80,7 +84,7 @@ impl Daemon {
                 attrs: backend.lease_attrs(),
                 previous,
             };
-            let pool = config.avoiding(&host.underlay);
+            let pool = pool(&config, &host);
             let lease = store.acquire(&pool, &claim).await?;
             anyhow::Ok((config, host, backend, lease))
         };
@@ -132,6 +136,7 @@ impl Daemon {
             announcement: Announcement::new(Instant::now()),
             keepers,
             cni_conf: None,
+            is_connected: false,
             file_due: Instant::now(),
             file_line_due: Instant::now(),
         })
@@ -259,6 +264,10 @@ impl Daemon {
         if self.announcement.is_made() && now >= self.file_due {
             self.file_due = now + FILE_EVERY;
             self.restore_subnet_file();
+            if self.is_connected {
+                // A device that goes down takes its routes along without a notification.
+                self.follow_connected();
+            }
         }
         Ok(())
     }
@@ -348,8 +357,18 @@ impl Daemon {
     /// Follows the host's interface until it is as we know it: what changes before the kernel is
     /// told that it still concerns us is announced to nobody.
     async fn host_changed(&mut self) -> anyhow::Result<()> {
+        self.follow_connected();
         while self.follow_host().await? {}
         Ok(())
+    }
+
+    /// Refuses the leases of networks to which this host's interfaces are connected.
+    fn follow_connected(&mut self) {
+        let mut found = connected(&self.config);
+        let own = *self.lease.key.nets();
+        found.retain(|net, _| own.iter().all(|(_, own)| !own.contains(net)));
+        self.is_connected = !found.is_empty();
+        self.cluster.set_connected(found, &mut self.reconciler);
     }
 
     /// If the host's interface is not what it was: new tunnels, a new public address, another MTU.

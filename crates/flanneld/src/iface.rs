@@ -241,7 +241,12 @@ fn asked(choice: &IfaceChoice) -> Option<String> {
 /// Whether a device is flannel's own, or the bridge of the containers that flannel connects: packets
 /// between nodes never go through one.
 fn is_own(name: &IfName) -> bool {
-    leftovers::is_flannels(name.as_str(), "", None).is_some() || name.as_str() == "cni0"
+    is_flannels(name) || name.as_str() == "cni0"
+}
+
+/// Whether a device is flannel's own, by its name.
+pub(crate) fn is_flannels(name: &IfName) -> bool {
+    leftovers::is_flannels(name.as_str(), "", None).is_some()
 }
 
 /// Whether an interface may be chosen although nobody named it.

@@ -1,10 +1,12 @@
 //! What must be known before a subnet is taken: the configuration, the host, who we are, and who ran
 //! here before.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backend::{Backend, BackendError};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
+use ipnet::IpNet;
 use model::object::ROUTE_PROTOCOL;
 use model::{Dual, Host, IfName, Lease, Mac, NetConfig, Object, SubnetKey};
 use store::{
@@ -12,7 +14,7 @@ use store::{
     KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble, Who,
 };
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::iface::NoIface;
 use crate::options::{Options, StoreChoice};
@@ -64,7 +66,7 @@ pub(crate) async fn settle(
             devices: identity::published_names(&config, device_mac),
         };
         // As `acquire` is asked later: for another pool, the store would read all leases again.
-        let pool = config.avoiding(&host.underlay);
+        let pool = pool(&config, &host);
         let own = store.own(&pool, &who).await;
         match build(&config, &host, own.as_ref()) {
             Ok(backend) => {
@@ -166,6 +168,28 @@ fn in_config(error: &BackendError) -> bool {
         error,
         Config(_) | Unknown(_) | NotYet(_) | DeviceName { .. }
     )
+}
+
+/// Returns the configuration to take a subnet by: without those that this host itself needs.
+pub(crate) fn pool(config: &NetConfig, host: &Host) -> NetConfig {
+    let connected = connected(config).into_keys();
+    config.avoiding(&host.underlay).clear_of(connected)
+}
+
+/// Returns the networks inside the flannel network to which this host's interfaces are connected, and which
+/// interface each. A kernel that does not answer shows none; the next look does.
+pub(crate) fn connected(config: &NetConfig) -> BTreeMap<IpNet, IfName> {
+    let networks = config.pools.map(|_, pool| pool.network);
+    match dataplane::host::connected(&networks) {
+        Ok(mut found) => {
+            found.retain(|_, dev| !iface::is_flannels(dev));
+            found
+        }
+        Err(error) => {
+            debug!("{error}");
+            BTreeMap::new()
+        }
+    }
 }
 
 /// Whether the kernel holds routes that carry our mark: then it was us who ran here last.

@@ -31,6 +31,8 @@ pub struct NetConfig {
     pub unknown: Vec<String>,
     /// Subnets that contain one of these are never given out: see [`NetConfig::avoiding`].
     pub avoid: Vec<IpNet>,
+    /// Networks of this host's interfaces, which no new subnet contains: see [`NetConfig::clear_of`].
+    pub connected: Vec<IpNet>,
 }
 
 /// One family's network and how it is cut into subnets.
@@ -205,6 +207,7 @@ impl NetConfig {
                     backend,
                     unknown: members.unknown(&known),
                     avoid: Vec::new(),
+                    connected: Vec::new(),
                 };
                 Ok((config, members))
             }
@@ -235,6 +238,16 @@ impl NetConfig {
     pub fn avoiding(&self, nets: &[IpNet]) -> NetConfig {
         NetConfig {
             avoid: nets.to_vec(),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the same configuration, of which no new subnet is given out that contains one of
+    /// `connected`, the networks of this host's interfaces. The subnet that the host has already stays
+    /// its own: the network of its containers' bridge is among these.
+    pub fn clear_of(&self, connected: impl IntoIterator<Item = IpNet>) -> NetConfig {
+        NetConfig {
+            connected: connected.into_iter().collect(),
             ..self.clone()
         }
     }

@@ -127,9 +127,7 @@ pub fn choose_among(
         let taken = taken.iter().filter_map(|key| key.nets().get(family));
         // A subnet that lies within a net to be avoided is as good as any: only what contains one
         // would take its place.
-        let avoid = config
-            .avoid
-            .iter()
+        let avoid = (config.avoid.iter().chain(&config.connected))
             .filter(|net| net.prefix_len() >= pool.subnet_len);
         let free = first_free(choices, pool, taken.clone().chain(avoid));
         if free.is_empty() {

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::{BackendType, Dual, Lease, NetConfig, SubnetKey};
+use crate::{BackendType, Dual, IfName, Lease, NetConfig, SubnetKey};
 use index::{Id, Index, Owners};
 
 /// All leases of the network, our own included, and which of them are used as peers.
@@ -32,6 +32,7 @@ pub struct Roster {
     own: Option<SubnetKey>,
     own_ip: Dual<IpAddr>,
     underlay: Vec<IpNet>,
+    connected: BTreeMap<IpNet, IfName>,
 
     slots: Vec<Option<Slot>>,
     vacant: Vec<Id>,
@@ -95,6 +96,7 @@ impl Roster {
             own: None,
             own_ip: Dual::default(),
             underlay: Vec::new(),
+            connected: BTreeMap::new(),
             slots: Vec::new(),
             vacant: Vec::new(),
             index: Index::default(),
@@ -120,6 +122,17 @@ impl Roster {
             return Vec::new();
         }
         self.underlay = underlay;
+        self.decide_all()
+    }
+
+    /// Sets the networks to which the kernel has routes of its own, and through which interface: a lease
+    /// of one of them is refused, since its route would take the place of the kernel's. Looks at every
+    /// lease again.
+    pub fn set_connected(&mut self, connected: BTreeMap<IpNet, IfName>) -> Vec<RosterChange> {
+        if self.connected == connected {
+            return Vec::new();
+        }
+        self.connected = connected;
         self.decide_all()
     }
 

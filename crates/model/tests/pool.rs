@@ -45,6 +45,21 @@ fn what_the_host_itself_needs_is_not_given_out() {
 }
 
 #[test]
+fn a_network_of_an_interface_is_given_out_to_its_owner_alone() {
+    let config =
+        config(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.8.0","SubnetMax":"10.3.10.0"}"#);
+    let config = config.clear_of(nets(&["10.3.9.0/24", "10.3.0.0/16", "10.3.10.128/25"]));
+    let chosen = choose(&config, &[], None, |n| {
+        assert_eq!(n, 1);
+        0
+    });
+    assert_eq!(chosen, Ok(key("10.3.8.0-24")));
+    let own = key("10.3.9.0-24");
+    assert_eq!(choose(&config, &[], Some(&own), never), Ok(own));
+    assert!(config.fits(&own));
+}
+
+#[test]
 fn free_is_what_nobody_touches() {
     let config =
         config(r#"{"Network":"10.3.0.0/16","SubnetMin":"10.3.1.0","SubnetMax":"10.3.8.0"}"#);

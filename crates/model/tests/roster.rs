@@ -298,6 +298,30 @@ fn a_lease_that_covers_the_underlay_is_refused() {
 }
 
 #[test]
+fn a_lease_of_a_network_that_an_interface_has_is_refused() {
+    let mut roster = roster(false);
+    for (name, n) in [("10.3.4.0-24", 4), ("10.3.5.0-24", 5)] {
+        roster.put(lease(name, &format!("192.168.0.{n}"), n, 40));
+    }
+    let connected = |nets: &[&str]| {
+        let dev = "br9".parse().unwrap();
+        nets.iter().map(|net| (net.parse().unwrap(), dev)).collect()
+    };
+    assert_eq!(
+        told(roster.set_connected(connected(&["10.3.4.0/24", "10.3.5.0/25", "10.3.0.0/16"]))),
+        [
+            "drop 10.3.4.0-24",
+            "refuse 10.3.4.0-24: its subnet 10.3.4.0/24 is the network of this node's interface br9, whose \
+             route the kernel made: remove that address from br9"
+        ]
+    );
+    assert_eq!(
+        told(roster.set_connected(connected(&[]))),
+        ["accept 10.3.4.0-24"]
+    );
+}
+
+#[test]
 fn public_addresses_that_can_be_nobody_s_are_refused() {
     let mut roster = roster(false);
     let underlay = ["192.168.0.0/24", "192.168.0.1/32", "192.168.2.0/31"];

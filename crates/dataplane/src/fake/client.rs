@@ -8,12 +8,13 @@ use model::object::{
     BOOT_PROTOCOL, KERNEL_PROTOCOL, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo,
 };
 use model::state::FIRST_ID;
-use model::{Family, IfName, Object};
+use model::{Family, IfName, Object, Op};
 use tokio::sync::Notify;
 
 use super::Counts;
 use super::fault::Faults;
 use super::tables::{Notice, Tables};
+use crate::failure::Failure;
 use crate::{KernelEvent, Scope};
 
 /// A program that uses the kernel.
@@ -78,6 +79,23 @@ impl Client {
         foreign.map(|(id, _)| *id).collect()
     }
 
+    /// Returns why a route is not written: one that the kernel wrote by itself would go for it.
+    pub(super) fn kernels(&self, op: &Op, tables: &Tables) -> Option<Failure> {
+        let Op::Put(Object::Route(key, _)) = op else {
+            return None;
+        };
+        let found = tables.routes.get(key)?;
+        let dev = tables.route_dev(found)?;
+        let scope = self.scope.as_ref()?;
+        is_kernels(scope, tables, key, found).then(|| {
+            let text = format!(
+                "the kernel's own route to {} through {dev} is never replaced",
+                key.dst
+            );
+            Failure::because(libc::EEXIST, text)
+        })
+    }
+
     pub(super) fn pop(&mut self) -> Option<KernelEvent> {
         if let Some(event) = self.queue.pop_front() {
             return Some(event);
@@ -118,7 +136,9 @@ impl Client {
             KernelEvent::LookAgain | KernelEvent::HostChanged => return,
         };
         let on_host = dev_of(tables, object) == Some(scope.iface);
-        self.host_changed |= on_host && shapes_host(object);
+        let kernels =
+            matches!(object, Object::Route(key, route) if is_kernels(scope, tables, key, route));
+        self.host_changed |= kernels || (on_host && shapes_host(object));
         self.look_again |= gone && on_host && matches!(object, Object::Addr(..));
         if concerns(scope, tables, object) || self.is_taken_over(object) {
             self.look_again |= gone && matches!(object, Object::Addr(..) | Object::NextHop(..));
@@ -180,6 +200,16 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
             Some(_) => false,
         },
     }
+}
+
+/// A route that the kernel wrote by itself, for another's device, where one of ours might be put.
+fn is_kernels(scope: &Scope, tables: &Tables, key: &RouteKey, route: &Route) -> bool {
+    let own = scope.own.get(Family::of_net(&key.dst));
+    let dev = tables.route_dev(route);
+    route.protocol == KERNEL_PROTOCOL
+        && inside(scope, &key.dst)
+        && own.is_none_or(|own| !own.contains(&key.dst))
+        && dev.is_some_and(|dev| !is_ours(scope, tables, &dev))
 }
 
 /// What only a full look shows: routes of this network that an earlier configuration left on a device

@@ -233,8 +233,31 @@ impl Kernel {
         }
     }
 
+    /// Refuses to write a route in the place of one that the kernel wrote by itself.
+    fn check_kernels(&mut self, op: &Op) -> Result<(), Failure> {
+        let Op::Put(Object::Route(key, _)) = op else {
+            return Ok(());
+        };
+        let Some(view) = self.view.as_mut().filter(|v| v.in_the_way(key).is_some()) else {
+            return Ok(());
+        };
+        // With a device that goes down they go without a notification.
+        observe::find_kernel_routes(view, &mut self.requests)?;
+        let Some(index) = view.in_the_way(key) else {
+            return Ok(());
+        };
+        let dev = link::find_name(&mut self.requests, index)?;
+        let dev = dev.map_or_else(|| format!("if{index}"), |name| name.to_string());
+        let text = format!(
+            "the kernel's own route to {} through {dev} is never replaced; remove that address from {dev}",
+            key.dst
+        );
+        Err(Failure::because(libc::EEXIST, text))
+    }
+
     /// Adds `op` to the batch. A next-hop object is written over another one only if `over`.
     fn encode(&mut self, op: &Op, indexes: &mut Indexes, over: bool) -> Result<(), Failure> {
+        self.check_kernels(op)?;
         let index = match encode::device(op) {
             Some(dev) => indexes.of(&mut self.requests, dev)?,
             None => 0,
@@ -291,7 +314,11 @@ impl Dataplane for Kernel {
             self.events.host_changed(view, &mut self.requests);
         }
         self.events.refilter(Some(view));
+        let before = view.kernel_routes.clone();
         self.taken = observe::observe(view, &mut self.requests, each)?;
+        if view.kernel_routes != before {
+            self.events.host_changed(view, &mut self.requests);
+        }
         Ok(())
     }
 
@@ -301,6 +328,13 @@ impl Dataplane for Kernel {
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
         self.bulk = ops.len() > BULK;
+        let puts_routes = |op: &Op| matches!(op, Op::Put(Object::Route(..)));
+        if ops.iter().any(puts_routes)
+            && let Some(view) = &mut self.view
+        {
+            // The kernel's own routes of which we were not yet told.
+            while self.events.drain(view, &mut self.requests) {}
+        }
         let mut outcomes = vec![Ok(()); ops.len()];
         let mut sent = Vec::with_capacity(ops.len().min(1_000));
         let mut indexes = Indexes::default();

@@ -135,6 +135,8 @@ pub fn observe(
         let done = dump_routes(view, requests, family, each);
         done.map_err(|failure| refused(format!("ip route show ({family})"), failure))?;
     }
+    find_kernel_routes(view, requests)
+        .map_err(|failure| refused("ip route show proto kernel", failure))?;
     seen.into_iter()
         .for_each(|(key, route)| view.take_over(key, route));
     // What comes from now on without our mark is not another flannel's.
@@ -226,6 +228,26 @@ fn dump_next_hops(
         },
     ))?;
     Ok(taken)
+}
+
+/// Looks at the kernel's own routes where one of ours might be put.
+///
+/// # Errors
+/// The kernel's refusal; what was known stays.
+pub fn find_kernel_routes(view: &mut View, requests: &mut Requests) -> Result<(), Failure> {
+    let asked = Asked {
+        index: 0,
+        protocol: RTPROT_KERNEL,
+        rtn: RTN_UNICAST,
+    };
+    let mut found = BTreeSet::new();
+    for family in Family::ALL {
+        dump_some_routes(requests, family, asked, |raw, _| {
+            found.extend(view.kernel_route(&raw));
+        })?;
+    }
+    view.kernel_routes = found;
+    Ok(())
 }
 
 /// Returns whether a route of ours leads through the next-hop object `id`.

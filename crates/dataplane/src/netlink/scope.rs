@@ -1,6 +1,6 @@
 //! What concerns us: the rules of [`Scope`], for dumps and notices alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::object::{
     AddrKey, FdbKey, Link, NeighKey, NextHop, ROUTE_PROTOCOL, Remote, Route, RouteKey, RouteTo,
@@ -40,6 +40,9 @@ pub struct View {
     pub taken_over: BTreeMap<RouteKey, Route>,
     /// Whether devices of an earlier configuration were looked for.
     pub searched: bool,
+    /// The kernel's own routes where one of ours might be put, and the index of each one's device. To
+    /// replace one would cut that device off, and nothing would write it again.
+    pub kernel_routes: BTreeSet<(RouteKey, u32)>,
 }
 
 impl View {
@@ -63,6 +66,7 @@ impl View {
             devices,
             taken_over: BTreeMap::new(),
             searched: false,
+            kernel_routes: BTreeSet::new(),
         }
     }
 
@@ -167,6 +171,25 @@ impl View {
         };
         let taken_over = || self.taken_over.get(&raw.key()) == Some(&route);
         (concerns || taken_over()).then(|| (raw.key(), route))
+    }
+
+    /// Returns key and device of a route that the kernel wrote by itself for another's device, inside the
+    /// network and outside our own subnet: we might be asked for a route to the same destination.
+    pub fn kernel_route(&self, raw: &RawRoute) -> Option<(RouteKey, u32)> {
+        let index = raw.indexes().next()?;
+        let own = self.scope.own.get(Family::of_net(&raw.dst));
+        let concerns = raw.protocol == RTPROT_KERNEL
+            && raw.rtn == RTN_UNICAST
+            && self.inside(raw)
+            && own.is_none_or(|own| !own.contains(&raw.dst))
+            && self.ours(index).is_none();
+        concerns.then(|| (raw.key(), index))
+    }
+
+    /// Returns the index of the device whose kernel-made route has the key `key`.
+    pub fn in_the_way(&self, key: &RouteKey) -> Option<u32> {
+        let found = self.kernel_routes.range((*key, 0)..=(*key, u32::MAX));
+        found.map(|(_, index)| *index).next()
     }
 
     /// Whether it is a route of this network, by its protocol number, out of a device that is none of

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod connected;
 mod crowd;
 mod etcd_access;
 mod etcd_faults;

@@ -244,10 +244,16 @@ impl Roster {
             .iter()
             .filter_map(|(family, _)| lease.key.nets().get(family));
         nets.into_iter().find_map(|net| {
-            let needed = self.underlay.iter().find(|needed| net.contains(*needed))?;
-            Some(Reason::CoversUnderlay {
+            if let Some(needed) = self.underlay.iter().find(|needed| net.contains(*needed)) {
+                return Some(Reason::CoversUnderlay {
+                    net: *net,
+                    needed: *needed,
+                });
+            }
+            let dev = self.connected.get(net)?;
+            Some(Reason::Connected {
                 net: *net,
-                needed: *needed,
+                dev: *dev,
             })
         })
     }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::{BackendType, Outside, SubnetKey};
+use crate::{BackendType, IfName, Outside, SubnetKey};
 
 /// Why a lease is not used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,6 +67,17 @@ pub enum Reason {
         /// An address of this node's interface, its gateway, or a network on its link.
         needed: IpNet,
     },
+    /// The kernel routes that subnet by itself: an interface of this node is connected to it.
+    #[error(
+        "its subnet {net} is the network of this node's interface {dev}, whose route the kernel made: \
+         remove that address from {dev}"
+    )]
+    Connected {
+        /// The subnet.
+        net: IpNet,
+        /// The interface.
+        dev: IfName,
+    },
     /// Its subnet is another family's in disguise.
     #[error("its subnet {0} is made of IPv4 addresses, which IPv6 does not route")]
     MappedSubnet(IpNet),
@@ -96,6 +107,7 @@ impl Reason {
             Reason::Overlaps { .. } => "overlaps",
             Reason::SameIdentity { .. } => "same_identity",
             Reason::CoversUnderlay { .. } => "covers_underlay",
+            Reason::Connected { .. } => "connected",
             Reason::MappedSubnet(_) => "mapped_subnet",
             Reason::ImpossibleIp { .. } => "impossible_ip",
         }

@@ -140,10 +140,18 @@ impl Events {
         &mut self,
         message: &Message,
         gone: bool,
-        view: &View,
+        view: &mut View,
         requests: &mut Requests,
     ) -> Option<()> {
         let mut raw = decode::route(message)?;
+        if let Some(found) = view.kernel_route(&raw) {
+            let changed = if gone {
+                view.kernel_routes.remove(&found)
+            } else {
+                view.kernel_routes.insert(found)
+            };
+            self.host_changed |= changed;
+        }
         if let (Some(id), None) = (raw.next_hop, raw.indexes().next()) {
             // With net.ipv4.nexthop_compat_mode=0 only the next hop's number is told.
             let hop = observe::find_next_hop(requests, id);

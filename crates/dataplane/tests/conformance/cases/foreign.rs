@@ -1,6 +1,7 @@
 //! What is not ours, and what becomes ours.
 
 use dataplane::Scope;
+use model::Op;
 use model::object::*;
 
 use super::ours;
@@ -199,5 +200,31 @@ pub fn the_hosts_changes_are_told(nh: bool) -> (Scope, Vec<Step>) {
         steps.extend([outside_del(object), Step::HostChanged, holds(&all)]);
     }
     steps.push(Step::Quiet);
+    (ours(), steps)
+}
+
+pub fn the_kernels_own_routes_are_never_replaced(nh: bool) -> (Scope, Vec<Step>) {
+    let all = mesh(nh);
+    let kernels = their_route("10.244.7.0/24", RouteTo::Dev(dev("eth1")), 2);
+    let ours_there = match nh {
+        true => by_id("10.244.7.0/24", 5),
+        false => via("10.244.7.0/24", "10.244.2.0"),
+    };
+    let refused = Step::Refused(Op::Put(ours_there.clone()), 17, "through eth1");
+    let both = [&all[..], std::slice::from_ref(&ours_there)].concat();
+    let steps = vec![
+        apply(&all),
+        outside_put(kernels.clone()),
+        Step::HostChanged,
+        refused.clone(),
+        holds(&all),
+        Step::Restart,
+        refused,
+        holds(&all),
+        outside_del(kernels),
+        Step::HostChanged,
+        apply(&[ours_there]),
+        holds(&both),
+    ];
     (ours(), steps)
 }
