@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
 use crate::iface::NoIface;
+use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::settle::{
@@ -49,6 +50,8 @@ pub struct Daemon {
     keepers: Vec<AbortHandle>,
     /// What keeps the CNI configuration in place, while the node is announced.
     cni_conf: Option<AbortHandle>,
+    /// Keeps other daemons from the same network and devices.
+    _lock: Lock,
     /// Whether an interface of this host has a network that a lease might name.
     is_connected: bool,
     /// When `subnet.env` is looked at again.
@@ -77,7 +80,7 @@ impl Daemon {
         let assigned = store.status().assigned();
         let stale = when_stale(Former::new(&options, previous), assigned);
         let acquired = async {
-            let (config, host, backend) =
+            let (config, host, backend, lock) =
                 settle(&mut options, &mut store, previous, &status).await?;
             warn_of_overlap(&config, &host);
             let claim = Claim {
@@ -86,9 +89,9 @@ impl Daemon {
             };
             let pool = pool(&config, &host);
             let lease = store.acquire(&pool, &claim).await?;
-            anyhow::Ok((config, host, backend, lease))
+            anyhow::Ok((config, host, backend, lease, lock))
         };
-        let (mut config, host, mut backend, mut lease) = tokio::select! {
+        let (mut config, host, mut backend, mut lease, lock) = tokio::select! {
             biased;
             acquired = acquired => acquired?,
             never = stale => match never {},
@@ -137,6 +140,7 @@ impl Daemon {
             keepers,
             cni_conf: None,
             is_connected: false,
+            _lock: lock,
             file_due: Instant::now(),
             file_line_due: Instant::now(),
         })

@@ -10,6 +10,7 @@
 //! | [`subnet_file`], [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
 //! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
+//! | `lock` | one daemon for each network and device |
 //! | [`announce`] | when this node is announced as ready |
 //! | [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
@@ -26,6 +27,7 @@ pub mod forwarding;
 pub mod health;
 pub mod identity;
 pub mod iface;
+mod lock;
 pub mod logging;
 pub mod options;
 pub mod reconcile;

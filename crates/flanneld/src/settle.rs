@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::iface::NoIface;
+use crate::lock::{Lock, Waiting};
 use crate::options::{Options, StoreChoice};
 use crate::status::Status;
 use crate::{identity, iface};
@@ -39,13 +40,14 @@ const ADDRESS_AGAIN: Duration = Duration::from_millis(200);
 
 /// Returns a configuration, and a host and a backend that go with it. A configuration that the
 /// backend refuses is read again until somebody fixes it; an interface, an address or a default
-/// route that is missing is waited for.
+/// route that is missing is waited for, and so is the end of another daemon of the same network.
 pub(crate) async fn settle(
     options: &mut Options,
     store: &mut AnyStore,
     previous: Option<SubnetKey>,
     status: &Status,
-) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>)> {
+) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>, Lock)> {
+    let mut waiting = Waiting::default();
     let mut told = String::new();
     let given = options.public_ip;
     let mut search = HostSearch::default();
@@ -70,6 +72,12 @@ pub(crate) async fn settle(
         let own = store.own(&pool, &who).await;
         match build(&config, &host, own.as_ref()) {
             Ok(backend) => {
+                let networks = config.pools.map(|_, pool| pool.network);
+                let devices = backend.devices();
+                let lock = Lock::take(&networks, &devices, status, &mut waiting).await;
+                let Some(lock) = lock else {
+                    continue;
+                };
                 for key in &config.unknown {
                     warn!("network configuration: key {key} is unknown and ignored");
                 }
@@ -82,7 +90,7 @@ pub(crate) async fn settle(
                     host.mtu,
                     addresses(&host.public_ip)
                 );
-                return Ok((config, host, backend));
+                return Ok((config, host, backend, lock));
             }
             Err(error) if !in_config(&error) => return Err(error.into()),
             Err(error) => {

@@ -31,6 +31,7 @@ mod scene;
 mod seen;
 mod service;
 mod traffic;
+mod twice;
 mod two_networks;
 mod underlay;
 mod upgrade;
