@@ -1,15 +1,16 @@
 //! `deploy/chart` through Helm.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use lab::Who;
+use lab::{Error, Who};
 use model::NetConfig;
 use serde_json::{Value, json};
 
 use crate::{cluster, deploy, helm, must, objects, one, said};
 
+const CONFIG: &str = "/api/v1/namespaces/kube-flannel/configmaps/kube-flannel-cfg";
 const DAEMONSET: &str = "/apis/apps/v1/namespaces/kube-flannel/daemonsets/kube-flannel-ds";
 
 fn template(helm: &Path, values: &[&str]) -> Output {
@@ -88,6 +89,15 @@ fn values_of_upstreams_chart_become_the_network_configuration() {
     let values = [
         r#"global={"imagePullSecrets":[{"name":"key"}],"commonLabels":{"team":"net"}}"#,
         r#"flannel.image={"repository":"registry.example:5000/flannel","tag":"v9"}"#,
+        r#"flannel.securityContext={"seLinuxOptions":{"type":"spc_t"}}"#,
+        r#"flannel.extraVolumes=[{"name":"extra","emptyDir":{}}]"#,
+        r#"flannel.extraVolumeMounts=[{"name":"extra","mountPath":"/extra"}]"#,
+        r#"flannel.priorityClassName="system-cluster-critical""#,
+        r#"flannel.logFormat="json""#,
+        r#"serviceAccount.annotations={"a":"b"}"#,
+        r#"metrics.enabled=true"#,
+        r#"netpol.enabled="true""#,
+        r#"enabled=true"#,
         r#"flannel.args=["--ip-masq","--kube-subnet-mgr","--iface-regex=^eth"]"#,
         r#"flannel.extraEnv=[{"name":"KUBERNETES_SERVICE_HOST","value":"10.0.0.1"}]"#,
         r#"flannel.annotationPrefix="example.net""#,
@@ -127,7 +137,7 @@ fn values_of_upstreams_chart_become_the_network_configuration() {
     assert_eq!(pod["imagePullSecrets"], json!([{"name": "key"}]));
     assert_eq!(template["metadata"]["labels"]["team"], "net");
     let args = pod["containers"][0]["args"].as_array().unwrap();
-    assert_eq!(args.last().unwrap(), "--iface-regex=^eth");
+    assert_eq!(args[2], "--iface-regex=^eth");
     assert!(args.contains(&json!("--kube-annotation-prefix=example.net")));
     let policy = kube
         .kubectl([
@@ -161,12 +171,215 @@ fn values_that_mean_nothing_are_refused_by_name() {
         ("podCidrv6=true", "podCidrv6"),
         ("flannel.backendPort=65536", "backendPort"),
         (r#"flannel.args="--ip-masq""#, "args"),
-        ("netpol.enabled=true", "netpol"),
+        (r#"flannel.mtu="1400 bytes""#, "mtu"),
+        (r#"netpol.enabled="yes""#, "netpol"),
+        (
+            r#"flannel.image={"repository":"registry.example/flannel-io/flannel","tag":"v0.28.9"}"#,
+            "Write flannel.image.repository and flannel.image.tag",
+        ),
         (r#"podCidr="""#, "podCidrv6 are both empty"),
     ] {
         let output = template(&helm, &[value]);
         assert!(!output.status.success(), "{value} was taken");
         assert!(said(&output).contains(name), "{value}: {}", said(&output));
+    }
+}
+
+/// Upstream's chart, as its module has it; `None` where there is no Go to fetch it.
+fn upstreams_chart() -> Option<PathBuf> {
+    let output = Command::new(deploy("../scripts/upstream"))
+        .arg("source")
+        .output()
+        .unwrap();
+    let dir =
+        PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()).join("chart/kube-flannel");
+    if dir.exists() {
+        return Some(dir);
+    }
+    lab::not_run("upstream's own values", &Error::Needs(said(&output)));
+    None
+}
+
+/// A copy of our chart with other default values, which is what `helm upgrade --reuse-values` renders.
+fn with_values(values: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    must(
+        Command::new("cp")
+            .arg("-r")
+            .arg(deploy("chart"))
+            .arg(dir.path()),
+    );
+    fs::write(dir.path().join("chart/values.yaml"), values).unwrap();
+    dir
+}
+
+fn render(helm: &Path, chart: &Path, args: &[&str]) -> String {
+    let mut command = Command::new(helm);
+    command.args(["template", "flannel", "--namespace=kube-flannel"]);
+    must(command.arg(chart).args(args))
+}
+
+#[test]
+fn values_may_come_from_elsewhere() {
+    let Some(helm) = helm("values of other charts") else {
+        return;
+    };
+    let chart = deploy("chart");
+    let none = with_values("{}\n");
+    let all = render(&helm, &chart, &[]);
+    assert_eq!(
+        render(&helm, &none.path().join("chart"), &[]),
+        all,
+        "_defaults.tpl and values.yaml differ"
+    );
+    let numbers = render(
+        &helm,
+        &chart,
+        &["--set", "flannel.mtu=1400", "--set", "flannel.GBP=true"],
+    );
+    let strings = [
+        "--set-string",
+        "flannel.mtu=1400",
+        "--set-string",
+        "flannel.GBP=true",
+    ];
+    assert_eq!(render(&helm, &chart, &strings), numbers);
+    let v6_only = [
+        "--set",
+        "podCidr=null",
+        "--set",
+        "podCidrv6=fd00:10:244::/56",
+    ];
+    assert!(render(&helm, &chart, &v6_only).contains("\"EnableIPv4\": false"));
+
+    let Some(upstream) = upstreams_chart() else {
+        return;
+    };
+    let values = upstream.join("values.yaml");
+    let as_file = render(&helm, &chart, &["-f", values.to_str().unwrap()]);
+    let reused = with_values(&fs::read_to_string(&values).unwrap());
+    assert_eq!(render(&helm, &reused.path().join("chart"), &[]), as_file);
+    let image = format!("image: flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    assert_eq!(as_file.matches(&image).count(), 2, "{as_file}");
+    assert!(!as_file.contains("image: ghcr.io"));
+    assert!(as_file.contains("flannel-rs/ignored-image: \"ghcr.io/flannel-io/flannel:v"));
+}
+
+#[test]
+fn flags_in_args_do_not_move_the_port_of_the_probes() {
+    let Some(helm) = helm("the probes") else {
+        return;
+    };
+    let text = render(
+        &helm,
+        &deploy("chart"),
+        &[
+            "--set-json",
+            r#"flannel.args=["--healthz-port=8285","--healthz-ip=10.0.0.1"]"#,
+        ],
+    );
+    let last = |flag: &str| {
+        text.lines()
+            .rfind(|l| l.contains(flag))
+            .unwrap()
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(last("--healthz-port"), "- --healthz-port=8081");
+    assert_eq!(last("--healthz-ip"), "- --healthz-ip=127.0.0.1");
+    assert!(text.contains("containerPort: 8081"));
+}
+
+#[test]
+fn upgrade_from_upstreams_chart_in_place() {
+    let what = "helm upgrade from upstream's chart";
+    let (Some(helm), Some(upstream), Some(lab)) = (helm(what), upstreams_chart(), cluster(what))
+    else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let release = Release::new(&lab, &helm);
+    let daemonset = || kube.api().get(DAEMONSET).unwrap();
+    let upstream = upstream.display().to_string();
+    let ours = deploy("chart").display().to_string();
+    let values = format!("--values={upstream}/values.yaml");
+    // The lab's own, which nobody who has upstream's chart has.
+    kube.kubectl([
+        "delete",
+        "-n",
+        "default",
+        "role,rolebinding",
+        "flannel-events",
+    ])
+    .unwrap();
+    release.run(&[
+        "install",
+        "flannel",
+        &upstream,
+        "--take-ownership",
+        "--set=podCidr=10.1.0.0/16",
+    ]);
+    let uid = daemonset()["metadata"]["uid"].clone();
+    for args in [
+        vec!["--reuse-values"],
+        vec![&values, "--set=podCidr=10.1.0.0/16"],
+        vec!["--reset-values"],
+    ] {
+        release.run(&[&["upgrade", "flannel", &ours][..], &args].concat());
+        let now = daemonset();
+        assert_eq!(now["metadata"]["uid"], uid, "{args:?}");
+        let pod = &now["spec"]["template"]["spec"];
+        let names = |list: &str| crate::names(&now, list).join(" ");
+        assert_eq!(names("initContainers"), "install-cni-plugin", "{args:?}");
+        assert_eq!(names("containers"), "kube-flannel");
+        assert_eq!(pod["containers"][0]["ports"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            pod["containers"][0]["command"],
+            json!(["/opt/bin/flanneld"])
+        );
+        let config = kube.api().get(CONFIG).unwrap();
+        let network = if args == ["--reset-values"] {
+            "10.244.0.0/16"
+        } else {
+            "10.1.0.0/16"
+        };
+        assert!(
+            config["data"]["net-conf.json"]
+                .as_str()
+                .unwrap()
+                .contains(network),
+            "{args:?}"
+        );
+    }
+    // And back.
+    release.run(&["upgrade", "flannel", &upstream, "--reset-values"]);
+    assert_eq!(daemonset()["metadata"]["uid"], uid);
+    assert_eq!(crate::names(&daemonset(), "initContainers").len(), 2);
+}
+
+/// Helm against a lab's API server.
+struct Release<'a> {
+    lab: &'a lab::Lab,
+    command: [String; 5],
+}
+
+impl<'a> Release<'a> {
+    fn new(lab: &'a lab::Lab, helm: &Path) -> Release<'a> {
+        let kube = lab.kube().unwrap();
+        let command = [
+            "env".to_owned(),
+            format!("HOME={}/helm", lab::SHARED_DIR),
+            helm.display().to_string(),
+            format!("--kubeconfig={}", kube.kubeconfig(&Who::Admin)),
+            "--namespace=kube-flannel".to_owned(),
+        ];
+        Release { lab, command }
+    }
+
+    fn run(&self, args: &[&str]) {
+        let command = self.command.iter().map(String::as_str);
+        let place = self.lab.kube().unwrap().place();
+        place.exec(command.chain(args.iter().copied())).unwrap();
     }
 }
 
@@ -186,24 +399,11 @@ fn helm_takes_over_what_kubectl_applied_upgrades_and_uninstalls() {
     let uid = |object: &Value| object["metadata"]["uid"].clone();
     let applied = uid(&daemonset());
 
-    let kubeconfig = format!("--kubeconfig={}", kube.kubeconfig(&Who::Admin));
     let chart = deploy("chart").display().to_string();
-    let run = |args: &[&str]| {
-        let home = format!("HOME={}/helm", lab::SHARED_DIR);
-        let program = [
-            &home,
-            helm.to_str().unwrap(),
-            &kubeconfig,
-            "--namespace=kube-flannel",
-        ];
-        let command = ["env"]
-            .into_iter()
-            .chain(program)
-            .chain(args.iter().copied());
-        kube.place().exec(command).unwrap()
-    };
+    let release = Release::new(&lab, &helm);
+    let run = |args: &[&str]| release.run(args);
     run(&["install", "flannel", &chart, "--take-ownership"]);
-    assert_eq!(uid(&daemonset()), applied, "the DaemonSet was made anew");
+    assert_eq!(uid(&daemonset()), applied, "the DaemonSet was recreated");
     let template = || daemonset()["spec"]["template"].clone();
     let installed = template();
     run(&[
