@@ -1,29 +1,23 @@
 //! `alloc`: a subnet, and no traffic. For those who bring their own.
 
-use std::net::IpAddr;
+use model::roster::Claims;
+use model::{BackendType, Dual, Family, Host, Lease, LeaseAttrs, NetConfig, Object};
 
-use model::{BackendType, Dual, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
-
-use crate::error::public_ips;
-use crate::{Backend, BackendError, PeerPlan};
+use crate::served::Served;
+use crate::{Backend, BackendError, OwnDevice, PeerPlan, unknown_options};
 
 pub(crate) struct Alloc {
-    public_ip: Dual<IpAddr>,
+    served: Served<()>,
     mtu: u32,
     warnings: Vec<String>,
 }
 
 impl Alloc {
     pub(crate) fn new(config: &NetConfig, host: &Host) -> Result<Alloc, BackendError> {
-        let unknown = config.backend.unknown(&[]);
-        let warnings = unknown
-            .iter()
-            .map(|key| format!("{key}: alloc has no such option"))
-            .collect();
         Ok(Alloc {
-            public_ip: public_ips(config, host)?,
+            served: Served::new(config, host, |_, _| Ok(()))?,
             mtu: host.mtu,
-            warnings,
+            warnings: unknown_options(config),
         })
     }
 }
@@ -33,9 +27,9 @@ impl Backend for Alloc {
         BackendType::Alloc
     }
 
-    fn lease_attrs(&self) -> LeaseAttrs {
+    fn publish(&self) -> LeaseAttrs {
         LeaseAttrs {
-            public_ip: self.public_ip,
+            public_ip: self.served.public_ip,
             backend_type: None,
             data: Dual::default(),
         }
@@ -45,7 +39,7 @@ impl Backend for Alloc {
         self.mtu
     }
 
-    fn devices(&self) -> Vec<IfName> {
+    fn devices(&self) -> Vec<OwnDevice> {
         Vec::new()
     }
 
@@ -57,8 +51,12 @@ impl Backend for Alloc {
         PeerPlan::by_family(|_, _| Ok(()))
     }
 
-    fn identities(&self) -> fn(&Lease) -> Dual<u64> {
-        |_| Dual::default()
+    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
+        Claims::default()
+    }
+
+    fn missing(&self) -> &[(Family, BackendError)] {
+        &self.served.missing
     }
 
     fn warnings(&self) -> &[String] {

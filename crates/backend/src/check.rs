@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::{ConfigError, Dual, Host, IfName, Mac, NetConfig};
+use model::{ConfigError, Dual, Host, IfName, NetConfig};
 
 use crate::{BackendError, Identity, new};
 
@@ -15,17 +15,15 @@ pub fn check(config: &NetConfig) -> Result<Vec<String>, Vec<BackendError>> {
     let Some(host) = any_host() else {
         return Ok(Vec::new());
     };
-    let identity = Identity {
-        mac: Dual {
-            v4: Some(Mac([2, 0, 0, 0, 0, 4])),
-            v6: Some(Mac([2, 0, 0, 0, 0, 6])),
-        },
-    };
     let mut config = config.clone();
     let mut refusals = Vec::new();
     loop {
-        match new(&config, &host, &identity) {
-            Ok(backend) if refusals.is_empty() => return Ok(backend.warnings().to_vec()),
+        match new(&config, &host, &Identity::Nothing, None) {
+            Ok(backend) if refusals.is_empty() => {
+                let missing = backend.missing().iter();
+                let missing = missing.map(|(family, why)| format!("{family} is not served: {why}"));
+                return Ok(backend.warnings().iter().cloned().chain(missing).collect());
+            }
             Ok(_) => return Err(refusals),
             Err(refusal) => {
                 // A backend names one option at a time: without that one it names the next.

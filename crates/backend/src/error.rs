@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use model::{BackendType, ConfigError, Dual, Family, Host, IfName, Lease, Mac, NetConfig};
+use model::{BackendType, ConfigError, Family, Host, IfName, Lease, Mac};
 
 /// Why a backend cannot work with this configuration on this machine.
 #[derive(Debug, thiserror::Error)]
@@ -38,9 +38,6 @@ pub enum BackendError {
         /// The family.
         family: Family,
     },
-    /// No MAC was chosen for a family that the network has.
-    #[error("no MAC address was chosen for the {0} tunnel device")]
-    NoMac(Family),
     /// The peers' packets would arrive at a translator, and not here.
     #[error(
         "the public IP {public_ip} is not the address {addr} of {iface}: host-gw cannot work behind address translation; use vxlan, or leave the public IP to its default"
@@ -65,6 +62,22 @@ pub enum BackendError {
         /// The least MTU that would do.
         needed: u32,
     },
+}
+
+impl BackendError {
+    /// Returns whether the fault lies in the network configuration, which somebody may correct while
+    /// the node waits; the other faults lie in this machine or its flags.
+    pub fn is_in_config(&self) -> bool {
+        match self {
+            BackendError::Config(_)
+            | BackendError::Unknown(_)
+            | BackendError::NotYet(_)
+            | BackendError::DeviceName { .. } => true,
+            BackendError::NoAddress { .. }
+            | BackendError::Translated { .. }
+            | BackendError::SmallMtu { .. } => false,
+        }
+    }
 }
 
 /// The types that this version has; those of [`crate::new`].
@@ -155,26 +168,9 @@ pub(crate) fn underlay(peer: &Lease, family: Family, host: &Host) -> Result<IpAd
         .get(family)
         .ok_or(Fault::NoAddress(family))?;
     let ours = [host.public_ip.get(family), host.addr.get(family)];
-    match ours.contains(&Some(&ip)) {
-        true => Err(Fault::OurAddress { family, ip }),
-        false => Ok(ip),
+    if ours.contains(&Some(&ip)) {
+        Err(Fault::OurAddress { family, ip })
+    } else {
+        Ok(ip)
     }
-}
-
-/// The addresses to publish: one for each family that the network has.
-pub(crate) fn public_ips(config: &NetConfig, host: &Host) -> Result<Dual<IpAddr>, BackendError> {
-    for family in config.families() {
-        if host.addr.get(family).is_none() || host.public_ip.get(family).is_none() {
-            return Err(BackendError::NoAddress {
-                iface: host.iface,
-                family,
-            });
-        }
-    }
-    Ok(Dual::from_fn(|family| {
-        config
-            .pools
-            .get(family)
-            .and_then(|_| host.public_ip.get(family).copied())
-    }))
 }

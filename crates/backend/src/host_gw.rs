@@ -1,46 +1,44 @@
 //! `host-gw`: routes through the peers' own addresses, on a link that all nodes share. No tunnel,
 //! no header, no device.
 
-use std::net::IpAddr;
-
 use model::object::{NextHop, Route, RouteKey, RouteTo};
-use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
+use model::roster::Claims;
+use model::{BackendType, Dual, Family, Host, Lease, LeaseAttrs, NetConfig, Object};
 
-use crate::error::{public_ips, underlay};
-use crate::{Backend, BackendError, Fault, PeerPlan};
+use crate::error::underlay;
+use crate::served::Served;
+use crate::{Backend, BackendError, Fault, OwnDevice, PeerPlan, unknown_options};
 
 pub(crate) struct HostGw {
-    public_ip: Dual<IpAddr>,
+    served: Served<()>,
     mtu: u32,
     warnings: Vec<String>,
 }
 
 impl HostGw {
     pub(crate) fn new(config: &NetConfig, host: &Host) -> Result<HostGw, BackendError> {
-        let public_ip = public_ips(config, host)?;
-        for (family, &public_ip) in public_ip.iter() {
-            if let Some(&addr) = host.addr.get(family).filter(|addr| **addr != public_ip) {
-                return Err(BackendError::Translated {
+        let served = Served::new(config, host, |family, addr| {
+            match host.public_ip.get(family) {
+                Some(&public_ip) if public_ip != addr => Err(BackendError::Translated {
                     public_ip,
                     addr,
                     iface: host.iface,
-                });
+                }),
+                _ => Ok(()),
             }
-        }
-        let unknown = config.backend.unknown(&[]);
-        let warnings = unknown
-            .iter()
-            .map(|key| format!("{key}: host-gw has no such option"))
-            .collect();
+        })?;
         Ok(HostGw {
-            public_ip,
+            served,
             mtu: host.mtu,
-            warnings,
+            warnings: unknown_options(config),
         })
     }
 
     fn route(&self, peer: &Lease, family: Family, host: &Host) -> Result<Option<Object>, Fault> {
-        let (Some(_), Some(net)) = (self.public_ip.get(family), peer.key.nets().get(family)) else {
+        let (Some(()), Some(net)) = (
+            self.served.families.get(family),
+            peer.key.nets().get(family),
+        ) else {
             return Ok(None);
         };
         let ip = underlay(peer, family, host)?;
@@ -51,16 +49,18 @@ impl HostGw {
                 iface: host.iface,
             });
         }
-        let hop = NextHop {
-            via: ip,
-            dev: host.iface,
-            onlink: false,
-        };
-        Ok(Some(Object::Route(
-            RouteKey::to(*net),
-            Route::ours(RouteTo::Gateway(hop)),
-        )))
+        Ok(Some(direct(net, ip, host)))
     }
+}
+
+/// Returns the route to a peer's subnet through the peer's own address on the host's link.
+pub(crate) fn direct(net: &ipnet::IpNet, via: std::net::IpAddr, host: &Host) -> Object {
+    let hop = NextHop {
+        via,
+        dev: host.iface,
+        onlink: false,
+    };
+    Object::Route(RouteKey::to(*net), Route::ours(RouteTo::Gateway(hop)))
 }
 
 impl Backend for HostGw {
@@ -68,9 +68,9 @@ impl Backend for HostGw {
         BackendType::HostGw
     }
 
-    fn lease_attrs(&self) -> LeaseAttrs {
+    fn publish(&self) -> LeaseAttrs {
         LeaseAttrs {
-            public_ip: self.public_ip,
+            public_ip: self.served.public_ip,
             backend_type: Some(BackendType::HostGw),
             data: Dual::default(),
         }
@@ -80,7 +80,7 @@ impl Backend for HostGw {
         self.mtu
     }
 
-    fn devices(&self) -> Vec<IfName> {
+    fn devices(&self) -> Vec<OwnDevice> {
         Vec::new()
     }
 
@@ -95,8 +95,12 @@ impl Backend for HostGw {
         })
     }
 
-    fn identities(&self) -> fn(&Lease) -> Dual<u64> {
-        |_| Dual::default()
+    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
+        Claims::default()
+    }
+
+    fn missing(&self) -> &[(Family, BackendError)] {
+        &self.served.missing
     }
 
     fn warnings(&self) -> &[String] {

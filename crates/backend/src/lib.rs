@@ -9,49 +9,66 @@ mod alloc;
 mod check;
 mod error;
 mod host_gw;
+mod identity;
+mod served;
 pub mod vxlan;
 
 pub use check::check;
 pub use error::{BackendError, Fault};
+pub use identity::{Identity, Need};
+pub use vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
 
-use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, Mac, NetConfig, Object};
+use model::roster::Claims;
+use model::{BackendType, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
 
 /// A way to carry packets between nodes.
 ///
 /// A value is good for the [`Host`] it was built for; when the host changes (an address, the MTU,
 /// the interface), it is built anew, which costs nothing.
 pub trait Backend {
-    /// Its type, as the configuration calls it.
+    /// Returns its type, as the configuration calls it.
     fn kind(&self) -> BackendType;
 
-    /// What this node publishes under its subnet.
-    fn lease_attrs(&self) -> LeaseAttrs;
+    /// Returns what this node publishes under its subnet.
+    fn publish(&self) -> LeaseAttrs;
 
-    /// The MTU that pods are to use, in bytes: what `subnet.env` says.
+    /// Returns the MTU that pods are to use, in bytes: what `subnet.env` says.
     fn mtu(&self) -> u32;
 
-    /// The devices it makes. All that is on them is ours.
-    fn devices(&self) -> Vec<IfName>;
+    /// Returns the devices that it makes. All that is on them is ours.
+    fn devices(&self) -> Vec<OwnDevice>;
 
-    /// What this node needs for itself, devices first.
+    /// Returns what this node needs for itself, devices first.
     fn node(&self, own: &Lease, host: &Host) -> Vec<Object>;
 
-    /// What one peer needs. Objects of different peers never share a key, as long as their
-    /// subnets do not overlap and their [`Backend::identities`] differ.
+    /// Returns what one peer needs. Objects of different peers never share a key, as long as their
+    /// subnets do not overlap and their [`Backend::claims`] differ.
     ///
     /// A family that only one side has is left out: a dual-stack peer of an IPv4-only node gets
-    /// IPv4 objects.
-    ///
-    /// A fault in one family takes nothing from the other.
+    /// IPv4 objects. A fault in one family takes nothing from the other.
     fn peer(&self, peer: &Lease, host: &Host) -> PeerPlan;
 
-    /// Reads from a lease, for each family, what no two peers may have in common (vxlan: the MAC,
-    /// which is a key of the forwarding database). Of two that have, the older lease stands.
-    fn identities(&self) -> fn(&Lease) -> Dual<u64>;
+    /// Reads from a lease, for each family, what no two peers may have in common (vxlan: the MAC, which
+    /// is a key of the forwarding database). Of two that have, the newer lease is used. Depends on the
+    /// lease alone.
+    fn claims(&self, attrs: &LeaseAttrs) -> Claims;
 
-    /// What in the configuration has no effect or another one than its author may think; to be
-    /// logged once.
+    /// Returns the families of the network that this node does not serve, and why not. The other one
+    /// is served.
+    fn missing(&self) -> &[(Family, BackendError)];
+
+    /// Returns what in the configuration has no effect or another one than its author may think; to
+    /// be logged once.
     fn warnings(&self) -> &[String];
+}
+
+/// A device of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnDevice {
+    /// Its name.
+    pub name: IfName,
+    /// The kernel's name for its kind.
+    pub kind: &'static str,
 }
 
 /// What one peer needs, family by family.
@@ -84,28 +101,49 @@ impl PeerPlan {
     }
 }
 
-/// What this node is known by among its peers, chosen before its lease is taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    /// The MAC of the tunnel devices, by family of the underlay; see [`vxlan::choose_mac`].
-    pub mac: Dual<Mac>,
+/// Returns what the backend that `config` names must know of this node before its lease is taken.
+pub fn need(config: &NetConfig) -> Need {
+    match &config.backend.kind {
+        BackendType::Vxlan => vxlan::need(config),
+        _ => Need::Nothing,
+    }
 }
 
-/// The backend that `config` names, for this machine.
+/// Returns the options that a backend of this type has, beside `Type`.
+pub fn options(kind: &BackendType) -> &'static [&'static str] {
+    match kind {
+        BackendType::Vxlan => &vxlan::OPTIONS,
+        _ => &[],
+    }
+}
+
+/// Returns the backend that `config` names, for this machine. `identity` is the answer to [`need`]; `own` is
+/// what this node published earlier and its peers still believe, which is kept.
 ///
 /// # Errors
-/// [`BackendError`]: an option that it cannot have, a machine that it cannot work on, or a type
-/// that this version does not have.
+/// [`BackendError`]: an option that it cannot have, a machine on which it can serve no family of the
+/// network, or a type that this version does not have.
 pub fn new(
     config: &NetConfig,
     host: &Host,
     identity: &Identity,
+    own: Option<&LeaseAttrs>,
 ) -> Result<Box<dyn Backend>, BackendError> {
     match &config.backend.kind {
-        BackendType::Vxlan => Ok(Box::new(vxlan::Vxlan::new(config, host, identity)?)),
+        BackendType::Vxlan => Ok(Box::new(vxlan::Vxlan::new(config, host, identity, own)?)),
         BackendType::HostGw => Ok(Box::new(host_gw::HostGw::new(config, host)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
         known => Err(BackendError::NotYet(known.clone())),
     }
+}
+
+/// Returns a warning for each option that a backend of the configured type does not have.
+pub(crate) fn unknown_options(config: &NetConfig) -> Vec<String> {
+    let kind = &config.backend.kind;
+    let unknown = config.backend.unknown(options(kind));
+    unknown
+        .iter()
+        .map(|key| format!("{key}: {kind} has no such option"))
+        .collect()
 }

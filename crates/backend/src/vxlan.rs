@@ -9,7 +9,7 @@ mod vtep;
 
 pub use mtu::overhead;
 pub use offload::{OPTION as OFFLOAD_OPTION, TxChecksumOffload, breaks_checksums};
-pub use vtep::{BadVtep, Vtep, choose_mac, mac_of};
+pub use vtep::{BadVtep, Vtep, mac_of};
 
 use std::net::IpAddr;
 
@@ -17,13 +17,16 @@ use model::object::{
     AddrKey, Beneath, FdbKey, Link, LinkKind, Mark, NeighKey, NextHop, Remote, Route, RouteKey,
     RouteTo, Vxlan as Tunnel,
 };
+use model::roster::Claims;
 use model::subnet::first;
 use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, Mac, NetConfig, Object};
 
-use crate::error::{public_ips, underlay};
-use crate::{Backend, BackendError, Fault, Identity, PeerPlan};
+use crate::error::underlay;
+use crate::host_gw::direct;
+use crate::served::Served;
+use crate::{Backend, BackendError, Fault, Identity, Need, OwnDevice, PeerPlan, unknown_options};
 
-const OPTIONS: [&str; 7] = [
+pub(crate) const OPTIONS: [&str; 7] = [
     "VNI",
     "Port",
     "GBP",
@@ -60,17 +63,29 @@ pub fn device(vni: u32, family: Family) -> Result<IfName, BackendError> {
         .map_err(|_| BackendError::DeviceName { vni, family, name })
 }
 
+/// Returns the devices whose MACs are kept.
+pub(crate) fn need(config: &NetConfig) -> Need {
+    let Ok(vni) = vni(config) else {
+        return Need::Nothing;
+    };
+    let device = |family| device(vni, family).ok();
+    Need::Macs(Dual::from_fn(|family| {
+        config.pools.get(family).and_then(|_| device(family))
+    }))
+}
+
 /// One tunnel device.
 #[derive(Clone, Copy)]
 struct Device {
     name: IfName,
     mac: Mac,
+    /// In bytes.
+    mtu: u32,
 }
 
 /// The vxlan backend.
 pub(crate) struct Vxlan {
-    devices: Dual<Device>,
-    public_ip: Dual<IpAddr>,
+    served: Served<Device>,
     vni: u32,
     port: u16,
     gbp: bool,
@@ -78,8 +93,6 @@ pub(crate) struct Vxlan {
     direct_routing: bool,
     /// Checksum offload of the tunnel devices; `None` leaves it as it is.
     tx_checksum: Option<bool>,
-    /// MTU of the underlay.
-    underlay_mtu: u32,
     /// What says on the devices which network they belong to.
     mark: Option<Mark>,
     warnings: Vec<String>,
@@ -90,6 +103,7 @@ impl Vxlan {
         config: &NetConfig,
         host: &Host,
         identity: &Identity,
+        own: Option<&LeaseAttrs>,
     ) -> Result<Vxlan, BackendError> {
         let options = &config.backend;
         let vni = vni(config)?;
@@ -98,46 +112,37 @@ impl Vxlan {
             0 => PORT,
             port => port,
         };
-        let unknown = options.unknown(&OPTIONS);
-        let mut warnings: Vec<String> = unknown
-            .iter()
-            .map(|key| format!("{key}: vxlan has no such option"))
-            .collect();
-        let underlay_mtu = mtu::underlay(config, host, &mut warnings)?;
-        let mut devices = Dual::default();
-        for family in config.families() {
-            let mac = *identity
-                .mac
-                .get(family)
-                .ok_or(BackendError::NoMac(family))?;
-            devices.set(
-                family,
-                Some(Device {
-                    name: device(vni, family)?,
-                    mac,
-                }),
-            );
-        }
+        let gbp = options.bool("GBP", false)?;
+        let learning = options.bool("Learning", false)?;
+        let direct_routing = options.bool("DirectRouting", false)?;
+        let tx_checksum = TxChecksumOffload::read(config)?.over(host);
+        let mut warnings = unknown_options(config);
+        let underlay = mtu::Underlay::read(config, host, &mut warnings)?;
+        let macs = vtep::choose_macs(own, &identity.macs(), host, vni);
+        let served = Served::new(config, host, |family, _| {
+            Ok(Device {
+                name: device(vni, family)?,
+                mac: *macs.get(family).ok_or(BackendError::NoAddress {
+                    iface: host.iface,
+                    family,
+                })?,
+                mtu: underlay.tunnel(family)?,
+            })
+        })?;
         Ok(Vxlan {
-            devices,
-            public_ip: public_ips(config, host)?,
+            served,
             vni,
             port,
-            gbp: options.bool("GBP", false)?,
-            learning: options.bool("Learning", false)?,
-            direct_routing: options.bool("DirectRouting", false)?,
-            tx_checksum: TxChecksumOffload::read(config)?.over(host),
-            underlay_mtu,
+            gbp,
+            learning,
+            direct_routing,
+            tx_checksum,
             mark: Mark::of(&config.pools.map(|_, pool| pool.network)),
             warnings,
         })
     }
 
-    fn device_mtu(&self, family: Family) -> u32 {
-        self.underlay_mtu.saturating_sub(mtu::overhead(family))
-    }
-
-    fn link(&self, family: Family, device: &Device, local: IpAddr, host: &Host) -> Object {
+    fn link(&self, device: &Device, local: IpAddr, host: &Host) -> Object {
         let tunnel = Tunnel {
             vni: self.vni,
             port: self.port,
@@ -153,7 +158,7 @@ impl Vxlan {
         let link = Link {
             kind: LinkKind::Vxlan(tunnel),
             mac: Some(device.mac),
-            mtu: self.device_mtu(family),
+            mtu: device.mtu,
             up: true,
             mark: self.mark,
             enslaved: false,
@@ -169,20 +174,17 @@ impl Vxlan {
         host: &Host,
         objects: &mut Vec<Object>,
     ) -> Result<(), Fault> {
-        let (Some(device), Some(net)) = (self.devices.get(family), peer.key.nets().get(family))
-        else {
+        let (Some(device), Some(net)) = (
+            self.served.families.get(family),
+            peer.key.nets().get(family),
+        ) else {
             return Ok(());
         };
         let ip = underlay(peer, family, host)?;
         let mac = self.peer_mac(family, peer)?;
         let key = RouteKey::to(*net);
         if self.direct_routing && host.is_on_link(&ip) {
-            let hop = NextHop {
-                via: ip,
-                dev: host.iface,
-                onlink: false,
-            };
-            objects.push(Object::Route(key, Route::ours(RouteTo::Gateway(hop))));
+            objects.push(direct(net, ip, host));
             return Ok(());
         }
         let gateway = first(net).addr();
@@ -217,7 +219,8 @@ impl Vxlan {
             family,
             reason: bad.to_string(),
         })?;
-        if self.devices.iter().any(|(_, device)| device.mac == mac) {
+        let mut own = self.served.families.iter();
+        if own.any(|(_, device)| device.mac == mac) {
             return Err(Fault::OurMac { family, mac });
         }
         match vni {
@@ -238,36 +241,37 @@ impl Backend for Vxlan {
         BackendType::Vxlan
     }
 
-    fn lease_attrs(&self) -> LeaseAttrs {
+    fn publish(&self) -> LeaseAttrs {
         let vtep = |_, device: &Device| Vtep {
             vni: Some(self.vni),
             mac: device.mac,
         };
-        let vteps = self.devices.map(vtep);
+        let vteps = self.served.families.map(vtep);
         LeaseAttrs {
-            public_ip: self.public_ip,
+            public_ip: self.served.public_ip,
             backend_type: Some(BackendType::Vxlan),
             data: Dual::from_fn(|family| vteps.get(family).and_then(|vtep| vtep.to_json())),
         }
     }
 
     fn mtu(&self) -> u32 {
-        let mtus = self
-            .devices
-            .iter()
-            .map(|(family, _)| self.device_mtu(family));
-        mtus.min().unwrap_or(self.underlay_mtu)
+        let mtus = self.served.families.iter().map(|(_, device)| device.mtu);
+        mtus.min().unwrap_or_default()
     }
 
-    fn devices(&self) -> Vec<IfName> {
-        self.devices.iter().map(|(_, device)| device.name).collect()
+    fn devices(&self) -> Vec<OwnDevice> {
+        let own = |(_, device): (Family, &Device)| OwnDevice {
+            name: device.name,
+            kind: "vxlan",
+        };
+        self.served.families.iter().map(own).collect()
     }
 
     fn node(&self, own: &Lease, host: &Host) -> Vec<Object> {
         let mut objects = Vec::new();
-        for (family, device) in self.devices.iter() {
+        for (family, device) in self.served.families.iter() {
             let local = host.addr.get(family);
-            objects.extend(local.map(|local| self.link(family, device, *local, host)));
+            objects.extend(local.map(|local| self.link(device, *local, host)));
             let net = own.key.nets().get(family);
             objects.extend(net.map(|net| {
                 Object::Addr(
@@ -286,8 +290,12 @@ impl Backend for Vxlan {
         PeerPlan::by_family(|family, objects| self.peer_in(family, peer, host, objects))
     }
 
-    fn identities(&self) -> fn(&Lease) -> Dual<u64> {
-        vtep::macs_of
+    fn claims(&self, attrs: &LeaseAttrs) -> Claims {
+        vtep::claims(attrs)
+    }
+
+    fn missing(&self) -> &[(Family, BackendError)] {
+        &self.served.missing
     }
 
     fn warnings(&self) -> &[String] {

@@ -50,9 +50,10 @@ proptest! {
     fn no_lease_does_harm(leases in proptest::collection::vec(some_lease(), 0..20), direct in any::<bool>()) {
         let options = format!(r#""Type":"vxlan","DirectRouting":{direct}"#);
         let (config, host) = (config(&options, DUAL), host(1, DUAL));
-        let backend = backend::new(&config, &host, &identity(1)).unwrap();
+        let backend = backend::new(&config, &host, &identity(1), None).unwrap();
         let own = key(1, DUAL);
-        let mut roster = Roster::new(&config, backend.kind(), backend.identities());
+        let (kind, claims) = (backend.kind(), backend::new(&config, &host, &identity(1), None).unwrap());
+        let mut roster = Roster::new(&config, kind, move |attrs| claims.claims(attrs));
         roster.set_own(own, host.public_ip);
         for lease in leases {
             for change in roster.put(lease) {

@@ -58,15 +58,23 @@ fn plans_are_as_written_down() {
 /// The plan of node 1 with two peers: node 2 on its link, node 3 behind a router.
 fn plan(options: &str, families: &[Family]) -> String {
     let (config, host) = (config(options, families), host(1, families));
-    let backend = backend::new(&config, &host, &identity(1)).unwrap();
+    let backend = backend::new(&config, &host, &identity(1), None).unwrap();
     let mut text = format!("# {} on {}\n", backend.kind(), host.iface);
     for warning in backend.warnings() {
         writeln!(text, "warning: {warning}").unwrap();
     }
     writeln!(text, "FLANNEL_MTU={}", backend.mtu()).unwrap();
-    writeln!(text, "lease: {}", backend.lease_attrs().to_json()).unwrap();
+    writeln!(text, "lease: {}", backend.publish().to_json()).unwrap();
     writeln!(text, "\n# node").unwrap();
-    for object in backend.node(&lease(1, options, families), &host) {
+    let objects = backend.node(&lease(1, options, families), &host);
+    let links = objects.iter().filter_map(|object| match object {
+        Object::Link(name, link) => Some((*name, link.kind.name().to_owned())),
+        _ => None,
+    });
+    let owned = backend.devices().into_iter();
+    let owned = owned.map(|own| (own.name, own.kind.to_owned()));
+    assert_eq!(links.collect::<Vec<_>>(), owned.collect::<Vec<_>>());
+    for object in objects {
         writeln!(text, "{}", Op::Put(object)).unwrap();
     }
     for n in [2, 3] {
@@ -118,7 +126,7 @@ fn checksum_offload_follows_option_and_underlay() {
         let options = format!(r#""Type":"vxlan"{option}"#);
         let (config, mut host) = (config(&options, FAMILIES[2].1), host(1, FAMILIES[2].1));
         host.kind = kind.to_owned();
-        let backend = backend::new(&config, &host, &identity(1)).unwrap();
+        let backend = backend::new(&config, &host, &identity(1), None).unwrap();
         let objects = backend.node(&lease(1, &options, FAMILIES[2].1), &host);
         let links = objects.into_iter().filter_map(|object| match object {
             Object::Link(_, link) => match link.kind {

@@ -3,7 +3,7 @@
 
 mod nodes;
 
-use backend::Identity;
+use backend::{Identity, Need};
 use model::object::RouteTo;
 use model::{Dual, Family, Host, Lease, LeaseAttrs, Mac, Object, SubnetKey};
 use nodes::{config, host, identity, key, lease};
@@ -18,7 +18,7 @@ const HOST_GW: &str = r#""Type":"host-gw""#;
 fn refusal(options: &str, families: &[Family], change: impl FnOnce(&mut Host)) -> String {
     let mut host = host(1, families);
     change(&mut host);
-    match backend::new(&config(options, families), &host, &identity(1)) {
+    match backend::new(&config(options, families), &host, &identity(1), None) {
         Ok(_) => panic!("{options} was taken"),
         Err(error) => error.to_string(),
     }
@@ -114,7 +114,7 @@ fn options_that_cannot_be() {
 #[test]
 fn machines_that_do_not_suit() {
     for options in [VXLAN, HOST_GW, r#""Type":"alloc""#] {
-        let message = refusal(options, DUAL, |host| host.addr.v6 = None);
+        let message = refusal(options, V6, |host| host.addr.v6 = None);
         assert!(
             message.starts_with("interface eth0 has no IPv6 address"),
             "{message}"
@@ -132,8 +132,154 @@ fn machines_that_do_not_suit() {
         message.starts_with("the public IP 203.0.113.1 is not the address 10.0.1.1 of eth0"),
         "{message}"
     );
-    let no_mac = backend::new(&config(VXLAN, V4), &host(1, V4), &Identity::default());
-    assert!(no_mac.is_err());
+}
+
+type Change = fn(&mut Host);
+
+#[test]
+fn a_fault_in_one_family_of_this_node_leaves_the_other_served() {
+    const NAMES: &str = r#""Type":"vxlan","VNI":10000"#;
+    const SMALL: &str = r#""Type":"vxlan","MTU":1300"#;
+    const ALLOC: &str = r#""Type":"alloc""#;
+    let far: Change = |host| host.public_ip.v6 = Some("2001:db8::7".parse().unwrap());
+    let none: Change = |host| (host.addr.v6, host.public_ip.v6) = (None, None);
+    let nothing: Change = |_| ();
+    let cases: [(&str, Change, Family, &str); 9] = [
+        (
+            VXLAN,
+            none,
+            Family::V6,
+            "interface eth0 has no IPv6 address",
+        ),
+        (
+            HOST_GW,
+            none,
+            Family::V6,
+            "interface eth0 has no IPv6 address",
+        ),
+        (
+            ALLOC,
+            none,
+            Family::V6,
+            "interface eth0 has no IPv6 address",
+        ),
+        (
+            VXLAN,
+            |host| (host.addr.v4, host.public_ip.v4) = (None, None),
+            Family::V4,
+            "interface eth0 has no IPv4 address",
+        ),
+        (
+            VXLAN,
+            |host| host.mtu = 1280,
+            Family::V6,
+            "eth0 carries packets of 1280 bytes at most: an IPv6 tunnel needs 1350",
+        ),
+        (
+            SMALL,
+            nothing,
+            Family::V6,
+            "Backend.MTU is 1300: expected a whole number from 1350 to 65535",
+        ),
+        (
+            NAMES,
+            nothing,
+            Family::V6,
+            "Backend.VNI is 10000: the IPv6 device",
+        ),
+        (
+            HOST_GW,
+            far,
+            Family::V6,
+            "the public IP 2001:db8::7 is not the address",
+        ),
+        (
+            HOST_GW,
+            |host| host.public_ip.v4 = Some("203.0.113.7".parse().unwrap()),
+            Family::V4,
+            "the public IP 203.0.113.7 is not the address",
+        ),
+    ];
+    for (options, change, lost, why) in cases {
+        let mut host = host(1, DUAL);
+        change(&mut host);
+        let config = config(options, DUAL);
+        let backend = backend::new(&config, &host, &identity(1), None).unwrap();
+        let [(family, error)] = backend.missing() else {
+            panic!("{options}: {:?}", backend.missing());
+        };
+        assert_eq!(*family, lost, "{options}");
+        assert!(error.to_string().starts_with(why), "{error}");
+        let attrs = backend.publish();
+        assert!(attrs.data.get(lost).is_none(), "{options}: {attrs:?}");
+        assert_eq!(attrs.public_ip.get(lost), host.public_ip.get(lost));
+        // What is planned is what a node of the other family alone plans, but for the mark.
+        let kept: &[Family] = if lost == Family::V4 { V6 } else { V4 };
+        let only = backend::new(&nodes::config(options, kept), &host, &identity(1), None);
+        let only = only.unwrap();
+        assert_eq!(backend.mtu(), only.mtu(), "{options}");
+        assert_eq!(backend.devices(), only.devices(), "{options}");
+        let peer = lease(2, options, DUAL);
+        let (plan, expected) = (backend.peer(&peer, &host), only.peer(&peer, &host));
+        assert_eq!(plan.objects, expected.objects, "{options}");
+        assert!(plan.served, "{options}");
+    }
+}
+
+#[test]
+fn what_is_published_and_believed_is_kept() {
+    let mac = |n| Mac([2, 0, 0, 0, 9, n]);
+    let options = (config(VXLAN, DUAL), host(1, DUAL));
+    let published = |identity: &Identity, own: Option<&LeaseAttrs>| {
+        let backend = backend::new(&options.0, &options.1, identity, own).unwrap();
+        let claims = backend.claims(&backend.publish());
+        [claims.v4.unwrap() & 0xffff, claims.v6.unwrap() & 0xffff]
+    };
+    let devices = Identity::Macs(Dual {
+        v4: Some(mac(1)),
+        v6: None,
+    });
+    let made = published(&Identity::Nothing, None);
+    assert_eq!(published(&devices, None), [0x901, made[1]]);
+    let own = |v4: &str, v6: &str| {
+        let mut attrs = lease(1, VXLAN, DUAL).attrs;
+        (attrs.data.v4, attrs.data.v6) = (data(v4), data(v6));
+        attrs
+    };
+    let good = |n| format!(r#"{{"VtepMAC":"{}"}}"#, mac(n));
+    // The lease's goes before the device's; one family's bad data costs the other nothing.
+    assert_eq!(
+        published(&devices, Some(&own(&good(7), &good(8)))),
+        [0x907, 0x908]
+    );
+    assert_eq!(
+        published(&devices, Some(&own(&good(7), "[]"))),
+        [0x907, made[1]]
+    );
+    assert_eq!(
+        published(&devices, Some(&own("7", &good(8)))),
+        [0x901, 0x908]
+    );
+    // Never one MAC on two devices.
+    assert_eq!(
+        published(&devices, Some(&own(&good(7), &good(7)))),
+        [0x907, made[1]]
+    );
+    assert_eq!(devices.published_names(), [mac(1).to_string()]);
+}
+
+#[test]
+fn a_backend_says_before_the_lease_what_it_must_know() {
+    let need = |options: &str, families| backend::need(&config(options, families));
+    let name = |text: &str| Some(text.parse().unwrap());
+    let both = Dual {
+        v4: name("flannel.1"),
+        v6: name("flannel-v6.1"),
+    };
+    assert_eq!(need(VXLAN, DUAL), Need::Macs(both));
+    assert_eq!(need(VXLAN, V6), Need::Macs(Dual { v4: None, ..both }));
+    assert_eq!(need(r#""Type":"vxlan","VNI":0"#, DUAL), Need::Nothing);
+    assert_eq!(need(HOST_GW, DUAL), Need::Nothing);
 }
 
 #[test]
@@ -142,6 +288,7 @@ fn an_mtu_beyond_the_interface_is_cut_down_with_a_warning() {
         &config(r#""Type":"vxlan","MTU":9000"#, V4),
         &host(1, V4),
         &identity(1),
+        None,
     );
     let backend = backend.unwrap();
     assert_eq!(backend.mtu(), 1450);
@@ -155,8 +302,8 @@ fn an_mtu_beyond_the_interface_is_cut_down_with_a_warning() {
 fn a_translated_public_ip_suits_vxlan() {
     let mut host = host(1, V4);
     host.public_ip.v4 = Some("203.0.113.1".parse().unwrap());
-    let backend = backend::new(&config(VXLAN, V4), &host, &identity(1)).unwrap();
-    assert_eq!(backend.lease_attrs().public_ip, host.public_ip);
+    let backend = backend::new(&config(VXLAN, V4), &host, &identity(1), None).unwrap();
+    assert_eq!(backend.publish().public_ip, host.public_ip);
     let own = lease(1, VXLAN, V4);
     let Object::Link(_, link) = &backend.node(&own, &host)[0] else {
         panic!("no device")
@@ -174,7 +321,7 @@ fn a_translated_public_ip_suits_vxlan() {
 /// What node 1 reports of node 2's lease, changed so. The other family, if there is one, is served.
 fn fault(options: &str, families: &[Family], change: impl FnOnce(&mut LeaseAttrs)) -> String {
     let host = host(1, families);
-    let backend = backend::new(&config(options, families), &host, &identity(1)).unwrap();
+    let backend = backend::new(&config(options, families), &host, &identity(1), None).unwrap();
     let mut peer = lease(2, options, families);
     change(&mut peer.attrs);
     let plan = backend.peer(&peer, &host);
@@ -230,6 +377,12 @@ fn peers_that_cannot_be_used() {
     let far = fault(HOST_GW, V4, |a| {
         a.public_ip.v4 = Some("10.0.3.2".parse().unwrap())
     });
+    for (family, public_ip) in [(Family::V4, "10.0.3.2"), (Family::V6, "fd78:0:0:3::2")] {
+        let text = fault(HOST_GW, DUAL, |a| {
+            a.public_ip.set(family, Some(public_ip.parse().unwrap()));
+        });
+        assert!(text.contains("is not on the link of eth0"), "{text}");
+    }
     assert!(
         far.starts_with("lease 172.30.2.0-24: its PublicIP 10.0.3.2 is not on the link of eth0"),
         "{far}"
@@ -248,8 +401,8 @@ fn old_leases_and_wide_vnis_are_understood() {
     // Upstream keeps 16 bits of the VNI in its leases.
     let options = r#""Type":"vxlan","VNI":100000"#;
     let host = host(1, V4);
-    let backend = backend::new(&config(options, V4), &host, &identity(1)).unwrap();
-    assert!(backend.lease_attrs().to_json().contains(r#""VNI":34464"#));
+    let backend = backend::new(&config(options, V4), &host, &identity(1), None).unwrap();
+    assert!(backend.publish().to_json().contains(r#""VNI":34464"#));
     for json in [
         r#"{"VtepMAC":"02:00:00:00:04:02"}"#,
         r#"{"VNI":34464,"VtepMAC":"02:00:00:00:04:02"}"#,
@@ -266,7 +419,7 @@ fn families_that_one_side_lacks_are_left_out() {
     for options in [VXLAN, HOST_GW] {
         for (ours, theirs, routes) in [(V4, DUAL, 1), (DUAL, V4, 1), (V4, V6, 0), (DUAL, DUAL, 2)] {
             let host = host(1, ours);
-            let backend = backend::new(&config(options, ours), &host, &identity(1)).unwrap();
+            let backend = backend::new(&config(options, ours), &host, &identity(1), None).unwrap();
             let objects = backend.peer(&lease(2, options, theirs), &host).objects;
             let found = objects
                 .iter()
@@ -292,7 +445,7 @@ proptest! {
     ) {
         let options = format!(r#""Type":"vxlan","DirectRouting":{direct}"#);
         let host = host(1, DUAL);
-        let backend = backend::new(&config(&options, DUAL), &host, &identity(1)).unwrap();
+        let backend = backend::new(&config(&options, DUAL), &host, &identity(1), None).unwrap();
         let v4 = ipnet::Ipv4Net::new(nets.0.into(), nets.1).unwrap();
         let v6 = ipnet::Ipv6Net::new(nets.2.into(), nets.3).unwrap();
         let key = SubnetKey::new(Dual { v4: Some(v4.into()), v6: Some(v6.into()) }).unwrap();
@@ -303,7 +456,7 @@ proptest! {
             data: Dual { v4: raw.clone(), v6: raw },
         };
         let peer = Lease { key, attrs, seniority: 1 };
-        let devices = backend.devices();
+        let devices: Vec<_> = backend.devices().iter().map(|own| own.name).collect();
         for object in backend.peer(&peer, &host).objects {
             match object {
                 Object::Neigh(n, mac) => {
@@ -329,7 +482,7 @@ proptest! {
 #[test]
 fn peers_do_not_share_keys() {
     let host = host(1, DUAL);
-    let backend = backend::new(&config(VXLAN, DUAL), &host, &identity(1)).unwrap();
+    let backend = backend::new(&config(VXLAN, DUAL), &host, &identity(1), None).unwrap();
     let mut seen = std::collections::BTreeSet::new();
     for n in 2..200 {
         let peer = lease(n, VXLAN, DUAL);
@@ -343,7 +496,7 @@ fn peers_do_not_share_keys() {
             };
             assert!(seen.insert(key));
         }
-        let identities = (backend.identities())(&peer);
-        assert!(identities.v4.is_some() && identities.v6.is_some());
+        let claims = backend.claims(&peer.attrs);
+        assert!(claims.v4.is_some() && claims.v6.is_some());
     }
 }

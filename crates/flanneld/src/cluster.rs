@@ -1,13 +1,14 @@
 //! The other nodes: which of their leases are used, and what the kernel must hold for them.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use backend::Backend;
 use dataplane::Dataplane;
 use ipnet::IpNet;
 use model::roster::{Roster, RosterChange};
 use model::state::Progress;
-use model::{Host, IfName, Lease, Owner, SubnetKey};
+use model::{Host, IfName, Lease, LeaseAttrs, NetConfig, Owner, SubnetKey};
 use tracing::{debug, info, warn};
 
 use crate::reconcile::Reconciler;
@@ -15,7 +16,7 @@ use crate::reconcile::Reconciler;
 /// The other nodes' leases, and the backend that says what they mean for this kernel.
 pub struct Cluster {
     roster: Roster,
-    backend: Box<dyn Backend>,
+    backend: Rc<dyn Backend>,
     host: Host,
     /// Accepted leases that the backend cannot use, or not in every family. Logged once.
     unusable: BTreeMap<SubnetKey, Unusable>,
@@ -45,8 +46,19 @@ pub enum PeerState {
 }
 
 impl Cluster {
-    /// No peers yet.
-    pub fn new(roster: Roster, backend: Box<dyn Backend>, host: Host) -> Cluster {
+    /// Returns a cluster without peers; `own` is this node's lease.
+    pub fn new(
+        config: &NetConfig,
+        own: SubnetKey,
+        backend: Box<dyn Backend>,
+        host: Host,
+    ) -> Cluster {
+        let backend: Rc<dyn Backend> = backend.into();
+        let reader = Rc::clone(&backend);
+        let claims = move |attrs: &LeaseAttrs| reader.claims(attrs);
+        let mut roster = Roster::new(config, backend.kind(), claims);
+        roster.set_own(own, host.public_ip);
+        roster.set_underlay(host.underlay.clone());
         Cluster {
             roster,
             backend,
@@ -107,7 +119,8 @@ impl Cluster {
         host: Host,
         reconciler: &mut Reconciler<D>,
     ) {
-        (self.backend, self.host) = (backend, host);
+        // Its type is the same, and so is what leases claim.
+        (self.backend, self.host) = (backend.into(), host);
         self.unusable.clear();
         let public_ip = self.host.public_ip;
         let mut changes = self.roster.set_own(own, public_ip);

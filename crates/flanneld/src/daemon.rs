@@ -4,9 +4,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use backend::Identity;
 use dataplane::{Kernel, KernelEvent};
 use ipnet::IpNet;
-use model::roster::Roster;
 use model::{Host, Lease, NetConfig, Owner};
 use store::{AnyStore, Claim, Store, StoreEvent, Trouble};
 use tokio::task::AbortHandle;
@@ -20,7 +20,7 @@ use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::settle::{
-    addresses, build, connected, interface_missing, pool, ran_here, scope, settle,
+    Settled, addresses, connected, interface_missing, pool, ran_here, scope, settle,
 };
 use crate::status::Status;
 use crate::withdraw::{Former, when_stale, withdrawn};
@@ -40,6 +40,8 @@ const FILE_LINE_EVERY: Duration = Duration::from_secs(60);
 pub struct Daemon {
     options: Options,
     config: NetConfig,
+    /// What the backend was told of this node when it started.
+    identity: Identity,
     lease: Lease,
     store: AnyStore,
     cluster: Cluster,
@@ -80,30 +82,36 @@ impl Daemon {
         let assigned = store.status().assigned();
         let stale = when_stale(Former::new(&options, previous), assigned);
         let acquired = async {
-            let (config, host, backend, lock) =
-                settle(&mut options, &mut store, previous, &status).await?;
-            warn_of_overlap(&config, &host);
+            let settled = settle(&mut options, &mut store, previous, &status).await?;
+            warn_of_overlap(&settled.config, &settled.host);
             let claim = Claim {
-                attrs: backend.lease_attrs(),
+                attrs: settled.backend.publish(),
                 previous,
             };
-            let pool = pool(&config, &host);
+            let pool = pool(&settled.config, &settled.host);
             let lease = store.acquire(&pool, &claim).await?;
-            anyhow::Ok((config, host, backend, lease, lock))
+            anyhow::Ok((settled, lease))
         };
-        let (mut config, host, mut backend, mut lease, lock) = tokio::select! {
+        let (settled, mut lease) = tokio::select! {
             biased;
             acquired = acquired => acquired?,
             never = stale => match never {},
         };
+        let Settled {
+            mut config,
+            host,
+            identity,
+            mut backend,
+            lock,
+        } = settled;
         if let Some(former) = Former::new(&options, previous) {
             former.withdraw_if(*store.status().assigned().borrow());
         }
         if config.families().count() > lease.key.nets().iter().count() {
             // The other family has no subnet here: no device, no rules, and no offer to the peers.
             config = config.of_families_in(&lease.key);
-            backend = build(&config, &host, Some(&lease))?;
-            let attrs = backend.lease_attrs();
+            backend = backend::new(&config, &host, &identity, Some(&lease.attrs))?;
+            let attrs = backend.publish();
             if attrs != lease.attrs {
                 lease.attrs = attrs.clone();
                 store.publish(attrs).await;
@@ -119,9 +127,6 @@ impl Daemon {
         let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
         let mut scope = scope(&config, &lease.key, &host, &*backend);
         scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
-        let mut roster = Roster::new(&config, backend.kind(), backend.identities());
-        roster.set_own(lease.key, host.public_ip);
-        roster.set_underlay(host.underlay.clone());
         let mut reconciler = Reconciler::new(kernel, scope);
         reconciler.set(Owner::Node, objects);
         reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
@@ -129,9 +134,10 @@ impl Daemon {
         let mut keepers = vec![rules.settled().await, forwarding];
         keepers.extend(guard);
         Ok(Daemon {
-            cluster: Cluster::new(roster, backend, host),
+            cluster: Cluster::new(&config, lease.key, backend, host),
             options,
             config,
+            identity,
             lease,
             store,
             reconciler,
@@ -403,22 +409,23 @@ impl Daemon {
             self.cluster.set_host(host, &mut self.reconciler);
             return Ok(false);
         }
-        let backend = match build(&self.config, &host, Some(&self.lease)) {
-            Ok(backend) => backend,
-            Err(error) => {
-                warn!(
-                    "after a change of interface {}: {error}; keeping what is there",
-                    host.iface
-                );
-                return Ok(false);
-            }
-        };
+        let backend =
+            match backend::new(&self.config, &host, &self.identity, Some(&self.lease.attrs)) {
+                Ok(backend) => backend,
+                Err(error) => {
+                    warn!(
+                        "after a change of interface {}: {error}; keeping what is there",
+                        host.iface
+                    );
+                    return Ok(false);
+                }
+            };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
         self.reconciler
             .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
         self.reconciler
             .set(Owner::Node, backend.node(&self.lease, &host));
-        let attrs = backend.lease_attrs();
+        let attrs = backend.publish();
         self.cluster
             .rebuild(self.lease.key, backend, host, &mut self.reconciler);
         if attrs != self.lease.attrs {

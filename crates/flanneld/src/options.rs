@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backend::vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
+use backend::{OFFLOAD_OPTION, TxChecksumOffload};
 use model::rules::RuleFlags;
-use model::{BackendType, Dual, NetConfig};
+use model::{Dual, NetConfig};
 use regex_lite::Regex;
 
 use crate::flags::Given;
@@ -132,7 +132,9 @@ impl Options {
 impl Options {
     /// Puts into the network configuration what flags of this node say instead.
     pub fn overrule(&self, config: &mut NetConfig) {
-        if let (Some(value), BackendType::Vxlan) = (&self.tx_checksum_offload, &config.backend.kind)
+        let known = backend::options(&config.backend.kind);
+        if let Some(value) = &self.tx_checksum_offload
+            && known.contains(&OFFLOAD_OPTION)
         {
             config.backend.set(OFFLOAD_OPTION, value.as_str());
         }

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backend::{Backend, BackendError};
+use backend::{Backend, Identity};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use ipnet::IpNet;
 use model::object::ROUTE_PROTOCOL;
-use model::{Dual, Host, IfName, Lease, Mac, NetConfig, Object, SubnetKey};
+use model::{Dual, Host, IfName, Mac, NetConfig, Object, SubnetKey};
 use store::{
     AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,
     KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble, Who,
@@ -38,6 +38,15 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked for.
 const ADDRESS_AGAIN: Duration = Duration::from_millis(200);
 
+/// What is known before the lease is taken.
+pub(crate) struct Settled {
+    pub(crate) config: NetConfig,
+    pub(crate) host: Host,
+    pub(crate) identity: Identity,
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) lock: Lock,
+}
+
 /// Returns a configuration, and a host and a backend that go with it. A configuration that the
 /// backend refuses is read again until somebody fixes it; an interface, an address or a default
 /// route that is missing is waited for, and so is the end of another daemon of the same network.
@@ -46,7 +55,7 @@ pub(crate) async fn settle(
     store: &mut AnyStore,
     previous: Option<SubnetKey>,
     status: &Status,
-) -> anyhow::Result<(NetConfig, Host, Box<dyn Backend>, Lock)> {
+) -> anyhow::Result<Settled> {
     let mut waiting = Waiting::default();
     let mut told = String::new();
     let given = options.public_ip;
@@ -62,18 +71,20 @@ pub(crate) async fn settle(
         let Some(host) = search.run(options, &config, store, status).await else {
             continue;
         };
+        let identity = identity::answer(&backend::need(&config), device_mac);
         let who = Who {
             public_ip: host.public_ip,
             previous,
-            devices: identity::published_names(&config, device_mac),
+            devices: identity.published_names(),
         };
         // As `acquire` is asked later: for another pool, the store would read all leases again.
         let pool = pool(&config, &host);
         let own = store.own(&pool, &who).await;
-        match build(&config, &host, own.as_ref()) {
+        let own = own.map(|own| own.attrs);
+        match backend::new(&config, &host, &identity, own.as_ref()) {
             Ok(backend) => {
                 let networks = config.pools.map(|_, pool| pool.network);
-                let devices = backend.devices();
+                let devices: Vec<IfName> = backend.devices().iter().map(|own| own.name).collect();
                 let lock = Lock::take(&networks, &devices, status, &mut waiting).await;
                 let Some(lock) = lock else {
                     continue;
@@ -90,9 +101,15 @@ pub(crate) async fn settle(
                     host.mtu,
                     addresses(&host.public_ip)
                 );
-                return Ok((config, host, backend, lock));
+                return Ok(Settled {
+                    config,
+                    host,
+                    identity,
+                    backend,
+                    lock,
+                });
             }
-            Err(error) if !in_config(&error) => return Err(error.into()),
+            Err(error) if !error.is_in_config() => return Err(error.into()),
             Err(error) => {
                 let text = error.to_string();
                 if text != told {
@@ -168,16 +185,6 @@ pub(crate) fn interface_missing(problem: &NoIface) -> Trouble {
     }
 }
 
-/// Whether the fault lies in the network configuration, which somebody may mend while we wait; the
-/// other faults lie in this machine or its flags.
-fn in_config(error: &BackendError) -> bool {
-    use BackendError::{Config, DeviceName, NotYet, Unknown};
-    matches!(
-        error,
-        Config(_) | Unknown(_) | NotYet(_) | DeviceName { .. }
-    )
-}
-
 /// Returns the configuration to take a subnet by: without those that this host itself needs.
 pub(crate) fn pool(config: &NetConfig, host: &Host) -> NetConfig {
     let connected = connected(config).into_keys();
@@ -213,15 +220,6 @@ pub(crate) async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool,
     Ok(ours)
 }
 
-pub(crate) fn build(
-    config: &NetConfig,
-    host: &Host,
-    own: Option<&Lease>,
-) -> Result<Box<dyn Backend>, BackendError> {
-    let identity = identity::choose(config, host, own, device_mac)?;
-    backend::new(config, host, &identity)
-}
-
 /// Returns the MAC of one of our devices. A kernel that does not answer has none; later operations report
 /// the error.
 fn device_mac(name: &IfName) -> Option<Mac> {
@@ -235,7 +233,7 @@ pub(crate) fn scope(
     backend: &dyn Backend,
 ) -> Scope {
     Scope {
-        devices: backend.devices(),
+        devices: backend.devices().iter().map(|own| own.name).collect(),
         iface: host.iface,
         network: config.pools.map(|_, pool| pool.network),
         own: *own.nets(),

@@ -2,7 +2,7 @@
 //!
 //! Anybody who may write to the store can write nonsense there. A lease is *refused* when it cannot be
 //! right for itself (outside the network, overlapping our own subnet, …), or when it claims what another
-//! lease has. Of leases with overlapping subnets the oldest is used. Of leases with one identity (a MAC)
+//! lease has. Of leases with overlapping subnets the oldest is used. Of leases with one claim (a MAC)
 //! the newest is used: its owner has taken another subnet or address, and the older ones are what it left
 //! behind. When the one that is used goes, the next one takes its place: what is accepted depends on what
 //! the store holds and not on the order in which we heard of it.
@@ -18,8 +18,16 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::{BackendType, Dual, IfName, Lease, NetConfig, SubnetKey};
+use crate::{BackendType, Dual, IfName, Lease, LeaseAttrs, NetConfig, SubnetKey};
 use index::{Id, Index, Owners};
+
+/// What a lease's data claim for its owner alone, by family: of vxlan the MAC, as a number. No two peers may
+/// have a claim in common. A claim of more than 64 bits (a public key) is reduced with a hash whose key is
+/// secret, so that nobody can choose one that collides with another node's.
+pub type Claims = Dual<u64>;
+
+/// Reads the claims of a lease; what cannot be read claims nothing.
+type ReadClaims = Box<dyn Fn(&LeaseAttrs) -> Claims>;
 
 /// All leases of the network, our own included, and which of them are used as peers.
 ///
@@ -28,7 +36,7 @@ use index::{Id, Index, Owners};
 pub struct Roster {
     networks: Dual<IpNet>,
     kind: BackendType,
-    identities: fn(&Lease) -> Dual<u64>,
+    claims: ReadClaims,
     own: Option<SubnetKey>,
     own_ip: Dual<IpAddr>,
     underlay: Vec<IpNet>,
@@ -82,17 +90,16 @@ enum Verdict {
 }
 
 impl Roster {
-    /// No leases yet. `identities` tells, by family, what no two peers may have in common
-    /// (vxlan: the MAC).
+    /// Returns a roster without leases. `claims` reads what no two peers may have in common.
     pub fn new(
         config: &NetConfig,
         kind: BackendType,
-        identities: fn(&Lease) -> Dual<u64>,
+        claims: impl Fn(&LeaseAttrs) -> Claims + 'static,
     ) -> Roster {
         Roster {
             networks: config.pools.map(|_, pool| pool.network),
             kind,
-            identities,
+            claims: Box::new(claims),
             own: None,
             own_ip: Dual::default(),
             underlay: Vec::new(),
@@ -137,7 +144,7 @@ impl Roster {
     }
 
     fn decide_all(&mut self) -> Vec<RosterChange> {
-        self.index_identities_again();
+        self.index_claims_again();
         let slots = self.slots.iter().zip(0..);
         let all = slots.filter_map(|(slot, id)| Some(rank(&slot.as_ref()?.lease, id)));
         self.settle(all.collect(), None)
@@ -160,7 +167,7 @@ impl Roster {
         let changed = before.map(|before| (id, before != lease.attrs));
         work.insert(rank(&lease, id));
         self.index.insert(id, &lease.key);
-        self.add_identities(id, &lease, &mut work);
+        self.add_claims(id, &lease, &mut work);
         let slot = Some(Slot {
             lease,
             accepted: false,

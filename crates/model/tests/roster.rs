@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::roster::{Roster, RosterChange};
+use model::roster::{Claims, Roster, RosterChange};
 use model::{BackendType, Dual, Family, Lease, LeaseAttrs, NetConfig, SubnetKey};
 use proptest::prelude::*;
 use serde_json::value::RawValue;
@@ -19,8 +19,8 @@ fn key(text: &str) -> SubnetKey {
 }
 
 /// The number that is a lease's data stands for its MAC.
-fn identities(lease: &Lease) -> Dual<u64> {
-    lease.attrs.data.map(|_, data| data.get().parse().unwrap())
+fn macs(attrs: &LeaseAttrs) -> Claims {
+    attrs.data.map(|_, data| data.get().parse().unwrap())
 }
 
 fn lease(name: &str, ip: &str, mac: u64, seniority: u64) -> Lease {
@@ -43,7 +43,7 @@ fn lease(name: &str, ip: &str, mac: u64, seniority: u64) -> Lease {
 }
 
 fn roster(dual: bool) -> Roster {
-    let mut roster = Roster::new(&config(dual), BackendType::Vxlan, identities);
+    let mut roster = Roster::new(&config(dual), BackendType::Vxlan, macs);
     let own = if dual {
         "10.3.1.0-24&fd00:0:0:1::-64"
     } else {
@@ -525,7 +525,7 @@ fn from_scratch(
     };
     let same = |lease: &Lease, other: &Lease| {
         ours.iter().any(|f| {
-            let mac = |l: &Lease| l.key.nets().get(*f).and(identities(l).get(*f).copied());
+            let mac = |l: &Lease| l.key.nets().get(*f).and(macs(&l.attrs).get(*f).copied());
             mac(lease).is_some() && mac(lease) == mac(other)
         })
     };
@@ -557,7 +557,7 @@ fn claims(lease: &Lease, dual: bool) -> BTreeSet<String> {
     nets.flat_map(|(f, net)| {
         [
             format!("{net}"),
-            format!("{f} {}", identities(lease).get(f).unwrap()),
+            format!("{f} {}", macs(&lease.attrs).get(f).unwrap()),
         ]
     })
     .collect()
@@ -573,7 +573,7 @@ proptest! {
         steps in proptest::collection::vec(some_step(), 0..40),
         dual in any::<bool>(),
     ) {
-        let mut roster = Roster::new(&config(dual), BackendType::Vxlan, identities);
+        let mut roster = Roster::new(&config(dual), BackendType::Vxlan, macs);
         let (mut leases, mut own) = (BTreeMap::new(), None);
         let mut applied: BTreeMap<SubnetKey, Lease> = BTreeMap::new();
         let mut kernel: BTreeSet<String> = BTreeSet::new();

@@ -4,7 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use model::roster::{Roster, RosterChange};
+use model::roster::{Claims, Roster, RosterChange};
 use model::{BackendType, Dual, Lease, LeaseAttrs, NetConfig};
 
 struct Counting;
@@ -57,8 +57,8 @@ fn lease(n: u32) -> Lease {
 }
 
 /// Stands for the MAC.
-fn identities(lease: &Lease) -> Dual<u64> {
-    lease.attrs.data.map(|_, data| {
+fn claims(attrs: &LeaseAttrs) -> Claims {
+    attrs.data.map(|_, data| {
         data.get()
             .bytes()
             .fold(7u64, |n, b| n.wrapping_mul(31).wrapping_add(u64::from(b)))
@@ -68,7 +68,7 @@ fn identities(lease: &Lease) -> Dual<u64> {
 #[test]
 fn fifteen_thousand_leases_fit_in_five_mebibytes() {
     let config = NetConfig::from_json(r#"{"Network":"10.0.0.0/8"}"#).unwrap();
-    let mut roster = Roster::new(&config, BackendType::Vxlan, identities);
+    let mut roster = Roster::new(&config, BackendType::Vxlan, claims);
     let before = HELD.load(Ordering::Relaxed);
     for n in 1..=15_000 {
         let changes = roster.put(lease(n));

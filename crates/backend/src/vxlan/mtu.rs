@@ -22,35 +22,55 @@ fn least_mtu(family: Family) -> u32 {
 }
 
 /// The MTU that the tunnels may count on: the option's, as far as the interface can carry it.
-pub(super) fn underlay(
-    config: &NetConfig,
-    host: &Host,
-    warnings: &mut Vec<String>,
-) -> Result<u32, BackendError> {
-    let needed = |family| least_mtu(family) + overhead(family);
-    let mtu = match config.backend.u32("MTU", 0, 0..=65535)? {
-        0 => host.mtu,
-        mtu if mtu > host.mtu => {
+pub(super) struct Underlay<'a> {
+    mtu: u32,
+    /// It is the option's.
+    option: bool,
+    config: &'a NetConfig,
+    host: &'a Host,
+}
+
+impl<'a> Underlay<'a> {
+    /// Reads the option.
+    pub(super) fn read(
+        config: &'a NetConfig,
+        host: &'a Host,
+        warnings: &mut Vec<String>,
+    ) -> Result<Underlay<'a>, BackendError> {
+        let asked = config.backend.u32("MTU", 0, 0..=65535)?;
+        if asked > host.mtu {
             let (iface, carried) = (host.iface, host.mtu);
             warnings.push(format!(
-                "Backend.MTU is {mtu}: {iface} carries only {carried}, which is used"
+                "Backend.MTU is {asked}: {iface} carries only {carried}, which is used"
             ));
-            carried
         }
-        mtu => {
+        let option = (1..=host.mtu).contains(&asked);
+        Ok(Underlay {
+            mtu: if option { asked } else { host.mtu },
+            option,
+            config,
+            host,
+        })
+    }
+
+    /// Returns the MTU of a tunnel of this family.
+    ///
+    /// # Errors
+    /// It would be less than the family needs.
+    pub(super) fn tunnel(&self, family: Family) -> Result<u32, BackendError> {
+        let needed = least_mtu(family) + overhead(family);
+        if self.mtu >= needed {
+            return Ok(self.mtu - overhead(family));
+        }
+        if self.option {
             // Says so of the option, and not of the interface.
-            let least = config.families().map(needed).max().unwrap_or(0);
-            config.backend.u32("MTU", 0, least..=65535)?;
-            mtu
+            self.config.backend.u32("MTU", 0, needed..=65535)?;
         }
-    };
-    match config.families().find(|family| mtu < needed(*family)) {
-        None => Ok(mtu),
-        Some(family) => Err(BackendError::SmallMtu {
-            iface: host.iface,
-            mtu,
+        Err(BackendError::SmallMtu {
+            iface: self.host.iface,
+            mtu: self.mtu,
             family,
-            needed: needed(family),
-        }),
+            needed,
+        })
     }
 }

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use model::{Dual, Family, Lease, Mac};
+use model::roster::Claims;
+use model::{Dual, Family, Host, LeaseAttrs, Mac};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -76,13 +77,32 @@ pub fn mac_of(data: &RawValue) -> Result<Mac, BadVtep> {
     Vtep::from_json(data).map(|vtep| vtep.mac)
 }
 
-/// The MACs of a lease, as numbers; unreadable ones left out.
-pub(super) fn macs_of(lease: &Lease) -> Dual<u64> {
+/// Returns the MACs of a lease, as numbers; unreadable ones left out.
+pub(super) fn claims(attrs: &LeaseAttrs) -> Claims {
     let number = |mac: Mac| mac.0.iter().fold(0, |n, byte| n << 8 | u64::from(*byte));
-    Dual::from_fn(|family| {
-        let data = lease.attrs.data.get(family)?;
-        mac_of(data).ok().map(number)
-    })
+    Dual::from_fn(|family| published_mac(attrs, family).map(number))
+}
+
+fn published_mac(attrs: &LeaseAttrs, family: Family) -> Option<Mac> {
+    mac_of(attrs.data.get(family)?).ok()
+}
+
+/// Returns the MAC of this node's tunnel device of each family that the host has an address of. Two devices
+/// never get one MAC: that would be two entries under one claim.
+pub(super) fn choose_macs(
+    own: Option<&LeaseAttrs>,
+    devices: &Dual<Mac>,
+    host: &Host,
+    vni: u32,
+) -> Dual<Mac> {
+    let mut macs = host.public_ip.map(|family, ip| {
+        let published = own.and_then(|own| published_mac(own, family));
+        choose_mac(published, devices.get(family).copied(), ip, vni, family)
+    });
+    if let (Some(ip), true) = (host.public_ip.v6, macs.v4 == macs.v6) {
+        macs.v6 = Some(choose_mac(None, None, &ip, vni, Family::V6));
+    }
+    macs
 }
 
 /// The MAC of this node's tunnel device of `family`: what the peers believe already
@@ -92,7 +112,7 @@ pub(super) fn macs_of(lease: &Lease) -> Dual<u64> {
 /// The made one is the FNV-1a hash (64 bits) of the bytes `flannel vtep`, 4 or 6 for the family,
 /// the VNI as 4 bytes and the address, high byte first each; its lowest 48 bits, with the first byte made
 /// "locally administered, unicast" (`x & 0xfc | 0x02`). Never change it: nodes would change MAC.
-pub fn choose_mac(
+fn choose_mac(
     from_lease: Option<Mac>,
     from_device: Option<Mac>,
     public_ip: &IpAddr,

@@ -40,12 +40,10 @@ pub fn host(n: u8, families: &[Family]) -> Host {
 
 pub fn identity(n: u8) -> Identity {
     let mac = |family| Mac([0x02, 0, 0, 0, family, n]);
-    Identity {
-        mac: Dual {
-            v4: Some(mac(4)),
-            v6: Some(mac(6)),
-        },
-    }
+    Identity::Macs(Dual {
+        v4: Some(mac(4)),
+        v6: Some(mac(6)),
+    })
 }
 
 pub fn key(n: u8, families: &[Family]) -> SubnetKey {
@@ -58,10 +56,10 @@ pub fn key(n: u8, families: &[Family]) -> SubnetKey {
 /// What node `n` publishes when it runs our backend too.
 pub fn lease(n: u8, options: &str, families: &[Family]) -> Lease {
     let own = host(n, families);
-    let backend = backend::new(&config(options, families), &own, &identity(n)).unwrap();
+    let backend = backend::new(&config(options, families), &own, &identity(n), None).unwrap();
     Lease {
         key: key(n, families),
-        attrs: backend.lease_attrs(),
+        attrs: backend.publish(),
         seniority: u64::from(n),
     }
 }

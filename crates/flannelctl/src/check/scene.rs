@@ -5,7 +5,7 @@ use backend::Backend;
 use dataplane::host::{Interface, interfaces, standing};
 use flanneld::identity;
 use flanneld::iface::{self, NoIface};
-use model::{Host, IfName, Lease, NetConfig};
+use model::{Host, IfName, NetConfig};
 
 use super::report::Report;
 use super::settings::Settings;
@@ -46,7 +46,7 @@ impl Scene {
     pub(crate) fn devices(&self) -> Vec<IfName> {
         self.backend
             .as_ref()
-            .map(|b| b.devices())
+            .map(|b| b.devices().iter().map(|own| own.name).collect())
             .unwrap_or_default()
     }
 
@@ -95,16 +95,10 @@ fn find_backend(
     const ABOUT: &str = "backend";
     let leases = stored.leases.as_deref().unwrap_or_default();
     let own = subnet::own_leases(leases, &host.public_ip);
-    let own = own.first().and_then(|lease| {
-        Some(Lease {
-            key: lease.key,
-            attrs: lease.attrs.as_ref().ok()?.clone(),
-            seniority: 0,
-        })
-    });
+    let own = own.first().and_then(|lease| lease.attrs.as_ref().ok());
     let mac_of = |name: &IfName| standing(name).ok().flatten().and_then(|found| found.mac);
-    let made = identity::choose(config, host, own.as_ref(), mac_of)
-        .and_then(|identity| backend::new(config, host, &identity));
+    let identity = identity::answer(&backend::need(config), mac_of);
+    let made = backend::new(config, host, &identity, own);
     match made {
         Ok(backend) => {
             report.ok(

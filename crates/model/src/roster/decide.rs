@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::index::{Age, Id};
-use super::{Note, Reason, Roster, RosterChange, Slot, Verdict, Work, rank};
+use super::{Claims, Note, Reason, Roster, RosterChange, Slot, Verdict, Work, rank};
 use crate::range::number;
 use crate::{BackendType, Dual, Family, Lease, SubnetKey};
 
-/// The order of leases with one identity. The key settles it where the seniority does not.
+/// The order of leases with one claim. The key settles it where the seniority does not.
 fn age(lease: &Lease) -> Age {
     let nets = lease.key.nets().iter();
     let folded = nets.fold(0_u32, |sum, (_, net)| {
@@ -96,10 +96,10 @@ impl Roster {
         let mut slot = self.slots.get_mut(id as usize)?.take()?;
         slot.accepted = was;
         self.index.remove(id, &slot.lease.key);
-        let (identities, age) = (self.identities_of(&slot.lease), age(&slot.lease));
-        for (family, identity) in identities.iter() {
-            self.index.remove_identity(family, *identity, age, id);
-            let older = self.index.older(family, *identity, age, id);
+        let (claims, age) = (self.claims_of(&slot.lease), age(&slot.lease));
+        for (family, claim) in claims.iter() {
+            self.index.remove_claim(family, *claim, age, id);
+            let older = self.index.older(family, *claim, age, id);
             work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
         }
         Some(slot)
@@ -116,10 +116,10 @@ impl Roster {
     }
 
     /// What the lease must not share with others, in the families that count.
-    pub(super) fn identities_of(&self, lease: &Lease) -> Dual<u64> {
-        let identities = (self.identities)(lease);
+    pub(super) fn claims_of(&self, lease: &Lease) -> Claims {
+        let claims = (self.claims)(&lease.attrs);
         Dual::from_fn(|family| {
-            identities
+            claims
                 .get(family)
                 .copied()
                 .filter(|_| self.common(lease, family).is_some())
@@ -135,34 +135,34 @@ impl Roster {
             .filter(|_| self.networks.get(family).is_some())
     }
 
-    /// Enters the identities of a lease that may be right, and adds to `work` the leases whose standing
+    /// Enters the claims of a lease that may be right, and adds to `work` the leases whose standing
     /// depends on it.
-    pub(super) fn add_identities(&mut self, id: Id, lease: &Lease, work: &mut Work) {
+    pub(super) fn add_claims(&mut self, id: Id, lease: &Lease, work: &mut Work) {
         if self.fault(lease).is_some() {
             return;
         }
-        let (identities, age) = (self.identities_of(lease), age(lease));
-        for (family, identity) in identities.iter() {
-            self.index.insert_identity(family, *identity, age, id);
-            let older = self.index.older(family, *identity, age, id);
+        let (claims, age) = (self.claims_of(lease), age(lease));
+        for (family, claim) in claims.iter() {
+            self.index.insert_claim(family, *claim, age, id);
+            let older = self.index.older(family, *claim, age, id);
             work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
         }
     }
 
-    /// Enters all identities again: which leases may be right has changed.
-    pub(super) fn index_identities_again(&mut self) {
-        self.index.clear_identities();
+    /// Enters all claims again: which leases may be right has changed.
+    pub(super) fn index_claims_again(&mut self) {
+        self.index.clear_claims();
         let mut found = Vec::new();
         for (slot, id) in self.slots.iter().zip(0..) {
             let Some(slot) = slot else { continue };
             if self.fault(&slot.lease).is_none() {
-                let identities = self.identities_of(&slot.lease);
-                found.push((id, identities, age(&slot.lease)));
+                let claims = self.claims_of(&slot.lease);
+                found.push((id, claims, age(&slot.lease)));
             }
         }
-        for (id, identities, age) in found {
-            for (family, identity) in identities.iter() {
-                self.index.insert_identity(family, *identity, age, id);
+        for (id, claims, age) in found {
+            for (family, claim) in claims.iter() {
+                self.index.insert_claim(family, *claim, age, id);
             }
         }
     }
@@ -287,13 +287,13 @@ impl Roster {
     }
 
     /// The lease that excludes this one: an older accepted one with its addresses, or a newer one with
-    /// its identity.
+    /// its claim.
     fn rival(&self, id: Id, lease: &Lease) -> Option<Reason> {
-        for (family, identity) in self.identities_of(lease).iter() {
-            let newer = self.index.newer(family, *identity, age(lease), id);
+        for (family, claim) in self.claims_of(lease).iter() {
+            let newer = self.index.newer(family, *claim, age(lease), id);
             if let Some(newer) = newer.and_then(|id| self.slot(id)) {
                 let other = newer.lease.key;
-                return Some(Reason::SameIdentity { other });
+                return Some(Reason::SameClaim { other });
             }
         }
         let standing = |other: Id| {

@@ -17,10 +17,10 @@ pub(super) type Id = u32;
 pub(super) struct Index {
     nets: [Nets; 2],
     /// Of leases that may be right only, in the order of age.
-    identities: [BTreeSet<(u64, u64, u32, Id)>; 2],
+    claims: [BTreeSet<(u64, u64, u32, Id)>; 2],
 }
 
-/// Orders leases with one identity: seniority, then the key in short.
+/// Orders leases with one claim: seniority, then the key in short.
 pub(super) type Age = (u64, u32);
 
 /// A network's first address, most significant byte first: smaller in a tuple than a number,
@@ -48,16 +48,16 @@ impl Index {
         }
     }
 
-    pub(super) fn insert_identity(&mut self, family: Family, identity: u64, age: Age, id: Id) {
-        self.identities[family as usize].insert((identity, age.0, age.1, id));
+    pub(super) fn insert_claim(&mut self, family: Family, claim: u64, age: Age, id: Id) {
+        self.claims[family as usize].insert((claim, age.0, age.1, id));
     }
 
-    pub(super) fn remove_identity(&mut self, family: Family, identity: u64, age: Age, id: Id) {
-        self.identities[family as usize].remove(&(identity, age.0, age.1, id));
+    pub(super) fn remove_claim(&mut self, family: Family, claim: u64, age: Age, id: Id) {
+        self.claims[family as usize].remove(&(claim, age.0, age.1, id));
     }
 
-    pub(super) fn clear_identities(&mut self) {
-        self.identities.iter_mut().for_each(BTreeSet::clear);
+    pub(super) fn clear_claims(&mut self) {
+        self.claims.iter_mut().for_each(BTreeSet::clear);
     }
 
     /// Leases that have exactly this net.
@@ -70,21 +70,21 @@ impl Index {
         self.nets[Family::of_net(net) as usize].overlapping(net)
     }
 
-    /// The next newer lease with this identity.
-    pub(super) fn newer(&self, family: Family, identity: u64, age: Age, id: Id) -> Option<Id> {
+    /// The next newer lease with this claim.
+    pub(super) fn newer(&self, family: Family, claim: u64, age: Age, id: Id) -> Option<Id> {
         use std::ops::Bound::{Excluded, Included};
         let above = (
-            Excluded((identity, age.0, age.1, id)),
-            Included((identity, u64::MAX, u32::MAX, Id::MAX)),
+            Excluded((claim, age.0, age.1, id)),
+            Included((claim, u64::MAX, u32::MAX, Id::MAX)),
         );
-        let mut newer = self.identities[family as usize].range(above);
+        let mut newer = self.claims[family as usize].range(above);
         newer.next().map(|(.., id)| *id)
     }
 
-    /// The next older lease with this identity.
-    pub(super) fn older(&self, family: Family, identity: u64, age: Age, id: Id) -> Option<Id> {
-        let below = (identity, 0, 0, Id::MIN)..(identity, age.0, age.1, id);
-        let mut older = self.identities[family as usize].range(below);
+    /// The next older lease with this claim.
+    pub(super) fn older(&self, family: Family, claim: u64, age: Age, id: Id) -> Option<Id> {
+        let below = (claim, 0, 0, Id::MIN)..(claim, age.0, age.1, id);
+        let mut older = self.claims[family as usize].range(below);
         older.next_back().map(|(.., id)| *id)
     }
 }

@@ -53,7 +53,7 @@ pub enum Reason {
     #[error(
         "its backend data names the same device (MAC) as the newer lease {other}, which is used"
     )]
-    SameIdentity {
+    SameClaim {
         /// The newer lease.
         other: SubnetKey,
     },
@@ -105,7 +105,7 @@ impl Reason {
             Reason::Outside { .. } => "outside_network",
             Reason::OverlapsOwn { .. } => "overlaps_own",
             Reason::Overlaps { .. } => "overlaps",
-            Reason::SameIdentity { .. } => "same_identity",
+            Reason::SameClaim { .. } => "same_claim",
             Reason::CoversUnderlay { .. } => "covers_underlay",
             Reason::Connected { .. } => "connected",
             Reason::MappedSubnet(_) => "mapped_subnet",
