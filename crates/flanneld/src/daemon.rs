@@ -20,7 +20,8 @@ use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
 use crate::settle::{
-    Settled, addresses, connected, interface_missing, pool, ran_here, scope, settle,
+    Settled, addresses, connected, interface_missing, pool, ran_here, report_unserved, scope,
+    settle,
 };
 use crate::status::Status;
 use crate::withdraw::{Former, when_stale, withdrawn};
@@ -111,6 +112,7 @@ impl Daemon {
             // The other family has no subnet here: no device, no rules, and no offer to the peers.
             config = config.of_families_in(&lease.key);
             backend = backend::new(&config, &host, &identity, Some(&lease.attrs))?;
+            report_unserved(&*backend, &status);
             let attrs = backend.publish();
             if attrs != lease.attrs {
                 lease.attrs = attrs.clone();
@@ -421,6 +423,7 @@ impl Daemon {
                 }
             };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
+        report_unserved(&*backend, &self.status);
         self.reconciler
             .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
         self.reconciler

@@ -95,6 +95,7 @@ pub(crate) async fn settle(
                 for warning in backend.warnings() {
                     warn!("network configuration: {warning}");
                 }
+                report_unserved(&*backend, status);
                 info!(
                     "using interface {} (MTU {}){}",
                     host.iface,
@@ -121,6 +122,20 @@ pub(crate) async fn settle(
                 tokio::time::sleep(CONFIG_AGAIN).await;
             }
         }
+    }
+}
+
+/// Reports the families that the backend does not serve, once for each reason.
+pub(crate) fn report_unserved(backend: &dyn Backend, status: &Status) {
+    let missing = backend.missing().iter();
+    let unserved: Vec<String> = missing
+        .map(|(family, why)| format!("{family} is not served: {why}"))
+        .collect();
+    if !status.set_unserved(&unserved) {
+        return;
+    }
+    for text in unserved {
+        warn!("{text}");
     }
 }
 

@@ -27,6 +27,7 @@ struct Inner {
     host_problem: Option<String>,
     rules_problem: Option<String>,
     cni_problem: Option<String>,
+    unserved: Vec<String>,
     store_waits: store::StoreStatus,
     numbers: Numbers,
 }
@@ -119,9 +120,25 @@ impl Status {
         self.0.borrow_mut().store_waits = waits;
     }
 
-    /// What cannot be served although the node works: one family of two.
+    /// Records which families of the network the backend does not serve, and why. Returns whether that
+    /// is new.
+    pub fn set_unserved(&self, unserved: &[String]) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let new = inner.unserved != unserved;
+        inner.unserved = unserved.to_vec();
+        new
+    }
+
+    /// Returns what cannot be served although the node works: one family of two.
     pub fn degraded(&self) -> Option<String> {
-        self.0.borrow().store_waits.degraded()
+        let inner = self.0.borrow();
+        let all: Vec<String> = inner
+            .store_waits
+            .degraded()
+            .into_iter()
+            .chain(inner.unserved.clone())
+            .collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Changes the figures.
