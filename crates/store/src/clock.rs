@@ -24,6 +24,14 @@ pub(crate) fn timer(at: Time) -> Instant {
     Instant::now() + at.saturating_sub(now()).min(LONGEST_SLEEP)
 }
 
+/// Sleeps until `then`; for ever if there is no such time.
+pub(crate) async fn sleep_until_some(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Returns a name for this run of the daemon: a later start has a higher one.
 pub(crate) fn writer_id() -> WriterId {
     let seconds = SystemTime::now()

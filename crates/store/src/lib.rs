@@ -10,6 +10,7 @@
 //! | [`lease_index`] | which keys there are: what is taken, and what a listing shows to be gone |
 //! | [`own_lease`] | the life of the own lease, pure: what a store is to do for it |
 //! | [`tenure`] | when Kubernetes' annotations are written again after a foreign write |
+//! | [`store_task`] | what etcd and directory share: from the daemon's calls to a task |
 //! | [`reachability`] | whether the store is there, as the daemon is told |
 //! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
 //! | [`backoff`], [`retry`], [`retry_log`] | waiting, and saying it once |
@@ -37,6 +38,7 @@ pub mod own_lease;
 mod reachability;
 mod retry;
 mod retry_log;
+mod store_task;
 mod subnet_allocator;
 mod task;
 mod tenure;

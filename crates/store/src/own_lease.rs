@@ -5,6 +5,8 @@
 //!
 //! # How a store drives it
 //!
+//! [`driver`] does all of this for a store that can carry out a [`Request`]:
+//!
 //! 1. Create it with [`OwnLease::new`] (the store gives out subnets) or [`OwnLease::assigned`]
 //!    (somebody else assigns the subnet, as Kubernetes does).
 //! 2. Carry out every [`Action`] that [`OwnLease::on`] returns, in order. [`Action::Do`] is a
@@ -36,10 +38,12 @@
 //! | [`acquisition`] | from the first look to a lease: adopt, ask, discard, create |
 //! | [`holding`] | the lease that the node has: kept as desired, or revoked |
 //! | [`conflict`] | when and how to answer writes of others |
-//! | [`notice`] | the log lines
+//! | [`notice`] | the log lines |
+//! | [`driver`] | the machine at work on a store |
 
 mod acquisition;
 mod conflict;
+pub(crate) mod driver;
 mod holding;
 mod notice;
 mod terms;

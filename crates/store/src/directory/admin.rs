@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::DirectoryStore;
 use super::files::{Look, Place};
-use super::thread::PATIENCE;
+use super::worker::PATIENCE;
 use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 
 /// No configuration is larger; etcd takes no larger value either.

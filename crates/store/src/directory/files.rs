@@ -215,6 +215,21 @@ impl Place {
         })
     }
 
+    /// Looks at each file in turn. Files that are gone together with their directory are not gone.
+    pub(super) fn look_at_each(
+        &self,
+        keys: Vec<(SubnetKey, Option<NonZeroU64>)>,
+    ) -> io::Result<Vec<(SubnetKey, Look)>> {
+        let mut looks = Vec::with_capacity(keys.len());
+        for (key, known) in keys {
+            looks.push((key, self.look(&key, known)?));
+        }
+        if looks.iter().any(|(_, look)| matches!(look, Look::Gone)) {
+            self.stat().0?;
+        }
+        Ok(looks)
+    }
+
     /// Makes the lease `key`, unless a living one has any of its addresses.
     pub(super) fn create(&self, key: &SubnetKey, entry: &Entry) -> io::Result<Changed> {
         let (new, id) = self.write_temporary(key, entry)?;

@@ -2,16 +2,15 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU64;
 use std::vec::IntoIter;
 
 use model::SubnetKey;
 use tokio::task::JoinHandle;
 
 use super::file_id::FileId;
-use super::files::Look;
-use super::follow::{Fault, Follower};
-use super::reading::look_at_each;
-use crate::own_lease::Event;
+use super::files::{Look, Place};
+use super::worker::{Fault, Worker};
 
 /// Files in a batch: some milliseconds of work.
 const BATCH: usize = 500;
@@ -19,14 +18,14 @@ const BATCH: usize = 500;
 const AT_ONCE: usize = 2;
 
 /// Files as they were found.
-type Batch = io::Result<Vec<(SubnetKey, Look)>>;
+pub(super) type Looks = Vec<(SubnetKey, Look)>;
 
 /// A listing that is under way.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     names: Option<Remaining>,
     /// Batches that are being read, in order.
-    coming: VecDeque<JoinHandle<Batch>>,
+    coming: VecDeque<JoinHandle<io::Result<Looks>>>,
 }
 
 /// What of the directory is still to be read.
@@ -37,82 +36,54 @@ struct Remaining {
     shows_own: bool,
 }
 
-impl Follower {
-    /// Starts reading all files anew; what the new listing does not show is gone at its end.
-    pub(super) fn list_anew(&mut self) {
-        self.listing = Some(Listing::default());
-        self.catalog.begin();
-        self.tell(Event::ListingBegan);
+impl Listing {
+    /// Reads the names, unless that is done. Returns those that name no subnet. `own`: our own subnet.
+    pub(super) async fn read_names(
+        &mut self,
+        own: Option<SubnetKey>,
+        worker: &mut Worker,
+    ) -> Result<Vec<String>, Fault> {
+        if self.names.is_some() {
+            return Ok(Vec::new());
+        }
+        let names = worker.run(Place::names).await?;
+        self.names = Some(Remaining {
+            shows_own: own.is_none_or(|own| names.keys.contains(&own)),
+            keys: names.keys.into_iter(),
+            dir: names.dir,
+        });
+        Ok(names.foreign)
     }
 
-    /// Reads one batch of files, if there is one left.
-    pub(super) async fn read_batch(&mut self) -> Result<(), Fault> {
-        let Some(mut listing) = self.listing.take() else {
-            return Ok(());
+    /// Reads a batch of files; `None` at the end. `known` returns the state of a file that need not be
+    /// read again.
+    pub(super) async fn next(
+        &mut self,
+        known: impl Fn(&SubnetKey) -> Option<NonZeroU64>,
+        worker: &mut Worker,
+    ) -> Result<Option<Looks>, Fault> {
+        let Some(names) = &mut self.names else {
+            return Ok(None);
         };
-        let result = self.batch_of(&mut listing).await;
-        match result {
-            Ok(false) => self.listing = Some(listing),
-            Ok(true) => self.finish_listing(listing).await?,
-            Err(fault) => {
-                self.list_anew();
-                return Err(fault);
-            }
+        while self.coming.len() < AT_ONCE && names.keys.len() > 0 {
+            let keys = names.keys.by_ref().take(BATCH);
+            let keys = keys.map(|key| (key, known(&key))).collect();
+            self.coming
+                .push_back(worker.begin(move |place| place.look_at_each(keys)));
         }
-        self.queue.flush();
-        Ok(())
+        match self.coming.pop_front() {
+            Some(batch) => worker.finish(batch).await.map(Some),
+            None => Ok(None),
+        }
     }
 
-    /// Whether it was the last one.
-    async fn batch_of(&mut self, listing: &mut Listing) -> Result<bool, Fault> {
-        let names = match &mut listing.names {
-            Some(names) => names,
-            None => {
-                let names = self.files(super::files::Place::names).await?;
-                for name in &names.foreign {
-                    self.key_of(&name.into());
-                }
-                let own = self.own.key();
-                let shows_own = own.is_none_or(|own| names.keys.contains(&own));
-                let keys = names.keys.into_iter();
-                listing.names.insert(Remaining {
-                    keys,
-                    dir: names.dir,
-                    shows_own,
-                })
-            }
-        };
-        while listing.coming.len() < AT_ONCE && names.keys.len() > 0 {
-            let keys = self.with_states(names.keys.by_ref().take(BATCH).collect());
-            listing
-                .coming
-                .push_back(self.begin(move |place| look_at_each(place, keys)));
-        }
-        let Some(batch) = listing.coming.pop_front() else {
-            return Ok(true);
-        };
-        for (key, look) in self.finish(batch).await? {
-            self.take_in(key, look).await?;
-        }
-        Ok(false)
+    /// Returns the state that the directory had before the names were read.
+    pub(super) fn dir(&self) -> Option<FileId> {
+        self.names.as_ref()?.dir
     }
 
-    async fn finish_listing(&mut self, listing: Listing) -> Result<(), Fault> {
-        let Some(names) = listing.names else {
-            return Ok(());
-        };
-        // Changed while it was read, perhaps: then the next poll reads it again.
-        let settled = names
-            .dir
-            .filter(|dir| !dir.is_young(self.place.clock.now()));
-        self.listed = settled.or(names.dir.map(FileId::unsettled));
-        self.end_of_listing();
-        if !names.shows_own
-            && let Some(key) = self.own.key()
-        {
-            self.read(vec![key]).await?;
-        }
-        self.lost = false;
-        Ok(())
+    /// Returns whether our own file was among the names, if we have one.
+    pub(super) fn shows_own(&self) -> bool {
+        self.names.as_ref().is_none_or(|names| names.shows_own)
     }
 }

@@ -14,9 +14,10 @@
 //! |---|---|
 //! | [`entry`] | what a file holds |
 //! | [`files`], [`file_id`] | looks and changes, complete or not at all |
-//! | [`notify`] | being told of changes |
-//! | [`thread`], [`reading`], [`listing`] | a file, all files, batch by batch |
-//! | [`own_file`] | what the requests of [`crate::own_lease`] mean here |
+//! | [`worker`], [`listing`] | file work on other threads; all files, batch by batch |
+//! | [`notify`] | notifications of changes |
+//! | [`replica`] | what is known of the directory |
+//! | [`own_file`], [`leases`] | the own lease looked after, everybody's read |
 //! | [`disk_clock`] | the clock by which leases end |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 //! | [`admin`] | looking and writing by hand |
@@ -27,72 +28,49 @@ mod entry;
 mod file_id;
 mod files;
 mod follow;
+mod leases;
 mod listing;
 mod notify;
 mod own_file;
-mod reading;
-mod thread;
+mod replica;
+mod worker;
 
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use model::{Lease, LeaseAttrs, NetConfig};
-use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::event_queue::EventQueue;
 use crate::retry::{Retry, StoreStatus};
-use crate::task::AbortOnDrop;
+use crate::store_task::{Resting, StoreTask};
 use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
 use files::Place;
-use follow::Follower;
-use thread::PATIENCE;
+use leases::Leases;
+use worker::PATIENCE;
 
 /// Leases in a directory.
 pub struct DirectoryStore {
     place: Arc<Place>,
     timing: Timing,
-    queue: Arc<EventQueue>,
-    desired: watch::Sender<Option<LeaseAttrs>>,
-    status: StoreStatus,
-    /// At rest, driven by this store's own calls; until it runs as a task.
-    follower: Option<Box<Follower>>,
-    task: Option<AbortOnDrop>,
+    work: StoreTask<Leases>,
 }
 
 impl DirectoryStore {
-    /// A store in the directory `path`, which is made when it is first needed.
+    /// Creates a store in the directory `path`, which is created when it is first needed.
     pub fn new(path: impl Into<PathBuf>, timing: Timing) -> DirectoryStore {
-        let (queue, desired) = (Arc::new(EventQueue::default()), watch::Sender::new(None));
-        let place = Arc::new(Place::new(path.into()));
         DirectoryStore {
-            place,
+            place: Arc::new(Place::new(path.into())),
             timing,
-            queue,
-            desired,
-            status: StoreStatus::default(),
-            follower: None,
-            task: None,
+            work: StoreTask::new(),
         }
     }
 
-    /// The follower at rest, looking for the lease of `who`.
-    fn follower(&mut self, config: &NetConfig, who: &Who) -> &mut Follower {
-        self.task = None;
-        self.follower = self
-            .follower
-            .take()
-            .filter(|follower| follower.is_for(config, who));
-        self.follower.get_or_insert_with(|| {
-            Box::new(Follower::new(
-                self.place.clone(),
-                self.timing,
-                self.queue.clone(),
-                self.desired.subscribe(),
-                (config.clone(), who.clone(), self.status.clone()),
-            ))
+    fn search(&mut self, config: &NetConfig, who: &Who) -> &mut Resting<Leases> {
+        self.work.search(config, who, |queue| {
+            let search = (config.clone(), who.clone());
+            Leases::new(self.place.clone(), self.timing, queue.clone(), search)
         })
     }
 
@@ -111,7 +89,7 @@ impl DirectoryStore {
 
 impl Store for DirectoryStore {
     async fn config(&mut self) -> NetConfig {
-        let mut retry = Retry::reporting_to(&self.status);
+        let mut retry = Retry::reporting_to(self.work.status());
         loop {
             let path = self.place.config();
             let mut reading = spawn_blocking(move || std::fs::read(path));
@@ -137,37 +115,25 @@ impl Store for DirectoryStore {
     }
 
     async fn own(&mut self, config: &NetConfig, who: &Who) -> Option<Lease> {
-        self.follower(config, who).find_own().await
+        self.search(config, who).find().await
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
-        self.desired.send_replace(None);
-        // Devices are as `own` was told.
-        let known = self.follower.as_ref();
-        let devices = known.map(|follower| follower.who.devices.clone());
-        let who = Who {
-            public_ip: claim.attrs.public_ip,
-            previous: claim.previous,
-            devices: devices.unwrap_or_default(),
-        };
-        let follower = self.follower(config, &who);
-        follower.acquire(claim.attrs.clone()).await
+        self.work.publish(None);
+        let who = self.work.claimant(claim);
+        let search = self.search(config, &who);
+        search.acquire(claim.attrs.clone()).await
     }
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
-        self.desired.send_replace(Some(attrs));
+        self.work.publish(Some(attrs));
     }
 
     fn status(&self) -> StoreStatus {
-        self.status.clone()
+        self.work.status().clone()
     }
 
     async fn next_event(&mut self) -> StoreEvent {
-        if self.task.is_none()
-            && let Some(follower) = self.follower.take()
-        {
-            self.task = Some(AbortOnDrop::spawn(follower.run()));
-        }
-        self.queue.next_event().await
+        self.work.next_event().await
     }
 }

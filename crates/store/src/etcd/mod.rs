@@ -7,7 +7,8 @@
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`own_key`], [`etcd_lease`] | what the requests of [`crate::own_lease`] mean in etcd |
-//! | [`history`] | whether etcd still tells the history that is known |
+//! | [`history`], [`replica`] | what is known of etcd, and whether etcd still has that history |
+//! | [`leases`] | everybody's leases read, the own one looked after |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
 //! | [`admin`] | looking and writing by hand |
 //!
@@ -22,79 +23,62 @@ mod etcd_lease;
 mod follow;
 mod history;
 mod keyspace;
+mod leases;
 mod listing;
 mod own_key;
 mod page;
 mod proto;
+mod replica;
 mod settings;
 mod txn;
 
 use std::sync::Arc;
 
 use model::{Lease, LeaseAttrs, NetConfig};
-use tokio::sync::watch;
 
 pub use settings::{EtcdSettings, Secret, SettingsError};
 
-use crate::event_queue::EventQueue;
 use crate::retry::{Retry, StoreStatus};
-use crate::task::AbortOnDrop;
+use crate::store_task::{Resting, StoreTask};
 use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
 use client::{Client, Failure};
-use follow::Follower;
 use keyspace::Keyspace;
+use leases::Leases;
 
 /// Leases in etcd.
 pub struct EtcdStore {
     client: Arc<Client>,
     keys: Keyspace,
     timing: Timing,
-    queue: Arc<EventQueue>,
-    desired: watch::Sender<Option<LeaseAttrs>>,
-    status: StoreStatus,
-    /// At rest, driven by this store's own calls; until it runs as a task.
-    follower: Option<Box<Follower>>,
-    task: Option<AbortOnDrop>,
+    work: StoreTask<Leases>,
 }
 
 impl EtcdStore {
-    /// A store for these settings. Nothing is sent yet.
+    /// Creates a store for these settings. Nothing is sent yet.
     ///
     /// # Errors
-    /// Settings that no waiting mends: endpoints, prefix, certificates, log-in.
+    /// Settings that waiting does not fix: endpoints, prefix, certificates, log-in.
     pub fn new(settings: EtcdSettings) -> Result<EtcdStore, SettingsError> {
         let keys = Keyspace::new(settings.parse_prefix()?);
         let timing = settings.timing;
         let client = Arc::new(Client::new(settings)?);
-        let (queue, desired) = (Arc::new(EventQueue::default()), watch::Sender::new(None));
         Ok(EtcdStore {
             client,
             keys,
             timing,
-            queue,
-            desired,
-            status: StoreStatus::default(),
-            follower: None,
-            task: None,
+            work: StoreTask::new(),
         })
     }
 
-    /// The follower at rest, looking for the lease of `who`.
-    fn follower(&mut self, config: &NetConfig, who: &Who) -> &mut Follower {
-        self.task = None;
-        self.follower = self
-            .follower
-            .take()
-            .filter(|follower| follower.is_for(config, who));
-        self.follower.get_or_insert_with(|| {
-            Box::new(Follower::new(
+    fn search(&mut self, config: &NetConfig, who: &Who) -> &mut Resting<Leases> {
+        self.work.search(config, who, |queue| {
+            Leases::new(
                 self.client.clone(),
                 self.keys.clone(),
                 self.timing,
-                self.queue.clone(),
-                self.desired.subscribe(),
-                (config.clone(), who.clone(), self.status.clone()),
-            ))
+                queue.clone(),
+                (config.clone(), who.clone()),
+            )
         })
     }
 
@@ -110,7 +94,7 @@ impl EtcdStore {
 
 impl Store for EtcdStore {
     async fn config(&mut self) -> NetConfig {
-        let mut retry = Retry::reporting_to(&self.status);
+        let mut retry = Retry::reporting_to(self.work.status());
         loop {
             let no_config = match self.read_config().await {
                 Ok(config) => {
@@ -119,44 +103,32 @@ impl Store for EtcdStore {
                 }
                 Err(no_config) => no_config,
             };
-            let away = matches!(no_config, NoConfig::Etcd(Failure::Away(_)));
-            retry.wait(&no_config.to_string(), away).await;
+            let unreachable = matches!(no_config, NoConfig::Etcd(Failure::Away(_)));
+            retry.wait(&no_config.to_string(), unreachable).await;
         }
     }
 
     async fn own(&mut self, config: &NetConfig, who: &Who) -> Option<Lease> {
-        self.follower(config, who).find_own().await
+        self.search(config, who).find().await
     }
 
     async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
-        self.desired.send_replace(None);
-        // Devices are as `own` was told.
-        let known = self.follower.as_ref().map(|follower| follower.who());
-        let devices = known.map(|who| who.devices.clone()).unwrap_or_default();
-        let who = Who {
-            public_ip: claim.attrs.public_ip,
-            previous: claim.previous,
-            devices,
-        };
-        let follower = self.follower(config, &who);
-        follower.acquire(claim.attrs.clone()).await
+        self.work.publish(None);
+        let who = self.work.claimant(claim);
+        let search = self.search(config, &who);
+        search.acquire(claim.attrs.clone()).await
     }
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
-        self.desired.send_replace(Some(attrs));
+        self.work.publish(Some(attrs));
     }
 
     fn status(&self) -> StoreStatus {
-        self.status.clone()
+        self.work.status().clone()
     }
 
     async fn next_event(&mut self) -> StoreEvent {
-        if self.task.is_none()
-            && let Some(follower) = self.follower.take()
-        {
-            self.task = Some(AbortOnDrop::spawn(follower.run()));
-        }
-        self.queue.next_event().await
+        self.work.next_event().await
     }
 }
 
