@@ -1,1 +1,156 @@
-fn main() {}
+//! How fast two nodes talk through the proxy: `cargo bench -p proxy`. Needs root and `iperf3`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a program for a person to run"
+)]
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use lab::{Lab, Namespace};
+use proxy::{Config, Proxy, Table};
+
+const PORT: u16 = 8285;
+const MTU: usize = 1472;
+
+fn main() {
+    lab::become_root().unwrap();
+    let lab = Lab::builder()
+        .nodes(2)
+        .pods_per_node(0)
+        .without_flanneld()
+        .build()
+        .unwrap();
+    let queues = std::thread::available_parallelism().map_or(1, usize::from);
+    let hop = |n: usize| SocketAddr::from((lab.node(n).ipv4(), PORT));
+    let proxies: Vec<Proxy> = (1..=2)
+        .map(|n| {
+            let node = lab.node(n);
+            device(node, n);
+            let other = 3 - n;
+            let table = Table::new([(format!("10.99.{other}.0/24").parse().unwrap(), hop(other))]);
+            let config = Config {
+                device: "flannel0".into(),
+                listen: hop(n),
+                mtu: MTU,
+                queues,
+            };
+            node.run(|| Proxy::start(config, table)).unwrap().unwrap()
+        })
+        .collect();
+    let (one, two) = (lab.node(1), lab.node(2));
+    while proxies.iter().any(|proxy| proxy.problem().is_some()) {
+        std::thread::yield_now();
+    }
+    one.exec(["ping", "-c", "1", "-W", "5", "10.99.2.1"])
+        .unwrap();
+    println!("| work | result | processor time, proxies and iperf3 |\n|---|---|---|");
+    let server = |args: &[&str]| {
+        let mut command = std::process::Command::new("iperf3");
+        command.args(["-s", "-1", "-B", "10.99.2.1"]).args(args);
+        command.stdout(std::process::Stdio::null());
+        let child = two.spawn(&mut command).unwrap();
+        let listening = || {
+            two.exec(["ss", "-Hltn", "sport = :5201"])
+                .unwrap()
+                .contains("5201")
+        };
+        while !listening() {}
+        child
+    };
+    for (what, args) in [
+        ("one TCP stream", &["-t", "5"][..]),
+        ("four TCP streams", &["-t", "5", "-P", "4"]),
+        ("one TCP stream, reversed", &["-t", "5", "-R"]),
+    ] {
+        let mut server = server(&[]);
+        let fixed = ["iperf3", "-c", "10.99.2.1", "-f", "g"];
+        let before = processor_time();
+        let said = one.exec(fixed.iter().chain(args)).unwrap();
+        server.wait().unwrap();
+        let after = processor_time();
+        let line = said
+            .lines()
+            .rev()
+            .find(|line| line.contains("receiver"))
+            .unwrap_or("?");
+        let used = [after.0 - before.0, after.1 - before.1];
+        println!(
+            "| {what} | {} | {:.2} s, {:.2} s |",
+            line.trim(),
+            used[0],
+            used[1]
+        );
+    }
+    println!(
+        "| small UDP packets, one at a time | {:.0} a second | |",
+        round_trips(one, two)
+    );
+    for proxy in &proxies {
+        println!("{:?}", proxy.statistics());
+    }
+}
+
+/// The processor time of this process and of its children, in seconds: on a machine that does other things
+/// too, it says more than the rate.
+fn processor_time() -> (f64, f64) {
+    let of = |who| {
+        // SAFETY: a structure of plain numbers that outlives the call.
+        let usage = unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            libc::getrusage(who, &mut usage);
+            usage
+        };
+        let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+        seconds(usage.ru_utime) + seconds(usage.ru_stime)
+    };
+    (of(libc::RUSAGE_SELF), of(libc::RUSAGE_CHILDREN))
+}
+
+fn device(node: &Namespace, n: usize) {
+    let address = format!("10.99.{n}.1/32");
+    let source = format!("10.99.{n}.1");
+    for command in [
+        "tuntap add dev flannel0 mode tun multi_queue".to_owned(),
+        format!("address add {address} dev flannel0"),
+        format!("link set flannel0 mtu {MTU} up"),
+        format!("route add 10.99.0.0/16 dev flannel0 src {source}"),
+    ] {
+        node.exec(["ip"].into_iter().chain(command.split(' ')))
+            .unwrap();
+    }
+}
+
+/// Sends a small datagram and waits for its echo, for two seconds; returns how many a second.
+fn round_trips(one: &Namespace, two: &Namespace) -> f64 {
+    let bind = |node: &Namespace, ip: &str| {
+        let at: SocketAddr = format!("{ip}:7777").parse().unwrap();
+        let socket = node.run(|| std::net::UdpSocket::bind(at)).unwrap().unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(500)))
+            .unwrap();
+        socket
+    };
+    let (near, far) = (bind(one, "10.99.1.1"), bind(two, "10.99.2.1"));
+    near.connect("10.99.2.1:7777").unwrap();
+    let time = Duration::from_secs(2);
+    let begin = Instant::now();
+    let mut trips = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 64];
+            while begin.elapsed() < time {
+                if let Ok((len, from)) = far.recv_from(&mut buffer) {
+                    far.send_to(&buffer[..len], from).unwrap();
+                }
+            }
+        });
+        let mut buffer = [0; 64];
+        while begin.elapsed() < time {
+            near.send(&[1; 32]).unwrap();
+            trips += usize::from(near.recv(&mut buffer).is_ok());
+        }
+    });
+    trips as f64 / begin.elapsed().as_secs_f64()
+}

@@ -96,7 +96,7 @@ impl Shared {
             Some(text) if place.as_ref() != Some(text) => {
                 tracing::warn!("{text}; no packets are carried until this is over, retrying");
             }
-            None if place.is_some() => tracing::info!("{} carries packets again", self.device),
+            None if place.is_some() => tracing::info!("{} carries packets", self.device),
             Some(_) | None => {}
         }
         *place = problem;
@@ -125,7 +125,7 @@ impl Proxy {
                 table,
                 mtu: config.mtu,
             }),
-            problem: Mutex::new(None),
+            problem: Mutex::new(Some(format!("{} is being attached to", config.device))),
             stop: Stop::new()?,
         });
         let thread = {
