@@ -86,6 +86,7 @@ struct Device {
 /// The vxlan backend.
 pub(crate) struct Vxlan {
     served: Served<Device>,
+    mtu: u32,
     vni: u32,
     port: u16,
     gbp: bool,
@@ -119,6 +120,9 @@ impl Vxlan {
         let mut warnings = unknown_options(config);
         let underlay = mtu::Underlay::read(config, host, &mut warnings)?;
         let macs = vtep::choose_macs(own, &identity.macs(), host, vni);
+        // Also of a family that gets its address later: the pods' MTU stays what it was.
+        let mtu = config.families().filter_map(|f| underlay.tunnel(f).ok());
+        let mtu = mtu.min().unwrap_or_default();
         let served = Served::new(config, host, |family, _| {
             Ok(Device {
                 name: device(vni, family)?,
@@ -131,6 +135,7 @@ impl Vxlan {
         })?;
         Ok(Vxlan {
             served,
+            mtu,
             vni,
             port,
             gbp,
@@ -255,8 +260,7 @@ impl Backend for Vxlan {
     }
 
     fn mtu(&self) -> u32 {
-        let mtus = self.served.families.iter().map(|(_, device)| device.mtu);
-        mtus.min().unwrap_or_default()
+        self.mtu
     }
 
     fn devices(&self) -> Vec<OwnDevice> {

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
-use crate::iface::NoIface;
+use crate::iface::{Lost, NoIface};
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, log_repair, tell_each};
@@ -112,7 +112,7 @@ impl Daemon {
             // The other family has no subnet here: no device, no rules, and no offer to the peers.
             config = config.of_families_in(&lease.key);
             backend = backend::new(&config, &host, &identity, Some(&lease.attrs))?;
-            report_unserved(&*backend, &status);
+            report_unserved(&*backend, None, &status);
             let attrs = backend.publish();
             if attrs != lease.attrs {
                 lease.attrs = attrs.clone();
@@ -386,8 +386,8 @@ impl Daemon {
     /// If the host's interface is not what it was: new tunnels, a new public address, another MTU.
     /// Returns whether so.
     async fn follow_host(&mut self) -> anyhow::Result<bool> {
-        let host = match self.same_host() {
-            Ok(host) => host,
+        let (host, lost) = match self.same_host() {
+            Ok(found) => found,
             Err(problem) => {
                 let text = problem.to_string();
                 if self.status.set_host_problem(Some(text.clone())) {
@@ -400,6 +400,7 @@ impl Daemon {
         if self.status.set_host_problem(None) {
             info!("interface {} is usable again", host.iface);
         }
+        report_unserved(self.cluster.backend(), lost.as_ref(), &self.status);
         if host == *self.cluster.host() {
             return Ok(false);
         }
@@ -423,7 +424,7 @@ impl Daemon {
                 }
             };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
-        report_unserved(&*backend, &self.status);
+        report_unserved(&*backend, lost.as_ref(), &self.status);
         self.reconciler
             .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
         self.reconciler
@@ -441,7 +442,7 @@ impl Daemon {
         Ok(true)
     }
 
-    fn same_host(&self) -> Result<Host, NoIface> {
+    fn same_host(&self) -> Result<(Host, Option<Lost>), NoIface> {
         iface::find_again(
             self.cluster.host(),
             &self.options.iface,

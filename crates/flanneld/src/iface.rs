@@ -81,8 +81,21 @@ pub enum NoIface {
 pub struct Choice<'a> {
     iface: &'a Interface,
     addr: Dual<IpAddr>,
-    /// A better address may come: the chosen one is still checked for duplicates, or does not last.
+    /// A better address may come: the chosen one is still checked for duplicates, or does not last, or one
+    /// family has none.
     pub may_improve: bool,
+    /// A family whose address, kept in `addr`, the interface does not have any more.
+    lost: Option<Lost>,
+}
+
+/// An address that the interface does not have any more. Tunnels and peers keep it until there is another
+/// one; the other family does not depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Its family.
+    pub family: Family,
+    /// What is wrong.
+    pub reason: String,
 }
 
 /// Looks for the interface and its addresses, as flags and routes say. The second value says that a
@@ -97,12 +110,13 @@ pub fn find(
 ) -> Result<(Host, bool), NoIface> {
     let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
     let view = View::gather(choice).map_err(kernel)?;
-    let chosen = choose(choice, public_ip, config, &view)?;
+    let chosen = choose_at_least_one(choice, public_ip, config, &view)?;
     let routes = link_routes(chosen.iface.index).map_err(kernel)?;
     Ok((chosen.host(public_ip, routes), chosen.may_improve))
 }
 
-/// Looks at the interface chosen before, as it is now: see [`again`].
+/// Looks at the interface chosen before, as it is now: see [`again`]. The second value says that one family
+/// has lost its address.
 ///
 /// # Errors
 /// [`NoIface::Unfit`]: it is gone, or has no address left of a family; or the kernel's refusal.
@@ -111,7 +125,7 @@ pub fn find_again(
     choice: &IfaceChoice,
     public_ip: &Dual<IpAddr>,
     config: &NetConfig,
-) -> Result<Host, NoIface> {
+) -> Result<(Host, Option<Lost>), NoIface> {
     let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
     let interfaces = interfaces().map_err(kernel)?;
     let index = interfaces.iter().find(|i| i.name == before.iface);
@@ -122,7 +136,37 @@ pub fn find_again(
         reach: None,
     };
     let chosen = again(before, choice, public_ip, config, &view)?;
-    Ok(chosen.host(public_ip, routes))
+    Ok((chosen.host(public_ip, routes), chosen.lost))
+}
+
+/// As [`choose`]; but where no interface has an address of each family, chooses one that has an address of one of
+/// them. The other family is served when its address comes.
+///
+/// # Errors
+/// [`NoIface`]: neither family can be served, or the default routes disagree.
+pub fn choose_at_least_one<'a>(
+    choice: &IfaceChoice,
+    public_ip: &Dual<IpAddr>,
+    config: &NetConfig,
+    view: &'a View,
+) -> Result<Choice<'a>, NoIface> {
+    let error = match choose(choice, public_ip, config, view) {
+        Err(NoIface::Disagree { v4, v6 }) => return Err(NoIface::Disagree { v4, v6 }),
+        Err(error) => error,
+        chosen => return chosen,
+    };
+    for family in config.families() {
+        let pool = |of: Family| config.pools.get(of).filter(|_| of == family).copied();
+        let alone = NetConfig {
+            pools: Dual::from_fn(pool),
+            ..config.clone()
+        };
+        if let Ok(mut chosen) = choose(choice, public_ip, &alone, view) {
+            chosen.may_improve = true;
+            return Ok(chosen);
+        }
+    }
+    Err(error)
 }
 
 /// Chooses the interface and its addresses (contract §7): every `-iface`, then every `-iface-regex`, then
@@ -150,10 +194,10 @@ pub fn choose<'a>(
 
 /// The interface chosen before, as it is now: the same name, and the same addresses as far as it
 /// still has them and they still work. A default route that moves or goes away for a while changes
-/// nothing.
+/// nothing. Where one family has no address left, its former one is kept ([`Lost`]).
 ///
 /// # Errors
-/// [`NoIface::Unfit`]: it is gone, or has no address left of a family.
+/// [`NoIface::Unfit`]: it is gone, or has no address left of any family.
 pub fn again<'a>(
     before: &Host,
     choice: &IfaceChoice,
@@ -179,7 +223,30 @@ pub fn again<'a>(
         };
         (!given_up).then_some(*ip)
     });
-    Choice::of(iface, &families, &kept, view)
+    let mut found = None;
+    let mut absent = Vec::new();
+    for family in families.iter().copied() {
+        match (Choice::of(iface, &[family], &kept, view), &mut found) {
+            (Err(error), _) => absent.push((family, error)),
+            (Ok(of), None) => found = Some(of),
+            (Ok(of), Some(found)) => {
+                found.addr.set(family, of.addr.get(family).copied());
+                found.may_improve |= of.may_improve;
+            }
+        }
+    }
+    let Some(mut found) = found else {
+        let none = || NoIface::NoDefaultRoute(Family::V4);
+        return Err(absent.pop().map_or_else(none, |(_, error)| error));
+    };
+    for (family, error) in absent {
+        if let Some(ip) = before.addr.get(family) {
+            found.addr.set(family, Some(*ip));
+            let reason = error.to_string();
+            found.lost = Some(Lost { family, reason });
+        }
+    }
+    Ok(found)
 }
 
 impl<'a> Choice<'a> {
@@ -196,6 +263,7 @@ impl<'a> Choice<'a> {
             iface,
             addr: found.map(|_, (ip, _)| *ip),
             may_improve: found.iter().any(|(_, (_, rank))| passing(rank)),
+            lost: None,
         })
     }
 

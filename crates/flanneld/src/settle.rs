@@ -16,7 +16,7 @@ use store::{
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::iface::NoIface;
+use crate::iface::{Lost, NoIface};
 use crate::lock::{Lock, Waiting};
 use crate::options::{Options, StoreChoice};
 use crate::status::Status;
@@ -95,7 +95,7 @@ pub(crate) async fn settle(
                 for warning in backend.warnings() {
                     warn!("network configuration: {warning}");
                 }
-                report_unserved(&*backend, status);
+                report_unserved(&*backend, None, status);
                 info!(
                     "using interface {} (MTU {}){}",
                     host.iface,
@@ -125,12 +125,14 @@ pub(crate) async fn settle(
     }
 }
 
-/// Reports the families that the backend does not serve, once for each reason.
-pub(crate) fn report_unserved(backend: &dyn Backend, status: &Status) {
+/// Reports the families that are not served, once for each reason.
+pub(crate) fn report_unserved(backend: &dyn Backend, lost: Option<&Lost>, status: &Status) {
     let missing = backend.missing().iter();
-    let unserved: Vec<String> = missing
-        .map(|(family, why)| format!("{family} is not served: {why}"))
-        .collect();
+    let missing = missing.map(|(family, why)| format!("{family} is not served: {why}"));
+    let lost = lost.map(|Lost { family, reason }| {
+        format!("{family} is not served: {reason}; keeping what is there")
+    });
+    let unserved: Vec<String> = missing.chain(lost).collect();
     if !status.set_unserved(&unserved) {
         return;
     }

@@ -105,6 +105,14 @@ fn find_backend(
                 ABOUT,
                 format!("{}, MTU {} for containers", backend.kind(), backend.mtu()),
             );
+            for (family, why) in backend.missing() {
+                let text = format!("{family} is not served: {why}");
+                report.warn(
+                    ABOUT,
+                    text,
+                    "correct that, or leave the family out of the network",
+                );
+            }
             Some(backend)
         }
         Err(error) => {

@@ -340,6 +340,72 @@ fn the_chosen_interface_stays_and_its_address_too() {
     assert_eq!(gone, "interface eth0 is gone");
 }
 
+fn choice(args: &[&str]) -> IfaceChoice {
+    let given = crate::flags::parse(args.iter().map(|s| (*s).to_owned()), |_| None).unwrap();
+    crate::options::Options::from_flags(&given).unwrap().iface
+}
+
+#[test]
+fn one_family_without_an_address_leaves_the_other_chosen() {
+    let at_least_one = |view: &View, args: &[&str]| {
+        let (choice, none) = (choice(args), Dual::default());
+        let found = choose_at_least_one(&choice, &none, &config(DUAL), view);
+        found.map(|found| (found.addr, found.may_improve))
+    };
+    let mut view = view();
+    view.default_routes[1] = default_route(2, 1024, "fe80::99");
+    let before = host_in(&view, DUAL);
+    let both = before.addr;
+    let alone = |family: Family| Dual::from_fn(|f| both.get(f).copied().filter(|_| f == family));
+    assert_eq!(at_least_one(&view, &[]), Ok((both, false)));
+    let whole = view.interfaces[1].addrs.clone();
+    for family in Family::ALL {
+        let other = if family == Family::V4 {
+            Family::V6
+        } else {
+            Family::V4
+        };
+        let keep = |a: &Address| Family::of_net(&a.net) == other;
+        view.interfaces[1].addrs = whole.iter().filter(|a| keep(a)).copied().collect();
+        for args in [&[][..], &["-iface=eth0"]] {
+            let found = at_least_one(&view, args);
+            assert_eq!(found, Ok((alone(other), true)), "{family} {args:?}");
+        }
+        // Later the former address is kept, and what is wrong is known.
+        let found = again(
+            &before,
+            &choice(&[]),
+            &Dual::default(),
+            &config(DUAL),
+            &view,
+        )
+        .unwrap();
+        assert_eq!(found.addr, both);
+        assert_eq!(found.lost.clone().map(|lost| lost.family), Some(family));
+        // The working family is followed all the same.
+        let renumbered = if other == Family::V4 {
+            "192.168.0.99/24"
+        } else {
+            "fd00:78::99/64"
+        };
+        view.interfaces[1].addrs = iface("eth0", 2, &[renumbered]).addrs;
+        let found = again(
+            &before,
+            &choice(&[]),
+            &Dual::default(),
+            &config(DUAL),
+            &view,
+        )
+        .unwrap();
+        let new: ipnet::IpNet = renumbered.parse().unwrap();
+        assert_eq!(found.addr.get(other), Some(&new.addr()));
+        assert_eq!(found.addr.get(family), both.get(family));
+    }
+    view.interfaces[1].addrs.clear();
+    assert!(at_least_one(&view, &[]).is_err());
+    assert!(again_in(&view, &before, &[], DUAL).is_err());
+}
+
 #[test]
 fn an_address_that_stops_working_is_given_up() {
     let mut view = view();

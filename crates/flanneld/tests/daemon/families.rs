@@ -227,27 +227,115 @@ fn host_gw_does_not_reach_across_a_router() {
 }
 
 #[test]
-fn host_gw_refuses_a_translated_address() {
-    for (family, flag) in [
-        (V4, "-public-ip=203.0.113.7"),
-        (V6, "-public-ipv6=2001:db8::7"),
+fn host_gw_does_not_serve_a_family_whose_address_is_translated() {
+    for (family, flag, dual) in [
+        (V4, "-public-ip=203.0.113.7", false),
+        (V4, "-public-ip=203.0.113.7", true),
+        (V6, "-public-ipv6=2001:db8::7", true),
     ] {
-        let lab = scene::lab()
-            .nodes(1)
-            .dual()
-            .backend(json!({"Type": "host-gw"}))
-            .build()
-            .unwrap();
+        let lab = scene::lab().nodes(1).backend(json!({"Type": "host-gw"}));
+        let lab = if dual { lab.dual() } else { lab };
+        let lab = lab.build().unwrap();
         let daemon = lab.node(1).flanneld();
         daemon.set_args([flag]);
-        daemon.start().unwrap();
-        assert_eq!(daemon.wait_ended(SOON).unwrap().code(), Some(1));
+        let level = if dual { "WARN" } else { "ERROR" };
+        if dual {
+            daemon.start_ready(SOON).unwrap();
+        } else {
+            daemon.start().unwrap();
+            assert_eq!(daemon.wait_ended(SOON).unwrap().code(), Some(1));
+            assert!(lab.leases().unwrap().is_empty());
+            assert!(lab.node(1).subnet_env().is_err());
+        }
         let ip = flag.split('=').nth(1).unwrap();
-        let line = says(daemon, &["ERROR", ip, "host-gw"]);
+        let line = says(daemon, &[level, ip, "host-gw"]);
         assert!(line.contains(&lab.node(1).ip(family).to_string()), "{line}");
-        assert!(lab.leases().unwrap().is_empty());
-        assert!(lab.node(1).subnet_env().is_err());
     }
+}
+
+#[test]
+fn a_family_that_cannot_be_served_costs_the_other_nothing() {
+    let lab = scene::lab()
+        .nodes(2)
+        .dual()
+        .backend(json!({"Type": "vxlan"}))
+        .build()
+        .unwrap();
+    let (one, two) = (lab.node(1), lab.node(2));
+    two.flanneld().start_ready(SOON).unwrap();
+    let v6 = format!("{}/64", one.ip(V6));
+    run(one, &format!("ip addr del {v6} dev eth0")).unwrap();
+    one.flanneld().start_ready(SOON).unwrap();
+    says(
+        one.flanneld(),
+        &["WARN", "IPv6 is not served", "eth0 has no IPv6 address"],
+    );
+    let ready = one.flanneld().http_get("/readyz").unwrap();
+    assert!(
+        ready.0 == 200 && ready.1.contains("IPv6 is not served"),
+        "{ready:?}"
+    );
+    let route = |family| {
+        format!(
+            "route {} via",
+            two.subnet_env().unwrap().cidr(family).unwrap()
+        )
+    };
+    let has = |family, wanted: bool| {
+        let (picture, route) = (one.picture().unwrap(), route(family));
+        if picture.has(&[&route]) == wanted {
+            Ok(())
+        } else {
+            Err(format!("{route}: {picture}"))
+        }
+    };
+    wait_for("IPv4 is served", SOON, || has(V4, true)).unwrap();
+    has(V6, false).unwrap();
+    let v4_alone = |node: &lab::Node| {
+        let picture = node.picture().unwrap();
+        picture.has(&["link flannel.1 "]) && !picture.has(&["link flannel-v6.1 "])
+    };
+    assert!(v4_alone(one) && !v4_alone(two));
+    // Its address comes: so does IPv6, and nothing else changes.
+    run(one, &format!("ip addr add {v6} dev eth0 nodad")).unwrap();
+    mesh(&lab);
+    has(V6, true).unwrap();
+    // It is lost again: what is there is kept, and the node stays ready.
+    run(one, &format!("ip addr del {v6} dev eth0")).unwrap();
+    says(
+        one.flanneld(),
+        &["WARN", "IPv6 is not served", "keeping what is there"],
+    );
+    has(V6, true).unwrap();
+    assert_eq!(one.flanneld().http_get("/readyz").unwrap().0, 200);
+}
+
+#[test]
+fn an_underlay_too_narrow_for_ipv6_carries_ipv4() {
+    let lab = scene::lab()
+        .nodes(2)
+        .dual()
+        .mtu(1300)
+        .backend(json!({"Type": "vxlan"}))
+        .build()
+        .unwrap();
+    for node in lab.nodes() {
+        node.flanneld().start_ready(SOON).unwrap();
+        says(
+            node.flanneld(),
+            &["WARN", "IPv6 is not served", "1300", "1350"],
+        );
+        assert_eq!(node.subnet_env().unwrap().mtu, 1250);
+    }
+    let (one, two) = (lab.node(1), lab.node(2));
+    let route = format!("route {} via", two.subnet_env().unwrap().cidr(V4).unwrap());
+    let look = || {
+        let picture = one.picture().unwrap();
+        picture.has(&[&route]).then_some(()).ok_or(picture)
+    };
+    wait_for("IPv4 is served", SOON, look).unwrap();
+    let gateway = Peer::of(two, V4).gateway;
+    one.exec(["ping", "-c1", "-W5", &gateway]).unwrap();
 }
 
 #[test]
