@@ -33,11 +33,20 @@ test: ## Everything that proves it: lints, unit and property tests, real kernel,
 	$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory lint
 
+MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
 .PHONY: lint
 lint: ## Formatting and clippy, warnings refused
 	@scripts/setup lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@if tool=$$(scripts/actionlint); then $$tool -shellcheck= -pyflakes=; else [ $$? = 2 ]; fi
+
+.PHONY: msrv
+msrv: ## Check that the oldest supported Rust builds everything
+	@scripts/setup build
+	rustup toolchain install --profile minimal $(MSRV)
+	CARGO_TARGET_DIR=$(BUILT)/msrv rustup run $(MSRV) cargo check --locked --workspace --all-targets
 
 .PHONY: bench
 bench: ## Speed and memory beside `ip -batch` and `bridge -batch`
@@ -77,7 +86,13 @@ uninstall: ## Remove what `make install` installed
 
 .PHONY: deb
 deb: $(PROGRAMS) ## Build a Debian package in target/debian
-	@dist/deb $(BUILT)/debian
+	@dist/packages -o $(BUILT)/debian deb
+
+.PHONY: packages
+packages: PROFILE = release
+packages: image-programs ## Build deb, rpm, apk, Arch packages and a tarball of static programs in target/packages
+	@BIN_DIR=$(BUILT)/$(MUSL)/release CNI_PLUGIN=$(BUILT)/$(MUSL)/release/flannel dist/packages -o $(BUILT)/packages
+	@cd $(BUILT)/packages && sha256sum flannel[-_]* >SHA256SUMS
 
 # How the programs of the image are built; `make image PROFILE=dev` is quick and large.
 PROFILE ?= release

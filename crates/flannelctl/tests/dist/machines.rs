@@ -13,10 +13,12 @@ static PACKAGES: LazyLock<tempfile::TempDir> = LazyLock::new(|| tempfile::tempdi
 /// Builds the package of `version` in `dir`.
 pub(crate) fn build(version: &str, dir: &Path) -> PathBuf {
     let said = succeed(
-        script("deb")
+        script("packages")
+            .arg("-o")
             .arg(dir)
-            .env("DEB_VERSION", version)
-            .env("DEB_COMPRESSION", "none"),
+            .arg("deb")
+            .env("PACKAGE_VERSION", version)
+            .env("PACKAGE_COMPRESSION", "none"),
     );
     PathBuf::from(said.trim())
 }
@@ -33,10 +35,22 @@ pub(crate) fn next_package() -> &'static Path {
     &PACKAGE
 }
 
-/// Whether machines can run here; says so if not.
+/// Whether machines can run here, and packages be built; reports it if not.
 pub(crate) fn possible() -> bool {
     let test = std::thread::current().name().unwrap_or_default().to_owned();
-    lab::real_root_for(&format!("{test}, on a machine with systemd"))
+    lab::real_root_for(&format!("{test}, on a machine with systemd")) && packages_for(&test)
+}
+
+/// Whether packages can be built here; reports it if not.
+pub(crate) fn packages_for(what: &str) -> bool {
+    let nfpm = script("../scripts/nfpm").output().unwrap();
+    if nfpm.status.success() {
+        return true;
+    }
+    assert_eq!(nfpm.status.code(), Some(2), "{nfpm:?}");
+    let why = String::from_utf8_lossy(&nfpm.stderr).into_owned();
+    lab::not_run(what, &lab::Error::Needs(why));
+    false
 }
 
 /// A lab of two nodes, the first of which is to be a machine.

@@ -1,11 +1,14 @@
 //! The Debian package: installed, upgraded, removed and purged on a bare machine.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
 use lab::{Machine, StoreKind, SubnetEnv};
 
 use crate::machines::{build, complaints, install, lab, next_package, package};
-use crate::machines::{possible, property};
+use crate::machines::{packages_for, possible, property};
+use crate::{script, succeed};
 
 /// Every file and directory of the machine, but for what dpkg and systemd keep books in.
 fn files(machine: &Machine) -> Vec<String> {
@@ -153,8 +156,50 @@ fn without_a_running_systemd() {
     assert!(!said.contains("warning"), "{said}");
 }
 
+/// The archives that `tar` reads, and what an rpm says of itself.
+#[test]
+fn packages_of_other_distributions() {
+    if !packages_for("packages of other distributions") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let paths = succeed(script("packages").arg("-o").arg(dir.path()).args([
+        "rpm",
+        "apk",
+        "archlinux",
+        "tar",
+    ]));
+    let paths: Vec<&Path> = paths.lines().map(Path::new).collect();
+    assert_eq!(paths.len(), 4, "{paths:?}");
+    let starts = |path: &Path, magic: &[u8]| fs::read(path).unwrap().starts_with(magic);
+    assert!(starts(paths[0], &[0xed, 0xab, 0xee, 0xdb]), "no rpm");
+    assert!(
+        starts(paths[2], &[0x28, 0xb5, 0x2f, 0xfd]),
+        "not compressed by zstd"
+    );
+    let list = |path: &Path| succeed(Command::new("tar").arg("-tzf").arg(path));
+    let (apk, tar) = (list(paths[1]), list(paths[3]));
+    for file in [
+        "usr/sbin/flanneld",
+        "usr/bin/flannelctl",
+        "usr/libexec/cni/flannel",
+        "usr/share/doc/flannel/LICENSE",
+    ] {
+        assert!(apk.lines().any(|l| l == file), "{file} is not in {apk}");
+        let ends = |l: &str| l.ends_with(&format!("/{file}"));
+        assert!(tar.lines().any(ends), "{file} is not in {tar}");
+    }
+    assert!(
+        apk.contains(".post-install") && apk.contains(".pre-deinstall"),
+        "{apk}"
+    );
+}
+
 #[test]
 fn same_input_same_package() {
+    if !packages_for("the same input gives the same package") {
+        return;
+    }
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let [first, second] = [&one, &two].map(|dir| fs::read(build("0.1.0", dir.path())).unwrap());
     assert!(first == second, "two builds of the same differ");

@@ -108,9 +108,10 @@ impl Control {
 
     /// The package, of the same programs.
     pub(crate) fn package(&self) {
-        let mut deb = Command::new(format!("{CHECKOUT}/dist/deb"));
-        deb.arg(&self.dir).env("BIN_DIR", self.dir.join("programs"));
-        let output = deb.env("DEB_COMPRESSION", "none").output().unwrap();
+        let mut deb = Command::new(format!("{CHECKOUT}/dist/packages"));
+        deb.arg("-o").arg(&self.dir).arg("deb");
+        deb.env("BIN_DIR", self.dir.join("programs"));
+        let output = deb.env("PACKAGE_COMPRESSION", "none").output().unwrap();
         assert!(
             output.status.success(),
             "{}",
