@@ -21,6 +21,9 @@ const LARGEST_ANSWER: usize = 16 << 20;
 /// What an etcd with users says to a request without a token.
 pub(super) const USER_IS_EMPTY: &str = "user name is empty";
 
+/// What it says to a grant of an etcd lease that it has granted before.
+pub(super) const LEASE_EXISTS: &str = "lease already exists";
+
 pub(super) async fn unary<Q, A>(
     connection: &Connection,
     path: &'static str,
@@ -103,8 +106,16 @@ pub(super) fn verdict(status: &Status) -> Verdict {
     if text.contains("requested lease not found") {
         return Verdict::No(Failure::NoLease);
     }
+    // A failed precondition, as other codes that another member may answer better.
+    if text.contains(LEASE_EXISTS) {
+        return Verdict::No(Failure::Refused(text.into()));
+    }
     if is_about_login(text) {
         return Verdict::LogIn;
+    }
+    // Not etcd's own word, whatever the code: the connection failed.
+    if status.source().is_some() {
+        return Verdict::Elsewhere;
     }
     match status.code() {
         Code::Unavailable
@@ -185,6 +196,7 @@ mod tests {
                 Code::ResourceExhausted,
                 "etcdserver: mvcc: database space exceeded",
             ),
+            (Code::FailedPrecondition, "etcdserver: lease already exists"),
         ] {
             let verdict = verdict(&Status::new(code, text));
             assert!(

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::call::LEASE_EXISTS;
 use super::client::{Client, Failure};
 use super::proto::{LeaseGrantRequest, LeaseId, LeaseResponse, Nothing, path};
 use crate::Timing;
@@ -76,8 +77,10 @@ impl EtcdLease {
             .await;
         let ttl = match answer {
             Ok(LeaseResponse { ttl, .. }) => ttl,
-            // Granted by an attempt whose answer was lost.
-            Err(Failure::Refused(why)) if why.contains("lease already exists") => ttl,
+            // Granted by an attempt whose answer was lost, perhaps long ago.
+            Err(Failure::Refused(why)) if why.contains(LEASE_EXISTS) => {
+                self.client.keep_alive(id).await?
+            }
             Err(failure) => return Err(failure),
         };
         self.granting = None;

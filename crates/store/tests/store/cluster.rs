@@ -1,9 +1,8 @@
-//! Several members, several versions of etcd, and etcd behind its own proxy.
+//! Clusters of three members, of several versions of etcd.
 
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -11,49 +10,9 @@ use store::{AnyStore, EtcdSettings, EtcdStore};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use crate::etcd_server::Etcd;
 use crate::node::{CONFIG, Node, key, local, value};
-use crate::world::{PREFIX, World};
-
-/// A program that ends with the value.
-struct Process(Child);
-
-impl Process {
-    fn start(command: &mut Command) -> Process {
-        let with_us = || {
-            Ok(rustix::process::set_parent_process_death_signal(Some(
-                Signal::KILL,
-            ))?)
-        };
-        command.stdout(Stdio::null()).stderr(Stdio::null());
-        // SAFETY: between fork and exec there is one system call, and no memory is allocated.
-        let child = unsafe { command.pre_exec(with_us) }.spawn();
-        Process(child.expect("etcd cannot be run: install etcd-server"))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Returns a directory with `etcd` and `etcdctl` of that version; none: those of the system.
-fn programs(version: &str) -> Option<PathBuf> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/etcd");
-    let output = Command::new(script).arg(version).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    match output.status.code() {
-        Some(0) => Some(text.trim().into()),
-        Some(2) => {
-            let reason = String::from_utf8_lossy(&output.stderr);
-            eprintln!("NOT RUN: etcd {version}: {}", reason.trim());
-            None
-        }
-        _ => panic!("scripts/etcd: {}", String::from_utf8_lossy(&output.stderr)),
-    }
-}
+use crate::programs::{Process, programs, system};
+use crate::world::PREFIX;
 
 /// Three members on loopback.
 struct Cluster {
@@ -219,9 +178,7 @@ async fn members_come_and_go(programs: PathBuf) {
 
 #[test]
 fn members_of_the_systems_etcd_come_and_go() {
-    let path = std::env::var_os("PATH").unwrap();
-    let dir = std::env::split_paths(&path).find(|dir| dir.join("etcd").exists());
-    local(members_come_and_go(dir.expect("install etcd-server")));
+    local(members_come_and_go(system()));
 }
 
 #[test]
@@ -236,82 +193,4 @@ fn members_of_etcd_3_6_come_and_go() {
     if let Some(programs) = programs("3.6") {
         local(members_come_and_go(programs));
     }
-}
-
-/// How many watches etcd serves.
-fn watchers(etcd: &Etcd) -> u64 {
-    let metrics = etcd.metrics();
-    let line = metrics
-        .lines()
-        .find(|line| line.starts_with("etcd_debugging_mvcc_watcher_total "));
-    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
-}
-
-async fn behind_a_proxy(kind: &str, count: u32) {
-    let etcd = <Etcd as World>::new();
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let endpoint = format!("127.0.0.1:{}", etcd.port());
-    let _proxy = Process::start(Command::new("etcd").args([
-        kind,
-        "start",
-        &format!("--endpoints={endpoint}"),
-        &format!("--listen-addr=127.0.0.1:{port}"),
-    ]));
-    let store = || -> AnyStore {
-        EtcdStore::new(EtcdSettings {
-            endpoints: format!("http://127.0.0.1:{port}"),
-            prefix: PREFIX.into(),
-            ..EtcdSettings::default()
-        })
-        .unwrap()
-        .into()
-    };
-    let before = watchers(&etcd);
-    let mut nodes = Vec::new();
-    for n in 1..=count {
-        nodes.push(Node::start(store(), n).await);
-    }
-    let all = count as usize;
-    for node in &mut nodes {
-        node.until("all", |node| node.complete && node.known.len() == all)
-            .await;
-    }
-    let calls = etcd.calls();
-    let began = Instant::now();
-    for node in &mut nodes {
-        node.follow(Duration::from_secs(10).saturating_sub(began.elapsed()))
-            .await;
-    }
-    let calls = crate::etcd::calls_since(&etcd, &calls);
-    let watchers = watchers(&etcd) - before;
-    eprintln!("{count} nodes behind {kind}: {watchers} watches at etcd; idle for 10 s: {calls:?}");
-    assert!(!calls.contains_key("Range"), "{calls:?}");
-    if kind == "grpc-proxy" {
-        // The proxy's own included; the number of nodes does not matter.
-        assert!(watchers <= 3, "{watchers}");
-    }
-    // What is written reaches all of them.
-    etcd.put("/coreos.com/network/subnets/10.20.250.0-24", &value(1000));
-    let new = key("10.20.250.0-24");
-    for node in &mut nodes {
-        node.until("the new one", |node| node.known.contains_key(&new))
-            .await;
-        assert_eq!(node.revoked, None);
-    }
-}
-
-#[test]
-fn nodes_behind_a_grpc_proxy_share_its_watches() {
-    let count = std::env::var("STORE_TESTS_PROXY_NODES");
-    let count = count.ok().and_then(|n| n.parse().ok()).unwrap_or(5);
-    local(behind_a_proxy("grpc-proxy", count));
-}
-
-#[test]
-fn nodes_behind_a_gateway_are_served() {
-    local(behind_a_proxy("gateway", 5));
 }
