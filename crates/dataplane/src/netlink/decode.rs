@@ -75,6 +75,9 @@ pub struct RawNeigh {
     pub mac: Option<Mac>,
     /// It names a port, a VNI or an interface other than its device's own, or a next-hop object.
     pub odd: bool,
+    /// The message is the driver's, and says everything. Linux up to 6.12 announces each change of an FDB entry
+    /// a second time, by code that knows no more of it than the Ethernet address.
+    pub complete: bool,
 }
 
 /// Reads a neighbour message.
@@ -88,12 +91,14 @@ pub fn neigh(message: &Message) -> Option<RawNeigh> {
         dst: None,
         mac: None,
         odd: false,
+        complete: false,
     };
     for (kind, value) in message.attrs(12) {
         match kind {
             NDA_DST => neigh.dst = ip(value),
             NDA_LLADDR => neigh.mac = value.try_into().ok().map(Mac),
             NDA_PORT | NDA_VNI | NDA_IFINDEX | NDA_SRC_VNI | NDA_NH_ID => neigh.odd = true,
+            NDA_CACHEINFO => neigh.complete = true,
             _ => {}
         }
     }

@@ -75,6 +75,7 @@ pub const NHA_GATEWAY: u16 = 6;
 // neighbour.h
 pub const NDA_DST: u16 = 1;
 pub const NDA_LLADDR: u16 = 2;
+pub const NDA_CACHEINFO: u16 = 3;
 pub const NDA_PORT: u16 = 6;
 pub const NDA_VNI: u16 = 7;
 pub const NDA_IFINDEX: u16 = 8;

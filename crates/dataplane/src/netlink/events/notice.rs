@@ -121,6 +121,9 @@ impl Events {
 
     fn neigh(&mut self, message: &Message, gone: bool, view: &View) -> Option<()> {
         let raw = decode::neigh(message)?;
+        if raw.family == AF_BRIDGE && !raw.complete {
+            return None;
+        }
         let (object, permanent) = view.neigh(&raw)?;
         match (gone, permanent) {
             (false, true) => self.saw(object),
