@@ -33,6 +33,16 @@ test: ## Everything that proves it: lints, unit and property tests, real kernel,
 	$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory lint
 
+# What runs under kernels that people have; see scripts/vm. Without /dev/kvm machines are emulated:
+# then this takes about a quarter of an hour on two cores.
+KERNELS ?= 6.1 6.12
+.PHONY: test-vm
+test-vm: ## The kernel suites under the kernels of Debian 12 and 13, in virtual machines (KERNELS="6.1 6.12")
+	@scripts/setup vm
+	$(CARGO) build --locked -p flanneld -p flannelctl -p cni
+	$(CARGO) test --locked -p dataplane -p flanneld --test conformance --test rules --test daemon --no-run
+	@scripts/test-vm $(KERNELS)
+
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: lint

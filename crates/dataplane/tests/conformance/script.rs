@@ -14,7 +14,7 @@ use crate::objects::{IFACE, IFACE_INDEX, dels, dev, puts, route};
 use crate::worlds::World;
 
 /// How long the kernel may take until its notices are there: link changes come by a work queue.
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub enum Step {

@@ -104,13 +104,13 @@ impl Real {
             nets.split(' ')
                 .for_each(|net| drop(sh(&format!("ip address add {net} dev {name}"))));
             // The kernel tells of the carrier when it comes to it, on a busy machine a second later.
-            let deadline = Instant::now() + Duration::from_secs(20);
+            let deadline = Instant::now() + Duration::from_secs(60);
             while !sh(&format!("ip link show dev {name}")).contains(" state UP ") {
                 assert!(Instant::now() < deadline, "{name} does not come up");
             }
         }
         // Addresses that were given before the carrier came are checked, in the background, when it comes.
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         let unsettled = || {
             sh("ip -6 address show").contains("tentative")
                 || !sh("ip -6 route show dev eth0").contains("fd07::/64")

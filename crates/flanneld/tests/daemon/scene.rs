@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 pub use crate::seen::{says, shows};
 
 /// Long enough for anything that happens at all, also on a busy machine.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Real etcd without certificates.
 pub const ETCD: StoreKind = StoreKind::Etcd { tls: false };
