@@ -245,12 +245,13 @@ impl State {
         counts.counts.ops += 1;
         let fault = (counts.faults)(op);
         let done = match fault {
-            Some(Fault::Refused(errno)) => Err(Failure::errno(errno)),
+            Some(Fault::Refused(errno) | Fault::RefusedLater(errno)) => Err(Failure::errno(errno)),
             _ => match self.clients[client].kernels(op, &self.tables) {
                 Some(failure) => Err(failure),
                 None => self.tables.apply(op),
             },
         };
+        let ends_later = matches!(fault, Some(Fault::DoneLater | Fault::RefusedLater(_)));
         self.announce(Some(client));
         let outcome = match fault {
             Some(Fault::AnswerLost) => Err(Failure::errno(libc::ENOBUFS)),
@@ -260,7 +261,18 @@ impl State {
         if let (Object::Route(key, _), Ok(())) = (op.object(), &outcome) {
             self.clients[client].taken_over.remove(key);
         }
-        outcome.map_err(|failure| failure.of(op))
+        let outcome = outcome.map_err(|failure| failure.of(op));
+        if !ends_later {
+            return outcome.into();
+        }
+        let client = &mut self.clients[client];
+        client.queue.push_back(match (outcome, op) {
+            (Ok(()), Op::Put(object)) => KernelEvent::Saw(object.clone()),
+            (Ok(()), Op::Del(object)) => KernelEvent::Gone(object.clone()),
+            (Err(error), op) => KernelEvent::Refused(op.clone(), error),
+        });
+        client.news.notify_one();
+        Outcome::UnderWay
     }
 
     /// Notifies every client except the one that made the change.

@@ -19,7 +19,7 @@ use crate::netlink::scope::target;
 use crate::netlink::socket::Requests;
 use crate::netlink::uapi::*;
 use crate::netlink::{decode, refused};
-use crate::{Dataplane, Kernel, KernelError};
+use crate::{Dataplane, Kernel, KernelError, Outcome};
 use devices::{devices, find_bridge, with_what_they_hold};
 
 pub use crate::names::is_flannels;
@@ -143,7 +143,11 @@ pub async fn remove(
     let mut kernel = Kernel::open(false)?;
     let ops: Vec<Op> = objects.into_iter().map(Op::Del).collect();
     let outcomes = kernel.apply(&ops).await;
-    Ok(outcomes.into_iter().filter_map(Result::err).collect())
+    Ok(outcomes
+        .iter()
+        .filter_map(Outcome::refusal)
+        .cloned()
+        .collect())
 }
 
 impl Written {

@@ -1,6 +1,8 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
+mod door;
 mod failure;
+mod kernel;
 mod names;
 mod netlink;
 
@@ -16,7 +18,7 @@ use std::future::Future;
 use ipnet::IpNet;
 use model::{Dual, IfName, Object, Op};
 
-pub use netlink::Kernel;
+pub use kernel::Kernel;
 
 /// Which of the kernel's objects concern this daemon; everything else is neither reported nor
 /// touched. See ADR 1.
@@ -39,10 +41,43 @@ pub struct Scope {
 }
 
 /// What became of one operation.
-pub type Outcome = Result<(), KernelError>;
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// It was begun and takes a while. An event says how the object is afterwards, or why it is
+    /// not ([`KernelEvent::Refused`]). Asking for the same again is harmless.
+    UnderWay,
+    /// It is not done.
+    Refused(KernelError),
+}
+
+impl Outcome {
+    /// Returns whether the operation is done.
+    pub fn is_done(&self) -> bool {
+        *self == Outcome::Done
+    }
+
+    /// Returns why the operation is not done, if it was refused.
+    pub fn refusal(&self) -> Option<&KernelError> {
+        match self {
+            Outcome::Refused(error) => Some(error),
+            Outcome::Done | Outcome::UnderWay => None,
+        }
+    }
+}
+
+impl From<Result<(), KernelError>> for Outcome {
+    fn from(done: Result<(), KernelError>) -> Outcome {
+        match done {
+            Ok(()) => Outcome::Done,
+            Err(error) => Outcome::Refused(error),
+        }
+    }
+}
 
 /// The kernel's refusal of one operation.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{op}: {reason}")]
 pub struct KernelError {
     /// The operation, as text.
@@ -60,6 +95,8 @@ pub enum KernelEvent {
     Saw(Object),
     /// An object in scope is gone.
     Gone(Object),
+    /// An operation that was under way ended without success.
+    Refused(Op, KernelError),
     /// More may have changed than events tell (a link went up, down or away; notices were lost):
     /// look at everything again.
     LookAgain,

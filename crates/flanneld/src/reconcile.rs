@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use dataplane::{Dataplane, KernelError, KernelEvent, Scope};
+use dataplane::{Dataplane, KernelError, KernelEvent, Outcome, Scope};
 use model::state::Progress;
 use model::{IfName, KernelState, Object, Op, Owner};
 use tokio::time::Instant;
@@ -32,12 +32,14 @@ pub struct Pass {
     pub deleted: usize,
     /// Operations that the kernel refused; they are tried again later.
     pub refused: usize,
+    /// Operations that were begun.
+    pub under_way: usize,
 }
 
 impl Pass {
     /// How many operations the kernel was given.
     pub fn ops(&self) -> usize {
-        self.put + self.deleted + self.refused
+        self.put + self.deleted + self.refused + self.under_way
     }
 }
 
@@ -106,6 +108,11 @@ impl<D: Dataplane> Reconciler<D> {
         let work = match event {
             KernelEvent::Saw(object) => self.state.notify(object),
             KernelEvent::Gone(object) => self.state.notify_gone(&object),
+            KernelEvent::Refused(op, error) => {
+                self.refused(&op, error, Instant::now());
+                self.retry.failed(Instant::now());
+                return false;
+            }
             KernelEvent::LookAgain | KernelEvent::HostChanged => {
                 self.look_again = true;
                 true
@@ -181,7 +188,7 @@ impl<D: Dataplane> Reconciler<D> {
         let outcomes = self.dataplane.apply(&ops).await;
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             match outcome {
-                Ok(()) => {
+                Outcome::Done => {
                     debug!(%op, "done");
                     let deleted = matches!(op, Op::Del(_));
                     sum.deleted += usize::from(deleted);
@@ -190,24 +197,33 @@ impl<D: Dataplane> Reconciler<D> {
                     self.look_again |= matches!(op.object(), Object::Link(..));
                     self.state.done(op);
                 }
-                Err(error) => {
+                Outcome::UnderWay => {
+                    debug!(%op, "under way");
+                    sum.under_way += 1;
+                    self.state.set_under_way(&op);
+                }
+                Outcome::Refused(error) => {
                     sum.refused += 1;
-                    // An answer that was lost leaves open whether the operation was done.
-                    self.look_again |= error.errno == libc::ENOBUFS;
-                    if matches!(op.object(), Object::Link(..) | Object::Addr(..)) {
-                        self.device_refusal = Some(error.to_string());
-                    }
-                    self.report(&error, &op);
-                    self.state
-                        .refused(&op, error.errno, error.reason, now.into_std());
+                    self.refused(&op, error, now);
                 }
             }
         }
     }
 
+    fn refused(&mut self, op: &Op, error: KernelError, now: Instant) {
+        // An answer that was lost leaves open whether the operation was done.
+        self.look_again |= error.errno == libc::ENOBUFS;
+        if matches!(op.object(), Object::Link(..) | Object::Addr(..)) {
+            self.device_refusal = Some(error.to_string());
+        }
+        self.report(&error, op);
+        self.state
+            .refused(op, error.errno, error.reason, now.into_std());
+    }
+
     /// Decides when to retry, and forgets failures that are over.
     fn finish(&mut self, now: Instant, sum: &Pass) {
-        if sum.refused > 0 {
+        if sum.refused > 0 || (sum.under_way > 0 && self.state.refused_len() > 0) {
             self.retry.failed(now);
         }
         if self.state.refused_len() == 0 {

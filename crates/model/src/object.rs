@@ -189,6 +189,13 @@ macro_rules! kinds {
                 }
             }
 
+            /// What this object needs is being done.
+            pub(crate) fn set_under_way(&mut self, object: &Object) {
+                match object {
+                    $(Object::$name(key, _) => self.$table.set_under_way(key),)*
+                }
+            }
+
             /// The kernel refused to do what this object needs.
             pub(crate) fn refuse(&mut self, object: &Object, refusal: Retry) {
                 match object {

@@ -400,6 +400,11 @@ impl KernelState {
         }
     }
 
+    /// `op` was begun and takes a while: it is not offered again until something about its object changes.
+    pub fn set_under_way(&mut self, op: &Op) {
+        self.tables.set_under_way(op.object());
+    }
+
     /// The kernel refused `op`, with this errno and for this reason. It is not offered again until
     /// [`KernelState::retry_refused`], or until something about its object changes.
     pub fn refused(&mut self, op: &Op, errno: i32, reason: String, now: Instant) {

@@ -61,6 +61,8 @@ const IN_PUTS: u8 = 1 << 2;
 const IN_DELS: u8 = 1 << 3;
 /// The kernel refused what it needs; not offered until [`Table::retry_refused`].
 const REFUSED: u8 = 1 << 4;
+/// What it needs is being done; not offered until something about it changes.
+const UNDER_WAY: u8 = 1 << 6;
 /// While an owner's list is replaced: the new list names it.
 const KEPT: u8 = 1 << 5;
 
@@ -134,6 +136,7 @@ pub struct Table<K: Kind> {
     missing: usize,
     strays: usize,
     refused: usize,
+    under_way: usize,
 }
 
 impl<K: Kind> Default for Table<K> {
@@ -153,6 +156,7 @@ impl<K: Kind> Default for Table<K> {
             missing: 0,
             strays: 0,
             refused: 0,
+            under_way: 0,
         }
     }
 }
@@ -257,8 +261,8 @@ impl<K: Kind> Table<K> {
     }
 
     /// A notification says that the kernel holds `value` under `key`, or nothing. It may be older than
-    /// what we wrote since: so it can make work, but never cancels any. A redundant write is
-    /// harmless. Returns whether there is work.
+    /// what we wrote since: so it can make work, but never cancels any, except what is under way, which
+    /// ends with a notification. A redundant write is harmless. Returns whether there is work.
     pub fn notify(&mut self, key: K::Key, value: Option<K::Value>) -> bool {
         let entry = self.find(&key).and_then(|slot| self.entry(slot));
         let as_desired = match (&value, entry.filter(|entry| entry.is(WANTED))) {
@@ -266,7 +270,8 @@ impl<K: Kind> Table<K> {
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
-        if entry.and_then(Entry::work).is_none() || !as_desired {
+        let under_way = entry.is_some_and(|entry| entry.is(UNDER_WAY));
+        if entry.and_then(Entry::work).is_none() || !as_desired || under_way {
             match value {
                 Some(value) => self.observe(key, value),
                 None => self.gone(&key),
@@ -299,6 +304,15 @@ impl<K: Kind> Table<K> {
             })
             .collect();
         unseen.iter().for_each(|key| self.gone(key));
+        if self.under_way > 0 {
+            // Should whoever does it have lost it: asking again is harmless.
+            let slots: Vec<u32> = (0..)
+                .zip(&self.entries)
+                .filter(|(_, entry)| entry.as_ref().is_some_and(|entry| entry.is(UNDER_WAY)))
+                .map(|(slot, _)| slot)
+                .collect();
+            slots.into_iter().for_each(|slot| self.file(slot));
+        }
         unseen.len()
     }
 
@@ -339,7 +353,28 @@ impl<K: Kind> Table<K> {
         {
             self.refused += usize::from(!entry.is(REFUSED));
             entry.set(REFUSED, true);
+            self.under_way -= usize::from(entry.is(UNDER_WAY));
+            entry.set(UNDER_WAY, false);
             self.refusals.insert(slot, refusal);
+        }
+    }
+
+    /// What `key` needs is being done: not offered again until something about it changes. What was
+    /// refused before counts as refused until it is done.
+    pub fn set_under_way(&mut self, key: &K::Key) {
+        let Some(slot) = self.find(key) else { return };
+        let was_refused = self.refusals.contains_key(&slot);
+        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+            return;
+        };
+        if entry.work().is_none() {
+            return;
+        }
+        self.under_way += usize::from(!entry.is(UNDER_WAY));
+        entry.set(UNDER_WAY, true);
+        if was_refused {
+            self.refused += usize::from(!entry.is(REFUSED));
+            entry.set(REFUSED, true);
         }
     }
 
@@ -389,7 +424,7 @@ impl<K: Kind> Table<K> {
             let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
                 continue;
             };
-            if entry.work() != Some(work) || entry.is(REFUSED) {
+            if entry.work() != Some(work) || entry.is(REFUSED) || entry.is(UNDER_WAY) {
                 entry.set(flag, false);
                 self.free_if_dead(slot);
                 continue;
@@ -547,6 +582,10 @@ impl<K: Kind> Table<K> {
         if entry.is(REFUSED) {
             entry.set(REFUSED, false);
             self.refused -= 1;
+        }
+        if entry.is(UNDER_WAY) {
+            entry.set(UNDER_WAY, false);
+            self.under_way -= 1;
         }
         match entry.work() {
             Some(Work::Put) if !entry.is(IN_PUTS) => {

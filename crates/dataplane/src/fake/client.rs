@@ -133,7 +133,7 @@ impl Client {
         let (object, gone) = match event {
             KernelEvent::Gone(object) => (object, true),
             KernelEvent::Saw(object) => (object, false),
-            KernelEvent::LookAgain | KernelEvent::HostChanged => return,
+            KernelEvent::Refused(..) | KernelEvent::LookAgain | KernelEvent::HostChanged => return,
         };
         let on_host = dev_of(tables, object) == Some(scope.iface);
         let kernels =

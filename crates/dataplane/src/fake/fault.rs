@@ -9,6 +9,10 @@ pub enum Fault {
     Refused(i32),
     /// It is done, but the answer is lost: reported as failed with `ENOBUFS`.
     AnswerLost,
+    /// It is under way at first; an event says that it is done.
+    DoneLater,
+    /// It is under way at first; an event says that it was refused with this `errno`.
+    RefusedLater(i32),
 }
 
 /// Decides about each operation; see [`super::FakeKernel::set_faults`].
@@ -54,8 +58,10 @@ pub fn random(seed: u64, percent: u8) -> Faults {
         if rng.u8(0..100) >= percent {
             return None;
         }
-        Some(match rng.u8(0..4) {
+        Some(match rng.u8(0..6) {
             0 => Fault::AnswerLost,
+            1 => Fault::DoneLater,
+            2 => Fault::RefusedLater(errnos[rng.usize(0..errnos.len())]),
             _ => Fault::Refused(errnos[rng.usize(0..errnos.len())]),
         })
     })

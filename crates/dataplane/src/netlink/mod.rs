@@ -35,8 +35,9 @@ use ipnet::IpNet;
 use model::object::{NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo};
 use model::{Family, IfName, Object, Op};
 
+use crate::door::Door;
 use crate::failure::Failure;
-use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
+use crate::{Features, KernelError, KernelEvent, Outcome, Scope};
 use events::Events;
 use observe::find_devices;
 use scope::View;
@@ -48,12 +49,15 @@ use wire::Batch;
 /// their notices to be ours. Fewer are written plainly, as upstream's are.
 const BULK: usize = 256;
 
-/// The kernel of the network namespace in which it was opened.
+/// What became of one operation: rtnetlink does it at once or not at all.
+type Tried = Result<(), KernelError>;
+
+/// The rtnetlink of the network namespace in which it was opened.
 ///
 /// Requests block the thread for as long as the kernel takes to do them: it does so within the
 /// system call, and no faster way exists. Between two sends of 1,000 messages others on the runtime
 /// get their turn.
-pub struct Kernel {
+pub(crate) struct Rtnetlink {
     requests: Requests,
     events: Events,
     view: Option<View>,
@@ -65,13 +69,13 @@ pub struct Kernel {
     bulk: bool,
 }
 
-impl Kernel {
+impl Rtnetlink {
     /// Opens the kernel, on the current tokio runtime. `plain_routes` does without next-hop objects
     /// even where the kernel has them.
     ///
     /// # Errors
     /// No netlink socket to be had.
-    pub fn open(plain_routes: bool) -> Result<Kernel, KernelError> {
+    pub(crate) fn open(plain_routes: bool) -> Result<Rtnetlink, KernelError> {
         let open = |err: std::io::Error| refused("open a netlink socket", err.into());
         let mut requests = Requests::open().map_err(open)?;
         let has_next_hops = probe_next_hops(&mut requests);
@@ -80,7 +84,7 @@ impl Kernel {
         let features = Features {
             next_hops: has_next_hops && !plain_routes,
         };
-        Ok(Kernel {
+        Ok(Rtnetlink {
             requests,
             events,
             view: None,
@@ -89,6 +93,16 @@ impl Kernel {
             taken: BTreeSet::new(),
             bulk: false,
         })
+    }
+
+    /// Returns what this kernel can do.
+    pub(crate) fn features(&self) -> Features {
+        self.features
+    }
+
+    /// Returns the ids that next-hop objects of other programs had at the last full look.
+    pub(crate) fn taken_ids(&self) -> BTreeSet<u32> {
+        self.taken.clone()
     }
 
     /// Makes or deletes a device, and knows its notices for our own.
@@ -120,7 +134,7 @@ impl Kernel {
     }
 
     /// Sends what is in the batch; `sent` are the positions of its operations.
-    fn flush(&mut self, ops: &[Op], sent: &mut Vec<u32>, outcomes: &mut [Outcome]) {
+    fn flush(&mut self, ops: &[Op], sent: &mut Vec<u32>, outcomes: &mut [Tried]) {
         let (mut blocked, mut existing) = (Vec::new(), Vec::new());
         self.requests.send(&mut self.batch, |at, failure| {
             let Some(&at) = sent.get(at) else { return };
@@ -218,7 +232,7 @@ impl Kernel {
 
     /// An unmarked route that we deleted or replaced is ours no longer: whoever writes it again is
     /// somebody else.
-    fn forget_taken_over(&mut self, ops: &[Op], outcomes: &[Outcome]) {
+    fn forget_taken_over(&mut self, ops: &[Op], outcomes: &[Tried]) {
         let Some(view) = self
             .view
             .as_mut()
@@ -286,13 +300,9 @@ impl Kernel {
     }
 }
 
-impl Dataplane for Kernel {
-    fn features(&self) -> Features {
-        self.features
-    }
-
-    fn set_scope(&mut self, scope: Scope) {
-        let mut view = View::new(scope);
+impl Door for Rtnetlink {
+    fn set_scope(&mut self, scope: &Scope) {
+        let mut view = View::new(scope.clone());
         if let Some(before) = self.view.take() {
             view.taken_over = before.taken_over;
         }
@@ -320,10 +330,6 @@ impl Dataplane for Kernel {
             self.events.host_changed(view, &mut self.requests);
         }
         Ok(())
-    }
-
-    fn taken_ids(&self) -> BTreeSet<u32> {
-        self.taken.clone()
     }
 
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
@@ -371,7 +377,7 @@ impl Dataplane for Kernel {
         }
         self.flush(ops, &mut sent, &mut outcomes);
         self.forget_taken_over(ops, &outcomes);
-        outcomes
+        outcomes.into_iter().map(Outcome::from).collect()
     }
 
     async fn event(&mut self) -> KernelEvent {
@@ -391,7 +397,7 @@ impl Dataplane for Kernel {
     }
 }
 
-/// Indexes of devices, asked for once in each [`Dataplane::apply`]: nothing to go stale.
+/// Indexes of devices, asked for once in each [`Door::apply`]: nothing to go stale.
 #[derive(Default)]
 struct Indexes(Vec<(IfName, Result<u32, Failure>)>);
 
@@ -416,7 +422,7 @@ fn is_del(op: &Op) -> bool {
 }
 
 /// What became of `op`: to delete what is not there is a success.
-fn outcome(op: &Op, done: Result<(), Failure>) -> Outcome {
+fn outcome(op: &Op, done: Result<(), Failure>) -> Tried {
     done.or_else(
         |failure| match is_del(op) && is_absence(op, failure.errno) {
             true => Ok(()),

@@ -61,7 +61,13 @@ fn every_operation_has_its_own_outcome() {
         let world = Real::new(true);
         let mut kernel = world.plane();
         kernel.set_scope(scope(&[OURS]));
-        assert!(kernel.apply(&puts(&node())).await.iter().all(Result::is_ok));
+        assert!(
+            kernel
+                .apply(&puts(&node()))
+                .await
+                .iter()
+                .all(dataplane::Outcome::is_done)
+        );
 
         const COUNT: u32 = 2_000;
         let mut ops = puts(&peers(COUNT));
@@ -92,14 +98,9 @@ fn every_operation_has_its_own_outcome() {
         assert_eq!(outcomes.len(), ops.len());
         for (at, (op, outcome)) in ops.iter().zip(&outcomes).enumerate() {
             let expected = bad.iter().find(|b| b.0 == at).and_then(|b| b.2);
-            let errno = outcome.as_ref().err().map(|err| err.errno);
+            let errno = outcome.refusal().map(|err| err.errno);
             assert_eq!(errno, expected, "{at}: {op}: {outcome:?}");
-            assert!(
-                outcome
-                    .as_ref()
-                    .err()
-                    .is_none_or(|err| err.op == op.to_string())
-            );
+            assert!(outcome.refusal().is_none_or(|err| err.op == op.to_string()));
         }
 
         let expected = [node(), peers(COUNT)].concat();
@@ -128,7 +129,13 @@ fn every_operation_has_its_own_outcome() {
 
         let mut gone = peers(COUNT);
         gone.reverse();
-        assert!(kernel.apply(&dels(&gone)).await.iter().all(Result::is_ok));
+        assert!(
+            kernel
+                .apply(&dels(&gone))
+                .await
+                .iter()
+                .all(dataplane::Outcome::is_done)
+        );
         assert_eq!(lines("ip nexthop show protocol 241"), 0);
         assert_eq!(lines("ip neigh show dev flannel.1 nud permanent"), 0);
     });
@@ -145,8 +152,8 @@ fn a_thousand_refusals_in_one_send_all_arrive() {
             .collect();
         let outcomes = kernel.apply(&refused).await;
         let told = |o: &dataplane::Outcome| {
-            o.as_ref()
-                .is_err_and(|e| e.errno == libc::EINVAL && e.reason.contains("Nexthop id"))
+            o.refusal()
+                .is_some_and(|e| e.errno == libc::EINVAL && e.reason.contains("Nexthop id"))
         };
         let missed = outcomes.iter().filter(|o| !told(o)).count();
         assert_eq!(missed, 0, "of 5,000 refusals");
@@ -159,7 +166,13 @@ fn a_flood_of_notices_leads_to_a_look_and_not_to_silence() {
         let world = Real::new(true);
         let mut kernel = world.plane();
         kernel.set_scope(scope(&[OURS]));
-        assert!(kernel.apply(&puts(&node())).await.iter().all(Result::is_ok));
+        assert!(
+            kernel
+                .apply(&puts(&node()))
+                .await
+                .iter()
+                .all(dataplane::Outcome::is_done)
+        );
         seen(&mut kernel).await;
 
         // Far more than the receive buffer holds, while nobody reads.
@@ -173,15 +186,27 @@ fn a_flood_of_notices_leads_to_a_look_and_not_to_silence() {
         };
         let flood: Vec<Object> = (0..65_536).map(blackhole).collect();
         for _ in 0..2 {
-            assert!(other.apply(&puts(&flood)).await.iter().all(Result::is_ok));
-            assert!(other.apply(&dels(&flood)).await.iter().all(Result::is_ok));
+            assert!(
+                other
+                    .apply(&puts(&flood))
+                    .await
+                    .iter()
+                    .all(dataplane::Outcome::is_done)
+            );
+            assert!(
+                other
+                    .apply(&dels(&flood))
+                    .await
+                    .iter()
+                    .all(dataplane::Outcome::is_done)
+            );
         }
         assert!(
             other
                 .apply(&puts(&flood[..3]))
                 .await
                 .iter()
-                .all(Result::is_ok)
+                .all(dataplane::Outcome::is_done)
         );
         sh("ip address add 10.244.77.0/32 dev flannel.1");
 
@@ -220,7 +245,13 @@ fn an_event_that_is_waited_for_and_given_up_is_not_lost() {
         let world = Real::new(true);
         let mut kernel = world.plane();
         kernel.set_scope(scope(&[OURS]));
-        assert!(kernel.apply(&puts(&node())).await.iter().all(Result::is_ok));
+        assert!(
+            kernel
+                .apply(&puts(&node()))
+                .await
+                .iter()
+                .all(dataplane::Outcome::is_done)
+        );
         seen(&mut kernel).await;
         let mut heard = Vec::new();
         for n in 0..50 {
@@ -257,7 +288,7 @@ fn many_events_of_which_the_first_is_given_up_all_arrive() {
         };
         let routes: Vec<Object> = (0..COUNT).map(blackhole).collect();
         let outcomes = world.plane().apply(&puts(&routes)).await;
-        assert!(outcomes.iter().all(Result::is_ok));
+        assert!(outcomes.iter().all(dataplane::Outcome::is_done));
         let mut heard = Vec::new();
         // Polled once, so that it has begun to read and lets others have their turn; then given up.
         tokio::task::yield_now().await;

@@ -78,7 +78,7 @@ impl<'a, W: World> Player<'a, W> {
             Step::Apply(ops) => {
                 self.catch_up(i).await;
                 for (op, outcome) in ops.iter().zip(self.plane.apply(ops).await) {
-                    assert!(outcome.is_ok(), "step {i}: {}", outcome.unwrap_err());
+                    assert!(outcome.is_done(), "step {i}: {op}: {outcome:?}");
                     self.believe(match op {
                         Op::Put(object) => KernelEvent::Saw(object.clone()),
                         Op::Del(object) => KernelEvent::Gone(object.clone()),
@@ -98,7 +98,7 @@ impl<'a, W: World> Player<'a, W> {
             }
             Step::Refused(op, errno, text) => {
                 let outcome = self.plane.apply(std::slice::from_ref(op)).await.remove(0);
-                let Err(err) = outcome else {
+                let Some(err) = outcome.refusal() else {
                     panic!("step {i}: {op} succeeded")
                 };
                 assert_eq!(err.errno, *errno, "step {i}: {err}");
@@ -212,7 +212,7 @@ impl<'a, W: World> Player<'a, W> {
                 self.known.push(object);
             }
             KernelEvent::Gone(object) => self.known.retain(|known| !known.same_key(&object)),
-            KernelEvent::LookAgain | KernelEvent::HostChanged => {}
+            KernelEvent::Refused(..) | KernelEvent::LookAgain | KernelEvent::HostChanged => {}
         }
     }
 }

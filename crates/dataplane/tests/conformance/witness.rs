@@ -22,7 +22,7 @@ fn with(next_hops: bool) {
         all.push(route("10.244.1.0/24", RouteTo::Blackhole));
         all.push(route("10.244.4.0/24", RouteTo::Dev(dev(OURS))));
         for outcome in kernel.apply(&puts(&all)).await {
-            outcome.unwrap();
+            assert!(outcome.is_done(), "{outcome:?}");
         }
 
         let links = json("ip -j -d link show flannel.1");
@@ -104,7 +104,7 @@ fn a_device_of_ours_believes_no_router() {
         let mut kernel = Real::new(true).plane();
         kernel.set_scope(scope(&[OURS]));
         for outcome in kernel.apply(&puts(&mesh(true))).await {
-            outcome.unwrap();
+            assert!(outcome.is_done(), "{outcome:?}");
         }
         assert_eq!(
             json("ip -j -d link show flannel.1")[0]["inet6_addr_gen_mode"],
@@ -133,7 +133,7 @@ fn a_device_of_ours_believes_no_router() {
             .into_iter()
             .find(|o| matches!(o, Object::Route(key, _) if key.dst.prefix_len() == 0));
         for outcome in kernel.apply(&[Op::Del(learnt.unwrap())]).await {
-            outcome.unwrap();
+            assert!(outcome.is_done(), "{outcome:?}");
         }
         assert_eq!(sh("ip -6 route show default"), "");
     });
@@ -174,11 +174,8 @@ fn options_of_a_vxlan_device() {
             mark: Mark::parse("flannel 10.244.0.0/16"),
             enslaved: false,
         };
-        kernel
-            .apply(&[Op::Put(link(name, made.clone()))])
-            .await
-            .remove(0)
-            .unwrap();
+        let made_by = kernel.apply(&[Op::Put(link(name, made.clone()))]).await;
+        assert!(made_by[0].is_done(), "{made_by:?}");
         let links = json(&format!("ip -j -d link show {name}"));
         let data = &links[0]["linkinfo"]["info_data"];
         assert_eq!(data["local6"], "fd07::1");

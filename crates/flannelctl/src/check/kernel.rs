@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dataplane::rules::{Mode, RulesKeeper};
-use dataplane::{Dataplane, Kernel};
+use dataplane::{Dataplane, Kernel, Outcome};
 use model::object::{Beneath, Link, LinkKind, Vxlan};
 use model::{BackendType, Family, IfName, Mac, NetConfig, Object, Op, SubnetKey, TrafficRules};
 use nix::sched::{CloneFlags, unshare};
@@ -77,8 +77,9 @@ fn trial(
         if *kind == BackendType::Vxlan {
             for family in families {
                 let made = kernel.apply(&[Op::Put(vxlan(*family)?)]).await;
-                let made = made.into_iter().collect::<Result<(), _>>();
-                devices.push((format!("vxlan over {family}"), made.map_err(|e| e.reason)));
+                let refusal = made.iter().find_map(Outcome::refusal);
+                let made = refusal.map_or(Ok(()), |error| Err(error.reason.clone()));
+                devices.push((format!("vxlan over {family}"), made));
             }
         }
         let rules = match rules.is_empty() {

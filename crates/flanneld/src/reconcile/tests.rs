@@ -282,6 +282,65 @@ fn one_refusal_stops_nothing_else() {
     });
 }
 
+/// Takes in the events that wait.
+async fn hear(reconciler: &mut Reconciler<FakeKernel>) {
+    loop {
+        tokio::select! {
+            biased;
+            event = reconciler.event() => drop(reconciler.note(event)),
+            () = std::future::ready(()) => return,
+        }
+    }
+}
+
+#[test]
+fn what_is_under_way_is_not_asked_for_again() {
+    run(async {
+        let kernel = kernel(true);
+        let mut reconciler = Reconciler::new(kernel.clone(), scope());
+        reconciler.set_may_delete(true);
+        reconciler.set(Owner::Node, node());
+        settle(&mut reconciler).await;
+        for (fault, refused) in [
+            (fault::Fault::DoneLater, 0),
+            (fault::Fault::RefusedLater(libc::EBUSY), 1),
+        ] {
+            let only = move |op: &Op| matches!(op, Op::Put(Object::Neigh(..))).then_some(fault);
+            kernel.set_faults(Box::new(only));
+            reconciler.set(Owner::Peer(1), peer(1, 1));
+            let pass = reconciler.pass().await;
+            assert_eq!((pass.under_way, pass.refused), (1, 0));
+            assert_eq!(reconciler.progress(Owner::Peer(1)), Progress::Pending);
+            let ops = kernel.counts().ops;
+            assert_eq!(reconciler.pass().await.ops(), 0);
+            assert_eq!(kernel.counts().ops, ops);
+            // Its end is an event.
+            hear(&mut reconciler).await;
+            assert_eq!(reconciler.refused_len(), refused);
+            assert_eq!(reconciler.in_sync(), refused == 0);
+            if refused == 1 {
+                assert!(matches!(
+                    reconciler.progress(Owner::Peer(1)),
+                    Progress::Refused(_)
+                ));
+                // Begun again it still counts as refused, and is retried with growing delay.
+                for _ in 0..5 {
+                    tokio::time::sleep_until(reconciler.due()).await;
+                    let began = Instant::now();
+                    assert_eq!(reconciler.pass().await.under_way, 1);
+                    assert_eq!(reconciler.refused_len(), 1);
+                    assert!(reconciler.due() > began, "no busy loop");
+                    hear(&mut reconciler).await;
+                }
+            }
+            kernel.set_faults(fault::none());
+            settle(&mut reconciler).await;
+            reconciler.set(Owner::Peer(1), []);
+            settle(&mut reconciler).await;
+        }
+    });
+}
+
 #[test]
 fn checksum_offload_is_put_right_only_where_it_is_asked_for() {
     run(async {
