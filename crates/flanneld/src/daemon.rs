@@ -93,11 +93,16 @@ impl Daemon {
             let lease = store.acquire(&pool, &claim).await?;
             anyhow::Ok((settled, lease))
         };
-        let (settled, mut lease) = tokio::select! {
+        let acquired = tokio::select! {
             biased;
-            acquired = acquired => acquired?,
+            acquired = acquired => acquired,
             never = stale => match never {},
         };
+        // Also if there is no subnet for this node: the old one may be another node's.
+        if let Some(former) = Former::new(&options, previous) {
+            former.withdraw_if(*store.status().assigned().borrow());
+        }
+        let (settled, mut lease) = acquired?;
         let Settled {
             mut config,
             host,
@@ -105,9 +110,6 @@ impl Daemon {
             mut backend,
             lock,
         } = settled;
-        if let Some(former) = Former::new(&options, previous) {
-            former.withdraw_if(*store.status().assigned().borrow());
-        }
         if config.families().count() > lease.key.nets().iter().count() {
             // The other family has no subnet here: no device, no rules, and no offer to the peers.
             config = config.of_families_in(&lease.key);

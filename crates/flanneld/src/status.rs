@@ -218,6 +218,12 @@ impl Status {
             n.refused_leases as u64,
         );
         metric(
+            "store_skipped_keys",
+            "gauge",
+            "Keys of the store that are no leases",
+            inner.store_waits.skipped_keys() as u64,
+        );
+        metric(
             "routes",
             "gauge",
             "Routes that this node should hold",

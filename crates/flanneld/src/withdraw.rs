@@ -1,9 +1,10 @@
 //! Withdrawal of `subnet.env` and the CNI configuration of a subnet that this node no longer has.
 //!
-//! A Node that was deleted and created again has another podCIDR, or none yet. As long as the files of
-//! the former one stand, containers get addresses that another node may have by now. So they are
-//! withdrawn as soon as the store has said that the subnet is not this node's, and at no other time: while
-//! the store cannot be reached nothing is known, and the files stay.
+//! While this node had no daemon, another node may have taken its subnet, or its Node object may have got
+//! another podCIDR, or none. As long as the files of the former subnet exist, containers get addresses
+//! that another node may have by now. So they are withdrawn as soon as the store has shown that the
+//! subnet is not this node's, and at no other time: while the store cannot be reached nothing is known,
+//! and the files stay.
 //!
 //! `subnet.env` is renamed, not deleted: the next start still reads the networks from it whose rules and
 //! routes may be left on this host. The CNI configuration goes first, so that the kubelet places no more
@@ -69,10 +70,13 @@ impl Former {
 fn reason(former: &SubnetKey, assigned: Assigned) -> String {
     match assigned {
         Assigned::Subnet(now) => {
-            format!("it names {former}, and this node's podCIDR is {now} now")
+            format!("it names {former}, and this node's subnet is {now} now")
+        }
+        Assigned::AnotherNodes(theirs) => {
+            format!("it names {former}, and {theirs} belongs to another node now")
         }
         Assigned::Unknown | Assigned::Nothing => {
-            format!("it names {former}, and this node has no podCIDR")
+            format!("it names {former}, and the store assigns no subnet to this node")
         }
     }
 }
@@ -137,6 +141,16 @@ mod tests {
                 false,
             ),
             ("172.30.9.0-24", Assigned::Nothing, false),
+            (
+                "172.30.9.0-24",
+                Assigned::AnotherNodes(key("172.30.8.0-23")),
+                false,
+            ),
+            (
+                "172.30.9.0-24",
+                Assigned::AnotherNodes(key("172.30.10.0-24")),
+                true,
+            ),
         ];
         for (was, now, stays) in cases {
             fs::write(&file, "FLANNEL_NETWORK=172.30.0.0/16\n").unwrap();

@@ -14,6 +14,7 @@
 //! | [`reachability`] | whether the store is there, as the daemon is told |
 //! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
 //! | [`backoff`], [`retry`], [`retry_log`] | waiting, and saying it once |
+//! | [`skip_log`] | keys that are no leases |
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -38,6 +39,7 @@ pub mod own_lease;
 mod reachability;
 mod retry;
 mod retry_log;
+mod skip_log;
 mod store_task;
 mod subnet_allocator;
 mod task;

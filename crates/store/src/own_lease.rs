@@ -25,8 +25,9 @@
 //! # Living nodes with one address
 //!
 //! A node recognises its lease of an earlier run by its public address or its device's MAC, and
-//! another machine may have the same. A lease is adopted at once only if the previous `subnet.env`
-//! names the same subnet and the value bears no [`Signature`]. Otherwise the newcomer first writes
+//! another machine may have the same. A lease is adopted at once only if it has the node's address and
+//! the previous `subnet.env` names the same subnet, or one of the node's devices has the MAC, and the
+//! value bears no [`Signature`]. Otherwise the newcomer first writes
 //! the value that it found, signed as [`Signature::Claimant`], and waits for
 //! [`Policy::answer_window`]. A living holder answers each such write with its own value, signed
 //! as [`Signature::Holder`]; then the newcomer stays away. If two holders meet, the one that

@@ -1,5 +1,6 @@
 //! Waiting for a store at the start of the daemon: until it is there, and saying so.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::retry_log::RetryLog;
 /// How long until a missing or bad configuration is looked at again (contract §3).
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What a store waits for at present, what it can serve only in part, and which subnet it is known
-/// to assign to this node: for callers that must not wait themselves.
+/// What a store waits for at present, what it can serve only in part, and which subnet is known to be
+/// this node's: for callers that must not wait themselves.
 #[derive(Clone, Debug, Default)]
 pub struct StoreStatus(Arc<Shared>);
 
@@ -24,18 +25,21 @@ struct Shared {
     reason: Mutex<Option<String>>,
     degraded: Mutex<Option<String>>,
     assigned: watch::Sender<Assigned>,
+    skipped: AtomicUsize,
 }
 
-/// The subnet that a store assigns to this node, as far as the store has said so.
+/// Which subnet is this node's, as far as the store has shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Assigned {
-    /// The store has not been read, or does not assign subnets.
+    /// The store has not been read.
     #[default]
     Unknown,
     /// The node has none.
     Nothing,
     /// The node has this one.
     Subnet(SubnetKey),
+    /// Another node has this one; whether this node has one is not known.
+    AnotherNodes(SubnetKey),
 }
 
 impl Assigned {
@@ -52,6 +56,7 @@ impl Assigned {
         match self {
             Assigned::Unknown => false,
             Assigned::Nothing => true,
+            Assigned::AnotherNodes(key) => key.overlaps(former),
             Assigned::Subnet(key) => {
                 let mut nets = former.nets().iter();
                 nets.any(|(family, net)| key.nets().get(family) != Some(net))
@@ -74,6 +79,15 @@ impl StoreStatus {
     /// The subnet that the store assigns to this node, and its changes.
     pub fn assigned(&self) -> watch::Receiver<Assigned> {
         self.0.assigned.subscribe()
+    }
+
+    /// How many keys of the store are skipped because they are no leases.
+    pub fn skipped_keys(&self) -> usize {
+        self.0.skipped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_skipped_keys(&self, count: usize) {
+        self.0.skipped.store(count, Ordering::Relaxed);
     }
 
     pub(crate) fn set(&self, reason: Option<String>) {

@@ -42,7 +42,6 @@ pub(crate) struct Resting<S: Follow> {
     who: Who,
     own: Driver<S::Mark>,
     store: S,
-    status: StoreStatus,
 }
 
 impl<S: Follow> StoreTask<S> {
@@ -67,7 +66,7 @@ impl<S: Follow> StoreTask<S> {
         &mut self,
         config: &NetConfig,
         who: &Who,
-        open: impl FnOnce(&Arc<EventQueue>) -> S,
+        open: impl FnOnce(&Arc<EventQueue>, &StoreStatus) -> S,
     ) -> &mut Resting<S> {
         self.task = None;
         let kept = self.resting.take().filter(|resting| {
@@ -82,9 +81,8 @@ impl<S: Follow> StoreTask<S> {
             Box::new(Resting {
                 config: config.clone(),
                 who: who.clone(),
-                own: Driver::new(lease, self.queue.clone()),
-                store: open(&self.queue),
-                status: self.status.clone(),
+                own: Driver::new(lease, self.queue.clone(), self.status.clone()),
+                store: open(&self.queue, &self.status),
             })
         }))
     }
@@ -117,11 +115,11 @@ impl<S: Follow> StoreTask<S> {
 impl<S: Follow> Resting<S> {
     /// See [`crate::Store::own`].
     pub(crate) async fn find(&mut self) -> Option<Lease> {
-        self.own.find(&mut self.store, &self.status).await
+        self.own.find(&mut self.store).await
     }
 
     /// See [`crate::Store::acquire`].
     pub(crate) async fn acquire(&mut self, attrs: LeaseAttrs) -> Result<Lease, AcquireError> {
-        self.own.acquire(&mut self.store, attrs, &self.status).await
+        self.own.acquire(&mut self.store, attrs).await
     }
 }

@@ -177,6 +177,45 @@ fn files_that_are_no_leases() {
     assert!(node.flanneld().usage().unwrap().peak_rss_kib < 64 << 10);
 }
 
+/// One line for very many, and one for each later one.
+#[test]
+fn a_store_full_of_garbage_is_a_summary() {
+    let lab = scene::lab().nodes(2).build().unwrap();
+    let node = lab.node(1);
+    let script = "mkdir -p /run/lab/store/subnets && cd /run/lab/store/subnets && \
+                  for n in $(seq 3000); do echo garbage > 10.$((n / 250)).$((n % 250)).0-24; done";
+    node.exec(["sh", "-c", script]).unwrap();
+    lab.start().unwrap();
+    mesh(&lab);
+    let skipped = |count: usize| {
+        let metric = format!("flannel_store_skipped_keys {count}\n");
+        let look = || match node.flanneld().http_get("/metrics") {
+            Ok((_, text)) if text.contains(&metric) => Ok(()),
+            other => Err(format!("{other:?}")),
+        };
+        wait_for(&metric, SOON, look).unwrap();
+    };
+    skipped(3000);
+    let lines = |key: &str| told(&node.flanneld().log(), key);
+    // Those that are young are looked at twice before they are believed to be garbage.
+    let log = node.flanneld().log();
+    let summaries = log.lines().filter(|line| line.contains("delete them"));
+    eprintln!("{}", summaries.collect::<Vec<_>>().join("\n"));
+    assert!(
+        (1..=4).contains(&lines("10.")),
+        "{}",
+        node.flanneld().log_tail(20)
+    );
+    for (n, key) in ["10.100.0.0-24", "10.101.0.0-24"].iter().enumerate() {
+        lab.put_lease(key, "{").unwrap();
+        skipped(3001 + n);
+        assert_eq!(lines(key), 1);
+    }
+    lab.delete_lease("10.100.0.0-24").unwrap();
+    skipped(3001);
+    mesh(&lab);
+}
+
 #[test]
 fn a_lease_may_turn_bad_and_good_again() {
     for store in [ETCD, StoreKind::Directory] {

@@ -42,6 +42,7 @@ fn a_deleted_lease_is_given_up() {
             !lab.leases().unwrap().contains_key(&key),
             "{store:?}: it was claimed again"
         );
+        assert!(node.subnet_env().is_ok(), "{store:?}: nobody else has it");
         traffic.all_arrived(&format!("{store:?}: a lost lease"));
         // What its supervisor does.
         lab.node(2).flanneld().thaw().unwrap();
@@ -64,15 +65,40 @@ fn a_lease_deleted_behind_a_sleeping_daemon_is_given_up() {
     }
 }
 
+const CONF: &str = "/run/net.d/10-flannel.conflist";
+
+/// Has `node` put a CNI configuration in place.
+fn with_cni_conf(node: &Node) {
+    node.write("/run/cni-conf.json", r#"{"name":"cbr0","plugins":[]}"#)
+        .unwrap();
+    node.flanneld().set_args([
+        "--cni-conf-source=/run/cni-conf.json".to_string(),
+        format!("--cni-conf-file={CONF}"),
+    ]);
+}
+
+/// Whether `subnet.env` and the CNI configuration are in place.
+fn files(node: &Node) -> (bool, bool) {
+    (node.subnet_env().is_ok(), node.read(CONF).is_ok())
+}
+
+/// The lease of `node` as another node's.
+fn anothers(lab: &Lab, node: &Node) -> (String, String) {
+    let (key, mut value) = lease_of(lab, node);
+    value["PublicIP"] = json!("192.168.78.99");
+    value["BackendData"]["VtepMAC"] = json!("02:00:00:00:00:99");
+    (key, value.to_string())
+}
+
 #[test]
 fn a_lease_that_another_node_took_is_given_up() {
     for store in STORES {
-        let lab = built(1, store);
+        let lab = scene::lab().nodes(1).store(store).build().unwrap();
         let node = lab.node(1);
-        let (key, mut value) = lease_of(&lab, node);
-        value["PublicIP"] = json!("192.168.78.99");
-        value["BackendData"]["VtepMAC"] = json!("02:00:00:00:00:99");
-        lab.put_lease(&key, &value.to_string()).unwrap();
+        with_cni_conf(node);
+        lab.start().unwrap();
+        let (key, value) = anothers(&lab, node);
+        lab.put_lease(&key, &value).unwrap();
         gives_up(node, &key);
         let (after, text) = lab.leases().unwrap().pop_first().unwrap();
         assert_eq!(after, key);
@@ -83,6 +109,54 @@ fn a_lease_that_another_node_took_is_given_up() {
             "the other's is left alone"
         );
         assert!(node.flanneld().log().contains("192.168.78.99"));
+        assert_eq!(files(node), (false, false), "{store:?}");
+        says(node.flanneld(), &["WARN", "withdrawn", &key]);
+        // What its supervisor does.
+        node.flanneld().start_ready(SOON).unwrap();
+        wait_for("another subnet's files", SOON, || match files(node) {
+            (true, true) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .unwrap();
+        assert_ne!(lease_of(&lab, node).0, key);
+    }
+}
+
+/// Nobody ran here while another node took the subnet, and there is no other: no container may get
+/// an address of it meanwhile.
+#[test]
+fn files_of_a_subnet_that_another_node_took_meanwhile_are_withdrawn() {
+    for store in STORES {
+        let lab = scene::lab()
+            .nodes(1)
+            .store(store)
+            .config("Network", json!("172.30.0.0/22"))
+            .config("SubnetLen", json!(24))
+            .build()
+            .unwrap();
+        let node = lab.node(1);
+        with_cni_conf(node);
+        lab.start().unwrap();
+        node.flanneld().stop().unwrap();
+        let (key, value) = anothers(&lab, node);
+        assert_eq!(files(node), (true, true));
+        lab.delete_lease(&key).unwrap();
+        lab.put_lease(&key, &value).unwrap();
+        for third in 0..4 {
+            let other = format!("172.30.{third}.0-24");
+            if other != key {
+                lab.put_lease(&other, &value).unwrap();
+            }
+        }
+        node.flanneld().start().unwrap();
+        let status = node.flanneld().wait_ended(SOON).unwrap();
+        assert_eq!(status.code(), Some(1), "the pool is full");
+        assert_eq!(files(node), (false, false), "{store:?}");
+        says(node.flanneld(), &["WARN", "withdrawn", &key]);
+        // The subnet is free again: the node has not forgotten it.
+        lab.delete_lease(&key).unwrap();
+        node.flanneld().start_ready(SOON).unwrap();
+        assert_eq!(lease_of(&lab, node).0, key);
     }
 }
 
@@ -203,12 +277,19 @@ fn two_nodes_with_one_public_ip_are_reported() {
         let picture = one.picture().unwrap();
         two.flanneld()
             .set_args([format!("-public-ip={}", one.ipv4())]);
+        // As a clone of the first node's disk has it.
+        let env = one.read("/run/flannel/subnet.env").unwrap();
+        two.write("/run/flannel/subnet.env", &env).unwrap();
         two.flanneld().start().unwrap();
         let status = two.flanneld().wait_ended(SOON).unwrap();
         assert_eq!(status.code(), Some(1));
         let ip = one.ipv4().to_string();
         let line = says(two.flanneld(), &["ERROR", &ip]);
         eprintln!("{store:?}: {line}");
+        assert!(
+            two.subnet_env().is_err(),
+            "{store:?}: it is the other node's"
+        );
         says(one.flanneld(), &["WARN", &ip]);
         let mine = || match lease() == before {
             true => Ok(()),

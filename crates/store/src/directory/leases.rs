@@ -16,11 +16,14 @@ use super::notify::{Changes, Notify};
 use super::own_file::OwnFile;
 use super::replica::Replica;
 use super::worker::{Fault, Worker};
+use crate::Timing;
 use crate::event_queue::EventQueue;
 use crate::own_lease::driver::{Driver, Execute};
 use crate::own_lease::{self, Answer, Event, Request, Value, Who, addresses};
+use crate::retry::StoreStatus;
 use crate::retry_log::FaultLog;
-use crate::{Timing, subnet_allocator};
+use crate::skip_log::SkipLog;
+use crate::subnet_allocator::SubnetAllocator;
 
 /// Every so many polls all files are looked at, whether or not the directory changed.
 const THOROUGH: u32 = 30;
@@ -36,7 +39,7 @@ pub(super) struct Leases {
     timing: Timing,
     queue: Arc<EventQueue>,
     who: Who,
-    config: NetConfig,
+    allocator: SubnetAllocator,
     worker: Worker,
     replica: Replica,
     own_file: OwnFile,
@@ -53,17 +56,20 @@ impl Leases {
         place: Arc<Place>,
         timing: Timing,
         queue: Arc<EventQueue>,
+        status: StoreStatus,
         (config, who): (NetConfig, Who),
     ) -> Leases {
+        let files = format!("files in {}", place.subnets().display());
+        let skipped = SkipLog::new(files, status.clone());
         Leases {
             worker: Worker::new(place.clone(), queue.clone()),
-            replica: Replica::new(place.clone(), queue.clone(), timing.grace),
+            replica: Replica::new(place.clone(), queue.clone(), skipped, timing.grace),
             own_file: OwnFile::new(place.clone(), config.clone(), timing),
             place,
             timing,
             queue,
+            allocator: SubnetAllocator::new(config, who.previous, status),
             who,
-            config,
             faults: FaultLog::default(),
             notify: None,
             listing: None,
@@ -248,11 +254,13 @@ impl Leases {
         }
         let names = changes.names.iter();
         let keys = names.filter_map(|name| self.replica.subnet(name)).collect();
+        self.replica.log_skipped();
         self.read_files(keys, own).await
     }
 
     /// Looks again at files that may have been half written.
     pub(super) async fn timer_expired(&mut self, own: &mut OwnDriver) -> Result<(), Fault> {
+        self.replica.log_skipped();
         let doubtful = self.replica.take_doubtful();
         self.read_files(doubtful, own).await
     }
@@ -315,6 +323,7 @@ impl Leases {
         for (key, look) in looks.await? {
             self.take_in(key, look, own).await?;
         }
+        self.replica.log_skipped();
         Ok(())
     }
 
@@ -478,8 +487,7 @@ impl Execute for Leases {
                 Ok(Answer::Read { all })
             }
             Request::Pick { lost } => {
-                let (taken, previous) = (self.replica.taken(), self.who.previous.as_ref());
-                let picked = subnet_allocator::pick(&self.config, &taken, previous, lost);
+                let picked = self.allocator.pick(&self.replica.taken(), lost);
                 Ok(Answer::Picked(picked))
             }
             Request::Write {

@@ -68,9 +68,15 @@ impl DirectoryStore {
     }
 
     fn search(&mut self, config: &NetConfig, who: &Who) -> &mut Resting<Leases> {
-        self.work.search(config, who, |queue| {
+        self.work.search(config, who, |queue, status| {
             let search = (config.clone(), who.clone());
-            Leases::new(self.place.clone(), self.timing, queue.clone(), search)
+            Leases::new(
+                self.place.clone(),
+                self.timing,
+                queue.clone(),
+                status.clone(),
+                search,
+            )
         })
     }
 

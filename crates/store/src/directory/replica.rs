@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use model::{Lease, SubnetKey};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::entry::Entry;
 use super::file_id::FileId;
 use super::files::{Look, Place, parse_name};
 use crate::event_queue::EventQueue;
 use crate::lease_index::LeaseIndex;
-use crate::retry_log::FaultLog;
+use crate::skip_log::SkipLog;
 
 /// A file that makes no sense may be half written: so long until it is looked at again.
 const HALF_WRITTEN: Duration = Duration::from_millis(500);
@@ -65,7 +65,7 @@ impl Seen {
 pub(super) struct Replica {
     place: Arc<Place>,
     index: LeaseIndex<Seen>,
-    faults: FaultLog,
+    skipped: SkipLog,
     /// Files that may be half written, and when to look at them again.
     doubtful: BTreeSet<SubnetKey>,
     doubts_end: Option<Instant>,
@@ -78,11 +78,16 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(place: Arc<Place>, queue: Arc<EventQueue>, grace: Duration) -> Replica {
+    pub(super) fn new(
+        place: Arc<Place>,
+        queue: Arc<EventQueue>,
+        skipped: SkipLog,
+        grace: Duration,
+    ) -> Replica {
         Replica {
             place,
             index: LeaseIndex::new(queue),
-            faults: FaultLog::default(),
+            skipped,
             doubtful: BTreeSet::new(),
             doubts_end: None,
             data_lost: false,
@@ -94,11 +99,13 @@ impl Replica {
     /// Begins a listing; what it does not show is gone at its end.
     pub(super) fn begin_listing(&mut self) {
         self.index.begin();
+        self.skipped.begin_listing();
     }
 
     /// Ends a listing: what was not shown is gone. Unless the files were lost: then their owners are
     /// about to publish them again.
     pub(super) fn end_listing(&mut self) {
+        self.skipped.end_listing();
         if self.data_lost {
             self.sweep_at = Some(Instant::now() + self.grace);
         } else if self.sweep_at.is_none() {
@@ -123,12 +130,14 @@ impl Replica {
     /// Returns the subnet that a file is named after. A name that is none is logged once, and skipped.
     pub(super) fn subnet(&mut self, name: &OsString) -> Option<SubnetKey> {
         let key = parse_name(name);
-        if key.is_none() && self.faults.is_new(name, "name") {
+        if key.is_none() {
             let dir = self.place.subnets();
-            warn!(
-                "{}: {name:?} names no subnet such as 172.30.80.0-24: skipped",
-                dir.display()
-            );
+            self.skipped.skip(name, "name", || {
+                format!(
+                    "{}: {name:?} names no subnet such as 172.30.80.0-24: skipped",
+                    dir.display()
+                )
+            });
         }
         key
     }
@@ -143,18 +152,20 @@ impl Replica {
         match look {
             Look::Same => {
                 self.index.has(&key, |_| true);
+                self.skipped.unchanged(key);
             }
             Look::Gone => {
-                self.faults.settled(key);
+                self.skipped.is_well(key);
                 self.index.gone(&key);
             }
             Look::Lease(entry, id) => {
-                self.faults.settled(key);
+                self.skipped.is_well(key);
                 self.take_in_lease(key, &entry, id);
             }
             Look::Bad(_, Some(id)) | Look::Empty(id) if self.is_young(&id) => {
                 self.look_again_at(key);
                 self.index.has(&key, |_| true);
+                self.skipped.unchanged(key);
             }
             Look::Empty(_) => {
                 self.skip(key, "an empty file");
@@ -203,7 +214,7 @@ impl Replica {
             Look::Gone => self.index.gone(&key),
             Look::Same | Look::Empty(_) | Look::Lease(..) => {
                 self.index.has(&key, |_| true);
-                self.faults.settled(key);
+                self.skipped.is_well(key);
             }
         }
         true
@@ -236,9 +247,15 @@ impl Replica {
         self.doubts_end.get_or_insert(Instant::now() + HALF_WRITTEN);
     }
 
-    /// Returns when files that may have been half written are to be looked at again.
+    /// Returns when something is due: a second look at files, a line in the log.
     pub(super) fn timer(&self) -> Option<Instant> {
-        self.doubts_end
+        let timers = [self.doubts_end, self.skipped.timer()];
+        timers.into_iter().flatten().min()
+    }
+
+    /// Logs which files are new that are no leases.
+    pub(super) fn log_skipped(&mut self) {
+        self.skipped.flush();
     }
 
     /// Returns the files to look at again now.
@@ -273,9 +290,9 @@ impl Replica {
     }
 
     fn skip(&mut self, key: SubnetKey, reason: &str) {
-        if self.faults.is_new(key, reason) {
-            let dir = self.place.subnets();
-            warn!("{}/{key}: {reason}: skipped", dir.display());
-        }
+        let file = self.place.subnets().join(key.to_string());
+        self.skipped.skip(key, reason, || {
+            format!("{}: {reason}: skipped", file.display())
+        });
     }
 }

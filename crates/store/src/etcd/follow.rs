@@ -233,6 +233,7 @@ impl Follower {
                 self.leases.written(kv, &mut self.own);
             }
         }
+        self.leases.replica().log_skipped();
         if answer.events.is_empty() && !answer.created {
             // A sign of life: there was nothing for us up to here.
             reached = header.revision;

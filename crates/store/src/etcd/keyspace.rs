@@ -33,6 +33,11 @@ impl Keyspace {
         format!("{}/subnets/{key}", self.prefix)
     }
 
+    /// What every subnet's key begins with.
+    pub(super) fn below(&self) -> String {
+        format!("{}/subnets/", self.prefix)
+    }
+
     /// What every key with this IPv4 subnet begins with.
     pub(super) fn subnet_v4(&self, net: IpNet) -> String {
         format!(

@@ -12,10 +12,13 @@ use super::listing::Listing;
 use super::own_key::{OwnKey, Revision};
 use super::proto::KeyValue;
 use super::replica::Replica;
+use crate::Timing;
 use crate::event_queue::EventQueue;
 use crate::own_lease::driver::{Driver, Execute};
 use crate::own_lease::{Answer, Cause, Event, Look, Request, Who};
-use crate::{Timing, subnet_allocator};
+use crate::retry::StoreStatus;
+use crate::skip_log::SkipLog;
+use crate::subnet_allocator::SubnetAllocator;
 
 /// Keys after which the daemon is notified, so that its work overlaps with the rest of the listing.
 const BATCH: usize = 1000;
@@ -31,7 +34,7 @@ pub(super) struct Leases {
     keys: Keyspace,
     queue: Arc<EventQueue>,
     who: Who,
-    config: NetConfig,
+    allocator: SubnetAllocator,
     replica: Replica,
     own_key: OwnKey,
     /// Our own key as the present listing shows it.
@@ -49,17 +52,19 @@ impl Leases {
         keys: Keyspace,
         timing: Timing,
         queue: Arc<EventQueue>,
+        status: StoreStatus,
         (config, who): (NetConfig, Who),
     ) -> Leases {
         let life = EtcdLease::new(client.clone(), timing);
         let own_key = OwnKey::new(client.clone(), keys.clone(), config.clone(), life);
-        let replica = Replica::new(keys.clone(), queue.clone(), timing.grace);
+        let skipped = SkipLog::new(format!("etcd: keys below {}", keys.below()), status.clone());
+        let replica = Replica::new(keys.clone(), queue.clone(), skipped, timing.grace);
         Leases {
             client,
             keys,
             queue,
+            allocator: SubnetAllocator::new(config, who.previous, status),
             who,
-            config,
             replica,
             own_key,
             own_listed: None,
@@ -270,8 +275,7 @@ impl Execute for Leases {
                 Ok(Answer::Read { all })
             }
             Request::Pick { lost } => {
-                let (taken, previous) = (self.replica.taken(), self.who.previous.as_ref());
-                let picked = subnet_allocator::pick(&self.config, &taken, previous, lost);
+                let picked = self.allocator.pick(&self.replica.taken(), lost);
                 Ok(Answer::Picked(picked))
             }
             Request::Write {

@@ -71,12 +71,13 @@ impl EtcdStore {
     }
 
     fn search(&mut self, config: &NetConfig, who: &Who) -> &mut Resting<Leases> {
-        self.work.search(config, who, |queue| {
+        self.work.search(config, who, |queue, status| {
             Leases::new(
                 self.client.clone(),
                 self.keys.clone(),
                 self.timing,
                 queue.clone(),
+                status.clone(),
                 (config.clone(), who.clone()),
             )
         })

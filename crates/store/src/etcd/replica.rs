@@ -13,7 +13,7 @@ use super::keyspace::Keyspace;
 use super::proto::{Header, KeyValue};
 use crate::event_queue::EventQueue;
 use crate::lease_index::LeaseIndex;
-use crate::retry_log::FaultLog;
+use crate::skip_log::SkipLog;
 
 /// No network's leases change so often while a connection is down: an etcd that is so far ahead was restored with
 /// `--bump-revision`.
@@ -23,7 +23,7 @@ const BUMPED: i64 = 500_000;
 pub(super) struct Replica {
     keys: Keyspace,
     index: LeaseIndex<i64>,
-    faults: FaultLog,
+    skipped: SkipLog,
     history: History,
     /// The revision that was known before the present listing.
     before: i64,
@@ -36,11 +36,16 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn new(keys: Keyspace, queue: Arc<EventQueue>, grace: Duration) -> Replica {
+    pub(super) fn new(
+        keys: Keyspace,
+        queue: Arc<EventQueue>,
+        skipped: SkipLog,
+        grace: Duration,
+    ) -> Replica {
         Replica {
             keys,
             index: LeaseIndex::new(queue),
-            faults: FaultLog::default(),
+            skipped,
             history: History::default(),
             before: 0,
             data_lost: false,
@@ -74,6 +79,7 @@ impl Replica {
         self.before = self.before.max(self.history.revision());
         self.history = History::default();
         self.index.begin();
+        self.skipped.begin_listing();
         // Versions of two histories may be equal by chance.
         self.index.forget_versions(0);
     }
@@ -89,6 +95,7 @@ impl Replica {
     /// have been restored with a raised revision.
     pub(super) fn end_listing(&mut self) -> bool {
         self.history.reach(0);
+        self.skipped.end_listing();
         let before = std::mem::take(&mut self.before);
         self.history.revision() - before > BUMPED
     }
@@ -116,15 +123,17 @@ impl Replica {
 
     /// Returns when [`Replica::timer_expired`] is due.
     pub(super) fn timer(&self) -> Option<Instant> {
-        self.sweep_at
+        let timers = [self.sweep_at, self.skipped.timer()];
+        timers.into_iter().flatten().min()
     }
 
-    /// Removes what has been missing for long enough.
+    /// Removes what has been missing for long enough, and logs what is due.
     pub(super) fn timer_expired(&mut self) {
         let now = Instant::now();
         if self.sweep_at.take_if(|at| *at <= now).is_some() {
             self.index.sweep();
         }
+        self.skipped.flush();
     }
 
     /// Returns the subnet that a key names. One that names none is logged once, and skipped.
@@ -132,9 +141,9 @@ impl Replica {
         match self.keys.parse(&kv.key) {
             Ok(key) => Some(key),
             Err(name) => {
-                if self.faults.is_new(kv.key.as_ref(), "key") {
-                    warn!("etcd: key {name} names no subnet such as 172.30.80.0-24: skipped");
-                }
+                self.skipped.skip(kv.key.as_ref(), "key", || {
+                    format!("etcd: key {name} names no subnet such as 172.30.80.0-24: skipped")
+                });
                 None
             }
         }
@@ -149,7 +158,7 @@ impl Replica {
     pub(super) fn lease(&mut self, key: SubnetKey, kv: &KeyValue) -> Option<Lease> {
         match LeaseAttrs::from_json(&kv.value) {
             Ok(attrs) => {
-                self.faults.settled(kv.key.as_ref());
+                self.skipped.is_well(kv.key.as_ref());
                 let seniority = u64::try_from(kv.create_revision).unwrap_or(0);
                 Some(Lease {
                     key,
@@ -158,9 +167,10 @@ impl Replica {
                 })
             }
             Err(error) => {
-                if self.faults.is_new(kv.key.as_ref(), error.to_string()) {
-                    warn!("etcd: lease {key}: {error}: skipped");
-                }
+                let error = error.to_string();
+                self.skipped.skip(kv.key.as_ref(), &error, || {
+                    format!("etcd: lease {key}: {error}: skipped")
+                });
                 None
             }
         }
@@ -184,8 +194,13 @@ impl Replica {
         self.index.gone(key);
     }
 
+    /// Logs which keys are new that are no leases.
+    pub(super) fn log_skipped(&mut self) {
+        self.skipped.flush();
+    }
+
     /// Forgets what was wrong with the key of `kv`, which was deleted.
     pub(super) fn forget_fault(&mut self, kv: &KeyValue) {
-        self.faults.settled(kv.key.as_ref());
+        self.skipped.is_well(kv.key.as_ref());
     }
 }

@@ -80,11 +80,16 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         self.who.likeness(entry.attrs.as_ref()?)
     }
 
-    /// Whether this machine itself had the lease before, so that nobody need be asked.
+    /// Whether this machine itself had the lease before, so that nobody need be asked: the address is its
+    /// own, and so is the subnet that it had, or a device that it has. A device alone proves nothing: a clone
+    /// of a running machine has the same, and another address.
     fn is_proven(&self, entry: &Entry<M>) -> bool {
-        Some(entry.key) == self.who.previous
+        let ours = |attrs: &LeaseAttrs| {
+            Some(entry.key) == self.who.previous || self.who.names_device(attrs)
+        };
+        entry.signature.is_none()
             && self.likeness(entry) == Some(Likeness::Address)
-            && entry.signature.is_none()
+            && entry.attrs.as_ref().is_some_and(ours)
             || made_by_hand(entry)
     }
 

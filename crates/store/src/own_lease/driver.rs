@@ -19,9 +19,9 @@ use model::{Lease, LeaseAttrs};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::{Action, Answer, Event, OwnLease, Request, Time};
+use super::{Action, Answer, Event, OwnLease, Request, Revocation, Time};
 use crate::event_queue::EventQueue;
-use crate::retry::{Retry, StoreStatus};
+use crate::retry::{Assigned, Retry, StoreStatus};
 use crate::retry_log::RetryLog;
 use crate::{AcquireError, clock};
 
@@ -68,18 +68,25 @@ pub(crate) struct Driver<M> {
     /// When a refused request may be retried.
     retry_at: Option<Instant>,
     queue: Arc<EventQueue>,
+    status: StoreStatus,
     log: RetryLog,
 }
 
 impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
-    /// Creates a driver for `lease`, which tells the daemon through `queue` when the lease is lost.
-    pub(crate) fn new(lease: OwnLease<M>, queue: Arc<EventQueue>) -> Driver<M> {
+    /// Creates a driver for `lease`. It reports a lost lease through `queue`, and through `status` what it
+    /// waits for and which subnet is this node's.
+    pub(crate) fn new(
+        lease: OwnLease<M>,
+        queue: Arc<EventQueue>,
+        status: StoreStatus,
+    ) -> Driver<M> {
         Driver {
             lease,
             pending: VecDeque::new(),
             wake: None,
             retry_at: None,
             queue,
+            status,
             log: RetryLog::default(),
         }
     }
@@ -116,12 +123,8 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
 
     /// Returns the lease that the store holds for this node already, or `None` if there is none.
     /// Reads only as far as it takes to find one; waits while the store cannot be read.
-    pub(crate) async fn find<S: Execute<Mark = M>>(
-        &mut self,
-        store: &mut S,
-        status: &StoreStatus,
-    ) -> Option<Lease> {
-        let mut retry = Retry::reporting_to(status);
+    pub(crate) async fn find<S: Execute<Mark = M>>(&mut self, store: &mut S) -> Option<Lease> {
+        let mut retry = Retry::reporting_to(&self.status);
         loop {
             if let Some(entry) = self.lease.found() {
                 retry.over();
@@ -147,9 +150,8 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
         &mut self,
         store: &mut S,
         attrs: LeaseAttrs,
-        status: &StoreStatus,
     ) -> Acquired {
-        let mut retry = Retry::reporting_to(status);
+        let mut retry = Retry::reporting_to(&self.status);
         self.observe(Event::Want(attrs));
         loop {
             match self.carry_out(store).await {
@@ -226,6 +228,7 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
                     }
                 },
                 Action::Acquired(lease) => {
+                    self.status.assign(Assigned::Subnet(lease.key));
                     self.record(store, lease.clone());
                     return Ok(Some(Ok(lease)));
                 }
@@ -235,6 +238,9 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
                     return Ok(Some(Err(AcquireError::Full(why))));
                 }
                 Action::Revoked(reason) => {
+                    if let Revocation::Taken(key, _) | Revocation::Outranked(key, _) = &reason {
+                        self.status.assign(Assigned::AnotherNodes(*key));
+                    }
                     self.queue.revoke(reason.to_string());
                     self.queue.flush();
                     return Ok(Some(Err(AcquireError::Held(reason.to_string()))));

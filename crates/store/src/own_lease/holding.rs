@@ -248,9 +248,12 @@ impl<M: Clone + PartialEq> Holding<M> {
                 // Somebody made it a reservation, or gave it back its end: that is for them to say.
                 None if same && known.is_some_and(|k| reserved(k) != reserved(&entry)) => {}
                 None if same && !policy.contended => {}
-                None if same => self.conflict.asked(now),
                 None => {
-                    self.conflict.overwritten(now);
+                    if same {
+                        self.conflict.asked(now);
+                    } else {
+                        self.conflict.overwritten(now);
+                    }
                     actions.push(Action::Say(Notice::Overwritten(
                         self.key,
                         self.desired.public_ip,

@@ -287,12 +287,13 @@ impl Who {
         if same_node(attrs, &self.public_ip) {
             return Some(Likeness::Address);
         }
+        self.names_device(attrs).then_some(Likeness::Device)
+    }
+
+    /// Whether the backend data name a device of this node.
+    pub fn names_device(&self, attrs: &LeaseAttrs) -> bool {
         let names = |data: &str| self.devices.iter().any(|device| named_in(data, device));
-        attrs
-            .data
-            .iter()
-            .any(|(_, data)| names(data.get()))
-            .then_some(Likeness::Device)
+        attrs.data.iter().any(|(_, data)| names(data.get()))
     }
 }
 

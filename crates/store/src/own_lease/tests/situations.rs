@@ -163,6 +163,25 @@ fn an_address_changed_while_stopped_keeps_the_subnet() {
 }
 
 #[test]
+fn a_lease_that_is_proven_to_be_our_own_is_adopted_without_a_question() {
+    // By the previous subnet, or by the MAC of a device that still exists.
+    for (data, previous, at_once) in [(1, None, true), (2, Some(()), true), (2, None, false)] {
+        let (mut sim, mut nodes) = lone(None);
+        let own = nodes[0].ready.unwrap();
+        let began = sim.now;
+        nodes[0] = Node::start(&sim, 1, data, 20, previous.map(|()| own));
+        while nodes[0].ready.is_none() {
+            settle(&mut sim, &mut nodes, Duration::from_millis(500));
+            assert!(sim.now < began + MOMENT);
+        }
+        assert_eq!(nodes[0].ready, Some(own));
+        let waited = sim.now - began;
+        let window = Policy::default().answer_window;
+        assert_eq!(waited < window, at_once, "{data} {previous:?}: {waited:?}");
+    }
+}
+
+#[test]
 fn a_clone_with_the_same_mac_takes_another_subnet() {
     let (mut sim, mut nodes) = lone(None);
     let own = nodes[0].ready.unwrap();
