@@ -13,12 +13,13 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use crate::allowance::Allowance;
 use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
 use crate::iface::{Lost, NoIface};
 use crate::lock::Lock;
 use crate::options::Options;
-use crate::reconcile::{Reconciler, log_repair, tell_each};
+use crate::reconcile::{Reconciler, RepairLog, tell_each};
 use crate::settle::{
     Settled, addresses, connected, interface_missing, pool, ran_here, report_unserved, scope,
     settle,
@@ -36,6 +37,15 @@ const FILE_EVERY: Duration = Duration::from_secs(2);
 
 /// How often the log says that it was written again.
 const FILE_LINE_EVERY: Duration = Duration::from_secs(60);
+
+/// How often the daemon wakes because the kernel reports a change: more changes are taken in together.
+const WAKES: (u32, Duration) = (200, Duration::from_millis(10));
+
+/// Changes of the kernel that are taken in before the kernel is written.
+const EVENTS_A_PASS: usize = 4096;
+
+/// How often the host's interface is looked at because it may have changed.
+const HOST_LOOKS: (u32, Duration) = (20, Duration::from_millis(500));
 
 /// A daemon that has its subnet.
 pub struct Daemon {
@@ -57,6 +67,11 @@ pub struct Daemon {
     _lock: Lock,
     /// Whether an interface of this host has a network that a lease might name.
     is_connected: bool,
+    repairs: RepairLog,
+    wakes: Allowance,
+    /// The host's interface may have changed since it was looked at.
+    host_may_differ: bool,
+    host_looks: Allowance,
     /// When `subnet.env` is looked at again.
     file_due: Instant,
     /// When the log may say again that it was written.
@@ -151,6 +166,10 @@ impl Daemon {
             cni_conf: None,
             is_connected: false,
             _lock: lock,
+            repairs: RepairLog::default(),
+            wakes: Allowance::new(WAKES.0, WAKES.1),
+            host_may_differ: true,
+            host_looks: Allowance::new(HOST_LOOKS.0, HOST_LOOKS.1),
             file_due: Instant::now(),
             file_line_due: Instant::now(),
         })
@@ -176,6 +195,9 @@ impl Daemon {
             if self.announcement.is_made() {
                 due = due.min(self.file_due);
             }
+            if self.host_may_differ {
+                due = due.min(self.host_looks.next());
+            }
             if let Some(period) = watchdog {
                 if Instant::now() >= bark {
                     systemd::alive();
@@ -183,8 +205,13 @@ impl Daemon {
                 }
                 due = due.min(bark);
             }
+            let may_wake = self.wakes.next();
+            let kernel_event = async {
+                tokio::time::sleep_until(may_wake).await;
+                self.reconciler.event().await
+            };
             let repairing = tokio::select! {
-                event = self.reconciler.event() => self.kernel_news(event).await?,
+                event = kernel_event => self.kernel_news(event).await,
                 event = self.store.next_event() => {
                     if let Some(reason) = self.store_event(event).await {
                         let assigned = *self.store.status().assigned().borrow();
@@ -202,6 +229,9 @@ impl Daemon {
                 }
                 () = tokio::time::sleep_until(due) => false,
             };
+            if self.host_may_differ && Instant::now() >= self.host_looks.next() {
+                self.host_changed().await?;
+            }
             self.pass(repairing).await;
         }
     }
@@ -299,7 +329,7 @@ impl Daemon {
         let began = std::time::Instant::now();
         let pass = self.reconciler.pass().await;
         if repairing {
-            log_repair(&pass, began.elapsed());
+            self.repairs.add(&pass, began.elapsed());
         }
         self.status
             .set_device_problem(self.reconciler.device_problem());
@@ -350,11 +380,13 @@ impl Daemon {
 
     /// Takes in what the kernel told, and whatever else it has to tell just now. Returns whether
     /// something of ours was changed by somebody else.
-    async fn kernel_news(&mut self, first: KernelEvent) -> anyhow::Result<bool> {
+    async fn kernel_news(&mut self, first: KernelEvent) -> bool {
+        self.wakes.take(Instant::now());
         let mut next = Some(first);
-        let (mut repairing, mut host_changed) = (false, false);
-        while let Some(event) = next {
-            host_changed |= event == KernelEvent::HostChanged;
+        let mut repairing = false;
+        for _ in 0..EVENTS_A_PASS {
+            let Some(event) = next else { break };
+            self.host_may_differ |= event == KernelEvent::HostChanged;
             repairing |= self.reconciler.note(event);
             next = tokio::select! {
                 biased;
@@ -362,15 +394,18 @@ impl Daemon {
                 () = std::future::ready(()) => None,
             };
         }
-        if host_changed {
-            self.host_changed().await?;
+        if let Some(event) = next {
+            self.host_may_differ |= event == KernelEvent::HostChanged;
+            repairing |= self.reconciler.note(event);
         }
-        Ok(repairing)
+        repairing
     }
 
     /// Follows the host's interface until it is as we know it: what changes before the kernel is
     /// told that it still concerns us is announced to nobody.
     async fn host_changed(&mut self) -> anyhow::Result<()> {
+        self.host_looks.take(Instant::now());
+        self.host_may_differ = false;
         self.follow_connected();
         while self.follow_host().await? {}
         Ok(())

@@ -11,6 +11,7 @@
 //! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | `lock` | one daemon for each network and device |
+//! | `allowance` | how often something may be done |
 //! | [`announce`] | when this node is announced as ready |
 //! | [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
@@ -18,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod allowance;
 mod announce;
 pub mod cluster;
 mod cni_conf;

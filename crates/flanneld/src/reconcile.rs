@@ -2,6 +2,8 @@
 //! difference, remember what was refused. Level-triggered: callers only mark state dirty and call
 //! [`Reconciler::pass`].
 
+mod fights;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -10,6 +12,9 @@ use model::state::Progress;
 use model::{IfName, KernelState, Object, Op, Owner};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
+
+use crate::allowance::Allowance;
+use fights::Fights;
 
 /// Operations handed to the kernel at once: enough to be quick, few enough to stay small.
 const BATCH: usize = 4096;
@@ -23,6 +28,16 @@ const LOG_EACH: usize = 20;
 /// know of; this is for those that we do not.
 const AUDIT_EVERY: Duration = Duration::from_secs(120);
 
+/// Full looks that events ask for: a device that somebody sets down and up in a loop asks for one each
+/// time.
+const LOOKS: (u32, Duration) = (200, Duration::from_millis(25));
+
+/// A look that took long counts for more, so that looks take at most one part in so many of the time.
+const LOOKS_SHARE: f64 = 20.0;
+
+/// Retries of everything refused that events ask for.
+const EAGER_RETRIES: (u32, Duration) = (50, Duration::from_millis(500));
+
 /// What one pass did.
 #[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
 pub struct Pass {
@@ -34,6 +49,8 @@ pub struct Pass {
     pub refused: usize,
     /// Operations that were begun.
     pub under_way: usize,
+    /// Of those written and deleted, repairs of what somebody else keeps undoing, as the log says.
+    pub fought: usize,
 }
 
 impl Pass {
@@ -50,8 +67,15 @@ pub struct Reconciler<D> {
     /// Whether what is not desired may be deleted: only with a complete view of the store.
     may_delete: bool,
     look_again: bool,
+    /// The last full look failed.
+    look_failed: bool,
+    looks: Allowance,
     next_audit: Instant,
     retry: Retry,
+    /// An event may have removed the reason for a refusal.
+    retry_now: bool,
+    eager_retries: Allowance,
+    fights: Fights,
     /// Kinds of failure since all was well, by kind of object and errno, and in how many passes.
     failures: BTreeMap<(&'static str, i32), Failures>,
     /// Devices that the kernel refuses to create or to change: what is on them fails with them.
@@ -71,8 +95,13 @@ impl<D: Dataplane> Reconciler<D> {
             state,
             may_delete: false,
             look_again: true,
+            look_failed: false,
+            looks: Allowance::new(LOOKS.0, LOOKS.1),
             next_audit: next_audit(),
             retry: Retry::default(),
+            retry_now: false,
+            eager_retries: Allowance::new(EAGER_RETRIES.0, EAGER_RETRIES.1),
+            fights: Fights::default(),
             failures: BTreeMap::new(),
             failing_devices: BTreeSet::new(),
             device_refusal: None,
@@ -106,8 +135,21 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn note(&mut self, event: KernelEvent) -> bool {
         debug!(?event, "kernel");
         let work = match event {
-            KernelEvent::Saw(object) => self.state.notify(object),
-            KernelEvent::Gone(object) => self.state.notify_gone(&object),
+            KernelEvent::Saw(object) => {
+                let work = self.state.notify(object.clone());
+                if work {
+                    let now_is = Some(object.clone());
+                    self.fights.changed(&object, now_is, &self.state);
+                }
+                work
+            }
+            KernelEvent::Gone(object) => {
+                let work = self.state.notify_gone(&object);
+                if work {
+                    self.fights.changed(&object, None, &self.state);
+                }
+                work
+            }
             KernelEvent::Refused(op, error) => {
                 self.refused(&op, error, Instant::now());
                 self.retry.failed(Instant::now());
@@ -121,7 +163,7 @@ impl<D: Dataplane> Reconciler<D> {
         // A refused operation may owe its refusal to what has just changed.
         if work {
             self.retry.soon();
-            self.state.retry_refused();
+            self.retry_now = true;
         }
         work
     }
@@ -133,37 +175,81 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// When the next pass is due without any news: a retry, or the audit.
     pub fn due(&self) -> Instant {
-        match self.look_again || self.state.refused_len() > 0 {
-            true => self.next_audit.min(self.retry.at),
-            false => self.next_audit,
+        let mut due = self.next_audit;
+        if self.look_again {
+            let retry = self.look_failed.then_some(self.retry.at);
+            due = due.min(
+                self.looks
+                    .next()
+                    .max(retry.unwrap_or_else(|| self.looks.next())),
+            );
         }
+        if self.state.refused_len() > 0 {
+            due = due.min(self.retry.at);
+            if self.retry_now {
+                due = due.min(self.eager_retries.next());
+            }
+        }
+        self.fights.due().map_or(due, |fight| due.min(fight))
     }
 
     /// Makes the kernel hold what it should, as far as it lets us. Cheap when there is nothing to do.
     pub async fn pass(&mut self) -> Pass {
         let now = Instant::now();
         self.passes += 1;
-        if self.state.refused_len() > 0 && now >= self.retry.at {
-            self.state.retry_refused();
-        }
+        self.offer_again(now);
         let mut sum = Pass::default();
         for _ in 0..MAX_BATCHES {
-            if (self.look_again || now >= self.next_audit) && !self.observe().await {
+            let may_look = self.look_again && now >= self.looks.next();
+            if (may_look || now >= self.next_audit) && !self.observe(now).await {
                 self.retry.failed(now);
                 return sum;
             }
-            let ops = self.state.batch(BATCH, self.may_delete);
+            let mut ops = self.state.batch(BATCH, self.may_delete);
             if ops.is_empty() {
                 break;
             }
+            ops.retain(|op| {
+                let held = self.fights.holds(op, &self.state, now);
+                if held {
+                    self.state.hold(op.object());
+                }
+                !held
+            });
             self.apply(ops, &mut sum, now).await;
         }
         self.finish(now, &sum);
         sum
     }
 
+    /// Offers again what was refused or put off, as far as its time has come.
+    fn offer_again(&mut self, now: Instant) {
+        if self.fights.take_due(now) {
+            self.state.release_held();
+        }
+        if self.state.refused_len() == 0 {
+            self.retry_now = false;
+        } else if now >= self.retry.at {
+            self.retry_now = false;
+            self.state.retry_refused();
+        } else if self.retry_now && now >= self.eager_retries.next() {
+            self.retry_now = false;
+            self.eager_retries.take(now);
+            self.state.retry_refused();
+        }
+    }
+
     /// Reads the kernel whole. Returns whether that worked.
-    async fn observe(&mut self) -> bool {
+    async fn observe(&mut self, now: Instant) -> bool {
+        let began = std::time::Instant::now();
+        let looked = self.look().await;
+        self.look_failed = !looked;
+        let cost = began.elapsed().mul_f64(LOOKS_SHARE).as_secs_f64() / LOOKS.1.as_secs_f64();
+        self.looks.take_as(now, cost.ceil().max(1.0) as u32);
+        looked
+    }
+
+    async fn look(&mut self) -> bool {
         self.look_again = false;
         self.next_audit = next_audit();
         self.state.begin_audit();
@@ -195,6 +281,9 @@ impl<D: Dataplane> Reconciler<D> {
                     sum.put += usize::from(!deleted);
                     // What was on a device that was deleted or replaced went with it, unannounced.
                     self.look_again |= matches!(op.object(), Object::Link(..));
+                    let fought = self.fights.done(&op, &self.state, now);
+                    let fought = fought || self.fights.is_about_a_device(now);
+                    sum.fought += usize::from(fought);
                     self.state.done(op);
                 }
                 Outcome::UnderWay => {
@@ -216,7 +305,7 @@ impl<D: Dataplane> Reconciler<D> {
         if matches!(op.object(), Object::Link(..) | Object::Addr(..)) {
             self.device_refusal = Some(error.to_string());
         }
-        self.report(&error, op);
+        self.report(&error, op, now);
         self.state
             .refused(op, error.errno, error.reason, now.into_std());
     }
@@ -247,12 +336,15 @@ impl<D: Dataplane> Reconciler<D> {
     /// One line for each kind of failure that lasts, until no operation of that kind is refused any
     /// more. The first refusal is not reported: while a device goes away, what is on it cannot be
     /// written yet.
-    fn report(&mut self, error: &KernelError, op: &Op) {
+    fn report(&mut self, error: &KernelError, op: &Op, now: Instant) {
         let on = op.object().device();
         let device_fails = |dev: &IfName| self.failing_devices.contains(dev);
         let object = op.object();
-        if !matches!(object, Object::Link(..)) && on.as_ref().is_some_and(device_fails) {
-            // The device that cannot be created is the reason, most likely, and is reported.
+        let fought = self.fights.is_about_a_device(now);
+        if !matches!(object, Object::Link(..)) && (fought || on.as_ref().is_some_and(device_fails))
+        {
+            // The device that cannot be created, or that somebody else keeps changing, is the reason, most
+            // likely, and is reported.
             debug!(%error, "refused");
             return;
         }
@@ -317,12 +409,40 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// Says what a pass repaired.
-pub fn log_repair(pass: &Pass, took: Duration) {
-    if pass.put + pass.deleted > 0 {
+/// The lines about repairs: the first ones, then one now and then.
+pub struct RepairLog {
+    lines: Allowance,
+    put: usize,
+    deleted: usize,
+}
+
+impl Default for RepairLog {
+    fn default() -> Self {
+        RepairLog {
+            lines: Allowance::new(4, Duration::from_secs(15)),
+            put: 0,
+            deleted: 0,
+        }
+    }
+}
+
+impl RepairLog {
+    /// Logs what a pass repaired, together with what was repaired since the last line. Repairs in a fight
+    /// are not counted: see [`Fights`].
+    pub fn add(&mut self, pass: &Pass, took: Duration) {
+        if pass.put + pass.deleted <= pass.fought {
+            return;
+        }
+        self.put += pass.put;
+        self.deleted += pass.deleted;
+        let now = Instant::now();
+        if now < self.lines.next() {
+            return;
+        }
+        self.lines.take(now);
         info!(
-            put = pass.put,
-            deleted = pass.deleted,
+            put = std::mem::take(&mut self.put),
+            deleted = std::mem::take(&mut self.deleted),
             "repaired the kernel's state in {:.1} ms",
             took.as_secs_f64() * 1e3
         );

@@ -72,7 +72,20 @@ macro_rules! kinds {
             $($(#[$doc])* $name(<$kind as Kind>::Key, <$kind as Kind>::Value),)*
         }
 
+        /// What names a kernel object among all.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum ObjectKey {
+            $($(#[$doc])* $name(<$kind as Kind>::Key),)*
+        }
+
         impl Object {
+            /// Returns what names the object.
+            pub fn key(&self) -> ObjectKey {
+                match self {
+                    $(Object::$name(key, _) => ObjectKey::$name(*key),)*
+                }
+            }
+
             /// Returns the kind's name, for log lines and metrics.
             pub fn kind(&self) -> &'static str {
                 match self {
@@ -196,6 +209,20 @@ macro_rules! kinds {
                 }
             }
 
+            /// Returns whether something is desired under the object's key.
+            pub(crate) fn is_desired(&self, object: &Object) -> bool {
+                match object {
+                    $(Object::$name(key, _) => self.$table.desired(key).is_some(),)*
+                }
+            }
+
+            /// Does not offer what this object needs for now.
+            pub(crate) fn hold(&mut self, object: &Object) {
+                match object {
+                    $(Object::$name(key, _) => self.$table.hold(key),)*
+                }
+            }
+
             /// The kernel refused to do what this object needs.
             pub(crate) fn refuse(&mut self, object: &Object, refusal: Retry) {
                 match object {
@@ -276,6 +303,7 @@ pub(crate) trait Slots {
     fn is_held(&self, slot: u32) -> bool;
     fn refusal(&self, slot: u32) -> Option<&Retry>;
     fn retry_refused(&mut self);
+    fn release_held(&mut self);
     fn audit(&mut self, audit: Audit) -> usize;
     fn refused_len(&self) -> usize;
     fn missing_len(&self) -> usize;

@@ -424,6 +424,21 @@ impl KernelState {
         }
     }
 
+    /// Returns whether something is desired under the object's key.
+    pub fn is_desired(&self, object: &Object) -> bool {
+        self.tables.is_desired(object)
+    }
+
+    /// Does not offer what the object needs until [`KernelState::release_held`].
+    pub fn hold(&mut self, object: &Object) {
+        self.tables.hold(object);
+    }
+
+    /// Offers again what was held.
+    pub fn release_held(&mut self) {
+        self.tables.each(|table| table.release_held());
+    }
+
     /// Returns whether the device is there as it should be.
     pub fn has_device(&self, name: &IfName) -> bool {
         self.tables.links.is_as_desired(name)

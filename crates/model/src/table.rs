@@ -65,6 +65,8 @@ const REFUSED: u8 = 1 << 4;
 const UNDER_WAY: u8 = 1 << 6;
 /// While an owner's list is replaced: the new list names it.
 const KEPT: u8 = 1 << 5;
+/// Not offered until [`Table::release_held`]: somebody else keeps undoing it.
+const HOLD: u8 = 1 << 7;
 
 /// One object, desired or observed or both. Neither: it only waits to leave the queues.
 struct Entry<K: Kind> {
@@ -129,6 +131,8 @@ pub struct Table<K: Kind> {
     /// Claims of owners that did not get a key, by position and owner.
     waiting: BTreeMap<(u32, u32), K::Value>,
     refusals: HashMap<u32, Retry>,
+    /// Positions of what is not offered for now.
+    on_hold: Vec<u32>,
     puts: VecDeque<u32>,
     dels: VecDeque<u32>,
     audit: u16,
@@ -149,6 +153,7 @@ impl<K: Kind> Default for Table<K> {
             instead: HashMap::new(),
             waiting: BTreeMap::new(),
             refusals: HashMap::new(),
+            on_hold: Vec::new(),
             puts: VecDeque::new(),
             dels: VecDeque::new(),
             audit: 0,
@@ -378,6 +383,31 @@ impl<K: Kind> Table<K> {
         }
     }
 
+    /// Does not offer what `key` needs until [`Table::release_held`], whatever changes about it.
+    pub fn hold(&mut self, key: &K::Key) {
+        let Some(slot) = self.find(key) else { return };
+        if let Some(Some(entry)) = self.entries.get_mut(slot as usize)
+            && !entry.is(HOLD)
+        {
+            entry.set(HOLD, true);
+            self.on_hold.push(slot);
+        }
+    }
+
+    /// Offers again what was held.
+    pub fn release_held(&mut self) {
+        for slot in std::mem::take(&mut self.on_hold) {
+            if let Some(Some(entry)) = self.entries.get_mut(slot as usize)
+                && entry.is(HOLD)
+            {
+                entry.set(HOLD, false);
+                if entry.flags & (REFUSED | UNDER_WAY) == 0 {
+                    self.file(slot);
+                }
+            }
+        }
+    }
+
     /// Offers again what was refused.
     pub fn retry_refused(&mut self) {
         if self.refused == 0 {
@@ -424,7 +454,7 @@ impl<K: Kind> Table<K> {
             let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
                 continue;
             };
-            if entry.work() != Some(work) || entry.is(REFUSED) || entry.is(UNDER_WAY) {
+            if entry.work() != Some(work) || entry.flags & (REFUSED | UNDER_WAY | HOLD) != 0 {
                 entry.set(flag, false);
                 self.free_if_dead(slot);
                 continue;
@@ -662,6 +692,10 @@ impl<K: Kind> Slots for Table<K> {
 
     fn retry_refused(&mut self) {
         Table::retry_refused(self);
+    }
+
+    fn release_held(&mut self) {
+        Table::release_held(self);
     }
 
     fn audit(&mut self, audit: Audit) -> usize {

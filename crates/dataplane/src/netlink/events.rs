@@ -1,5 +1,6 @@
 //! The socket on which the kernel tells what others did. What follows from each notice: `notice`.
 
+mod flood;
 mod notice;
 
 use std::collections::VecDeque;
@@ -10,7 +11,9 @@ use model::{Family, IfName, Object};
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
 
+use self::flood::Floods;
 use super::decode::RawAddr;
 use super::scope::View;
 use super::socket::{Requests, grow};
@@ -54,6 +57,7 @@ pub struct Events {
     echoes: VecDeque<KernelEvent>,
     /// Notices about this device are about our own doing.
     settling: Option<IfName>,
+    floods: Floods,
     /// The addresses of the host's interface; the kernel repeats them with every refresh.
     host_addrs: Vec<RawAddr>,
 }
@@ -87,6 +91,7 @@ impl Events {
             host_changed: false,
             echoes: VecDeque::new(),
             settling: None,
+            floods: Floods::new(next_hops),
             host_addrs: Vec::new(),
         })
     }
@@ -142,17 +147,40 @@ impl Events {
         self.look_again = false;
     }
 
-    /// Waits until there is something to read. Cancel-safe.
+    /// Waits until there is something to read, or a kind of notices that flooded us may be asked for
+    /// again. Cancel-safe.
     ///
     /// # Errors
     /// The runtime is shutting down.
     pub async fn readable(&mut self) -> io::Result<()> {
-        if !self.unread {
+        if self.unread {
+            return Ok(());
+        }
+        let readable = async {
             // Cleared before reading to the end: what comes afterwards raises it again.
             self.socket.readable().await?.clear_ready();
-            self.unread = true;
-        }
+            io::Result::Ok(true)
+        };
+        self.unread = match self.floods.next_return() {
+            None => readable.await?,
+            Some(at) => tokio::select! {
+                read = readable => read?,
+                () = tokio::time::sleep_until(at) => false,
+            },
+        };
+        self.end_floods();
         Ok(())
+    }
+
+    /// Asks again for the notices of which there were too many, once their pause is over. What was
+    /// missed is seen by a full look.
+    fn end_floods(&mut self) {
+        for group in self.floods.returned(Instant::now()) {
+            // Refused: the full look, and those to come, see what there is.
+            let _ = self.socket.get_mut().add_membership(group);
+            self.look_again = true;
+            self.host_changed = true;
+        }
     }
 
     /// Takes in the addresses of the host's interface as they are now.
@@ -188,6 +216,7 @@ impl Events {
             match got {
                 Ok(len) => {
                     for message in Messages(&receive[..len.min(RECEIVE)]) {
+                        self.floods.count(&message);
                         self.notice(&message, view, requests);
                     }
                 }
@@ -207,6 +236,10 @@ impl Events {
             }
         }
         self.receive = receive;
+        for group in self.floods.begun(Instant::now()) {
+            // Refused: they go on, which costs time and is not wrong.
+            let _ = self.socket.get_ref().drop_membership(group);
+        }
         if self.queue.len() > MOST_QUEUED {
             self.queue.clear();
             self.look_again = true;

@@ -367,3 +367,71 @@ fn checksum_offload_is_put_right_only_where_it_is_asked_for() {
         }
     });
 }
+
+/// Time passes, and another program deletes a route whenever it sees it; returns how often it did.
+async fn fought_over(
+    reconciler: &mut Reconciler<FakeKernel>,
+    other: &FakeKernel,
+    route: &Object,
+    span: Duration,
+) -> usize {
+    let end = Instant::now() + span;
+    let mut deleted = 0;
+    while Instant::now() < end {
+        if other.objects().contains(route) {
+            assert!(other.outside(&Op::Del(route.clone())));
+            deleted += 1;
+        }
+        let due = reconciler.due().min(end);
+        tokio::select! {
+            biased;
+            event = reconciler.event() => drop(reconciler.note(event)),
+            () = tokio::time::sleep_until(due) => {}
+        }
+        reconciler.pass().await;
+    }
+    deleted
+}
+
+#[test]
+fn a_fight_is_limited_to_what_it_is_about() {
+    run(async {
+        let kernel = kernel(false);
+        let other = kernel.another();
+        let mut reconciler = Reconciler::new(kernel, scope());
+        reconciler.set_may_delete(true);
+        reconciler.set(Owner::Node, node());
+        for n in [1, 2] {
+            reconciler.set(Owner::Peer(n.into()), peer(n, 1));
+        }
+        settle(&mut reconciler).await;
+        let (fought, spared) = (peer(1, 1).remove(2), peer(2, 1).remove(2));
+
+        let minute = Duration::from_secs(60);
+        let deleted = fought_over(&mut reconciler, &other, &fought, minute).await;
+        assert!(
+            (101..=109).contains(&deleted),
+            "{deleted} times in a minute"
+        );
+        let deleted = fought_over(&mut reconciler, &other, &fought, 5 * minute).await;
+        assert!(
+            (8..=16).contains(&deleted),
+            "{deleted} times in five minutes"
+        );
+
+        // What nobody fights over is repaired at once meanwhile.
+        assert!(other.outside(&Op::Del(spared.clone())));
+        let event = reconciler.event().await;
+        assert!(reconciler.note(event));
+        reconciler.pass().await;
+        assert!(other.objects().contains(&spared));
+
+        // The other gives up: the last repair comes, and the next fault is repaired at once again.
+        settle(&mut reconciler).await;
+        assert!(other.objects().contains(&fought));
+        tokio::time::sleep(minute).await;
+        let moment = Duration::from_millis(10);
+        let deleted = fought_over(&mut reconciler, &other, &fought, moment).await;
+        assert!(deleted >= 2, "{deleted} times in a moment");
+    });
+}

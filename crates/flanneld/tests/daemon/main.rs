@@ -14,6 +14,7 @@ mod crowd;
 mod etcd_access;
 mod etcd_faults;
 mod families;
+mod fights;
 mod flow;
 mod foreign;
 mod former;
