@@ -246,7 +246,9 @@ impl Daemon {
     pub async fn tear_down(mut self) {
         self.keepers.iter().for_each(AbortHandle::abort);
         self.withdraw_cni_conf();
-        self.store.network(false).await;
+        if let Some(node) = self.store.node() {
+            node.network_removed().await;
+        }
         let former = subnet_file::former_networks(&self.options.subnet_file);
         let removed =
             traffic::remove(&self.options.traffic, &self.config, &self.lease.key, former).await;
@@ -282,7 +284,7 @@ impl Daemon {
                     self.cni_conf = Some(cni_conf::start(conf, self.status.clone()));
                 }
                 self.status.set_started();
-                self.store.network(true).await;
+                self.set_network(true);
                 systemd::ready(&format!(
                     "subnet {}, backend {}",
                     self.lease.key,
@@ -293,15 +295,15 @@ impl Daemon {
                 let message = problem.unwrap_or_default();
                 warn!("{message}; this node is not announced as ready before it is there");
                 systemd::status(&message);
-                self.store.report(device_missing(message)).await;
+                self.report(device_missing(message));
             }
             Step::Withdraw => {
                 let message = problem.unwrap_or_default();
                 warn!("{message}; this node is no longer announced as ready");
                 systemd::status(&message);
                 self.withdraw_cni_conf();
-                self.store.network_lost().await;
-                self.store.report(device_missing(message)).await;
+                self.set_network(false);
+                self.report(device_missing(message));
             }
             Step::Nothing => {}
         }
@@ -314,6 +316,20 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// Says on this machine's Node, if the store has one, whether pods can be placed here.
+    fn set_network(&mut self, available: bool) {
+        if let Some(node) = self.store.node() {
+            node.set_network(available);
+        }
+    }
+
+    /// Reports a trouble on this machine's Node, if the store has one.
+    fn report(&mut self, trouble: Trouble) {
+        if let Some(node) = self.store.node() {
+            node.report(trouble);
+        }
     }
 
     fn withdraw_cni_conf(&mut self) {
@@ -429,7 +445,7 @@ impl Daemon {
                 let text = problem.to_string();
                 if self.status.set_host_problem(Some(text.clone())) {
                     warn!("{text}; keeping what is there");
-                    self.store.report(interface_missing(&problem)).await;
+                    self.report(interface_missing(&problem));
                 }
                 return Ok(false);
             }

@@ -63,7 +63,10 @@ pub(crate) async fn settle(
     loop {
         let mut config = store.config().await;
         options.overrule(&mut config);
-        let assigned = store.assigned_ip().await;
+        let assigned = match store.node() {
+            Some(node) => node.assigned_ip().await,
+            None => Dual::default(),
+        };
         options.public_ip = Dual::from_fn(|family| {
             let ip = assigned.get(family).or(given.get(family));
             ip.copied()
@@ -182,7 +185,9 @@ impl HostSearch {
                     status.set_host_problem(Some(text.clone()));
                     if self.logged.as_ref() != Some(&text) {
                         warn!("{text}; waiting for it");
-                        store.report(interface_missing(&problem)).await;
+                        if let Some(node) = store.node() {
+                            node.report(interface_missing(&problem));
+                        }
                         self.logged = Some(text);
                     }
                     tokio::time::sleep(HOST_AGAIN).await;

@@ -6,8 +6,6 @@ use std::future::Future;
 
 use model::{LeaseAttrs, SubnetKey};
 
-use crate::AnyStore;
-
 /// The configuration as it is stored, whether or not it can be used.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredConfig {
@@ -68,42 +66,4 @@ pub trait Administer {
     /// # Errors
     /// The store does not answer, or refuses.
     fn leases(&self) -> impl Future<Output = Result<Vec<ListedLease>, AdminError>>;
-}
-
-impl Administer for AnyStore {
-    fn config_place(&self) -> String {
-        match self {
-            AnyStore::Etcd(store) => store.config_place(),
-            AnyStore::Kube(store) => store.config_place(),
-            AnyStore::Directory(store) => store.config_place(),
-        }
-    }
-
-    async fn stored_config(&self) -> Result<Option<StoredConfig>, AdminError> {
-        match self {
-            AnyStore::Etcd(store) => store.stored_config().await,
-            AnyStore::Kube(store) => store.stored_config().await,
-            AnyStore::Directory(store) => store.stored_config().await,
-        }
-    }
-
-    async fn swap_config(
-        &self,
-        json: &[u8],
-        was: Option<&StoredConfig>,
-    ) -> Result<bool, AdminError> {
-        match self {
-            AnyStore::Etcd(store) => store.swap_config(json, was).await,
-            AnyStore::Kube(store) => store.swap_config(json, was).await,
-            AnyStore::Directory(store) => store.swap_config(json, was).await,
-        }
-    }
-
-    async fn leases(&self) -> Result<Vec<ListedLease>, AdminError> {
-        match self {
-            AnyStore::Etcd(store) => store.leases().await,
-            AnyStore::Kube(store) => store.leases().await,
-            AnyStore::Directory(store) => store.leases().await,
-        }
-    }
 }

@@ -1,12 +1,10 @@
 //! The store that the daemon's flags name.
 
-use std::net::IpAddr;
+use model::{Lease, LeaseAttrs, NetConfig};
 
-use model::{Dual, Lease, LeaseAttrs, NetConfig};
-
+use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 use crate::{
-    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, Store, StoreEvent, StoreStatus,
-    Trouble, Who,
+    AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, Store, StoreEvent, StoreStatus, Who,
 };
 
 /// One of the stores there are.
@@ -34,6 +32,17 @@ impl From<KubeStore> for AnyStore {
 impl From<DirectoryStore> for AnyStore {
     fn from(store: DirectoryStore) -> AnyStore {
         AnyStore::Directory(store)
+    }
+}
+
+impl AnyStore {
+    /// Returns the store with its own Node, on which it announces the network and reports troubles; `None` where
+    /// the cluster has no such object.
+    pub fn node(&mut self) -> Option<&mut KubeStore> {
+        match self {
+            AnyStore::Kube(store) => Some(store),
+            AnyStore::Etcd(_) | AnyStore::Directory(_) => None,
+        }
     }
 }
 
@@ -65,27 +74,33 @@ impl Store for AnyStore {
         delegate!(self, store => store.publish(attrs).await);
     }
 
-    async fn assigned_ip(&mut self) -> Dual<IpAddr> {
-        delegate!(self, store => store.assigned_ip().await)
-    }
-
-    async fn network(&mut self, stands: bool) {
-        delegate!(self, store => store.network(stands).await);
-    }
-
-    async fn network_lost(&mut self) {
-        delegate!(self, store => store.network_lost().await);
-    }
-
-    async fn report(&mut self, trouble: Trouble) {
-        delegate!(self, store => store.report(trouble).await);
-    }
-
     fn status(&self) -> StoreStatus {
         delegate!(self, store => store.status())
     }
 
     async fn next_event(&mut self) -> StoreEvent {
         delegate!(self, store => store.next_event().await)
+    }
+}
+
+impl Administer for AnyStore {
+    fn config_place(&self) -> String {
+        delegate!(self, store => store.config_place())
+    }
+
+    async fn stored_config(&self) -> Result<Option<StoredConfig>, AdminError> {
+        delegate!(self, store => store.stored_config().await)
+    }
+
+    async fn swap_config(
+        &self,
+        json: &[u8],
+        was: Option<&StoredConfig>,
+    ) -> Result<bool, AdminError> {
+        delegate!(self, store => store.swap_config(json, was).await)
+    }
+
+    async fn leases(&self) -> Result<Vec<ListedLease>, AdminError> {
+        delegate!(self, store => store.leases().await)
     }
 }

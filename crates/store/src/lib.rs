@@ -9,7 +9,6 @@
 //! | [`event_queue`] | news on its way to the daemon, the last state of each lease only |
 //! | [`lease_index`] | which keys there are: what is taken, and what a listing shows to be gone |
 //! | [`own_lease`] | the life of the own lease, pure: what a store is to do for it |
-//! | [`tenure`] | when Kubernetes' annotations are written again after a foreign write |
 //! | [`store_task`] | what etcd and directory share: from the daemon's calls to a task |
 //! | [`reachability`] | whether the store is there, as the daemon is told |
 //! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
@@ -18,10 +17,9 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
+use model::{Lease, LeaseAttrs, NetConfig, SubnetKey};
 
 mod admin;
 mod any;
@@ -43,7 +41,6 @@ mod skip_log;
 mod store_task;
 mod subnet_allocator;
 mod task;
-mod tenure;
 mod tls;
 
 pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
@@ -101,7 +98,9 @@ impl Timing {
     }
 }
 
-/// A store of leases. One daemon owns one store value.
+/// A store of leases: what every store has. One daemon owns one store value.
+///
+/// What only one store has is a method of its own type, which [`AnyStore`] hands out: [`AnyStore::node`].
 pub trait Store {
     /// Reads the network configuration; waits, saying so once a reason and once a minute, until
     /// there is one that can be used (contract §3: retried every second).
@@ -125,31 +124,8 @@ pub trait Store {
     /// are written as soon as the store is there, while [`Store::next_event`] is waited for.
     fn publish(&mut self, attrs: LeaseAttrs) -> impl Future<Output = ()>;
 
-    /// What the store has this node use as its public addresses, where no flag says otherwise.
-    fn assigned_ip(&mut self) -> impl Future<Output = Dual<IpAddr>> {
-        std::future::ready(Dual::default())
-    }
-
-    /// The network stands on this node, or was taken down: said to whoever places pods here.
-    fn network(&mut self, _stands: bool) -> impl Future<Output = ()> {
-        std::future::ready(())
-    }
-
-    /// The network is lost on this node, while the daemon goes on and tries to bring it up again.
-    /// Returns at once.
-    fn network_lost(&mut self) -> impl Future<Output = ()> {
-        std::future::ready(())
-    }
-
-    /// Tells an administrator, where the store has a way to.
-    fn report(&mut self, _trouble: Trouble) -> impl Future<Output = ()> {
-        std::future::ready(())
-    }
-
-    /// What the store waits for at present, for as long as it lives.
-    fn status(&self) -> StoreStatus {
-        StoreStatus::default()
-    }
+    /// Returns what the store waits for, serves only in part, and assigns to this node, as long as it lives.
+    fn status(&self) -> StoreStatus;
 
     /// StoreStatus for the next batch of news. The first call starts a task that keeps our lease alive
     /// and follows everybody's for as long as the store value lives. Cancel-safe.

@@ -54,6 +54,7 @@ mod tests;
 use std::time::Duration;
 
 use acquisition::Acquisition;
+pub(crate) use conflict::ConflictPolicy;
 use holding::Holding;
 pub(crate) use terms::addresses;
 pub use terms::{

@@ -1,11 +1,11 @@
-//! What a person sees of a cluster's leases. Its network configuration is a ConfigMap's, and changed
-//! there.
+//! The cluster's leases for a person. The network configuration is in a ConfigMap and is changed there.
+
+use model::{Family, SubnetKey};
 
 use super::KubeStore;
-use super::body::Encoding;
-use super::http::{Ask, Failure};
-use super::listing::List;
+use super::failure::Failure;
 use super::node::Node;
+use super::nodes_client::Freshness;
 use super::peer;
 use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 
@@ -37,34 +37,21 @@ impl Administer for KubeStore {
     }
 
     async fn leases(&self) -> Result<Vec<ListedLease>, AdminError> {
-        let ask = Ask::list("/api/v1/nodes?resourceVersion=0", super::follow::LIST);
-        let mut body = self.client.send(&ask).await?;
-        let mut list = List::new(body.encoding);
-        let malformed = |error: super::wire::Malformed| AdminError(error.to_string());
         let mut leases = Vec::new();
-        loop {
-            while let Some(range) = list.next().map_err(malformed)? {
-                let bytes = list.buffer.get(range).unwrap_or_default();
-                let node = match body.encoding {
-                    Encoding::Protobuf => Node::from_protobuf(bytes, &self.prefix),
-                    Encoding::Json => Node::from_json(bytes, &self.prefix),
-                };
-                let node = node.map_err(malformed)?;
-                let subnets = node.subnets(&model::Family::ALL, |_, _| {});
-                if let Some(key) = model::SubnetKey::new(subnets) {
-                    leases.push(ListedLease {
-                        key,
-                        attrs: peer::attrs(&node.annotations, &model::Family::ALL, |_, _| {}),
-                        // A Node keeps its podCIDR for as long as it is there.
-                        reserved: true,
-                    });
-                }
+        let mut take = |node: &Node<'_>| {
+            let subnets = node.subnets(&Family::ALL, |_, _| {});
+            if let Some(key) = SubnetKey::new(subnets) {
+                leases.push(ListedLease {
+                    key,
+                    attrs: peer::attrs(&node.annotations, &Family::ALL, |_, _| {}),
+                    // A Node keeps its podCIDR for as long as it exists.
+                    reserved: true,
+                });
             }
-            if !body.more_soon(&mut list.buffer).await.map_err(AdminError)? {
-                break;
-            }
-        }
-        list.finish().map_err(malformed)?;
+        };
+        let mut list = self.nodes.list(Freshness::Any).await?;
+        while list.read(&mut take).await? {}
+        list.finish()?;
         leases.sort_by_key(|lease| lease.key);
         Ok(leases)
     }

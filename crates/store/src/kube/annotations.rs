@@ -42,7 +42,12 @@ impl Key {
         Key::NodePublicIpv6,
     ];
     /// How many of [`Key::ALL`] a node publishes.
-    pub(super) const PUBLISHED: usize = 6;
+    const PUBLISHED: usize = 6;
+
+    /// Returns what a node publishes.
+    pub(super) fn published() -> impl Iterator<Item = Key> {
+        Key::ALL.into_iter().take(Key::PUBLISHED)
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -71,13 +76,6 @@ impl<T> Annotations<T> {
 
     pub(super) fn set(&mut self, key: Key, value: Option<T>) {
         if let Some(place) = self.0.get_mut(key as usize) {
-            *place = value;
-        }
-    }
-
-    /// Takes over what a node publishes, as it was written.
-    pub(super) fn publish(&mut self, written: Annotations<T>) {
-        for (place, value) in self.0.iter_mut().zip(written.0).take(Key::PUBLISHED) {
             *place = value;
         }
     }

@@ -11,7 +11,7 @@ use hyper::http::Version;
 use hyper::http::response::Parts;
 use tokio::time::{Instant, timeout};
 
-use super::http::innermost;
+use super::failure::innermost;
 
 /// How much is inflated at a time.
 const STEP: usize = 32 << 10;

@@ -1,7 +1,7 @@
 //! Events on Nodes: what an administrator sees in `kubectl describe node` and nowhere else.
 //!
-//! They need rights beyond what the network needs (`create` on `events` in namespace `default`, where
-//! the events of Nodes live). Without those none are written, and nothing else changes.
+//! They need a right that the network does not need: `create` on `events` in namespace `default`, where
+//! the events of Nodes are. Without it no events are written, and nothing else changes.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,55 +11,92 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hyper::Method;
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::http::{Ask, Client, Failure};
+use super::failure::Failure;
+use super::http::{Ask, Client};
+use crate::task::AbortOnDrop;
 
-/// An event is worth no more.
+/// Troubles that wait to be written. Nobody reads more at once.
+const TROUBLES: usize = 64;
+/// An event is not worth a longer wait.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// A cluster that finds new faults for ever says so many of them.
+/// A cluster with ever new faults: only so many are written.
 const MOST: usize = 1000;
 /// The API server's limits.
 const LONGEST_NAME: usize = 253;
 const LONGEST_MESSAGE: usize = 1024;
 
-/// Something that keeps a node from what it should do, for an administrator to mend.
+/// Something that keeps a node from working as it should, for an administrator to fix.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Trouble {
-    /// In one word, as events have it: `NoPodCIDR`.
+    /// One word, as events have it: `NoPodCIDR`.
     pub reason: &'static str,
-    /// What is wrong, and what mends it.
+    /// What is wrong, and what fixes it.
     pub message: String,
-    /// The Node that it is about; `None`: ours.
+    /// The Node that it is about; `None`: this machine's.
     pub node: Option<String>,
 }
 
-/// Writes events, each once.
-pub(super) struct Events {
-    client: Arc<Client>,
-    own: Arc<str>,
-    said: HashSet<u64>,
-    forbidden: bool,
+/// Passes troubles to the task that writes them as events; dropping this ends the task.
+#[derive(Debug)]
+pub(super) struct Reporter {
+    queue: mpsc::Sender<Trouble>,
+    _task: AbortOnDrop,
 }
 
-impl Events {
-    pub(super) fn new(client: Arc<Client>, own: Arc<str>) -> Events {
-        Events {
+impl Reporter {
+    /// Starts the task; `own` is this machine's Node.
+    pub(super) fn start(client: Arc<Client>, own: Arc<str>) -> Reporter {
+        let (queue, troubles) = mpsc::channel(TROUBLES);
+        let writer = EventWriter {
             client,
             own,
-            said: HashSet::new(),
+            written: HashSet::new(),
             forbidden: false,
+        };
+        Reporter {
+            queue,
+            _task: AbortOnDrop::spawn(writer.run(troubles)),
         }
     }
 
-    /// Writes an event, if it is new and we may. About another Node every node of the cluster would say
-    /// the same: the first one says it, by a name that follows from what is said.
-    pub(super) async fn post(&mut self, trouble: Trouble) {
+    /// Queues a trouble and returns at once. Of very many at a time some are lost.
+    pub(super) fn report(&self, trouble: Trouble) {
+        let _ = self.queue.try_send(trouble);
+    }
+
+    /// Returns a sender for another task.
+    pub(super) fn sender(&self) -> mpsc::Sender<Trouble> {
+        self.queue.clone()
+    }
+}
+
+/// Writes events, each once.
+struct EventWriter {
+    client: Arc<Client>,
+    own: Arc<str>,
+    /// Hashes of the troubles that were written.
+    written: HashSet<u64>,
+    forbidden: bool,
+}
+
+impl EventWriter {
+    async fn run(mut self, mut troubles: mpsc::Receiver<Trouble>) {
+        while let Some(trouble) = troubles.recv().await {
+            self.post(trouble).await;
+        }
+    }
+
+    /// Writes an event if it is new and writing is allowed. Every node of the cluster finds the same
+    /// trouble with another Node: the event's name follows from its content, so that only one is created.
+    async fn post(&mut self, trouble: Trouble) {
         let mut hasher = DefaultHasher::new();
         trouble.hash(&mut hasher);
         let id = hasher.finish();
-        if self.forbidden || self.said.len() >= MOST || !self.said.insert(id) {
+        if self.forbidden || self.written.len() >= MOST || !self.written.insert(id) {
             return;
         }
         let node = trouble.node.as_deref().unwrap_or(&self.own);
@@ -84,27 +121,27 @@ impl Events {
             ("application/json", Bytes::from(event.to_string())),
         );
         match timeout(PATIENCE, self.client.send(&ask)).await {
-            // It is not tried again, and says nothing of other events.
+            // The API server does not accept this event; others may be fine.
             Ok(Err(Failure::Invalid(reason))) => debug!("an event is not accepted: {reason}"),
             Ok(Err(Failure::Refused(reason))) => {
                 self.forbidden = true;
                 debug!("no events are written: {reason}");
             }
-            // That it is there already is as good; and one that is lost is said again later.
+            // A conflict means that another node has created it.
             Ok(Ok(_) | Err(Failure::Conflict(_))) => {}
-            Ok(Err(_)) | Err(_) => drop(self.said.remove(&id)),
+            Ok(Err(_)) | Err(_) => drop(self.written.remove(&id)),
         }
     }
 }
 
-/// A name that follows from what is said and about whom, no longer than an object's may be.
+/// Returns a name that follows from the content, no longer than the name of an object may be.
 fn event_name(node: &str, id: u64) -> String {
     // Names of Nodes are ASCII.
     let node: String = node.chars().take(LONGEST_NAME - 17).collect();
     format!("{}.{id:016x}", node.trim_end_matches(['.', '-']))
 }
 
-/// No more than the API server takes.
+/// Cuts a message to the length that the API server accepts.
 fn shortened(message: &str) -> String {
     message.chars().take(LONGEST_MESSAGE).collect()
 }

@@ -16,6 +16,7 @@ use tracing::info;
 
 use super::access::{Access, AccessError, Target};
 use super::body::Body;
+use super::failure::{Failure, innermost};
 use super::status;
 
 /// Until an answer begins.
@@ -28,45 +29,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 256 << 10;
 /// How we introduce ourselves.
 const AGENT: &str = concat!("flanneld/", env!("CARGO_PKG_VERSION"), " (flannel-rs)");
-
-/// Why a request came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// It cannot be reached, or cannot answer now.
-    #[error("{0}")]
-    Away(String),
-    /// It asks to be left alone for a while.
-    #[error("the API server is busy: {1}")]
-    Busy(Duration, String),
-    /// What happened since is no longer known there: list again.
-    #[error("the resource version is too old: {0}")]
-    Expired(String),
-    /// It knows more than the API server does: list without asking for that version.
-    #[error("the resource version is not known: {0}")]
-    Ahead(String),
-    /// There is no such object.
-    #[error("{0}")]
-    NotFound(String),
-    /// It is there already, or has changed.
-    #[error("{0}")]
-    Conflict(String),
-    /// The object itself is not accepted.
-    #[error("the API server does not accept it: {0}")]
-    Invalid(String),
-    /// It does not believe who we say we are.
-    #[error("the API server refuses: {0}")]
-    Unauthorized(String),
-    /// Another no.
-    #[error("the API server refuses: {0}")]
-    Refused(String),
-}
-
-impl Failure {
-    /// Waiting for the server mends it, rather than somebody's work.
-    pub(super) fn is_away(&self) -> bool {
-        matches!(self, Failure::Away(_) | Failure::Busy(..))
-    }
-}
 
 /// One request.
 pub(super) struct Ask<'a> {
@@ -278,13 +240,4 @@ fn request(target: &Target, ask: &Ask<'_>, http1: bool) -> Result<Request<Full<B
     request
         .body(Full::new(body))
         .map_err(|error| Failure::Refused(format!("the request cannot be made: {error}")))
-}
-
-/// The cause that the wrappers wrap.
-pub(super) fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

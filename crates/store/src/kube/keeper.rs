@@ -1,148 +1,211 @@
-//! The task that keeps our Node as it should be, and tells of troubles.
+//! The task that keeps our Node as it should be: its annotations through [`crate::own_lease`], its
+//! condition beside them.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::Family;
-use tokio::sync::{mpsc, watch};
+use model::Lease;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
-use super::annotations::Prefix;
-use super::events::{Events, Trouble};
-use super::http::{Client, Failure};
-use super::own::{self, DesiredNode, Own};
+use super::condition::ConditionKeeper;
+use super::failure::Failure;
+use super::own::{DesiredNode, NodeMark, condition};
+use super::own_sight::Seen;
+use super::publisher::{Publisher, Reassigned};
 use crate::backoff::Backoff;
+use crate::clock;
+use crate::own_lease::Event;
+use crate::own_lease::driver::Driver;
+use crate::retry::Retry;
 use crate::retry_log::RetryLog;
-use crate::tenure::{Reaction, Tenure};
 
-/// When the API server says no, it is asked again after about so long.
+/// How long to wait, more or less, after the API server has refused a write.
 const AGAIN: Duration = Duration::from_secs(20);
-/// How often what others write over ours is looked at, once we have answered.
-const ENDURE: Duration = Duration::from_secs(60);
 
-/// What is known of our Node.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Seen {
-    /// What it says; `None`: there is none, or nothing is known yet.
-    pub own: Option<Box<Own>>,
-    /// Counts how often the Node was gone, or the API server went back in time: versions are compared
-    /// within one epoch only. States in between may never be seen, the epoch always is.
-    pub epoch: u64,
-}
-
+/// Our Node, what it should say, and what is being done for that.
 pub(super) struct Keeper {
-    pub client: Arc<Client>,
-    pub name: Arc<str>,
-    pub prefix: Prefix,
-    pub families: Vec<Family>,
-    pub wish: watch::Receiver<DesiredNode>,
-    pub seen: watch::Receiver<Seen>,
-    pub troubles: mpsc::Receiver<Trouble>,
-    pub events: Events,
-    /// What the Node said as we wished, by our last write or because it did already.
-    pub written: Option<Written>,
-    /// [`Seen::epoch`] that `written` belongs to.
-    pub epoch: u64,
-    pub tenure: Tenure,
-    pub backoff: Backoff,
-    pub waiting: RetryLog,
-}
-
-/// A state of the Node that was as wished.
-#[derive(Clone, Debug)]
-pub(super) struct Written {
-    pub uid: String,
-    /// What is older than this is from before.
-    pub version: u64,
-    pub wish: DesiredNode,
+    publisher: Publisher,
+    driver: Driver<NodeMark>,
+    condition: ConditionKeeper,
+    /// A write failed: whether it took effect is not known.
+    unknown: bool,
+    /// When a failed request is tried again.
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+    log: RetryLog,
+    epoch: u64,
 }
 
 impl Keeper {
-    pub(super) async fn run(mut self) {
+    /// Has our Node publish the lease for the first time; waits while that fails.
+    ///
+    /// # Errors
+    /// The Node has other subnets now.
+    pub(super) async fn publish(
+        mut publisher: Publisher,
+        retry: &mut Retry,
+    ) -> Result<Keeper, Reassigned> {
+        let mut driver = publisher.driver().ok_or(Reassigned)?;
         loop {
-            let again = self.settle().await;
+            let failure = driver.work(&mut publisher).await.err();
+            if publisher.reassigned().is_some() || publisher.own().is_none() {
+                return Err(Reassigned);
+            }
+            let Some(failure) = failure else { break };
+            let text = format!(
+                "cannot publish on Node {}: {failure}",
+                publisher.client().name()
+            );
+            retry.wait(&text, failure.is_away()).await;
+            driver.retry();
+        }
+        Ok(Keeper {
+            publisher,
+            driver,
+            condition: ConditionKeeper::default(),
+            unknown: false,
+            retry_at: None,
+            backoff: Backoff::default(),
+            log: RetryLog::default(),
+            epoch: 0,
+        })
+    }
+
+    /// Returns our Node's name.
+    pub(super) fn name(&self) -> &Arc<str> {
+        self.publisher.client().name()
+    }
+
+    /// Returns our lease as it is published.
+    pub(super) fn lease(&self) -> Lease {
+        self.publisher.lease()
+    }
+
+    /// Keeps the Node for as long as the store exists.
+    pub(super) async fn run(
+        mut self,
+        mut desired: watch::Receiver<DesiredNode>,
+        mut seen: watch::Receiver<Seen>,
+    ) {
+        loop {
+            let wanted = desired.borrow_and_update().clone();
+            self.condition.desire(wanted.network);
+            if let Some(attrs) = wanted.attrs {
+                self.publisher.desire(attrs, &mut self.driver);
+            }
+            let condition_at = self.work().await;
             tokio::select! {
-                Ok(()) = self.wish.changed() => {}
-                Ok(()) = self.seen.changed() => {}
-                Some(trouble) = self.troubles.recv() => self.events.post(trouble).await,
-                () = until(again) => {}
+                Ok(()) = desired.changed() => {}
+                Ok(()) = seen.changed() => {
+                    let shown = seen.borrow_and_update().clone();
+                    self.observe(shown);
+                }
+                () = until(self.driver.timer()) => self.driver.timer_expired(),
+                () = until(condition_at) => {}
+                () = until(self.retry_at) => {
+                    self.retry_at = None;
+                    self.driver.retry();
+                }
             }
         }
     }
 
-    /// Writes what differs. Returns when to look again although nothing changes.
-    async fn settle(&mut self) -> Option<Instant> {
-        let wish = self.wish.borrow_and_update().clone();
-        let seen = self.seen.borrow_and_update().clone();
+    fn observe(&mut self, seen: Seen) {
         if seen.epoch != self.epoch {
             self.epoch = seen.epoch;
-            if let Some(written) = &mut self.written {
-                written.version = 0;
-            }
+            let gone = self.publisher.gone();
+            self.driver.observe(Event::Observed(gone));
         }
-        let own = seen.own?;
-        let before = self
-            .written
-            .clone()
-            .filter(|written| written.uid == own.uid);
-        if before
-            .as_ref()
-            .is_some_and(|written| own.version < written.version)
-        {
-            return None;
+        let Some(own) = seen.own else { return };
+        let known = self.publisher.own();
+        // An answer may have shown a later state than the watch.
+        if known.is_none_or(|known| own.version >= known.version) {
+            let look = self.publisher.observe(*own, &mut self.driver);
+            self.driver.observe(Event::Observed(look));
+            self.unknown = false;
         }
-        let first = before
-            .as_ref()
-            .is_none_or(|written| written.wish.network != wish.network);
-        let patch = own::difference(&own, &wish, &self.families, &self.prefix, first);
-        let Some(patch) = patch else {
-            self.written = Some(Written {
-                uid: own.uid,
-                version: own.version,
-                wish,
-            });
-            return None;
-        };
-        if before.is_some_and(|written| written.wish == wish) {
-            match self.tenure.foreign_write() {
-                Reaction::Endure => return Some(Instant::now() + ENDURE),
-                Reaction::Answer => warn!(
-                    "somebody else changed what this node publishes on Node {}: writing it again: {patch}",
-                    self.name
-                ),
-            }
-        } else if self
-            .written
-            .as_ref()
-            .is_some_and(|written| written.uid != own.uid)
-        {
-            info!("Node {} was made anew: publishing on it again", self.name);
+        if let Some(why) = self.publisher.reassigned() {
+            self.driver.observe(Event::Reassigned(why));
         }
-        debug!("Node {}: {patch}", self.name);
-        let wait = match own::patch(&self.client, &self.name, &patch).await {
-            Ok(version) => {
-                self.backoff.reset();
-                self.written = Some(Written {
-                    uid: own.uid,
-                    version,
-                    wish,
-                });
-                return None;
+    }
+
+    /// Writes what differs. Returns when the condition is to be written.
+    async fn work(&mut self) -> Option<Instant> {
+        match self.try_work().await {
+            Ok(condition_at) => {
+                if self.retry_at.is_none() {
+                    self.backoff.reset();
+                }
+                condition_at
             }
-            // The watch is about to tell.
-            Err(Failure::NotFound(_)) => return None,
-            Err(Failure::Busy(wait, _)) => wait,
-            Err(failure) if failure.is_away() => self.backoff.next(),
             Err(failure) => {
+                self.unknown = true;
+                let pause = self.pause_after(&failure);
+                self.retry_at = Some(Instant::now() + pause);
+                None
+            }
+        }
+    }
+
+    async fn try_work(&mut self) -> Result<Option<Instant>, Failure> {
+        // Sends nothing after a failure, but may report that the lease is lost.
+        self.driver.work(&mut self.publisher).await?;
+        if self.retry_at.is_some() {
+            return Ok(None);
+        }
+        if self.unknown {
+            let look = self.publisher.look(&mut self.driver).await?;
+            self.driver.observe(Event::Observed(look));
+            self.unknown = false;
+            self.driver.work(&mut self.publisher).await?;
+        }
+        let Some(own) = self.publisher.own() else {
+            return Ok(None);
+        };
+        let now = clock::now();
+        match self.condition.due(own, now) {
+            Some((at, available)) if at <= now => {
+                let own = own.clone();
+                let client = self.publisher.client().clone();
+                let own = match client.set_condition(own, condition(available)).await {
+                    Err(Failure::NotFound(_)) => {
+                        let gone = self.publisher.gone();
+                        self.driver.observe(Event::Observed(gone));
+                        return Ok(None);
+                    }
+                    own => own?,
+                };
+                debug!(
+                    "Node {}: NetworkUnavailable is {}",
+                    client.name(),
+                    if available { "False" } else { "True" }
+                );
+                self.condition.due(&own, now);
+                self.publisher.wrote(own);
+                Ok(None)
+            }
+            Some((at, _)) => Ok(Some(clock::timer(at))),
+            None => Ok(None),
+        }
+    }
+
+    fn pause_after(&mut self, failure: &Failure) -> Duration {
+        match failure {
+            Failure::Busy(wait, _) => *wait,
+            failure if failure.is_away() => self.backoff.next(),
+            failure => {
                 let text = failure.to_string();
-                if self.waiting.is_due(&text) {
-                    warn!("cannot publish on Node {}: {text}; trying again", self.name);
+                if self.log.is_due(&text) {
+                    warn!(
+                        "cannot publish on Node {}: {text}; retrying",
+                        self.publisher.client().name()
+                    );
                 }
                 AGAIN.mul_f64(0.5 + fastrand::f64())
             }
-        };
-        Some(Instant::now() + wait)
+        }
     }
 }
 

@@ -2,34 +2,46 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`settings`], [`access`], [`kubeconfig`], [`exec`] | where the API server is, who we are to it |
-//! | [`http`], [`body`], [`status`] | a request, its answer inflated as it arrives, a refusal |
+//! | [`settings`], [`access`], [`kubeconfig`], [`exec`] | where the API server is, and the credentials for it |
+//! | [`http`], [`body`], [`failure`], [`status`] | a request, its answer inflated as it arrives, a refusal |
 //! | [`wire`], [`node`], [`listing`], [`frames`] | Nodes in protobuf or JSON, read in place |
-//! | [`annotations`], [`peer`], [`node_index`] | a Node as a lease; all of them, and what changed |
-//! | [`finding`], [`own`], [`keeper`], [`events`] | our own Node: found, written to, kept as it should be; troubles told |
+//! | [`annotations`], [`peer`] | a Node as a lease |
+//! | [`own`], [`served`], [`own_client`] | our own Node: what it says and should say, its subnets, requests about it |
+//! | [`search`] | which Node is ours, and the wait for its subnets |
+//! | [`publisher`], [`condition`], [`keeper`] | our own Node, kept as it should be |
+//! | [`nodes_client`], [`history`], [`node_index`], [`own_sight`], [`follow`] | everybody's Nodes, for as long as the daemon runs |
+//! | [`events`] | troubles, reported as events |
 //! | [`admin`] | the leases, for a person who asks |
-//! | [`follow`] | everybody's Nodes, for as long as the daemon runs |
 //!
-//! A start needs one request for our Node, one or two to write to it, one list and one watch, all
-//! over one connection; nothing is ever asked per peer.
+//! Modules use those in rows above them, never the other way round. A start needs one request for our
+//! Node, one or two to write to it, one list and one watch, all over one connection; nothing is ever asked
+//! per peer.
 
 mod access;
 mod admin;
 mod annotations;
 mod body;
+mod condition;
 mod events;
 mod exec;
-mod finding;
+mod failure;
 mod follow;
 mod frames;
+mod history;
 mod http;
 mod keeper;
 mod kubeconfig;
 mod listing;
 mod node;
 mod node_index;
+mod nodes_client;
 mod own;
+mod own_client;
+mod own_sight;
 mod peer;
+mod publisher;
+mod search;
+mod served;
 mod settings;
 mod status;
 mod wire;
@@ -38,9 +50,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use model::{Dual, Family, Lease, LeaseAttrs, NetConfig, SubnetKey};
-use tokio::sync::{mpsc, watch};
+use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
@@ -48,110 +59,115 @@ pub use access::AccessError;
 pub use events::Trouble;
 pub use settings::{KubeSettings, KubeSettingsError, NodeName};
 
-use crate::backoff::Backoff;
 use crate::event_queue::EventQueue;
-use crate::reachability::Reachability;
 use crate::retry::{Retry, StoreStatus};
-use crate::retry_log::RetryLog;
 use crate::task::AbortOnDrop;
-use crate::tenure::Tenure;
 use crate::{AcquireError, Claim, Store, StoreEvent, Who};
 use access::Access;
 use annotations::Prefix;
-use events::Events;
 use follow::Follower;
 use http::Client;
-use keeper::{Keeper, Seen, Written};
+use keeper::Keeper;
 use node_index::NodeIndex;
-use own::{DesiredNode, Own};
-use settings::is_name;
+use nodes_client::NodesClient;
+use own::{DesiredNode, condition};
+use own_sight::OwnSight;
+use publisher::Publisher;
+use search::NodeSearch;
 
-/// Troubles that wait to be told. More at once are not read by anybody.
-const TROUBLES: usize = 64;
-/// How long a stop may take to say that the network is down.
+/// How long the end of the daemon may wait for the API server.
 const FAREWELL: Duration = Duration::from_secs(5);
-const LARGEST: usize = 16 << 20;
 
 /// Leases in Kubernetes.
 pub struct KubeStore {
-    client: Arc<Client>,
     settings: KubeSettings,
-    prefix: Prefix,
+    nodes: NodesClient,
+    search: NodeSearch,
     status: StoreStatus,
     queue: Arc<EventQueue>,
-    wish: watch::Sender<DesiredNode>,
-    /// Once we know it.
-    name: Option<Arc<str>>,
-    /// What the configuration enables.
-    families: Vec<Family>,
-    /// The configured networks of these families.
-    networks: Dual<IpNet>,
-    /// What was said of a family that cannot be served.
-    degraded: RetryLog,
-    /// Keys of the configuration that were said to have no effect.
+    desired: watch::Sender<DesiredNode>,
+    /// Keys of the configuration that were reported to have no effect.
     without_effect: Vec<&'static str>,
-    /// Our Node as last asked for.
-    node: Option<Own>,
-    written: Option<Written>,
-    lease: Option<SubnetKey>,
-    events: Option<Events>,
-    tasks: Option<Tasks>,
-}
-
-struct Tasks {
-    _follower: AbortOnDrop,
-    _keeper: AbortOnDrop,
-    troubles: mpsc::Sender<Trouble>,
+    /// Keeps our Node once a subnet is acquired; until it runs as a task.
+    keeper: Option<Keeper>,
+    tasks: Option<(AbortOnDrop, AbortOnDrop)>,
 }
 
 impl KubeStore {
-    /// A store for these settings; `env` reads the environment. Nothing is sent yet.
+    /// Creates a store for these settings; `env` reads the environment. Nothing is sent yet.
     ///
     /// # Errors
-    /// Settings that no waiting mends: address, kubeconfig, certificates, prefix, no node name.
+    /// Settings that no waiting fixes: address, kubeconfig, certificates, prefix, no node name.
     pub fn new(
         settings: KubeSettings,
         env: impl Fn(&str) -> Option<String>,
     ) -> Result<KubeStore, KubeSettingsError> {
         let prefix = Prefix::parse(&settings.annotation_prefix)?;
-        let check = |variable, name: &str| match is_name(name) {
-            true => Ok(()),
-            false => Err(KubeSettingsError::Name {
-                variable,
-                name: name.into(),
-            }),
-        };
-        match &settings.node {
-            NodeName::Given(node) => check("NODE_NAME", node)?,
-            NodeName::OfPod { namespace, name } => {
-                check("POD_NAMESPACE", namespace)?;
-                check("POD_NAME", name)?;
-            }
-            NodeName::Unknown => return Err(KubeSettingsError::NoNode),
-        }
+        settings.node.check()?;
         let access = Access::new(&settings.api_url, settings.kubeconfig.as_deref(), env)?;
+        let (client, status) = (Arc::new(Client::new(access)), StoreStatus::default());
         Ok(KubeStore {
-            client: Arc::new(Client::new(access)),
+            nodes: NodesClient::new(client.clone(), prefix.clone()),
+            search: NodeSearch::new(client, settings.node.clone(), prefix, status.clone()),
             settings,
-            prefix,
-            status: StoreStatus::default(),
+            status,
             queue: Arc::default(),
-            wish: watch::Sender::new(DesiredNode::default()),
-            name: None,
-            families: Family::ALL.into(),
-            networks: Dual::default(),
-            degraded: RetryLog::default(),
+            desired: watch::Sender::default(),
             without_effect: Vec::new(),
-            node: None,
-            written: None,
-            lease: None,
-            events: None,
+            keeper: None,
             tasks: None,
         })
     }
 
+    /// Returns what an administrator has this node use as its public addresses, on its Node.
+    pub async fn assigned_ip(&mut self) -> Dual<IpAddr> {
+        let own = self.search.node().await;
+        peer::assigned(&own.annotations, |bad| warn!("our Node: {bad}: ignored"))
+    }
+
+    /// Says on our Node whether pods can be placed here, as soon as it can be written. Returns at once.
+    pub fn set_network(&mut self, available: bool) {
+        if self.settings.set_network_condition {
+            self.desired
+                .send_modify(|desired| desired.network = Some(available));
+        }
+    }
+
+    /// Says on our Node that the network was removed, and stops keeping the Node: the daemon is about to
+    /// end. Waits for a few seconds at most.
+    pub async fn network_removed(&mut self) {
+        if !self.settings.set_network_condition {
+            return;
+        }
+        self.tasks = None;
+        self.keeper = None;
+        let Some(client) = self.search.known_client() else {
+            return;
+        };
+        let farewell = async {
+            let own = client.get().await?;
+            if !own.has_condition(false, true) {
+                client.set_condition(own, condition(false)).await?;
+            }
+            Ok::<_, failure::Failure>(())
+        };
+        let name = client.name();
+        match timeout(FAREWELL, farewell).await {
+            Ok(Ok(())) => info!("Node {name}: NetworkUnavailable is True"),
+            Ok(Err(failure)) => warn!("Node {name}: NetworkUnavailable cannot be set: {failure}"),
+            Err(_) => warn!("Node {name}: NetworkUnavailable cannot be set: no answer"),
+        }
+    }
+
+    /// Reports a trouble to administrators, as an event on its Node. Returns at once.
+    pub fn report(&mut self, trouble: Trouble) {
+        if let Some(reporter) = self.search.reporter() {
+            reporter.report(trouble);
+        }
+    }
+
     /// Warns of keys that have no effect, once for as long as they are the same.
-    fn say_without_effect(&mut self, keys: Vec<&'static str>) {
+    fn warn_without_effect(&mut self, keys: Vec<&'static str>) {
         if !keys.is_empty() && keys != self.without_effect {
             warn!(
                 "-net-config-path {}: {} has no effect with -kube-subnet-mgr: the controller manager assigns the \
@@ -163,58 +179,24 @@ impl KubeStore {
         self.without_effect = keys;
     }
 
-    fn start_tasks(&mut self) -> Option<Tasks> {
-        let (name, own) = (self.name.clone()?, self.lease?);
-        let node = self.node.take();
-        let since = node.as_ref().map_or(0, |own| own.version);
-        let (seen, seeing) = watch::channel(Seen {
-            own: node.map(Box::new),
-            epoch: 0,
-        });
-        let (troubles, told) = mpsc::channel(TROUBLES);
-        let events = self.events.take();
-        let keeper = Keeper {
-            client: self.client.clone(),
-            name: name.clone(),
-            prefix: self.prefix.clone(),
-            families: self.families.clone(),
-            wish: self.wish.subscribe(),
-            seen: seeing,
-            troubles: told,
-            events: events.unwrap_or_else(|| Events::new(self.client.clone(), name.clone())),
-            written: self.written.take(),
-            epoch: 0,
-            tenure: Tenure::created(),
-            backoff: Backoff::default(),
-            waiting: RetryLog::default(),
-        };
-        let follower = Follower {
-            client: self.client.clone(),
-            name,
-            prefix: self.prefix.clone(),
-            families: self.families.clone(),
-            networks: self.networks,
-            status: self.status.clone(),
-            own,
-            since,
-            node_index: NodeIndex::new(self.queue.clone(), self.families.clone(), Some(own)),
-            queue: self.queue.clone(),
-            seen,
-            troubles: troubles.clone(),
-            timing: self.settings.timing,
-            reachability: Reachability::new("the API server"),
-            refusal: RetryLog::default(),
-            position: None,
-            known: None,
-            interrupted: false,
-            regressed: false,
-            sweep_at: None,
-        };
-        Some(Tasks {
-            _follower: AbortOnDrop::spawn(follower.run()),
-            _keeper: AbortOnDrop::spawn(keeper.run()),
-            troubles,
-        })
+    fn start_tasks(&mut self) -> Option<(AbortOnDrop, AbortOnDrop)> {
+        let keeper = self.keeper.take()?;
+        let name = keeper.name().clone();
+        let families = self.search.families().to_vec();
+        let own = OwnSight::new(name, families.clone());
+        let index = NodeIndex::new(self.queue.clone(), families, Some(keeper.lease().key));
+        let keeper = keeper.run(self.desired.subscribe(), own.subscribe());
+        let follower = Follower::new(
+            self.nodes.clone(),
+            (own, index),
+            self.queue.clone(),
+            self.search.reporter()?.sender(),
+            self.settings.timing,
+        );
+        Some((
+            AbortOnDrop::spawn(follower.run()),
+            AbortOnDrop::spawn(keeper),
+        ))
     }
 }
 
@@ -234,7 +216,7 @@ impl Store for KubeStore {
             });
             match read {
                 Ok((config, without_effect)) => {
-                    self.say_without_effect(without_effect);
+                    self.warn_without_effect(without_effect);
                     break config;
                 }
                 Err(problem) => {
@@ -244,129 +226,57 @@ impl Store for KubeStore {
             }
         };
         retry.over();
-        self.families = config.families().collect();
-        self.networks = config.pools.map(|_, pool| pool.network);
+        self.search.configure(&config);
         config
     }
 
-    async fn assigned_ip(&mut self) -> Dual<IpAddr> {
-        let own = self.ask_node().await;
-        let assigned = peer::assigned(&own.annotations, |bad| warn!("our Node: {bad}: ignored"));
-        self.node = Some(own);
-        assigned
-    }
-
-    async fn own(&mut self, _config: &NetConfig, _who: &Who) -> Option<Lease> {
-        let own = match self.node.take() {
-            Some(own) => own,
-            None => self.ask_node().await,
-        };
-        let key = SubnetKey::new(own.subnets);
-        let attrs = peer::attrs(&own.annotations, &self.families, |_, _| {}).ok();
-        let seniority = own.created;
-        let managed = peer::is_managed(&own.annotations);
-        self.node = Some(own);
-        let (key, attrs) = key.zip(attrs).filter(|_| managed)?;
-        Some(Lease {
-            key,
-            attrs,
-            seniority,
-        })
-    }
-
-    async fn acquire(&mut self, _: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
-        let name = self.name().await;
-        let mut retry = Retry::reporting_to(&self.status);
-        let (key, own, wish, attrs) = loop {
-            let key = self.subnets().await;
-            // A family without a subnet is not offered to the other nodes.
-            let attrs = claim.attrs.of_families_in(&key);
-            let wish = DesiredNode {
-                attrs: Some(attrs.clone()),
-                network: None,
-            };
-            let Some(mut own) = self.node.take() else {
-                continue;
-            };
-            let patch = own::difference(&own, &wish, &self.families, &self.prefix, true);
-            let Some(patch) = patch else {
-                break (key, own, wish, attrs);
-            };
-            match own::patch(&self.client, &name, &patch).await {
-                Ok(version) => {
-                    own.wrote(version, &attrs, &self.families);
-                    self.written = Some(Written {
-                        uid: own.uid.clone(),
-                        version: own.version,
-                        wish: wish.clone(),
-                    });
-                    break (key, own, wish, attrs);
-                }
-                Err(failure) => {
-                    let text = format!("cannot publish on Node {name}: {failure}");
-                    retry.wait(&text, failure.is_away()).await;
-                }
-            }
-        };
-        retry.over();
-        let lease = Lease {
+    async fn own(&mut self, config: &NetConfig, _who: &Who) -> Option<Lease> {
+        self.search.configure(config);
+        let families = self.search.families().to_vec();
+        let own = self.search.node().await;
+        let attrs = peer::attrs(&own.annotations, &families, |_, _| {}).ok()?;
+        let key = SubnetKey::new(own.subnets)?;
+        peer::is_managed(&own.annotations).then_some(Lease {
             key,
             attrs,
             seniority: own.created,
-        };
-        self.wish.send_replace(wish);
-        self.lease = Some(key);
-        self.node = Some(own);
-        Ok(lease)
+        })
+    }
+
+    async fn acquire(&mut self, config: &NetConfig, claim: &Claim) -> Result<Lease, AcquireError> {
+        self.tasks = None;
+        self.search.configure(config);
+        let client = self.search.client().await;
+        let mut retry = Retry::reporting_to(&self.status);
+        loop {
+            let (key, own) = self.search.subnets().await;
+            // A family without a subnet is not offered to the other nodes.
+            let attrs = claim.attrs.of_families_in(&key);
+            let publisher = Publisher::new(
+                client.clone(),
+                (key, own),
+                *self.search.networks(),
+                attrs.clone(),
+                (self.queue.clone(), self.status.clone()),
+            );
+            let Ok(keeper) = Keeper::publish(publisher, &mut retry).await else {
+                continue;
+            };
+            retry.over();
+            let lease = keeper.lease();
+            self.queue.lease(lease.key, Some(lease.clone()));
+            self.desired.send_replace(DesiredNode {
+                attrs: Some(attrs),
+                network: None,
+            });
+            self.keeper = Some(keeper);
+            return Ok(lease);
+        }
     }
 
     async fn publish(&mut self, attrs: LeaseAttrs) {
-        self.wish.send_modify(|wish| wish.attrs = Some(attrs));
-    }
-
-    async fn network(&mut self, stands: bool) {
-        if !self.settings.set_network_condition {
-            return;
-        }
-        self.wish.send_modify(|wish| wish.network = Some(stands));
-        if stands {
-            return;
-        }
-        // Nobody waits for the tasks any more.
-        self.tasks = None;
-        let Some(name) = self.name.clone() else {
-            return;
-        };
-        let wish = DesiredNode {
-            attrs: None,
-            network: Some(stands),
-        };
-        let farewell = async {
-            let own = own::get(&self.client, &name, &self.families, &self.prefix).await?;
-            match own::difference(&own, &wish, &self.families, &self.prefix, true) {
-                Some(patch) => own::patch(&self.client, &name, &patch).await,
-                None => Ok(0),
-            }
-        };
-        match timeout(FAREWELL, farewell).await {
-            Ok(Ok(_)) => info!("Node {name}: NetworkUnavailable is True"),
-            Ok(Err(failure)) => warn!("Node {name}: NetworkUnavailable cannot be set: {failure}"),
-            Err(_) => warn!("Node {name}: NetworkUnavailable cannot be set: no answer"),
-        }
-    }
-
-    async fn network_lost(&mut self) {
-        if self.settings.set_network_condition {
-            self.wish.send_modify(|wish| wish.network = Some(false));
-        }
-    }
-
-    async fn report(&mut self, trouble: Trouble) {
-        if let Some(tasks) = &self.tasks {
-            let _ = tasks.troubles.try_send(trouble);
-        } else if let Some(events) = &mut self.events {
-            events.post(trouble).await;
-        }
+        self.desired
+            .send_modify(|desired| desired.attrs = Some(attrs));
     }
 
     fn status(&self) -> StoreStatus {

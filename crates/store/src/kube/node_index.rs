@@ -1,5 +1,5 @@
-//! Every Node of the cluster, in as few bytes as it takes to know what changed, and which of them
-//! the daemon was told of.
+//! Every Node of the cluster but ours, in as few bytes as it takes to notice a change, and which of them
+//! are in use as peers.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,15 +23,15 @@ pub(super) struct NodeIndex {
     families: Vec<Family>,
     own: Option<SubnetKey>,
     round: u16,
-    /// A subnet that several Nodes claim was given up by the one that had it: the others' annotations
-    /// have to be read again.
+    /// The holder of a subnet that several Nodes claim gave it up: the others' annotations have to be read
+    /// again.
     list_again: bool,
 }
 
 #[derive(Debug)]
 struct Known {
     fingerprint: u64,
-    /// The subnet that it claims, and since when it is there.
+    /// The subnet that it claims, and when it was created.
     claim: Option<(SubnetKey, u64)>,
     /// The listing that showed it last.
     round: u16,
@@ -62,12 +62,12 @@ impl NodeIndex {
         }
     }
 
-    /// A listing begins.
+    /// Begins a listing.
     pub(super) fn begin(&mut self) {
         self.round = self.round.wrapping_add(1);
     }
 
-    /// The listing has shown everything: what it did not show is gone.
+    /// Ends a listing: Nodes that it did not show were deleted.
     pub(super) fn sweep(&mut self) {
         let gone: Vec<Arc<str>> = self
             .nodes
@@ -80,7 +80,7 @@ impl NodeIndex {
         }
     }
 
-    /// Whether the Nodes have to be listed again. Asked once.
+    /// Returns whether the Nodes have to be listed again, once for each reason.
     pub(super) fn must_list_again(&mut self) -> bool {
         std::mem::take(&mut self.list_again)
     }
@@ -93,8 +93,8 @@ impl NodeIndex {
         }
     }
 
-    /// The Node is so. Returns what is wrong with it, when that is new.
-    pub(super) fn saw(&mut self, node: &Node<'_>) -> Option<String> {
+    /// Takes in a Node as it is now. Returns what is wrong with it, if that is new.
+    pub(super) fn observe(&mut self, node: &Node<'_>) -> Option<String> {
         let (fingerprint, round) = (node.fingerprint(), self.round);
         let name = match self.nodes.get_mut(&*node.name) {
             Some(known) if known.fingerprint == fingerprint => {
@@ -105,9 +105,10 @@ impl NodeIndex {
             Some(_) => self.nodes.get_key_value(&*node.name)?.0.clone(),
             None => Arc::from(&*node.name),
         };
-        let lease = match peer::is_managed(&node.annotations) {
-            true => peer::lease(node, &self.families).map(Some),
-            false => Ok(None),
+        let lease = if peer::is_managed(&node.annotations) {
+            peer::lease(node, &self.families).map(Some)
+        } else {
+            Ok(None)
         };
         let claim = match &lease {
             Ok(Some(published)) => Some((published.lease.key, published.lease.seniority)),
@@ -127,7 +128,7 @@ impl NodeIndex {
         }
         match lease {
             Ok(Some(Published { lease, faults })) => {
-                match self.place(&name, lease.key, lease.seniority) {
+                match self.take(&name, lease.key, lease.seniority) {
                     Ok(()) => {
                         self.queue.lease(lease.key, Some(lease));
                         if faults.is_empty() {
@@ -149,7 +150,7 @@ impl NodeIndex {
         }
     }
 
-    /// The Node is gone.
+    /// Removes a Node that was deleted.
     pub(super) fn gone(&mut self, name: &str) {
         let Some((name, known)) = self.nodes.remove_entry(name) else {
             return;
@@ -161,7 +162,7 @@ impl NodeIndex {
     }
 
     /// Makes `name` the holder of `key`, unless it is ours or an older Node's.
-    fn place(&mut self, name: &Arc<str>, key: SubnetKey, since: u64) -> Result<(), String> {
+    fn take(&mut self, name: &Arc<str>, key: SubnetKey, since: u64) -> Result<(), String> {
         if self.own == Some(key) {
             return Err(format!("its podCIDR {key} is ours"));
         }
@@ -183,7 +184,7 @@ impl NodeIndex {
         Ok(())
     }
 
-    /// `name` no longer claims `key`. Who else does is next, and must be read again.
+    /// Gives up `key` if `name` holds it. Other Nodes that claim it must be read again.
     fn release(&mut self, key: SubnetKey, name: &Arc<str>) {
         if self.holders.get(&key) != Some(name) {
             return;
@@ -237,7 +238,7 @@ mod tests {
             );
             let prefix = Prefix::parse("f.io").unwrap();
             let node = Node::from_json(json.as_bytes(), &prefix).unwrap();
-            self.node_index.saw(&node)
+            self.node_index.observe(&node)
         }
 
         /// What the daemon is told: subnet and address, or that it is gone.

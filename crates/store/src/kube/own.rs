@@ -1,51 +1,46 @@
-//! Our own Node: what it says, and what it should say.
+//! This machine's own Node: what it says, what it should say, and the patches from one to the other.
 
-use bytes::Bytes;
-use hyper::Method;
-use ipnet::IpNet;
-use model::{Dual, Family, LeaseAttrs};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::SystemTime;
 
+use ipnet::IpNet;
+use model::{Dual, Family, LeaseAttrs};
+use serde_json::{Map, Value, json};
+
 use super::annotations::{Annotations, Key, Prefix};
-use super::http::{Ask, Client, Failure};
 use super::node::{CONDITION, Condition, Node};
 use super::peer;
 
-/// Merges the conditions by their type, and everything else by key.
-const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
-/// Of the answer to a patch only the version matters, not the 15 KB that the Node may have.
-const METADATA_ONLY: &str =
-    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json";
-/// More than any Node has.
-const LARGEST: usize = 16 << 20;
-
 /// What our Node says.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Own {
-    /// Another one after the Node was deleted and made again.
+pub(super) struct OwnNode {
+    /// Changes when the Node is deleted and created again.
     pub uid: String,
-    /// Orders what we hear of it; 0 if it is no number.
+    /// Orders the states of the Node; 0 if the resource version is not a number.
     pub version: u64,
-    /// As it is called in requests.
+    /// As it is written in requests.
     pub resource_version: String,
+    /// When the Node was created, in seconds of the epoch.
     pub created: u64,
     pub annotations: Annotations<String>,
     /// Its subnets in the families that are in use.
     pub subnets: Dual<IpNet>,
-    /// Text in place of a subnet that is none.
+    /// Text in place of a subnet that cannot be parsed.
     pub bad_subnets: Dual<String>,
     pub condition: Option<Condition>,
 }
 
-impl Own {
-    pub(super) fn of(node: &Node<'_>, families: &[Family]) -> Own {
+/// Identifies what our Node publishes: equal as long as nobody changed it, whatever else changes on the Node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct NodeMark(u64);
+
+impl OwnNode {
+    pub(super) fn of(node: &Node<'_>, families: &[Family]) -> OwnNode {
         let mut bad_subnets = Dual::default();
         let subnets = node.subnets(families, |family, text| {
             bad_subnets.set(family, Some(text.to_owned()));
         });
-        Own {
+        OwnNode {
             uid: node.uid.to_string(),
             version: node.resource_version.parse().unwrap_or(0),
             resource_version: node.resource_version.to_string(),
@@ -57,196 +52,234 @@ impl Own {
         }
     }
 
-    /// We have written `attrs`, and the Node's version is `version` now; 0 if that is not known.
-    pub(super) fn wrote(&mut self, version: u64, attrs: &LeaseAttrs, families: &[Family]) {
-        let written = peer::wanted(attrs, families, &self.annotations, |_| {});
-        self.annotations.publish(written);
-        self.version = self.version.max(version);
+    /// Takes over the metadata that the answer to a patch holds.
+    pub(super) fn patched(&mut self, metadata: &Node<'_>) {
+        self.uid = metadata.uid.to_string();
+        self.version = metadata.resource_version.parse().unwrap_or(0);
+        self.resource_version = metadata.resource_version.to_string();
+        self.annotations = metadata.annotations.map(|text| text.to_string());
     }
-}
 
-/// What our Node should say.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct DesiredNode {
-    /// Under our annotations.
-    pub attrs: Option<LeaseAttrs>,
-    /// Whether the network stands.
-    pub network: Option<bool>,
-}
-
-/// The condition that tells whether the network stands.
-fn condition(stands: bool) -> Condition {
-    let (status, reason, message) = match stands {
-        true => ("False", "FlannelIsUp", "Flannel is running on this node"),
-        false => (
-            "True",
-            "FlannelIsDown",
-            "Flannel's network was taken down on this node",
-        ),
-    };
-    Condition {
-        status: status.into(),
-        reason: reason.into(),
-        message: message.into(),
-        ..Condition::default()
+    pub(super) fn mark(&self) -> NodeMark {
+        let mut hasher = DefaultHasher::new();
+        self.uid.hash(&mut hasher);
+        for key in Key::published() {
+            self.annotations.get(key).hash(&mut hasher);
+        }
+        NodeMark(hasher.finish())
     }
-}
 
-/// What has to be written for the Node to say what is wished; `None` when it does. `first`: we have not
-/// written the condition before, and its reason and text are to be ours.
-pub(super) fn difference(
-    own: &Own,
-    wish: &DesiredNode,
-    families: &[Family],
-    prefix: &Prefix,
-    first: bool,
-) -> Option<Value> {
-    let mut patch = Map::new();
-    if let Some(attrs) = &wish.attrs {
-        let wanted = peer::wanted(attrs, families, &own.annotations, |_| {});
+    /// Returns what the Node publishes, with the node's own address where an administrator has overwritten
+    /// it: `desired`, if that is what it publishes. `None`: something that this program would not have written.
+    pub(super) fn published(
+        &self,
+        desired: &LeaseAttrs,
+        families: &[Family],
+    ) -> Option<LeaseAttrs> {
+        if self.publishes(desired, families) {
+            return Some(desired.clone());
+        }
+        let mut attrs = peer::attrs(&self.annotations, families, |_, _| {}).ok()?;
+        for family in families.iter().copied() {
+            let overwrite = peer::address(&self.annotations, peer::keys(family).overwrite, family);
+            if let Ok(Some(overwrite)) = overwrite
+                && attrs.public_ip.get(family) == Some(&overwrite)
+            {
+                let own = desired.public_ip.get(family).copied();
+                attrs.public_ip.set(family, own);
+            }
+        }
+        self.publishes(&attrs, families).then_some(attrs)
+    }
+
+    fn publishes(&self, attrs: &LeaseAttrs, families: &[Family]) -> bool {
+        let wanted = peer::wanted(attrs, families, &self.annotations, |_| {});
+        Key::published().all(|key| wanted.get(key) == self.annotations.get(key))
+    }
+
+    /// Returns the patch after which the Node publishes `attrs`; `None` if it does already. It is refused
+    /// for another Node of the same name and, if `unchanged`, for another state of this one.
+    pub(super) fn publication(
+        &self,
+        attrs: &LeaseAttrs,
+        families: &[Family],
+        prefix: &Prefix,
+        unchanged: bool,
+    ) -> Option<Value> {
+        let wanted = peer::wanted(attrs, families, &self.annotations, |_| {});
         let mut changes = Map::new();
-        for key in Key::ALL.into_iter().take(Key::PUBLISHED) {
-            if wanted.get(key) != own.annotations.get(key) {
+        for key in Key::published() {
+            if wanted.get(key) != self.annotations.get(key) {
                 changes.insert(prefix.name(key), json!(wanted.get(key)));
             }
         }
-        if !changes.is_empty() {
-            patch.insert("metadata".into(), json!({ "annotations": changes }));
+        if changes.is_empty() {
+            return None;
         }
+        let mut metadata = json!({ "annotations": changes });
+        if !self.uid.is_empty() {
+            metadata["uid"] = json!(self.uid);
+        }
+        if unchanged && !self.resource_version.is_empty() {
+            metadata["resourceVersion"] = json!(self.resource_version);
+        }
+        Some(json!({ "metadata": metadata }))
     }
-    if let Some(stands) = wish.network {
-        let wanted = condition(stands);
-        let there = own.condition.as_ref();
-        let same = there.is_some_and(|there| {
+
+    /// Whether the condition says that the network is `available`. `in_our_words`: its reason and text are
+    /// ours, too.
+    pub(super) fn has_condition(&self, available: bool, in_our_words: bool) -> bool {
+        let wanted = condition(available);
+        self.condition.as_ref().is_some_and(|there| {
             there.status == wanted.status
-                && (!first || (there.reason == wanted.reason && there.message == wanted.message))
-        });
-        if !same {
-            let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-            let condition = json!({
-                "type": CONDITION,
-                "status": wanted.status,
-                "reason": wanted.reason,
-                "message": wanted.message,
-                "lastTransitionTime": now,
-                "lastHeartbeatTime": now,
-            });
-            patch.insert("status".into(), json!({ "conditions": [condition] }));
-        }
+                && (!in_our_words
+                    || (there.reason == wanted.reason && there.message == wanted.message))
+        })
     }
-    (!patch.is_empty()).then_some(Value::Object(patch))
 }
 
-/// Writes to the Node's status; returns the version that it has then.
-pub(super) async fn patch(client: &Client, name: &str, patch: &Value) -> Result<u64, Failure> {
-    #[derive(Deserialize)]
-    struct Answer {
-        metadata: Metadata,
-    }
-    #[derive(Deserialize)]
-    struct Metadata {
-        #[serde(rename = "resourceVersion")]
-        version: String,
-    }
-    let path = format!("/api/v1/nodes/{name}/status");
-    let body = (STRATEGIC_MERGE, Bytes::from(patch.to_string()));
-    let ask = Ask::with_body(Method::PATCH, &path, METADATA_ONLY, body);
-    let answer = client.send(&ask).await?.whole(LARGEST).await;
-    let answer = answer.map_err(Failure::Away)?;
-    // The patch is in force, whatever the answer looks like.
-    let answer: Option<Answer> = serde_json::from_slice(&answer).ok();
-    Ok(answer
-        .and_then(|answer| answer.metadata.version.parse().ok())
-        .unwrap_or(0))
+/// What our Node should say, as far as it is known yet.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct DesiredNode {
+    /// In its annotations.
+    pub attrs: Option<LeaseAttrs>,
+    /// In its condition: whether pods can be placed here.
+    pub network: Option<bool>,
 }
 
-/// Asks for our Node.
-pub(super) async fn get(
-    client: &Client,
-    name: &str,
-    families: &[Family],
-    prefix: &Prefix,
-) -> Result<Own, Failure> {
-    let path = format!("/api/v1/nodes/{name}");
-    let answer = client.send(&Ask::get(&path, "application/json")).await?;
-    let json = answer.whole(LARGEST).await.map_err(Failure::Away)?;
-    let node = Node::from_json(&json, prefix).map_err(|e| Failure::Refused(e.to_string()))?;
-    Ok(Own::of(&node, families))
+/// The condition that says whether pods can be placed here.
+pub(super) fn condition(available: bool) -> Condition {
+    let (status, reason, message) = if available {
+        ("False", "FlannelIsUp", "Flannel is running on this node")
+    } else {
+        (
+            "True",
+            "FlannelIsDown",
+            "Flannel's network was taken down on this node",
+        )
+    };
+    Condition {
+        kind: CONDITION.into(),
+        status: status.into(),
+        reason: reason.into(),
+        message: message.into(),
+    }
+}
+
+/// Returns the patch that sets `condition` now.
+pub(super) fn condition_patch(condition: &Condition) -> Value {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let condition = json!({
+        "type": condition.kind,
+        "status": condition.status,
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": now,
+        "lastHeartbeatTime": now,
+    });
+    json!({ "status": { "conditions": [condition] } })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn own(json: &str) -> Own {
+    fn own(json: &str) -> OwnNode {
         let prefix = Prefix::parse("f.io").unwrap();
-        Own::of(
+        OwnNode::of(
             &Node::from_json(json.as_bytes(), &prefix).unwrap(),
             &Family::ALL,
         )
     }
 
-    fn patch(own: &Own, wish: &DesiredNode, families: &[Family], first: bool) -> Option<Value> {
-        let patch = difference(own, wish, families, &Prefix::parse("f.io").unwrap(), first);
-        patch.map(|mut patch| {
-            for key in ["lastTransitionTime", "lastHeartbeatTime"] {
-                if let Some(condition) = patch.pointer_mut("/status/conditions/0") {
-                    condition.as_object_mut().unwrap().remove(key);
-                }
-            }
-            patch
-        })
+    fn attrs(ip: &str) -> LeaseAttrs {
+        let json = format!(
+            r#"{{"PublicIP":"{ip}","BackendType":"vxlan","BackendData":{{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:03"}}}}"#
+        );
+        LeaseAttrs::from_json(json.as_bytes()).unwrap()
+    }
+
+    fn publication(own: &OwnNode, unchanged: bool) -> Option<Value> {
+        let prefix = Prefix::parse("f.io").unwrap();
+        own.publication(&attrs("10.0.0.1"), &[Family::V4], &prefix, unchanged)
     }
 
     #[test]
-    fn only_what_differs_is_written_and_what_is_of_no_use_is_taken_away() {
-        let attrs = LeaseAttrs::from_json(
-            br#"{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:03"}}"#,
-        )
-        .unwrap();
-        let wish = DesiredNode {
-            attrs: Some(attrs),
-            network: None,
-        };
+    fn only_what_differs_is_written_and_what_is_of_no_use_is_removed() {
         let bare = own(r#"{"metadata":{"name":"n"}}"#);
         assert_eq!(
-            patch(&bare, &wish, &[Family::V4], true).unwrap(),
+            publication(&bare, true).unwrap(),
             json!({"metadata":{"annotations":{
                 "f.io/kube-subnet-manager":"true",
                 "f.io/backend-type":"vxlan",
                 "f.io/backend-data":"{\"VNI\":1,\"VtepMAC\":\"ce:9c:a9:08:50:03\"}",
                 "f.io/public-ip":"10.0.0.1"}}})
         );
-        let old = own(r#"{"metadata":{"annotations":{
+        let old = own(
+            r#"{"metadata":{"uid":"u","resourceVersion":"7","annotations":{
                 "f.io/kube-subnet-manager":"true","f.io/backend-type":"vxlan","f.io/public-ip":"10.0.0.9",
                 "f.io/backend-data":"{\"VNI\":1,\"VtepMAC\":\"ce:9c:a9:08:50:03\"}",
-                "f.io/public-ipv6":"fd00::1","f.io/public-ip-overwrite":"192.0.2.1"}}}"#);
+                "f.io/public-ipv6":"fd00::1","f.io/public-ip-overwrite":"192.0.2.1"}}}"#,
+        );
         assert_eq!(
-            patch(&old, &wish, &[Family::V4], true).unwrap(),
-            json!({"metadata":{"annotations":{
+            publication(&old, false).unwrap(),
+            json!({"metadata":{"uid":"u","annotations":{
                 "f.io/public-ip":"192.0.2.1","f.io/public-ipv6":null}}})
         );
+        let patch = publication(&old, true).unwrap();
+        assert_eq!(patch["metadata"]["resourceVersion"], "7");
     }
 
     #[test]
-    fn the_condition_is_ours_at_first_and_its_status_later() {
-        let wish = DesiredNode {
-            attrs: None,
-            network: Some(true),
+    fn what_is_published_is_read_as_it_was_meant() {
+        let published = |ip: &str, more: &str| {
+            own(&format!(
+                r#"{{"metadata":{{"annotations":{{"f.io/kube-subnet-manager":"true","f.io/backend-type":"vxlan",
+                "f.io/backend-data":"{{\"VNI\":1,\"VtepMAC\":\"ce:9c:a9:08:50:03\"}}","f.io/public-ip":"{ip}"{more}}}}}}}"#
+            ))
         };
-        let ours = json!({"status":{"conditions":[{"type":"NetworkUnavailable","status":"False",
-            "reason":"FlannelIsUp","message":"Flannel is running on this node"}]}});
-        assert_eq!(patch(&own("{}"), &wish, &[], true).unwrap(), ours);
+        let says = |own: &OwnNode| own.published(&attrs("10.0.0.1"), &[Family::V4]);
+        assert_eq!(says(&published("10.0.0.1", "")), Some(attrs("10.0.0.1")));
+        assert_eq!(says(&published("10.0.0.2", "")), Some(attrs("10.0.0.2")));
+        let overwrite = r#","f.io/public-ip-overwrite":"192.0.2.1""#;
+        assert_eq!(
+            says(&published("192.0.2.1", overwrite)),
+            Some(attrs("10.0.0.1"))
+        );
+        // The overwrite is not in force yet; and what nobody of us writes.
+        assert_eq!(says(&published("10.0.0.1", overwrite)), None);
+        assert_eq!(
+            says(&published(
+                "10.0.0.1",
+                r#","f.io/kube-subnet-manager":"no""#
+            )),
+            None
+        );
+        let old = published("10.0.0.1", "");
+        assert_eq!(old.mark(), published("10.0.0.1", overwrite).mark());
+        assert_ne!(old.mark(), published("10.0.0.2", "").mark());
+        assert_eq!(publication(&old, true), None);
+    }
+
+    #[test]
+    fn a_condition_in_other_words_may_stay_unless_ours_are_wanted() {
+        let none = own("{}");
+        assert!(!none.has_condition(true, false) && !none.has_condition(false, false));
         let others = own(
             r#"{"status":{"conditions":[{"type":"Ready","status":"True"},{"type":"NetworkUnavailable","status":"False","reason":"RouteCreated"}]}}"#,
         );
-        assert_eq!(patch(&others, &wish, &[], true).unwrap(), ours);
-        assert_eq!(patch(&others, &wish, &[], false), None);
-        let down = DesiredNode {
-            attrs: None,
-            network: Some(false),
-        };
-        let patch = patch(&others, &down, &[], false).unwrap();
-        assert_eq!(patch["status"]["conditions"][0]["status"], "True");
+        assert!(others.has_condition(true, false) && !others.has_condition(true, true));
+        assert!(!others.has_condition(false, false));
+        let patch = condition_patch(&condition(true));
+        let patch = &patch["status"]["conditions"][0];
+        assert_eq!(
+            (&patch["type"], &patch["status"], &patch["reason"]),
+            (
+                &json!("NetworkUnavailable"),
+                &json!("False"),
+                &json!("FlannelIsUp")
+            )
+        );
+        assert_eq!(patch["message"], "Flannel is running on this node");
     }
 }

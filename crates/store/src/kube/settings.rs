@@ -52,9 +52,29 @@ impl NodeName {
             _ => NodeName::Unknown,
         }
     }
+
+    /// Checks that a Node or pod can have the name.
+    pub(super) fn check(&self) -> Result<(), KubeSettingsError> {
+        let check = |variable, name: &String| {
+            if is_name(name) {
+                Ok(())
+            } else {
+                let name = name.clone();
+                Err(KubeSettingsError::Name { variable, name })
+            }
+        };
+        match self {
+            NodeName::Given(node) => check("NODE_NAME", node),
+            NodeName::OfPod { namespace, name } => {
+                check("POD_NAMESPACE", namespace)?;
+                check("POD_NAME", name)
+            }
+            NodeName::Unknown => Err(KubeSettingsError::NoNode),
+        }
+    }
 }
 
-/// Settings that no waiting mends.
+/// Settings that no waiting fixes.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeSettingsError {
     /// The API server cannot be reached as told.

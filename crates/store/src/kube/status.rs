@@ -7,7 +7,7 @@ use hyper::http::response::Parts;
 use serde::Deserialize;
 
 use super::body::{Body, Encoding};
-use super::http::Failure;
+use super::failure::Failure;
 use super::wire::{Fields, unwrap};
 
 /// More of an error than anybody reads.

@@ -190,7 +190,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
                 self.candidates.clear();
             }
             Event::Answer(answer) => return self.answer(answer, request, writer, policy, now),
-            Event::Observed(_) | Event::Retry | Event::Tick => {}
+            Event::Observed(_) | Event::Reassigned(_) | Event::Retry | Event::Tick => {}
         }
         Step::Stay(Vec::new())
     }

@@ -17,7 +17,7 @@ const SIGNED: Duration = Duration::from_secs(15);
 
 /// What is owed to others, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct ConflictPolicy {
+pub(crate) struct ConflictPolicy {
     /// When the present answer is due; `None`: none is owed.
     due: Option<Time>,
     /// The answer is to say who gives it.
@@ -38,7 +38,7 @@ impl ConflictPolicy {
 
     /// Somebody wrote something else. The first answer follows at once and is unsigned: a person is
     /// the likelier cause. The next ones are slower, and signed: another daemon may be the cause.
-    pub(super) fn overwritten(&mut self, now: Time) {
+    pub(crate) fn overwritten(&mut self, now: Time) {
         if self.last_foreign.is_none_or(|at| now >= at + MEMORY) {
             self.foreign = 0;
         }
@@ -64,7 +64,7 @@ impl ConflictPolicy {
     }
 
     /// When an answer is due.
-    pub(super) fn due(&self) -> Option<Time> {
+    pub(crate) fn due(&self) -> Option<Time> {
         self.due
     }
 
@@ -74,7 +74,7 @@ impl ConflictPolicy {
     }
 
     /// The own value was written.
-    pub(super) fn written(&mut self, now: Time) {
+    pub(crate) fn written(&mut self, now: Time) {
         if self.due.take().is_some() {
             self.answered = Some(now);
         }

@@ -70,7 +70,8 @@ impl<M: Clone + PartialEq> Holding<M> {
                 key: self.key,
                 value: Value {
                     attrs: self.desired.clone(),
-                    signature: self.conflict.signature(writer),
+                    // Where the subnet is assigned nobody asks who holds it.
+                    signature: self.conflict.signature(writer).filter(|_| policy.contended),
                 },
                 over,
                 reserved: self.reserved,
@@ -126,6 +127,9 @@ impl<M: Clone + PartialEq> Holding<M> {
                 self.lost = true;
                 self.uncertain = true;
                 Step::Stay(Vec::new())
+            }
+            Event::Reassigned(why) => {
+                Step::Over(Action::Revoked(Revocation::Reassigned(self.key, why)))
             }
             Event::Answer(answer) => self.answer(answer, request, writer, policy, now),
             Event::ListingBegan | Event::Entry(_) | Event::Retry | Event::Tick => {
@@ -200,6 +204,8 @@ impl<M: Clone + PartialEq> Holding<M> {
                     return Step::Over(Action::Revoked(Revocation::Deleted(self.key)));
                 }
                 self.uncertain = false;
+                // What comes back there is new, and nobody's foreign write.
+                self.lost |= !policy.contended;
                 Step::Stay(Vec::new())
             }
         }

@@ -184,6 +184,8 @@ pub enum Event<M> {
     Observed(Look<M>),
     /// The store has lost data, or is another one.
     HistoryLost,
+    /// The subnet that was assigned to the node no longer is: why.
+    Reassigned(String),
     /// Failed requests may be tried again.
     Retry,
     /// Time has passed.
@@ -218,6 +220,8 @@ pub enum Revocation {
     Taken(SubnetKey, Dual<IpAddr>),
     /// A living node publishes the same address and holds the key.
     Outranked(SubnetKey, Dual<IpAddr>),
+    /// The subnet is no longer assigned to the node: why.
+    Reassigned(SubnetKey, String),
 }
 
 impl std::fmt::Display for Revocation {
@@ -233,6 +237,7 @@ impl std::fmt::Display for Revocation {
                  address (--public-ip)",
                 addresses(ours)
             ),
+            Revocation::Reassigned(_, why) => f.write_str(why),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Both stores against the real thing: a real etcd, a real directory.
+//! The stores against the real thing: a real etcd, a real directory, an API server in this process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod admin;
@@ -8,6 +8,7 @@ mod directory;
 mod etcd;
 mod etcd_server;
 mod gate;
+mod kube;
 mod lossy;
 mod lost_answers;
 mod node;

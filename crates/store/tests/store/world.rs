@@ -1,4 +1,4 @@
-//! A store of either kind, with the means to look into it and to change it behind a daemon's back.
+//! A store of any kind, with the means to look into it and to change it behind a daemon's back.
 
 use std::path::PathBuf;
 
@@ -11,6 +11,9 @@ use crate::node::CONFIG;
 pub const PREFIX: &str = "/coreos.com/network";
 
 pub trait World {
+    /// Subnets are assigned by somebody else, and never expire.
+    const ASSIGNED: bool = false;
+
     fn new() -> Self;
     fn store_with(&self, timing: Timing) -> AnyStore;
     /// Writes `config` or `subnets/KEY`.
@@ -24,6 +27,16 @@ pub trait World {
 
     fn store(&self) -> AnyStore {
         self.store_with(Timing::default())
+    }
+
+    /// The store as node `n` opens it.
+    fn store_of_with(&self, n: u32, timing: Timing) -> AnyStore {
+        let _ = n;
+        self.store_with(timing)
+    }
+
+    fn store_of(&self, n: u32) -> AnyStore {
+        self.store_of_with(n, Timing::default())
     }
 }
 

@@ -1,12 +1,12 @@
 //! Everybody's Nodes: listed, watched, listed again.
 
-use crate::api::{Api, Fault};
-use crate::scene::{Daemon, node};
+use super::api::{Api, Fault};
+use super::scene::{Daemon, node};
 
 const OWN: &str = "10.244.1.0/24";
 
 async fn cluster() -> (Api, Daemon) {
-    let api = Api::start().await;
+    let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
     api.put("p1", "v1", node(&["10.244.2.0/24"], Some("192.0.2.2")));
     let mut daemon = Daemon::start(&api).await;
@@ -99,7 +99,7 @@ async fn a_server_that_went_back_in_time_keeps_its_nodes_for_a_while() {
 
 #[tokio::test]
 async fn a_fault_in_one_family_costs_that_family() {
-    let api = Api::start().await;
+    let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
     let mut broken = node(&["10.244.2.0/24", "fd00::nonsense/64"], Some("192.0.2.2"));
     broken["metadata"]["annotations"]["flannel.alpha.coreos.com/public-ipv6"] = "fd00:f::2".into();

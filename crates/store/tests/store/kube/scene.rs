@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use model::{LeaseAttrs, NetConfig};
+use model::{LeaseAttrs, NetConfig, SubnetKey};
 use serde_json::{Value, json};
 use store::{Claim, KubeSettings, KubeStore, NodeName, Store, Timing, Who};
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::api::Api;
+use super::api::Api;
 
 /// Long enough for anything that happens at all, also on a busy machine.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -21,6 +21,8 @@ pub const PREFIX: &str = "flannel.alpha.coreos.com/";
 pub struct Daemon {
     pub store: KubeStore,
     pub config: NetConfig,
+    pub own: Option<SubnetKey>,
+    /// The other nodes' subnets and addresses.
     pub peers: BTreeMap<String, String>,
     pub complete: bool,
     pub revoked: Option<String>,
@@ -52,6 +54,15 @@ pub fn attrs(ip: &str) -> LeaseAttrs {
 impl Daemon {
     /// Opens a store for Node `n1`; nothing is sent yet.
     pub fn new(url: &str, kubeconfig: Option<&Path>, net_conf: &str) -> Daemon {
+        Daemon::open("n1", url, kubeconfig, net_conf)
+    }
+
+    /// Opens a store of an IPv4 network for another Node.
+    pub fn of(node: &str, api: &Api) -> Daemon {
+        Daemon::open(node, &api.url, None, r#"{"Network":"10.244.0.0/16"}"#)
+    }
+
+    fn open(node: &str, url: &str, kubeconfig: Option<&Path>, net_conf: &str) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("net-conf.json");
         std::fs::write(&file, net_conf).unwrap();
@@ -61,12 +72,13 @@ impl Daemon {
             annotation_prefix: "flannel.alpha.coreos.com".into(),
             net_config: file,
             set_network_condition: true,
-            node: NodeName::Given("n1".into()),
+            node: NodeName::Given(node.into()),
             timing: Timing::default(),
         };
         Daemon {
             store: KubeStore::new(settings, |_| None).unwrap(),
             config: NetConfig::from_json(r#"{"Network":"10.244.0.0/16"}"#).unwrap(),
+            own: None,
             peers: BTreeMap::new(),
             complete: false,
             revoked: None,
@@ -93,6 +105,7 @@ impl Daemon {
             self.store.acquire(&self.config, &claim).await.unwrap()
         };
         let lease = timeout(SOON, acquired).await.expect("no subnet");
+        self.own = Some(lease.key);
         lease.key.to_string()
     }
 
@@ -110,6 +123,9 @@ impl Daemon {
                 self.complete = event.complete;
                 self.revoked = event.revoked.or(self.revoked.take());
                 for (key, lease) in event.leases {
+                    if Some(key) == self.own {
+                        continue;
+                    }
                     match lease {
                         Some(lease) => {
                             let ip = lease.attrs.public_ip.v4.map(|ip| ip.to_string());

@@ -59,8 +59,10 @@ impl Drop for Api {
 }
 
 impl Api {
-    pub async fn start() -> Api {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub fn start() -> Api {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let listener = TcpListener::from_std(listener).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let state = Arc::new(Mutex::new(State {
             version: 100,
@@ -108,6 +110,15 @@ impl Api {
             "ADDED"
         };
         state.tell(kind, node);
+        drop(state);
+        self.news.send_modify(|_| {});
+    }
+
+    /// Sends a state of a Node that is older than what was sent before, as a server that lags behind does.
+    pub fn send_stale(&self, node: Value) {
+        let mut state = self.state();
+        state.version += 1;
+        state.tell("MODIFIED", node);
         drop(state);
         self.news.send_modify(|_| {});
     }
@@ -241,14 +252,25 @@ async fn answer(
         (&Method::PATCH, Some(name)) => {
             let name = name.trim_end_matches("/status").to_owned();
             let patch: Value = serde_json::from_slice(&body).unwrap();
-            locked.version += 1;
-            let version = locked.version.to_string();
+            let version = (locked.version + 1).to_string();
             let Some(node) = locked.nodes.get_mut(&name) else {
                 return Ok(status(404, "NotFound", "nodes not found"));
             };
+            let required = |field: &str| Some(&patch["metadata"][field]).filter(|v| !v.is_null());
+            if required("uid").is_some_and(|uid| *uid != node["metadata"]["uid"]) {
+                return Ok(status(422, "Invalid", "metadata.uid: field is immutable"));
+            }
+            if required("resourceVersion")
+                .is_some_and(|v| *v != node["metadata"]["resourceVersion"])
+            {
+                let text =
+                    "the object has been modified; please apply your changes to the latest version";
+                return Ok(status(409, "Conflict", text));
+            }
             merge(node, &patch);
             node["metadata"]["resourceVersion"] = version.into();
             let node = node.clone();
+            locked.version += 1;
             locked.tell("MODIFIED", node.clone());
             news.send_modify(|_| {});
             node

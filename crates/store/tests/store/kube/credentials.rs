@@ -9,8 +9,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::api::Api;
-use crate::scene::{Daemon, node};
+use super::api::Api;
+use super::scene::{Daemon, node};
 
 const CONF: &str = r#"{"Network":"10.244.0.0/16"}"#;
 
@@ -25,7 +25,7 @@ fn kubeconfig(path: &Path, server: &str, user: &str) {
 }
 
 async fn server() -> Api {
-    let api = Api::start().await;
+    let api = Api::start();
     api.put("n1", "u1", node(&["10.244.1.0/24"], None));
     api
 }

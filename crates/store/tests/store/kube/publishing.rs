@@ -1,9 +1,10 @@
 //! Our own Node, kept as it should be.
 
+use serde_json::json;
 use store::{Assigned, Store};
 
-use crate::api::{Api, Fault};
-use crate::scene::{Daemon, attrs, node};
+use super::api::{Api, Fault};
+use super::scene::{Daemon, attrs, node};
 
 const OWN: &str = "10.244.1.0/24";
 
@@ -13,7 +14,7 @@ fn publishes(api: &Api, ip: &str) -> bool {
 
 #[tokio::test]
 async fn a_lost_answer_is_no_harm() {
-    let api = Api::start().await;
+    let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
     api.fail("PATCH", Fault::LoseAnswer);
     let mut daemon = Daemon::start(&api).await;
@@ -39,10 +40,10 @@ async fn a_lost_answer_is_no_harm() {
 
 #[tokio::test]
 async fn a_node_that_is_created_again_gets_its_annotations_back() {
-    let api = Api::start().await;
+    let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
     let mut daemon = Daemon::start(&api).await;
-    daemon.store.network(true).await;
+    daemon.store.set_network(true);
     daemon.knows(&[]).await;
     for round in 0..20 {
         // Deleted and created in one moment: the daemon may see both at once.
@@ -69,20 +70,106 @@ async fn a_node_that_is_created_again_gets_its_annotations_back() {
 }
 
 #[tokio::test]
-async fn what_others_write_over_ours_is_written_again() {
-    let api = Api::start().await;
+async fn what_others_write_over_ours_is_written_again_every_time() {
+    let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
     let mut daemon = Daemon::start(&api).await;
+    daemon.store.set_network(true);
     daemon.knows(&[]).await;
-    api.put("n1", "u1", node(&[OWN], Some("198.51.100.1")));
+    for round in 0..3 {
+        let foreign = format!("198.51.100.{round}");
+        let mut theirs = node(&[OWN], Some(&foreign));
+        theirs["status"]["conditions"] =
+            json!([{"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}]);
+        api.put("n1", "u1", theirs);
+        daemon
+            .until("corrected", |_| {
+                publishes(&api, "192.0.2.1") && unavailable(&api) == "False"
+            })
+            .await;
+    }
+    assert_eq!(daemon.revoked, None);
+}
+
+/// The status of the condition.
+fn unavailable(api: &Api) -> String {
+    let state = api.state();
+    let condition = &state.nodes["n1"]["status"]["conditions"][0];
+    condition["status"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_node_that_others_write_to_is_published_on_all_the_same() {
+    let api = Api::start();
+    api.put("n1", "u1", node(&[OWN], None));
+    let conflict = || Fault::Refuse(409, "Conflict", "the object has been modified");
+    api.fail("PATCH", conflict());
+    let mut daemon = Daemon::start(&api).await;
+    assert!(publishes(&api, "192.0.2.1"));
+    daemon.knows(&[]).await;
+    // The kubelet writes to it all the time: in the end only the Node has to be the same.
+    for _ in 0..3 {
+        api.fail("PATCH", conflict());
+    }
+    daemon.store.publish(attrs("192.0.2.7")).await;
     daemon
-        .until("answered", |_| publishes(&api, "192.0.2.1"))
+        .until("published", |_| publishes(&api, "192.0.2.7"))
         .await;
+    assert!(api.state().faults.is_empty());
+}
+
+#[tokio::test]
+async fn an_older_state_from_a_server_that_lags_behind_is_no_foreign_write() {
+    let api = Api::start();
+    api.put("n1", "u1", node(&[OWN], None));
+    let before = api.state().nodes["n1"].clone();
+    let mut daemon = Daemon::start(&api).await;
+    daemon.knows(&[]).await;
+    let patches = api.asked("PATCH");
+    api.send_stale(before);
+    api.put("p1", "v1", node(&["10.244.2.0/24"], Some("192.0.2.2")));
+    daemon.knows(&[("10.244.2.0-24", "192.0.2.2")]).await;
+    api.put("n1", "u1", api_node(&api));
+    api.put("p1", "v1", node(&["10.244.2.0/24"], Some("192.0.2.3")));
+    daemon.knows(&[("10.244.2.0-24", "192.0.2.3")]).await;
+    assert_eq!(api.asked("PATCH"), patches, "nothing was wrong");
+}
+
+/// The own Node as it is, for a heartbeat.
+fn api_node(api: &Api) -> serde_json::Value {
+    api.state().nodes["n1"].clone()
+}
+
+#[tokio::test]
+async fn two_fresh_nodes_find_each_other() {
+    let api = Api::start();
+    api.put("n1", "u1", node(&[], None));
+    api.put("n2", "u2", node(&[], None));
+    let mut daemons = [Daemon::of("n1", &api), Daemon::of("n2", &api)];
+    let [one, two] = &mut daemons;
+    let assign = async {
+        // Both wait by then; the controller manager assigns late, and one after the other.
+        for (name, asked) in [("n1", "metadata.name%3Dn1"), ("n2", "metadata.name%3Dn2")] {
+            while !api.state().requests.iter().any(|r| r.contains(asked)) {
+                tokio::task::yield_now().await;
+            }
+            let cidr = format!("10.244.{}.0/24", &name[1..]);
+            api.put(name, &name.replace('n', "u"), node(&[&cidr], None));
+        }
+    };
+    let (first, second, ()) = tokio::join!(one.acquire(), two.acquire(), assign);
+    assert_eq!(
+        [first.as_str(), &second],
+        ["10.244.1.0-24", "10.244.2.0-24"]
+    );
+    let peer = ("10.244.2.0-24", "192.0.2.1");
+    one.knows(&[peer]).await;
+    two.knows(&[("10.244.1.0-24", "192.0.2.1")]).await;
 }
 
 #[tokio::test]
 async fn a_missing_node_is_known_to_have_no_subnet_and_a_dead_server_says_nothing() {
-    let api = Api::start().await;
+    let api = Api::start();
     let mut daemon = Daemon::new(&api.url, None, r#"{"Network":"10.244.0.0/16"}"#);
     let waits = daemon.store_waits();
     let mut assigned = waits.assigned();
@@ -111,7 +198,7 @@ async fn a_missing_node_is_known_to_have_no_subnet_and_a_dead_server_says_nothin
 
 #[tokio::test]
 async fn an_event_that_is_not_accepted_ends_no_others() {
-    let api = Api::start().await;
+    let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
     let mut daemon = Daemon::start(&api).await;
     daemon.knows(&[]).await;
@@ -122,7 +209,7 @@ async fn an_event_that_is_not_accepted_ends_no_others() {
             message: message.into(),
             node: None,
         };
-        daemon.store.report(trouble).await;
+        daemon.store.report(trouble);
     }
     daemon
         .until("the other event", |_| api.state().events.len() == 1)
