@@ -2,6 +2,7 @@
 //! podCIDRs assign the subnet.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use model::{Dual, Lease, LeaseAttrs, SubnetKey};
@@ -14,8 +15,11 @@ use super::served::Served;
 use crate::clock;
 use crate::event_queue::EventQueue;
 use crate::own_lease::driver::{Driver, Execute};
-use crate::own_lease::{Answer, Cause, Entry, Event, Life, Look, OwnLease, Policy, Request};
+use crate::own_lease::{
+    Answer, Cause, Entry, Event, Life, Look, Notice, OwnLease, Policy, Request,
+};
 use crate::retry::{Assigned, StoreStatus};
+use crate::retry_log::RetryLog;
 
 /// After so many conflicts in a row a patch no longer requires that the Node is unchanged: others write to
 /// it all the time, but not our annotations.
@@ -78,7 +82,7 @@ impl Publisher {
             policy,
             clock::now(),
         );
-        let mut driver = Driver::new(lease, self.queue.clone());
+        let mut driver = Driver::new(lease, self.queue.clone(), self.status.clone());
         driver.observe(Event::Want(self.desired.clone()));
         Some(driver)
     }
@@ -263,7 +267,20 @@ impl Execute for Publisher {
         self.queue.flush();
     }
 
-    fn retry_after(&self, _: &Failure) -> Option<std::time::Duration> {
+    fn say(&self, notice: &Notice, log: &mut RetryLog) {
+        let Notice::Overwritten(..) = notice else {
+            return notice.log(log);
+        };
+        let text = format!(
+            "somebody else changed what this node publishes on Node {}: writing it again",
+            self.client.name()
+        );
+        if log.is_due(&text) {
+            warn!("{text}");
+        }
+    }
+
+    fn retry_after(&self, _: &Failure) -> Option<Duration> {
         None
     }
 }

@@ -19,7 +19,7 @@ use model::{Lease, LeaseAttrs};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::{Action, Answer, Event, OwnLease, Request, Revocation, Time};
+use super::{Action, Answer, Event, Notice, OwnLease, Request, Revocation, Time};
 use crate::event_queue::EventQueue;
 use crate::retry::{Assigned, Retry, StoreStatus};
 use crate::retry_log::RetryLog;
@@ -48,6 +48,11 @@ pub(crate) trait Execute {
     /// Returns how long to wait before a request that failed with `error` is retried; `None` if the
     /// store has to be reached again first.
     fn retry_after(&self, error: &Self::Error) -> Option<Duration>;
+
+    /// Writes a notice to the log, in the words of the store.
+    fn say(&self, notice: &Notice, log: &mut RetryLog) {
+        notice.log(log);
+    }
 
     /// Gives back what was prepared for a lease: there is no free subnet.
     fn release(&mut self) -> impl Future<Output = ()> + Send {
@@ -245,7 +250,7 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
                     self.queue.flush();
                     return Ok(Some(Err(AcquireError::Held(reason.to_string()))));
                 }
-                Action::Say(notice) => notice.log(&mut self.log),
+                Action::Say(notice) => store.say(&notice, &mut self.log),
                 Action::WakeAt(_) => {}
             }
         }
