@@ -38,6 +38,9 @@ pub enum BackendError {
         /// The family.
         family: Family,
     },
+    /// The backend carries no IPv6.
+    #[error("{0} carries IPv4 only: use vxlan for IPv6, or set EnableIPv6 to false")]
+    V4Only(BackendType),
     /// The peers' packets would arrive at a translator, and not here.
     #[error(
         "the public IP {public_ip} is not the address {addr} of {iface}: host-gw cannot work behind address translation; use vxlan, or leave the public IP to its default"
@@ -72,6 +75,7 @@ impl BackendError {
             BackendError::Config(_)
             | BackendError::Unknown(_)
             | BackendError::NotYet(_)
+            | BackendError::V4Only(_)
             | BackendError::DeviceName { .. } => true,
             BackendError::NoAddress { .. }
             | BackendError::Translated { .. }
@@ -81,7 +85,12 @@ impl BackendError {
 }
 
 /// The types that this version has; those of [`crate::new`].
-const HAVE: [BackendType; 3] = [BackendType::Vxlan, BackendType::HostGw, BackendType::Alloc];
+const HAVE: [BackendType; 4] = [
+    BackendType::Vxlan,
+    BackendType::HostGw,
+    BackendType::Udp,
+    BackendType::Alloc,
+];
 
 fn names(kinds: &[BackendType]) -> String {
     kinds

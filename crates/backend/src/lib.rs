@@ -11,6 +11,7 @@ mod error;
 mod host_gw;
 mod identity;
 mod served;
+mod udp;
 pub mod vxlan;
 
 pub use check::check;
@@ -113,6 +114,7 @@ pub fn need(config: &NetConfig) -> Need {
 pub fn options(kind: &BackendType) -> &'static [&'static str] {
     match kind {
         BackendType::Vxlan => &vxlan::OPTIONS,
+        BackendType::Udp => &udp::OPTIONS,
         _ => &[],
     }
 }
@@ -132,6 +134,7 @@ pub fn new(
     match &config.backend.kind {
         BackendType::Vxlan => Ok(Box::new(vxlan::Vxlan::new(config, host, identity, own)?)),
         BackendType::HostGw => Ok(Box::new(host_gw::HostGw::new(config, host)?)),
+        BackendType::Udp => Ok(Box::new(udp::Udp::new(config, host)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
         known => Err(BackendError::NotYet(known.clone())),

@@ -13,7 +13,7 @@ use model::{Family, Object, Op};
 use nodes::{config, host, identity, lease};
 
 /// Name, and the options of `Backend`.
-const BACKENDS: [(&str, &str); 5] = [
+const BACKENDS: [(&str, &str); 7] = [
     ("vxlan", r#""Type":"vxlan""#),
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
@@ -21,6 +21,8 @@ const BACKENDS: [(&str, &str); 5] = [
         r#""Type":"vxlan","VNI":4096,"Port":4789,"GBP":true,"Learning":true,"MTU":1400,"TxChecksumOffload":"off","Foo":1"#,
     ),
     ("host-gw", r#""Type":"host-gw""#),
+    ("udp", r#""Type":"udp""#),
+    ("udp-options", r#""Type":"udp","Port":9000,"MTU":1400"#),
     ("alloc", r#""Type":"alloc""#),
 ];
 
@@ -58,10 +60,16 @@ fn plans_are_as_written_down() {
 /// The plan of node 1 with two peers: node 2 on its link, node 3 behind a router.
 fn plan(options: &str, families: &[Family]) -> String {
     let (config, host) = (config(options, families), host(1, families));
-    let backend = backend::new(&config, &host, &identity(1), None).unwrap();
+    let backend = match backend::new(&config, &host, &identity(1), None) {
+        Ok(backend) => backend,
+        Err(error) => return format!("refused: {error}\n"),
+    };
     let mut text = format!("# {} on {}\n", backend.kind(), host.iface);
     for warning in backend.warnings() {
         writeln!(text, "warning: {warning}").unwrap();
+    }
+    for (family, error) in backend.missing() {
+        writeln!(text, "no {family}: {error}").unwrap();
     }
     writeln!(text, "FLANNEL_MTU={}", backend.mtu()).unwrap();
     writeln!(text, "lease: {}", backend.publish().to_json()).unwrap();

@@ -61,7 +61,7 @@ fn options_that_cannot_be() {
         ),
         (
             r#""Type":"wireguard""#,
-            "backend type wireguard: not in this version, which has vxlan, host-gw, alloc",
+            "backend type wireguard: not in this version, which has vxlan, host-gw, udp, alloc",
         ),
         (
             r#""Type":"vxlan","VNI":0"#,

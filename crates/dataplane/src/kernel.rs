@@ -6,6 +6,7 @@ use model::{Object, Op};
 
 use crate::door::Door;
 use crate::netlink::Rtnetlink;
+use crate::packet_loops::PacketLoops;
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
 
 /// Lists the doors, in the order in which they are looked through. For each: its field, its type, and the
@@ -58,6 +59,8 @@ macro_rules! doors {
 doors! {
     /// Devices, addresses, neighbours and routes.
     rtnetlink: Rtnetlink for Link | Addr | Neigh | Fdb | NextHop | Route;
+    /// Tunnels in user space.
+    packet_loops: PacketLoops for PacketLoop | TunnelRoute;
 }
 
 impl Kernel {
@@ -69,6 +72,7 @@ impl Kernel {
     pub fn open(plain_routes: bool) -> Result<Kernel, KernelError> {
         Ok(Kernel {
             rtnetlink: Rtnetlink::open(plain_routes)?,
+            packet_loops: PacketLoops::default(),
         })
     }
 }

@@ -5,6 +5,7 @@ mod failure;
 mod kernel;
 mod names;
 mod netlink;
+mod packet_loops;
 
 pub mod fake;
 pub mod guard;

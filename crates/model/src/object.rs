@@ -12,20 +12,24 @@ pub mod fdb;
 pub mod link;
 pub mod neigh;
 pub mod next_hop;
+pub mod packet_loop;
 pub mod route;
+pub mod tunnel_route;
 
 use std::fmt;
 use std::hash::Hash;
 
 pub use addr::{AddrKey, Addrs};
 pub use fdb::{Fdb, FdbKey, Remote};
-pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Vxlan};
+pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Tun, Vxlan};
 pub use neigh::{NeighKey, Neighs};
 pub use next_hop::{NextHop, NextHops};
+pub use packet_loop::{PacketLoop, PacketLoops};
 pub use route::{
     BOOT_PROTOCOL, KERNEL_PROTOCOL, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, Routes,
     default_metric,
 };
+pub use tunnel_route::{TunnelRouteKey, TunnelRoutes};
 
 use crate::IfName;
 use crate::table::{Audit, Retry, Table};
@@ -250,6 +254,10 @@ kinds! {
     Link: Links in links;
     /// An address.
     Addr: Addrs in addrs;
+    /// A packet loop.
+    PacketLoop: PacketLoops in packet_loops;
+    /// A route inside a packet loop.
+    TunnelRoute: TunnelRoutes in tunnel_routes;
     /// A neighbour entry.
     Neigh: Neighs in neighs;
     /// A forwarding-database entry.

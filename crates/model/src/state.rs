@@ -362,12 +362,15 @@ impl KernelState {
         let mut ops = Vec::new();
         let tables = &mut self.tables;
         if may_delete {
+            dels(&mut tables.tunnel_routes, limit, &mut ops, |_, _| true);
             dels(&mut tables.routes, limit, &mut ops, |_, _| true);
             dels(&mut tables.neighs, limit, &mut ops, |_, _| true);
             dels(&mut tables.fdb, limit, &mut ops, |_, _| true);
         }
         puts(&mut tables.links, limit, &mut ops);
         puts(&mut tables.addrs, limit, &mut ops);
+        puts(&mut tables.packet_loops, limit, &mut ops);
+        puts(&mut tables.tunnel_routes, limit, &mut ops);
         puts(&mut tables.neighs, limit, &mut ops);
         puts(&mut tables.fdb, limit, &mut ops);
         puts(&mut tables.hops, limit, &mut ops);
@@ -386,6 +389,7 @@ impl KernelState {
                     !used.contains(id)
                 });
             }
+            dels(&mut tables.packet_loops, limit, &mut ops, |_, _| true);
             dels(&mut tables.addrs, limit, &mut ops, |_, ()| true);
             dels(&mut tables.links, limit, &mut ops, |_, _| true);
         }
@@ -459,10 +463,13 @@ impl KernelState {
         self.sum(|table| table.missing_len() + table.stray_len()) == 0
     }
 
-    /// Returns whether every device that should be there is, as it should be and with its addresses.
+    /// Returns whether every device that should be there is, as it should be, with its addresses and with what
+    /// carries its packets.
     pub fn devices_in_sync(&self) -> bool {
         // Refused addresses count too: in sync is what the kernel holds, not what is being tried.
-        self.tables.links.missing_len() == 0 && self.tables.addrs.missing_len() == 0
+        self.tables.links.missing_len() == 0
+            && self.tables.addrs.missing_len() == 0
+            && self.tables.packet_loops.missing_len() == 0
     }
 
     /// Returns how many routes are missing that should be there.

@@ -94,9 +94,9 @@ impl Shared {
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         match &problem {
             Some(text) if place.as_ref() != Some(text) => {
-                tracing::warn!("{text}; no packets are carried until this is over, retrying");
+                tracing::debug!("{text}; no packets are carried until this is over");
             }
-            None if place.is_some() => tracing::info!("{} carries packets", self.device),
+            None if place.is_some() => tracing::debug!("{} carries packets", self.device),
             Some(_) | None => {}
         }
         *place = problem;

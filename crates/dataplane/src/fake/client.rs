@@ -155,7 +155,11 @@ fn shapes_host(object: &Object) -> bool {
     match object {
         Object::Link(..) | Object::Addr(..) => true,
         Object::Route(_, route) => matches!(route.to, RouteTo::Dev(_)),
-        Object::Neigh(..) | Object::Fdb(..) | Object::NextHop(..) => false,
+        Object::Neigh(..)
+        | Object::Fdb(..)
+        | Object::NextHop(..)
+        | Object::PacketLoop(..)
+        | Object::TunnelRoute(..) => false,
     }
 }
 
@@ -186,7 +190,7 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
     let ours = dev.is_some_and(|dev| is_ours(scope, tables, &dev));
     match object {
         Object::Link(..) | Object::Addr(..) | Object::Neigh(..) | Object::Fdb(..) => ours,
-        Object::NextHop(..) => ours,
+        Object::NextHop(..) | Object::PacketLoop(..) | Object::TunnelRoute(..) => ours,
         Object::Route(key, route) => match dev {
             _ if ours => route.protocol != KERNEL_PROTOCOL,
             None => {

@@ -1,10 +1,11 @@
 //! The fake kernel's tables: what it holds, takes and refuses. What goes along with it: `cascade`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use model::object::{
-    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, Remote, Route, RouteKey, RouteTo,
+    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, PacketLoop, Remote, Route, RouteKey,
+    RouteTo, TunnelRouteKey,
 };
 use model::{Family, IfName, Mac, Object, Op};
 
@@ -25,7 +26,7 @@ fn settings(wanted: &Link, before: Option<&Link>) -> Link {
             };
             vxlan.tx_checksum = offload;
         }
-        LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_) => {}
+        LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => {}
     }
     link
 }
@@ -34,7 +35,7 @@ fn settings(wanted: &Link, before: Option<&Link>) -> Link {
 fn has_fdb(kind: &LinkKind) -> bool {
     match kind {
         LinkKind::Vxlan(_) => true,
-        LinkKind::Ipip(_) | LinkKind::Foreign(_) => false,
+        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => false,
     }
 }
 
@@ -56,6 +57,10 @@ pub struct Tables {
     pub links: BTreeMap<IfName, Device>,
     /// Addresses.
     pub addrs: BTreeSet<AddrKey>,
+    /// Packet loops.
+    pub packet_loops: BTreeMap<IfName, PacketLoop>,
+    /// Routes inside packet loops.
+    pub tunnel_routes: BTreeMap<TunnelRouteKey, SocketAddr>,
     /// Neighbours.
     pub neighs: BTreeMap<NeighKey, Mac>,
     /// Forwarding-database entries.
@@ -106,6 +111,10 @@ impl Tables {
             .map(|(k, d)| Object::Link(*k, d.link.clone()));
         let addrs = self.addrs.iter().map(|k| Object::Addr(*k, ()));
         let neighs = self.neighs.iter().map(|(k, v)| Object::Neigh(*k, *v));
+        let packet_loops = self.packet_loops.iter();
+        let packet_loops = packet_loops.map(|(k, v)| Object::PacketLoop(*k, *v));
+        let tunnel_routes = self.tunnel_routes.iter();
+        let tunnel_routes = tunnel_routes.map(|(k, v)| Object::TunnelRoute(*k, *v));
         let fdb = self.fdb.iter().map(|(k, v)| Object::Fdb(*k, *v));
         let next_hops = self
             .next_hops
@@ -115,6 +124,8 @@ impl Tables {
         let routes = self.routes.iter().map(|(k, v)| Object::Route(*k, *v));
         links
             .chain(addrs)
+            .chain(packet_loops)
+            .chain(tunnel_routes)
             .chain(neighs)
             .chain(fdb)
             .chain(next_hops)
@@ -148,6 +159,19 @@ impl Tables {
                 if !self.addrs.insert(*key) {
                     return Ok(());
                 }
+            }
+            // Not the kernel's, so that there are no notices of them.
+            Object::PacketLoop(name, value) => {
+                self.device(name)?;
+                self.packet_loops.insert(*name, *value);
+                return Ok(());
+            }
+            Object::TunnelRoute(key, peer) => {
+                if !self.packet_loops.contains_key(&key.dev) {
+                    return Err(no_device(&key.dev));
+                }
+                self.tunnel_routes.insert(*key, *peer);
+                return Ok(());
             }
             Object::Neigh(key, mac) => {
                 self.device(&key.dev)?;
@@ -353,6 +377,15 @@ impl Tables {
                 }
                 there
             }
+            Object::PacketLoop(name, _) => {
+                self.tunnel_routes.retain(|key, _| key.dev != *name);
+                self.packet_loops.remove(name);
+                return;
+            }
+            Object::TunnelRoute(key, _) => {
+                self.tunnel_routes.remove(key);
+                return;
+            }
             Object::Neigh(key, _) => self.neighs.remove(key).is_some(),
             Object::Fdb(key, dst) => {
                 self.fdb.get(key) == Some(dst) && self.fdb.remove(key).is_some()
@@ -385,6 +418,8 @@ fn same_tunnel(a: &Link, b: &Link) -> bool {
         (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
             a.vni == b.vni && a.port == b.port && Family::of(&a.local) == Family::of(&b.local)
         }
-        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_), _) => false,
+        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_), _) => {
+            false
+        }
     }
 }

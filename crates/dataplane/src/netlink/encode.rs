@@ -106,10 +106,10 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool, over: bool) -> R
                 RouteTo::Blackhole | RouteTo::Foreign(_) => {}
             }
         }
-        Object::Link(..) => {
+        Object::Link(..) | Object::PacketLoop(..) | Object::TunnelRoute(..) => {
             return Err(Failure::because(
                 libc::EOPNOTSUPP,
-                "a device is not one of many",
+                "it is no single message",
             ));
         }
     }

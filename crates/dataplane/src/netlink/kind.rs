@@ -1,6 +1,7 @@
 //! Kinds of device as `IFLA_LINKINFO` holds them: one file for each kind that we create.
 
 mod ipip;
+pub(crate) mod tun;
 mod vxlan;
 
 use model::object::LinkKind;
@@ -18,8 +19,8 @@ pub fn encode(batch: &mut Batch, kind: &LinkKind) {
     match kind {
         LinkKind::Vxlan(vxlan) => vxlan::encode(batch, vxlan),
         LinkKind::Ipip(ipip) => ipip::encode(batch, ipip),
-        // Refused before it comes to this; see `link::create`.
-        LinkKind::Foreign(_) => {}
+        // They do not come to this; see `link::create`.
+        LinkKind::Tun(_) | LinkKind::Foreign(_) => {}
     }
     batch.end(data);
     batch.end(info);
@@ -31,6 +32,7 @@ pub fn decode(name: &str, data: &[u8]) -> LinkKind {
     let known = match name {
         "vxlan" => vxlan::decode(Attrs(data)).map(LinkKind::Vxlan),
         "ipip" => ipip::decode(Attrs(data)).map(LinkKind::Ipip),
+        "tun" => tun::decode(Attrs(data)).map(LinkKind::Tun),
         "" => Some(LinkKind::Foreign("hardware".into())),
         _ => None,
     };

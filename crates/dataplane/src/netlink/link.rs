@@ -105,7 +105,7 @@ pub fn look(requests: &mut Requests, name: &IfName) -> Result<Option<Found>, Fai
 pub fn look_closer(index: u32, name: &IfName, link: &mut Link) {
     match &mut link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.tx_checksum = ethtool::tx_checksum(index, name),
-        LinkKind::Ipip(_) | LinkKind::Foreign(_) => {}
+        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => {}
     }
 }
 
@@ -159,6 +159,14 @@ fn check(requests: &mut Requests, link: &Link) -> Result<(), Failure> {
 }
 
 fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Failure> {
+    if let LinkKind::Tun(_) = &link.kind {
+        kind::tun::create(name)?;
+        let Some(made) = look(requests, name)? else {
+            return Ok(());
+        };
+        distrust::distrust(requests, made.index, name, &link.kind);
+        return change(requests, name, &made, link);
+    }
     let attrs = |batch: &mut Batch| {
         encode::link_name(batch, name);
         encode::link_settings(batch, link.mac, Some(link.mtu));
@@ -196,7 +204,9 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
 fn offload(name: &IfName, found: &Found, link: &Link) -> Result<(), Failure> {
     let (wanted, is) = match (&link.kind, &found.link.kind) {
         (LinkKind::Vxlan(wanted), LinkKind::Vxlan(is)) => (wanted.tx_checksum, is.tx_checksum),
-        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_), _) => return Ok(()),
+        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_), _) => {
+            return Ok(());
+        }
     };
     match wanted {
         Some(on) if is != Some(on) => ethtool::set_tx_checksum(found.index, name, on),

@@ -34,6 +34,7 @@ mod service;
 mod traffic;
 mod twice;
 mod two_networks;
+mod udp;
 mod underlay;
 mod upgrade;
 mod usage;

@@ -17,7 +17,7 @@ use crate::scene::{self, SOON, lease_of, mesh};
 const UPSTREAM: Duration = Duration::from_secs(40);
 
 /// The program, or `None` and a line that says what was not run.
-fn program() -> Option<&'static Path> {
+pub fn program() -> Option<&'static Path> {
     static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/upstream");
@@ -38,7 +38,7 @@ fn program() -> Option<&'static Path> {
 }
 
 /// Starts upstream's daemon on `node`, with the arguments that ours would get.
-fn start(lab: &Lab, node: &Node, program: &Path, args: &[&str]) -> Process {
+pub fn start(lab: &Lab, node: &Node, program: &Path, args: &[&str]) -> Process {
     let mut command = Command::new(program);
     command
         .args(lab.etcd().unwrap().flanneld_args())

@@ -3,6 +3,7 @@
 
 mod ipip;
 mod mark;
+mod tun;
 mod vxlan;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::net::IpAddr;
 
 pub use ipip::Ipip;
 pub use mark::Mark;
+pub use tun::Tun;
 pub use vxlan::Vxlan;
 
 use super::Kind;
@@ -39,6 +41,8 @@ pub enum LinkKind {
     Vxlan(Vxlan),
     /// An IP-in-IP tunnel.
     Ipip(Ipip),
+    /// A device whose other end is a program.
+    Tun(Tun),
     /// Observed only: a device of another kind, or in a form that we never create.
     Foreign(String),
 }
@@ -81,6 +85,7 @@ macro_rules! for_kind {
         match $kind {
             LinkKind::Vxlan($tunnel) => $body,
             LinkKind::Ipip($tunnel) => $body,
+            LinkKind::Tun($tunnel) => $body,
             LinkKind::Foreign($name) => $foreign,
         }
     };
@@ -119,7 +124,11 @@ impl LinkKind {
         match (self, observed) {
             (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.settled(b),
             (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.settled(b),
-            (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_), _) => false,
+            (LinkKind::Tun(a), LinkKind::Tun(b)) => a.settled(b),
+            (
+                LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_),
+                _,
+            ) => false,
         }
     }
 
@@ -127,7 +136,11 @@ impl LinkKind {
         match (self, old) {
             (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.in_place(b),
             (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.in_place(b),
-            (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Foreign(_), _) => false,
+            (LinkKind::Tun(a), LinkKind::Tun(b)) => a.in_place(b),
+            (
+                LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_),
+                _,
+            ) => false,
         }
     }
 }
@@ -200,6 +213,12 @@ impl Kind for Links {
     }
 
     fn put(f: &mut fmt::Formatter<'_>, name: &IfName, link: &Link) -> fmt::Result {
+        if let LinkKind::Tun(_) = link.kind {
+            // Not by rtnetlink.
+            write!(f, "ip tuntap add {name} mode tun multi_queue")?;
+            write!(f, " && ip link set {name} mtu {}", link.mtu)?;
+            return finish(f, name, link);
+        }
         write!(f, "ip link add {name}")?;
         if let Some(mac) = link.mac {
             write!(f, " address {mac}")?;
@@ -207,16 +226,21 @@ impl Kind for Links {
         write!(f, " mtu {} type {}", link.mtu, link.kind.name())?;
         for_kind!(&link.kind, tunnel => tunnel.put(f), _kind => Ok(()))?;
         for_kind!(&link.kind, tunnel => tunnel.finish(f, name), _kind => Ok(()))?;
-        if let Some(mark) = &link.mark {
-            write!(f, " && ip link set {name} alias '{mark}'")?;
-        }
-        if link.up {
-            write!(f, " && ip link set {name} up")?;
-        }
-        Ok(())
+        finish(f, name, link)
     }
 
     fn del(f: &mut fmt::Formatter<'_>, name: &IfName, _: &Link) -> fmt::Result {
         write!(f, "ip link del {name}")
     }
+}
+
+/// Writes the commands that set what every kind of device has.
+fn finish(f: &mut fmt::Formatter<'_>, name: &IfName, link: &Link) -> fmt::Result {
+    if let Some(mark) = &link.mark {
+        write!(f, " && ip link set {name} alias '{mark}'")?;
+    }
+    if link.up {
+        write!(f, " && ip link set {name} up")?;
+    }
+    Ok(())
 }
