@@ -63,9 +63,10 @@ pub(crate) struct Connector {
 impl Connector {
     /// Connects, and verifies the server where the endpoint says `https`.
     pub(crate) async fn connect(self) -> Result<TokioIo<Wire>, ConnectError> {
-        let wire = match &self.proxy {
-            Some(proxy) => proxy.connect(&self.endpoint).await?,
-            None => Wire::Plain(dial::dial(&self.endpoint.host, self.endpoint.port).await?),
+        let wire = match (&self.endpoint.socket, &self.proxy) {
+            (Some(path), _) => Wire::Unix(dial::dial_socket(path).await?),
+            (None, Some(proxy)) => proxy.connect(&self.endpoint).await?,
+            (None, None) => Wire::Plain(dial::dial(&self.endpoint.host, self.endpoint.port).await?),
         };
         if !self.endpoint.tls {
             return Ok(TokioIo::new(wire));

@@ -1,6 +1,7 @@
 //! One address of a store's server.
 
 use std::fmt;
+use std::path::PathBuf;
 
 /// Where a server listens, and whether it speaks TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,18 +10,38 @@ pub(crate) struct Endpoint {
     /// Name or address, IPv6 without brackets and with its zone.
     pub host: String,
     pub port: u16,
+    /// The Unix socket that it listens on instead.
+    pub socket: Option<PathBuf>,
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(socket) = &self.socket {
+            let scheme = if self.tls { "unixs" } else { "unix" };
+            return write!(f, "{scheme}://{}", socket.display());
+        }
         let scheme = if self.tls { "https" } else { "http" };
         write!(f, "{scheme}://{}", self.authority())
     }
 }
 
 impl Endpoint {
+    /// A Unix socket. Its certificate, if it has one, is for the file's name, as Go's client expects.
+    pub(crate) fn at_socket(path: &str, tls: bool) -> Endpoint {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        Endpoint {
+            tls,
+            host: name.to_owned(),
+            port: 0,
+            socket: Some(path.into()),
+        }
+    }
+
     /// `HOST:PORT`, an IPv6 address in brackets.
     pub(crate) fn authority(&self) -> String {
+        if self.socket.is_some() {
+            return "localhost".to_owned();
+        }
         let host = self.name();
         if host.contains(':') {
             format!("[{host}]:{}", self.port)
@@ -29,7 +50,7 @@ impl Endpoint {
         }
     }
 
-    /// Returns the host without the zone that a link-local address may have: what a certificate names.
+    /// Returns the host, without the zone that a link-local address may have: what a certificate names.
     pub(crate) fn name(&self) -> &str {
         self.host.split('%').next().unwrap_or_default()
     }
@@ -80,7 +101,12 @@ impl Endpoint {
             return Err("no host name");
         }
         match port.parse() {
-            Ok(port) if port > 0 => Ok(Endpoint { tls, host, port }),
+            Ok(port) if port > 0 => Ok(Endpoint {
+                tls,
+                host,
+                port,
+                socket: None,
+            }),
             _ => Err("no port from 1 to 65535"),
         }
     }

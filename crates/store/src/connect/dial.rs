@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::sockopt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -51,6 +52,14 @@ pub(super) async fn dial(host: &str, port: u16) -> Result<TcpStream, DialError> 
     let _ = tcp.set_nodelay(true);
     let _ = keep_alive(&tcp);
     Ok(tcp)
+}
+
+/// Connects to a Unix socket.
+pub(super) async fn dial_socket(path: &Path) -> Result<UnixStream, DialError> {
+    match timeout(TCP_TIMEOUT, UnixStream::connect(path)).await {
+        Ok(connected) => connected.map_err(|error| DialError::One(error.to_string())),
+        Err(_) => Err(DialError::One(format!("no answer within {TCP_TIMEOUT:?}"))),
+    }
 }
 
 fn keep_alive(tcp: &TcpStream) -> rustix::io::Result<()> {

@@ -112,7 +112,10 @@ impl Proxy {
         };
         let no_proxy = ["NO_PROXY", "no_proxy"].into_iter().find_map(set);
         let no_proxy = no_proxy.map(|(_, list)| list).unwrap_or_default();
-        if is_loopback(endpoint.name()) || is_listed(endpoint, &no_proxy) {
+        if endpoint.socket.is_some()
+            || is_loopback(endpoint.name())
+            || is_listed(endpoint, &no_proxy)
+        {
             return Ok(None);
         }
         Proxy::new(&value, origin).map(Some)
@@ -145,6 +148,7 @@ impl Proxy {
             tls,
             host: host.trim_matches(['[', ']']).to_owned(),
             port: intercept.uri().port_u16().unwrap_or(port),
+            socket: None,
         };
         Ok(Proxy {
             intercept,

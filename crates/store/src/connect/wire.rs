@@ -5,12 +5,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::client::TlsStream;
 
 /// The bytes of a connection.
 pub(crate) enum Wire {
     Plain(TcpStream),
+    Unix(UnixStream),
     /// TLS; inside another one where a proxy speaks TLS too.
     Tls(Box<TlsStream<Wire>>),
 }
@@ -19,7 +20,7 @@ impl Wire {
     /// Returns whether both sides agreed on HTTP/2.
     pub(crate) fn speaks_http2(&self) -> bool {
         match self {
-            Wire::Plain(_) => false,
+            Wire::Plain(_) | Wire::Unix(_) => false,
             Wire::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -33,6 +34,7 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Wire::Unix(unix) => Pin::new(unix).poll_read(cx, buf),
             Wire::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         }
     }
@@ -46,6 +48,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Wire::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Wire::Unix(unix) => Pin::new(unix).poll_write(cx, buf),
             Wire::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
         }
     }
@@ -57,6 +60,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Wire::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Wire::Unix(unix) => Pin::new(unix).poll_write_vectored(cx, bufs),
             Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
         }
     }
@@ -64,6 +68,7 @@ impl AsyncWrite for Wire {
     fn is_write_vectored(&self) -> bool {
         match self {
             Wire::Plain(tcp) => tcp.is_write_vectored(),
+            Wire::Unix(unix) => unix.is_write_vectored(),
             Wire::Tls(tls) => tls.is_write_vectored(),
         }
     }
@@ -71,6 +76,7 @@ impl AsyncWrite for Wire {
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Wire::Unix(unix) => Pin::new(unix).poll_flush(cx),
             Wire::Tls(tls) => Pin::new(tls).poll_flush(cx),
         }
     }
@@ -78,6 +84,7 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Wire::Unix(unix) => Pin::new(unix).poll_shutdown(cx),
             Wire::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
         }
     }

@@ -3,7 +3,7 @@
 use model::LeaseAttrs;
 
 use super::EtcdStore;
-use super::client::Failure;
+use super::failure::Failure;
 use super::listing::Listing;
 use super::proto::{KeyValue, RangeRequest, RangeResponse, path};
 use super::txn::{self, Outcome, Write};
@@ -12,7 +12,7 @@ use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 impl From<Failure> for AdminError {
     fn from(failure: Failure) -> AdminError {
         AdminError(match failure {
-            Failure::Away(why) => format!("etcd does not answer: {why}"),
+            Failure::Unreachable(why) => format!("etcd does not answer: {why}"),
             other => other.to_string(),
         })
     }

@@ -1,31 +1,19 @@
 //! Calls to etcd: each tries every endpoint once before it fails.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
-use tracing::{info, warn};
 
-use super::call::{Verdict, describe, is_about_login, streaming, unary, verdict, within};
-use super::connection::{Connection, ConnectionState};
+use super::connection::{Connection, streaming, unary, within};
+use super::failover::{CALL, Failover};
+use super::failure::{Failure, Remedy, describe, is_about_login, remedy};
 use super::page::Page;
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
-use crate::connect::{Proxy, ProxyError, Scheme};
 use crate::endpoint::Endpoint;
-use crate::tls::{Names, Pem, TlsFiles};
 
-/// etcd gives up on a request after about 7 s; a server that is dead is noticed sooner, by pings.
-pub(super) const CALL: Duration = Duration::from_secs(10);
-/// The flags that name the files.
-const NAMES: Names = Names {
-    key: "-etcd-keyfile",
-    cert: "-etcd-certfile",
-    ca: "-etcd-cafile",
-};
 /// A page of the listing may have to wait while thousands of nodes list at once.
 const LISTING: Duration = Duration::from_secs(30);
 
@@ -33,99 +21,57 @@ const LISTING: Duration = Duration::from_secs(30);
 /// The listing then goes on behind the last key.
 const WHOLE_PAGE: Duration = Duration::from_secs(120);
 
-/// Why a call came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    /// No endpoint answers: wait, and try again.
-    #[error("{0}")]
-    Away(String),
-    /// The revision asked for is gone: list again.
-    #[error("the revision was compacted away")]
-    Compacted,
-    /// There is no such etcd lease.
-    #[error("the etcd lease does not exist")]
-    NoLease,
-    /// etcd says no; trying elsewhere does not help.
-    #[error("etcd refuses: {0}")]
-    Refused(String),
-}
-
-/// The one connection to etcd, made when it is first needed.
+/// Calls to one etcd.
 pub(super) struct Client {
-    pub settings: EtcdSettings,
-    pub endpoints: Vec<Arc<Endpoint>>,
-    pub files: Arc<TlsFiles>,
-    pub state: Mutex<ConnectionState>,
+    failover: Failover,
 }
 
 impl Client {
     /// Checks the settings; opens nothing yet.
     pub(super) fn new(settings: EtcdSettings) -> Result<Client, SettingsError> {
-        let endpoints: Vec<_> = settings
-            .parse_endpoints()?
-            .into_iter()
-            .map(Arc::new)
-            .collect();
-        let files = TlsFiles {
-            key: settings.keyfile.clone().map(Pem::File),
-            cert: settings.certfile.clone().map(Pem::File),
-            ca: settings.cafile.clone().map(Pem::File),
-            names: &NAMES,
-            protocols: &["h2"],
-            insecure: false,
-        };
-        if endpoints.iter().any(|e| e.tls) {
-            files.check()?;
-        }
-        if let Some(plain) = endpoints.iter().find(|e| !e.tls).filter(|_| files.any()) {
-            warn!(
-                "-etcd-endpoints: {plain} is not https: certificates are not used, traffic to it is readable"
-            );
-        }
-        settings.login()?;
-        let client = Client {
-            settings,
-            endpoints,
-            files: Arc::new(files),
-            state: Mutex::default(),
-        };
-        for endpoint in &client.endpoints {
-            if let Some(proxy) = client.proxy(endpoint)? {
-                info!("etcd {endpoint} is reached through the proxy {proxy}");
-            }
-        }
-        Ok(client)
+        Ok(Client {
+            failover: Failover::new(settings)?,
+        })
     }
 
-    /// The proxy that the environment names for an endpoint, as for every gRPC client in Go.
-    pub(super) fn proxy(&self, endpoint: &Endpoint) -> Result<Option<Proxy>, ProxyError> {
-        Proxy::from_environment(endpoint, Scheme::Https, |name| std::env::var(name).ok())
+    /// Ends connection `number`, if it is still the one in use; the next endpoint is tried next.
+    pub(super) async fn leave(&self, number: u64) {
+        self.failover.leave(number).await;
     }
 
     /// One request, one answer. Tries every endpoint once before it fails with
-    /// [`Failure::Away`]. A transaction may have been carried out although it fails so.
+    /// [`Failure::Unreachable`]. A transaction may have been carried out although it fails so.
     pub(super) async fn call<Q, A>(&self, path: &'static str, query: Q) -> Result<A, Failure>
     where
         Q: prost::Message + Clone + 'static,
         A: prost::Message + Default + 'static,
     {
         let deadline = if path == path::RANGE { LISTING } else { CALL };
-        let mut tries = self.tries();
+        let mut tries = self.failover.tries();
         loop {
-            let connection = self.connection(&mut tries).await?;
-            let answer = unary(&connection, path, query.clone(), connection.token.clone());
+            let connection = self.failover.connection(&mut tries).await?;
+            let answer = unary(
+                &connection.channel,
+                path,
+                query.clone(),
+                connection.token.clone(),
+            );
             match within(deadline, answer).await {
                 Ok(answer) => return Ok(answer),
-                Err(status) => self.failed(&mut tries, &connection, &status).await?,
+                Err(status) => {
+                    self.failover
+                        .failed(&mut tries, &connection, &status)
+                        .await?
+                }
             }
         }
     }
 
     /// Begins to read a page of keys.
     pub(super) async fn page(&self, query: proto::RangeRequest) -> Result<Incoming, Failure> {
-        let mut tries = self.tries();
+        let mut tries = self.failover.tries();
         loop {
-            let connection = self.connection(&mut tries).await?;
+            let connection = self.failover.connection(&mut tries).await?;
             match within(LISTING, Page::open(&connection, &query)).await {
                 Ok(page) => {
                     let deadline = Instant::now() + WHOLE_PAGE;
@@ -135,7 +81,11 @@ impl Client {
                         deadline,
                     });
                 }
-                Err(status) => self.failed(&mut tries, &connection, &status).await?,
+                Err(status) => {
+                    self.failover
+                        .failed(&mut tries, &connection, &status)
+                        .await?
+                }
             }
         }
     }
@@ -161,9 +111,9 @@ impl Client {
 
     /// Renews one etcd lease; returns the TTL that it was granted, in seconds.
     pub(super) async fn keep_alive(&self, id: i64) -> Result<i64, Failure> {
-        let mut tries = self.tries();
+        let mut tries = self.failover.tries();
         loop {
-            let connection = self.connection(&mut tries).await?;
+            let connection = self.failover.connection(&mut tries).await?;
             let query = tokio_stream::once(proto::LeaseId { id });
             let answer = async {
                 let mut stream = streaming(&connection, path::LEASE_KEEP_ALIVE, query).await?;
@@ -176,16 +126,20 @@ impl Client {
             match answer {
                 Ok(answer) if answer.ttl > 0 => return Ok(answer.ttl),
                 Ok(_) => return Err(Failure::NoLease),
-                Err(status) => self.failed(&mut tries, &connection, &status).await?,
+                Err(status) => {
+                    self.failover
+                        .failed(&mut tries, &connection, &status)
+                        .await?
+                }
             }
         }
     }
 
     /// Starts a watch.
     pub(super) async fn watch(&self, create: proto::WatchCreate) -> Result<Watch, Failure> {
-        let mut tries = self.tries();
+        let mut tries = self.failover.tries();
         loop {
-            let connection = self.connection(&mut tries).await?;
+            let connection = self.failover.connection(&mut tries).await?;
             let query = proto::WatchRequest {
                 create: Some(create.clone()),
             };
@@ -193,7 +147,11 @@ impl Client {
             let query = tokio_stream::once(query).chain(tokio_stream::pending());
             match within(CALL, streaming(&connection, path::WATCH, query)).await {
                 Ok(stream) => return Ok(Watch { stream, connection }),
-                Err(status) => self.failed(&mut tries, &connection, &status).await?,
+                Err(status) => {
+                    self.failover
+                        .failed(&mut tries, &connection, &status)
+                        .await?
+                }
             }
         }
     }
@@ -214,12 +172,12 @@ impl Client {
 
     /// What the end of an answer means that had begun well.
     async fn ended(&self, connection: &Connection, status: &Status) -> Failure {
-        match verdict(status) {
-            Verdict::No(failure) => return failure,
-            Verdict::LogIn => self.forget_token(connection.number).await,
-            Verdict::Elsewhere => self.leave(connection.number).await,
+        match remedy(status) {
+            Remedy::None(failure) => return failure,
+            Remedy::LogIn => self.failover.forget_token(connection.number).await,
+            Remedy::TryElsewhere => self.leave(connection.number).await,
         }
-        Failure::Away(describe(&connection.endpoint, status))
+        Failure::Unreachable(describe(&connection.endpoint, status))
     }
 }
 

@@ -1,225 +1,97 @@
-//! The connection to etcd: one at a time, to the next endpoint when one fails, logged in.
+//! One connection to one endpoint, and the calls over it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::Status;
+use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint as Transport, Uri};
+use tonic::transport::Channel;
+use tonic::{Request, Status, Streaming};
+use tonic_prost::ProstCodec;
 
-use super::call::{USER_IS_EMPTY, Verdict, describe, innermost, unary, verdict, within};
-use super::client::{CALL, Client, Failure};
-use super::proto::{self, path};
-use crate::connect::Connector;
+use super::failure::innermost;
 use crate::endpoint::Endpoint;
 
-/// etcd drops clients that ping more often than every 5 s.
-const PING_EVERY: Duration = Duration::from_secs(7);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// What the connection is at present.
-#[derive(Default)]
-pub(super) struct ConnectionState {
-    /// Index of the endpoint in use.
-    active: usize,
-    /// Counts connections, so that a late failure of an old one does not end the new one.
-    number: u64,
-    channel: Option<Channel>,
-    token: Option<MetadataValue<Ascii>>,
-    logged_in: bool,
-}
+/// No message of etcd's is larger but a page of keys, which is read bit by bit (`page.rs`): etcd cuts what a
+/// watch sends at about 2 MB. Room for it is made before it arrives.
+const LARGEST_ANSWER: usize = 16 << 20;
 
 /// A connection ready for a call.
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     pub channel: Channel,
     pub token: Option<MetadataValue<Ascii>>,
-    /// Which connection it is: see [`Client::leave`].
+    /// Which connection it is, among all of a client.
     pub number: u64,
     pub endpoint: Arc<Endpoint>,
     /// It was made for this call.
-    fresh: bool,
+    pub fresh: bool,
 }
 
-/// What is left to be tried for one call.
-pub(super) struct Tries {
-    /// Endpoints.
-    left: usize,
-    log_in_again: bool,
-    /// A connection was given up before.
-    again: bool,
+/// Sends one request and waits for its answer. `token` says who asks.
+pub(super) async fn unary<Q, A>(
+    channel: &Channel,
+    path: &'static str,
+    query: Q,
+    token: Option<MetadataValue<Ascii>>,
+) -> Result<A, Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let mut grpc = Grpc::new(channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+    ready(&mut grpc).await?;
+    let mut request = Request::new(query);
+    if let Some(token) = token {
+        request.metadata_mut().insert("token", token);
+    }
+    let codec = ProstCodec::<Q, A>::default();
+    Ok(grpc
+        .unary(request, PathAndQuery::from_static(path), codec)
+        .await?
+        .into_inner())
 }
 
-impl Client {
-    pub(super) fn tries(&self) -> Tries {
-        Tries {
-            left: self.endpoints.len(),
-            log_in_again: true,
-            again: false,
-        }
+/// Sends a stream of requests; returns the stream of answers.
+pub(super) async fn streaming<Q, A>(
+    connection: &Connection,
+    path: &'static str,
+    query: impl tokio_stream::Stream<Item = Q> + Send + 'static,
+) -> Result<Streaming<A>, Status>
+where
+    Q: prost::Message + 'static,
+    A: prost::Message + Default + 'static,
+{
+    let mut grpc = Grpc::new(connection.channel.clone()).max_decoding_message_size(LARGEST_ANSWER);
+    ready(&mut grpc).await?;
+    let mut request = Request::new(query);
+    if let Some(token) = connection.token.clone() {
+        request.metadata_mut().insert("token", token);
     }
+    // A member that lost touch with the others ends the stream rather than staying silent.
+    request
+        .metadata_mut()
+        .insert("hasleader", MetadataValue::from_static("true"));
+    let codec = ProstCodec::<Q, A>::default();
+    Ok(grpc
+        .streaming(request, PathAndQuery::from_static(path), codec)
+        .await?
+        .into_inner())
+}
 
-    /// A call over `connection` failed: returns if it is to be tried again.
-    pub(super) async fn failed(
-        &self,
-        tries: &mut Tries,
-        connection: &Connection,
-        status: &Status,
-    ) -> Result<(), Failure> {
-        match verdict(status) {
-            Verdict::No(failure) => Err(failure),
-            Verdict::LogIn if tries.log_in_again => {
-                tries.log_in_again = false;
-                self.forget_token(connection.number).await;
-                Ok(())
-            }
-            // Logging in did not help here: another member may know better.
-            Verdict::LogIn | Verdict::Elsewhere => {
-                self.leave(connection.number).await;
-                // A connection that had stood for a while may have ended without anything being
-                // wrong with its endpoint: that is no try.
-                tries.left = tries
-                    .left
-                    .saturating_sub(usize::from(connection.fresh || tries.again));
-                tries.again = true;
-                if tries.left > 0 {
-                    return Ok(());
-                }
-                let mut reason = describe(&connection.endpoint, status);
-                if status.message().contains(USER_IS_EMPTY) {
-                    reason += ": it asks for a user: give -etcd-username and -etcd-password-file";
-                }
-                Err(Failure::Away(reason))
-            }
-        }
-    }
+/// Limits the time of a call.
+pub(super) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let late = |_| Err(Status::deadline_exceeded("no answer in time"));
+    timeout(limit, call).await.unwrap_or_else(late)
+}
 
-    /// The connection in use, or a new one to the endpoint whose turn it is.
-    pub(super) async fn connection(&self, tries: &mut Tries) -> Result<Connection, Failure> {
-        loop {
-            match self.try_connect().await {
-                Err(Failure::Away(reason)) => {
-                    tries.left -= 1;
-                    if tries.left == 0 {
-                        return Err(Failure::Away(reason));
-                    }
-                }
-                connection => return connection,
-            }
-        }
-    }
-
-    async fn try_connect(&self) -> Result<Connection, Failure> {
-        let mut state = self.state.lock().await;
-        let endpoint = self.endpoints[state.active % self.endpoints.len()].clone();
-        let (channel, fresh) = match &state.channel {
-            Some(channel) => (channel.clone(), false),
-            None => match self.connect(&endpoint).await {
-                Ok(channel) => {
-                    state.number += 1;
-                    state.logged_in = false;
-                    state.channel = Some(channel.clone());
-                    (channel, true)
-                }
-                Err(reason) => {
-                    state.active += 1;
-                    return Err(Failure::Away(format!("{endpoint}: {reason}")));
-                }
-            },
-        };
-        let mut connection = Connection {
-            channel,
-            token: None,
-            number: state.number,
-            endpoint,
-            fresh,
-        };
-        if !state.logged_in {
-            match self.log_in(&connection).await {
-                Ok(token) => (state.token, state.logged_in) = (token, true),
-                Err(failure) => {
-                    state.channel = None;
-                    if matches!(failure, Failure::Away(_)) {
-                        state.active += 1;
-                    }
-                    return Err(failure);
-                }
-            }
-        }
-        connection.token = state.token.clone();
-        Ok(connection)
-    }
-
-    async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Channel, String> {
-        let scheme = if endpoint.tls { "https" } else { "http" };
-        let uri = format!("{scheme}://{}", endpoint.authority());
-        // The transport must not see "https": TLS is the connector's business.
-        let transport = format!("http://{}", endpoint.authority());
-        let transport = Transport::from_shared(transport).map_err(|e| innermost(&e))?;
-        let origin: Uri = uri.parse().map_err(|_| "no usable address".to_string())?;
-        let connector = Connector {
-            endpoint: endpoint.clone(),
-            files: self.files.clone(),
-            server_name: None,
-            proxy: self.proxy(endpoint).map_err(|e| e.to_string())?,
-        };
-        transport
-            .origin(origin)
-            .http2_keep_alive_interval(PING_EVERY)
-            .keep_alive_timeout(PING_TIMEOUT)
-            .initial_stream_window_size(128 << 10)
-            .initial_connection_window_size(256 << 10)
-            .connect_with_connector(connector)
-            .await
-            .map_err(|e| innermost(&e))
-    }
-
-    /// Gets a token, where the settings name a user. An etcd that knows no users needs none.
-    async fn log_in(
-        &self,
-        connection: &Connection,
-    ) -> Result<Option<MetadataValue<Ascii>>, Failure> {
-        let login = self
-            .settings
-            .login()
-            .map_err(|e| Failure::Refused(e.to_string()))?;
-        let Some((name, password)) = login else {
-            return Ok(None);
-        };
-        let query = proto::AuthenticateRequest {
-            name: name.clone(),
-            password: password.reveal().into(),
-        };
-        let answer = unary(connection, path::AUTHENTICATE, query, None);
-        let answer: Result<proto::AuthenticateResponse, Status> = within(CALL, answer).await;
-        match answer {
-            Ok(answer) => match answer.token.parse() {
-                Ok(token) => Ok(Some(token)),
-                Err(_) => Err(Failure::Refused("its token cannot be sent back".into())),
-            },
-            Err(status) if status.message().contains("authentication is not enabled") => Ok(None),
-            Err(status) => match verdict(&status) {
-                Verdict::Elsewhere => Err(Failure::Away(describe(&connection.endpoint, &status))),
-                _ => Err(Failure::Refused(format!(
-                    "user {name:?}: {}",
-                    status.message()
-                ))),
-            },
-        }
-    }
-
-    /// Ends connection `number`, if it is still the one in use; the next endpoint is tried next.
-    pub(super) async fn leave(&self, number: u64) {
-        let mut state = self.state.lock().await;
-        if state.number == number && state.channel.take().is_some() {
-            state.active += 1;
-        }
-    }
-
-    pub(super) async fn forget_token(&self, number: u64) {
-        let mut state = self.state.lock().await;
-        if state.number == number {
-            state.logged_in = false;
-        }
-    }
+async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {
+    grpc.ready()
+        .await
+        .map_err(|e| Status::unavailable(innermost(&e)))
 }

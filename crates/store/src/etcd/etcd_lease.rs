@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::call::LEASE_EXISTS;
-use super::client::{Client, Failure};
+use super::client::Client;
+use super::failure::{Failure, LEASE_EXISTS};
 use super::proto::{LeaseGrantRequest, LeaseId, LeaseResponse, Nothing, path};
 use crate::Timing;
 use crate::clock::now;

@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tracing::{debug, info};
 
-use super::client::{Client, Failure, Watch};
+use super::client::{Client, Watch};
+use super::failure::Failure;
 use super::history::History;
 use super::keyspace::Keyspace;
 use super::leases::{Leases, OwnDriver};
@@ -169,7 +170,7 @@ impl Follower {
             Ok(first) => first?,
             Err(_) => {
                 self.client.leave(watch.connection()).await;
-                return Err(Failure::Away(format!(
+                return Err(Failure::Unreachable(format!(
                     "{}: the watch is not confirmed",
                     watch.endpoint()
                 ))

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::client::Failure;
+use super::failure::Failure;
 use super::proto::{
     Header, KeyValue, RangeRequest, Request, RequestOp, Response, TxnRequest, TxnResponse,
 };

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use model::{Lease, NetConfig, SubnetKey};
 
-use super::client::{Client, Failure};
+use super::client::Client;
 use super::etcd_lease::EtcdLease;
+use super::failure::Failure;
 use super::keyspace::Keyspace;
 use super::listing::Listing;
 use super::own_key::{OwnKey, Revision};

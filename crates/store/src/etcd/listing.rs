@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use super::client::{Client, Failure, Incoming};
+use super::client::{Client, Incoming};
+use super::failure::Failure;
 use super::history::History;
 use super::proto::{Header, KeyValue, RangeRequest};
 

@@ -3,7 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`settings`] | endpoints, prefix, log-in: what flags say |
-//! | [`link`], [`client`], [`call`] | a connection, failover, one call |
+//! | [`failure`], [`connection`], [`failover`], [`client`] | what a failure means, one connection, the next endpoint, calls |
 //! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`own_key`], [`etcd_lease`] | what the requests of [`crate::own_lease`] mean in etcd |
@@ -16,10 +16,11 @@
 //! lease and one for the watch; nothing is ever asked per peer.
 
 mod admin;
-mod call;
 mod client;
 mod connection;
 mod etcd_lease;
+mod failover;
+mod failure;
 mod follow;
 mod history;
 mod keyspace;
@@ -41,7 +42,8 @@ pub use settings::{EtcdSettings, Secret, SettingsError};
 use crate::retry::{Retry, StoreStatus};
 use crate::store_task::{Resting, StoreTask};
 use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
-use client::{Client, Failure};
+use client::Client;
+use failure::Failure;
 use keyspace::Keyspace;
 use leases::Leases;
 
@@ -104,7 +106,7 @@ impl Store for EtcdStore {
                 }
                 Err(no_config) => no_config,
             };
-            let unreachable = matches!(no_config, NoConfig::Etcd(Failure::Away(_)));
+            let unreachable = matches!(no_config, NoConfig::Etcd(Failure::Unreachable(_)));
             retry.wait(&no_config.to_string(), unreachable).await;
         }
     }
@@ -138,7 +140,10 @@ impl Store for EtcdStore {
 enum NoConfig {
     #[error(transparent)]
     Etcd(#[from] Failure),
-    #[error("etcd has no key {0}: write the network configuration there")]
+    #[error(
+        "etcd has no key {0}: write the network configuration there with \"etcdctl put\" \
+         (what \"etcdctl set\" wrote, etcd's v2 API, is not seen)"
+    )]
     Missing(String),
     #[error("etcd key {0}: {1}")]
     Bad(String, String),

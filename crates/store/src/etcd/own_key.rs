@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use model::{LeaseAttrs, NetConfig, SubnetKey};
 
-use super::client::{Client, Failure};
+use super::client::Client;
 use super::etcd_lease::EtcdLease;
+use super::failure::Failure;
 use super::keyspace::Keyspace;
 use super::proto::{KeyValue, RangeRequest, RangeResponse, path};
 use super::txn::{self, Outcome, Write};

@@ -16,8 +16,8 @@ use tonic::codegen::http::{HeaderValue, Request, Version};
 use tonic::{Code, Status};
 use tower_service::Service;
 
-use super::call::innermost;
 use super::connection::Connection;
+use super::failure::innermost;
 use super::proto::{Header, KeyValue, RangeRequest, path};
 
 /// Flag and length before each gRPC message.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use tracing::warn;
+
 use crate::Timing;
 use crate::endpoint::Endpoint;
 use crate::tls::TlsError;
@@ -10,8 +12,8 @@ use crate::tls::TlsError;
 /// How to reach etcd. Names in errors are those of the daemon's flags.
 #[derive(Clone, Debug, Default)]
 pub struct EtcdSettings {
-    /// `-etcd-endpoints`: `http://` or `https://` addresses, separated by commas; one without a
-    /// scheme is `http`.
+    /// `-etcd-endpoints`: `http://` or `https://` addresses or `unix://` sockets, separated by commas;
+    /// one without a scheme is `https` if a certificate, key or authority is given, else `http`.
     pub endpoints: String,
     /// `-etcd-prefix`.
     pub prefix: String,
@@ -57,7 +59,7 @@ impl fmt::Debug for Secret {
 pub enum SettingsError {
     /// An endpoint that is none.
     #[error(
-        "-etcd-endpoints: {endpoint:?}: {problem}; expected http://HOST:PORT or https://HOST:PORT"
+        "-etcd-endpoints: {endpoint:?}: {problem}; expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"
     )]
     Endpoint {
         /// As given.
@@ -93,24 +95,41 @@ pub enum SettingsError {
 }
 
 impl EtcdSettings {
-    /// The endpoints, in the order given.
+    /// Returns the endpoints, in the order given. One that cannot be used is logged and left out, as long as
+    /// there is another one.
+    ///
+    /// # Errors
+    /// There is none that can be used.
     pub(super) fn parse_endpoints(&self) -> Result<Vec<Endpoint>, SettingsError> {
         let parts = self
             .endpoints
             .split(',')
             .map(str::trim)
             .filter(|part| !part.is_empty());
-        let parse = |text: &str| {
-            Endpoint::parse(text).map_err(|problem| SettingsError::Endpoint {
-                endpoint: text.into(),
-                problem,
-            })
-        };
-        let endpoints = parts.map(parse).collect::<Result<Vec<_>, _>>()?;
-        match endpoints.is_empty() {
-            true => Err(SettingsError::NoEndpoint),
-            false => Ok(endpoints),
+        let files = [&self.keyfile, &self.certfile, &self.cafile];
+        let tls = files.into_iter().any(Option::is_some);
+        let (mut endpoints, mut bad) = (Vec::new(), Vec::new());
+        for text in parts {
+            match parse_endpoint(text, tls) {
+                Ok((endpoint, ignored)) => {
+                    if let Some(ignored) = ignored {
+                        warn!("-etcd-endpoints: {endpoint}: {ignored}");
+                    }
+                    endpoints.push(endpoint);
+                }
+                Err(problem) => bad.push(SettingsError::Endpoint {
+                    endpoint: without_user(text).into(),
+                    problem,
+                }),
+            }
         }
+        if endpoints.is_empty() {
+            return Err(bad.into_iter().next().unwrap_or(SettingsError::NoEndpoint));
+        }
+        for error in bad {
+            warn!("{error}; the other endpoints are used");
+        }
+        Ok(endpoints)
     }
 
     /// The prefix, without the slashes that it may end in.
@@ -154,6 +173,39 @@ impl EtcdSettings {
     }
 }
 
+/// Reads an endpoint as Go's etcd client does: a path and a user are ignored, which the second result
+/// says; without a scheme `tls` decides.
+fn parse_endpoint(text: &str, tls: bool) -> Result<(Endpoint, Option<&'static str>), &'static str> {
+    let (scheme, rest) = match text.split_once(':') {
+        Some((scheme @ ("unix" | "unixs"), path)) => {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            return match path {
+                "" => Err("a socket without a path"),
+                path => Ok((Endpoint::at_socket(path, scheme == "unixs"), None)),
+            };
+        }
+        _ => text
+            .split_once("://")
+            .unwrap_or((if tls { "https" } else { "http" }, text)),
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (user, address) = authority.rsplit_once('@').unwrap_or(("", authority));
+    let ignored = if !user.is_empty() {
+        Some("the user in it is ignored; give -etcd-username and -etcd-password-file")
+    } else if !path.is_empty() && path != "/" {
+        Some("the path after the port is ignored; the prefix of the keys is -etcd-prefix")
+    } else {
+        None
+    };
+    let endpoint = Endpoint::parse(&format!("{scheme}://{address}"))?;
+    Ok((endpoint, ignored))
+}
+
+/// Returns an endpoint without its user, who may have a password.
+fn without_user(text: &str) -> &str {
+    text.rsplit_once('@').map_or(text, |(_, address)| address)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,6 +232,35 @@ mod tests {
     }
 
     #[test]
+    fn endpoints_are_read_as_go_reads_them() {
+        let text = "http://a:1/v2,https://user:secret@b:2/?x=y,HTTP://c:3,unix:///run/etcd.sock,unixs:etcd.sock,\
+                    http://bad,d:4";
+        let want = [
+            "http://a:1",
+            "https://b:2",
+            "http://c:3",
+            "unix:///run/etcd.sock",
+            "unixs://etcd.sock",
+            "http://d:4",
+        ];
+        assert_eq!(parse(text).unwrap(), want);
+        let error = parse("https://user:secret@b").unwrap_err();
+        assert!(!error.contains("secret"), "{error}");
+        let settings = EtcdSettings {
+            endpoints: "d:4,http://e:5".into(),
+            cafile: Some("ca.pem".into()),
+            ..EtcdSettings::default()
+        };
+        let all = settings.parse_endpoints().unwrap();
+        let tls: Vec<bool> = all.iter().map(|endpoint| endpoint.tls).collect();
+        assert_eq!(
+            tls,
+            [true, false],
+            "authorities mean TLS where nothing is said"
+        );
+    }
+
+    #[test]
     fn a_bad_endpoint_is_named() {
         for text in [
             "",
@@ -191,8 +272,7 @@ mod tests {
             "http://a:70000",
             "fd00::1:2379",
             "http://[fd00::1:2379",
-            "http://a:1/v2",
-            "http://u:p@a:1",
+            "unix://",
             "http://[x]:1",
         ] {
             let error = parse(text).unwrap_err();

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use super::client::{Client, Failure};
+use super::client::Client;
+use super::failure::Failure;
 use super::proto::{
     Compare, CompareTo, DeleteRangeRequest, KeyValue, PutRequest, RangeRequest, Request, RequestOp,
     Response, Target, TxnRequest, TxnResponse, path,

@@ -1,0 +1,280 @@
+//! One connection at a time, logged in, to the next endpoint when one fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tonic::Status;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint as Transport, Uri};
+use tracing::{info, warn};
+
+use super::connection::{Connection, unary, within};
+use super::failure::{Failure, Remedy, USER_IS_EMPTY, describe, innermost, remedy};
+use super::proto::{self, path};
+use super::settings::{EtcdSettings, SettingsError};
+use crate::connect::{Connector, Proxy, ProxyError, Scheme};
+use crate::endpoint::Endpoint;
+use crate::tls::{Names, Pem, TlsFiles};
+
+/// etcd gives up on a request after about 7 s; a server that is dead is noticed sooner, by pings.
+pub(super) const CALL: Duration = Duration::from_secs(10);
+/// The flags that name the files.
+const NAMES: Names = Names {
+    key: "-etcd-keyfile",
+    cert: "-etcd-certfile",
+    ca: "-etcd-cafile",
+};
+
+/// etcd drops clients that ping more often than every 5 s.
+const PING_EVERY: Duration = Duration::from_secs(7);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The endpoints of one etcd, and the connection to one of them, made when it is first needed.
+pub(super) struct Failover {
+    settings: EtcdSettings,
+    endpoints: Vec<Arc<Endpoint>>,
+    files: Arc<TlsFiles>,
+    state: Mutex<State>,
+}
+
+/// The present connection.
+#[derive(Default)]
+struct State {
+    /// Index of the endpoint in use.
+    active: usize,
+    /// Counts connections, so that a late failure of an old one does not end the new one.
+    number: u64,
+    channel: Option<Channel>,
+    token: Option<MetadataValue<Ascii>>,
+    logged_in: bool,
+}
+
+/// What is left to be tried for one call.
+pub(super) struct Tries {
+    /// Endpoints.
+    left: usize,
+    log_in_again: bool,
+    /// A connection was given up before.
+    again: bool,
+}
+
+impl Failover {
+    /// Checks the settings; opens nothing yet.
+    pub(super) fn new(settings: EtcdSettings) -> Result<Failover, SettingsError> {
+        let endpoints: Vec<_> = settings
+            .parse_endpoints()?
+            .into_iter()
+            .map(Arc::new)
+            .collect();
+        let files = TlsFiles {
+            key: settings.keyfile.clone().map(Pem::File),
+            cert: settings.certfile.clone().map(Pem::File),
+            ca: settings.cafile.clone().map(Pem::File),
+            names: &NAMES,
+            protocols: &["h2"],
+            insecure: false,
+        };
+        if endpoints.iter().any(|e| e.tls) {
+            files.check()?;
+        }
+        if let Some(plain) = endpoints.iter().find(|e| !e.tls).filter(|_| files.any()) {
+            warn!(
+                "-etcd-endpoints: {plain} is not https: certificates are not used, traffic to it is readable"
+            );
+        }
+        settings.login()?;
+        let failover = Failover {
+            settings,
+            endpoints,
+            files: Arc::new(files),
+            state: Mutex::default(),
+        };
+        for endpoint in &failover.endpoints {
+            if let Some(proxy) = failover.proxy(endpoint)? {
+                info!("etcd {endpoint} is reached through the proxy {proxy}");
+            }
+        }
+        Ok(failover)
+    }
+
+    /// The proxy that the environment names for an endpoint, as for every gRPC client in Go.
+    fn proxy(&self, endpoint: &Endpoint) -> Result<Option<Proxy>, ProxyError> {
+        Proxy::from_environment(endpoint, Scheme::Https, |name| std::env::var(name).ok())
+    }
+
+    pub(super) fn tries(&self) -> Tries {
+        Tries {
+            left: self.endpoints.len(),
+            log_in_again: true,
+            again: false,
+        }
+    }
+
+    /// A call over `connection` failed: returns if it is to be tried again.
+    pub(super) async fn failed(
+        &self,
+        tries: &mut Tries,
+        connection: &Connection,
+        status: &Status,
+    ) -> Result<(), Failure> {
+        match remedy(status) {
+            Remedy::None(failure) => Err(failure),
+            Remedy::LogIn if tries.log_in_again => {
+                tries.log_in_again = false;
+                self.forget_token(connection.number).await;
+                Ok(())
+            }
+            // Logging in did not help here: another member may know better.
+            Remedy::LogIn | Remedy::TryElsewhere => {
+                self.leave(connection.number).await;
+                // A connection that had stood for a while may have ended without anything being
+                // wrong with its endpoint: that is no try.
+                tries.left = tries
+                    .left
+                    .saturating_sub(usize::from(connection.fresh || tries.again));
+                tries.again = true;
+                if tries.left > 0 {
+                    return Ok(());
+                }
+                let mut reason = describe(&connection.endpoint, status);
+                if status.message().contains(USER_IS_EMPTY) {
+                    reason += ": it asks for a user: give -etcd-username and -etcd-password-file";
+                }
+                Err(Failure::Unreachable(reason))
+            }
+        }
+    }
+
+    /// The connection in use, or a new one to the endpoint whose turn it is.
+    pub(super) async fn connection(&self, tries: &mut Tries) -> Result<Connection, Failure> {
+        loop {
+            match self.try_connect().await {
+                Err(Failure::Unreachable(reason)) => {
+                    tries.left -= 1;
+                    if tries.left == 0 {
+                        return Err(Failure::Unreachable(reason));
+                    }
+                }
+                connection => return connection,
+            }
+        }
+    }
+
+    async fn try_connect(&self) -> Result<Connection, Failure> {
+        let mut state = self.state.lock().await;
+        let endpoint = self.endpoints[state.active % self.endpoints.len()].clone();
+        let (channel, fresh) = match &state.channel {
+            Some(channel) => (channel.clone(), false),
+            None => match self.connect(&endpoint).await {
+                Ok(channel) => {
+                    state.number += 1;
+                    state.logged_in = false;
+                    state.channel = Some(channel.clone());
+                    (channel, true)
+                }
+                Err(reason) => {
+                    state.active += 1;
+                    return Err(Failure::Unreachable(format!("{endpoint}: {reason}")));
+                }
+            },
+        };
+        let mut connection = Connection {
+            channel,
+            token: None,
+            number: state.number,
+            endpoint,
+            fresh,
+        };
+        if !state.logged_in {
+            match self.log_in(&connection).await {
+                Ok(token) => (state.token, state.logged_in) = (token, true),
+                Err(failure) => {
+                    state.channel = None;
+                    if matches!(failure, Failure::Unreachable(_)) {
+                        state.active += 1;
+                    }
+                    return Err(failure);
+                }
+            }
+        }
+        connection.token = state.token.clone();
+        Ok(connection)
+    }
+
+    async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Channel, String> {
+        let scheme = if endpoint.tls { "https" } else { "http" };
+        let uri = format!("{scheme}://{}", endpoint.authority());
+        // The transport must not see "https": TLS is the connector's business.
+        let transport = format!("http://{}", endpoint.authority());
+        let transport = Transport::from_shared(transport).map_err(|e| innermost(&e))?;
+        let origin: Uri = uri.parse().map_err(|_| "no usable address".to_string())?;
+        let connector = Connector {
+            endpoint: endpoint.clone(),
+            files: self.files.clone(),
+            server_name: None,
+            proxy: self.proxy(endpoint).map_err(|e| e.to_string())?,
+        };
+        transport
+            .origin(origin)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .initial_stream_window_size(128 << 10)
+            .initial_connection_window_size(256 << 10)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|e| innermost(&e))
+    }
+
+    /// Gets a token, where the settings name a user. An etcd that knows no users needs none.
+    async fn log_in(
+        &self,
+        connection: &Connection,
+    ) -> Result<Option<MetadataValue<Ascii>>, Failure> {
+        let login = self
+            .settings
+            .login()
+            .map_err(|e| Failure::Refused(e.to_string()))?;
+        let Some((name, password)) = login else {
+            return Ok(None);
+        };
+        let query = proto::AuthenticateRequest {
+            name: name.clone(),
+            password: password.reveal().into(),
+        };
+        let answer = unary(&connection.channel, path::AUTHENTICATE, query, None);
+        let answer: Result<proto::AuthenticateResponse, Status> = within(CALL, answer).await;
+        match answer {
+            Ok(answer) => match answer.token.parse() {
+                Ok(token) => Ok(Some(token)),
+                Err(_) => Err(Failure::Refused("its token cannot be sent back".into())),
+            },
+            Err(status) if status.message().contains("authentication is not enabled") => Ok(None),
+            Err(status) => match remedy(&status) {
+                Remedy::TryElsewhere => Err(Failure::Unreachable(describe(
+                    &connection.endpoint,
+                    &status,
+                ))),
+                _ => Err(Failure::Refused(format!(
+                    "user {name:?}: {}",
+                    status.message()
+                ))),
+            },
+        }
+    }
+
+    /// Ends connection `number`, if it is still the one in use; the next endpoint is tried next.
+    pub(super) async fn leave(&self, number: u64) {
+        let mut state = self.state.lock().await;
+        if state.number == number && state.channel.take().is_some() {
+            state.active += 1;
+        }
+    }
+
+    pub(super) async fn forget_token(&self, number: u64) {
+        let mut state = self.state.lock().await;
+        if state.number == number {
+            state.logged_in = false;
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What the failure of a call means.
+
+use std::error::Error;
+
+use tonic::{Code, Status};
+
+use crate::endpoint::Endpoint;
+
+/// What an etcd with users says to a request without a token.
+pub(super) const USER_IS_EMPTY: &str = "user name is empty";
+
+/// What it says to a grant of an etcd lease that it has granted before.
+pub(super) const LEASE_EXISTS: &str = "lease already exists";
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    /// No endpoint answers: wait, and retry.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The revision asked for is gone: list again.
+    #[error("the revision was compacted away")]
+    Compacted,
+    /// There is no such etcd lease.
+    #[error("the etcd lease does not exist")]
+    NoLease,
+    /// etcd says no; another endpoint would say the same.
+    #[error("etcd refuses: {0}")]
+    Refused(String),
+}
+
+/// What to do after an error status.
+pub(super) enum Remedy {
+    /// Try another endpoint: this one cannot answer.
+    TryElsewhere,
+    /// Log in again: the token is no longer good.
+    LogIn,
+    /// None: it is etcd's answer.
+    None(Failure),
+}
+
+/// etcd's error texts are part of its interface: its own clients compare them too.
+pub(super) fn remedy(status: &Status) -> Remedy {
+    let text = status.message();
+    if text.contains("required revision has been compacted") {
+        return Remedy::None(Failure::Compacted);
+    }
+    if text.contains("requested lease not found") {
+        return Remedy::None(Failure::NoLease);
+    }
+    // A failed precondition, as other codes that another member may answer better.
+    if text.contains(LEASE_EXISTS) {
+        return Remedy::None(Failure::Refused(text.into()));
+    }
+    if is_about_login(text) {
+        return Remedy::LogIn;
+    }
+    // Not etcd's own word, whatever the code: the connection failed.
+    if status.source().is_some() {
+        return Remedy::TryElsewhere;
+    }
+    match status.code() {
+        Code::Unavailable
+        | Code::DeadlineExceeded
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::Internal
+        | Code::Aborted
+        // A learner, a member whose data are damaged, a server that is no etcd.
+        | Code::FailedPrecondition
+        | Code::DataLoss
+        | Code::Unimplemented => Remedy::TryElsewhere,
+        _ => Remedy::None(Failure::Refused(text.into())),
+    }
+}
+
+/// Returns whether etcd's `text` asks for a new token: it has run out, or etcd has got users since.
+pub(super) fn is_about_login(text: &str) -> bool {
+    let reasons = [
+        "invalid auth token",
+        "revision of auth store is old",
+        USER_IS_EMPTY,
+    ];
+    reasons.iter().any(|reason| text.contains(reason))
+}
+
+/// Describes a failure at `endpoint`.
+pub(super) fn describe(endpoint: &Endpoint, status: &Status) -> String {
+    let mut text = match status.source() {
+        Some(source) => innermost(source),
+        None => status.message().to_string(),
+    };
+    if text.is_empty() {
+        text = status.code().to_string();
+    }
+    let hint = if lacks_v3_api(status, &text) {
+        NO_V3_API
+    } else {
+        ""
+    };
+    format!("{endpoint}: {text}{hint}")
+}
+
+const NO_V3_API: &str = ": this server has no etcd v3 API, which flannel needs: it is etcd before 3.0, etcd's \
+                         v2 proxy, or no etcd";
+
+/// Returns whether a failure shows a server that does not have the v3 API: it does not know the service, or
+/// speaks HTTP/1.1 only, which is no frame of HTTP/2.
+fn lacks_v3_api(status: &Status, text: &str) -> bool {
+    status.code() == Code::Unimplemented || text.contains("frame with invalid size")
+}
+
+/// The cause that the wrappers wrap: "Connection refused", not "transport error".
+pub(super) fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_about_the_request_is_final() {
+        for (code, text) in [
+            (
+                Code::Unavailable,
+                "etcdserver: rpc not supported for learner",
+            ),
+            (
+                Code::FailedPrecondition,
+                "etcdserver: rpc not supported for learner",
+            ),
+            (Code::DataLoss, "etcdserver: corrupt cluster"),
+            (Code::Unimplemented, "unknown service etcdserverpb.KV"),
+        ] {
+            let remedy = remedy(&Status::new(code, text));
+            assert!(matches!(remedy, Remedy::TryElsewhere), "{text}");
+        }
+        for text in [
+            "etcdserver: user name is empty",
+            "etcdserver: invalid auth token",
+        ] {
+            let remedy = remedy(&Status::new(Code::InvalidArgument, text));
+            assert!(matches!(remedy, Remedy::LogIn), "{text}");
+        }
+        for (code, text) in [
+            (Code::PermissionDenied, "etcdserver: permission denied"),
+            (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
+            (Code::FailedPrecondition, "etcdserver: lease already exists"),
+        ] {
+            let remedy = remedy(&Status::new(code, text));
+            assert!(
+                matches!(remedy, Remedy::None(Failure::Refused(_))),
+                "{text}"
+            );
+        }
+    }
+}
