@@ -13,11 +13,13 @@
 //! | `xtables_lock` | the lock for programs that do not take it |
 //! | `removal` | showing what stands, and removing it for good |
 //! | `contention` | how fast to go on when repairs do not last |
+//! | [`forwarding`] | what the host's own rules do to forwarded packets |
 //! | `bridge` | whether bridged packets meet iptables at all |
 
 mod bridge;
 pub(crate) mod contention;
 mod error;
+pub mod forwarding;
 mod iptables;
 mod legacy;
 pub(crate) mod nfnetlink;

@@ -111,7 +111,7 @@ pub fn read(saved: &str) -> Standing {
         };
         let here = standing.of_mut(chain);
         match line {
-            save::Line::Chain(name) => here.exists |= name == own(chain),
+            save::Line::Chain { name, .. } => here.exists |= name == own(chain),
             save::Line::Rule { in_chain, spelled } if in_chain == own(chain) => {
                 here.rules.push(save::rule(spelled, chain));
             }

@@ -7,8 +7,13 @@ use model::rules::{Chain, Match, Rule, Verdict};
 
 /// A line that says something.
 pub enum Line<'a> {
-    /// `:NAME …`: a chain is there.
-    Chain(&'a str),
+    /// `:NAME POLICY …`: a chain is there. One of our kind has the policy `-`.
+    Chain {
+        /// The chain.
+        name: &'a str,
+        /// What becomes of packets that reach its end.
+        policy: &'a str,
+    },
     /// `-A NAME …`: one of its rules.
     Rule {
         /// The chain.
@@ -26,7 +31,9 @@ pub fn each<'a>(saved: &'a str, mut f: impl FnMut(&'a str, Line<'a>)) {
         if let Some(name) = line.strip_prefix('*') {
             table = name;
         } else if let Some(chain) = line.strip_prefix(':') {
-            f(table, Line::Chain(first_word(chain).0));
+            let (name, rest) = first_word(chain);
+            let policy = first_word(rest).0;
+            f(table, Line::Chain { name, policy });
         } else if let Some(rule) = line.strip_prefix("-A ") {
             let (in_chain, spelled) = first_word(rule);
             f(table, Line::Rule { in_chain, spelled });
@@ -69,6 +76,11 @@ impl Words {
         }
         words.extend(word);
         Words(words)
+    }
+
+    /// The words in order.
+    pub fn as_slice(&self) -> &[String] {
+        &self.0
     }
 
     fn after(&self, option: &[&str]) -> Option<&str> {
@@ -174,7 +186,7 @@ pub fn rule(spelled: &str, chain: Chain) -> Option<Rule> {
 }
 
 /// `10.1.0.0/16`, `10.1.5.7`, `10.1.0.0/255.255.0.0`, `fd00::/48`.
-fn net(text: &str) -> Option<IpNet> {
+pub fn net(text: &str) -> Option<IpNet> {
     if let Ok(net) = text.parse::<IpNet>() {
         return Some(net.trunc());
     }
@@ -189,7 +201,7 @@ fn net(text: &str) -> Option<IpNet> {
 }
 
 /// `0x4000/0x4000`, `0x4000`.
-fn mark(text: &str) -> Option<Match> {
+pub fn mark(text: &str) -> Option<Match> {
     let number = |text: &str| match text.strip_prefix("0x") {
         Some(hex) => u32::from_str_radix(hex, 16).ok(),
         None => text.parse().ok(),
