@@ -27,6 +27,17 @@ pub fn table_name(network: &IpNet) -> String {
     format!("{PREFIX}{text}")
 }
 
+/// Returns whether the table that guards `network` exists.
+///
+/// # Errors
+/// The kernel has no nf_tables, or does not show its tables.
+pub fn exists(network: &IpNet) -> Result<bool, RulesError> {
+    let name = table_name(network);
+    let opened = NfTables::open().map_err(Failure::from);
+    let found = opened.and_then(|mut nft| nft.has_inet_table(&name));
+    found.map_err(|failure| refused(&name, failure))
+}
+
 /// The names of all guard tables of this host.
 ///
 /// # Errors

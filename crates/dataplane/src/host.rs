@@ -261,6 +261,31 @@ fn default_route(family: Family, raw: &decode::RawRoute) -> Option<DefaultRoute>
     })
 }
 
+/// The destinations that the main table drops (blackhole routes), each with its metric.
+///
+/// # Errors
+/// The kernel refused to show its routes.
+pub fn blackholes() -> Result<Vec<(IpNet, u32)>, KernelError> {
+    let mut requests = open()?;
+    let mut found = Vec::new();
+    for family in Family::ALL {
+        let asked = Asked {
+            index: 0,
+            protocol: 0,
+            rtn: RTN_BLACKHOLE,
+        };
+        let shown = dump_some_routes(&mut requests, family, asked, |raw, _| {
+            // Kernels before 4.20 show the other routes, too.
+            if raw.rtn == RTN_BLACKHOLE {
+                found.push((raw.dst, raw.metric));
+            }
+        });
+        let what = || format!("ip route show type blackhole ({family})");
+        shown.map_err(|failure| refused(what(), failure))?;
+    }
+    Ok(found)
+}
+
 /// How the kernel would send to `ip`; `None` if it would not.
 ///
 /// # Errors

@@ -5,7 +5,9 @@ mod args;
 mod checksum;
 mod clock;
 mod cni;
+mod container;
 mod files;
+mod firewall;
 mod host;
 mod icmp;
 mod kernel;
@@ -77,8 +79,22 @@ fn everything(report: &mut Report, args: &CheckArgs, settings: &Settings) -> Res
         let families: Vec<Family> = config.families().collect();
         port::check(report, port, &families, &scene.devices(), &scene.interfaces);
     }
-    if let Some(env) = subnet::read(report, settings) {
-        compare(report, &scene, &env, &bridges);
+    let env = subnet::read(report, settings);
+    if let Some(env) = &env {
+        compare(report, &scene, env, &bridges);
+        subnet::compare_blackholes(report, env, settings.options.traffic.blackhole);
+    }
+    if let Some(config) = config {
+        let own = env.as_ref().map(|env| env.key);
+        let question = firewall::Question {
+            config,
+            own,
+            settings,
+            devices: &scene.devices(),
+            iface: scene.host.as_ref().map(|host| host.iface),
+            bridge: bridges.iter().find(|name| scene.has(name)).cloned(),
+        };
+        firewall::check(report, &question)?;
     }
     ask_peers(report, args, &scene);
     Ok(())

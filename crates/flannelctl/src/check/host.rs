@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use dataplane::guard;
 use model::{Family, Host, NetConfig};
 
 use super::report::Report;
@@ -30,6 +31,39 @@ pub(crate) fn check(
     bridge_filter(report, &families);
     if families.contains(&Family::V4) {
         reverse_path(report, host, devices);
+    }
+    advertisements(report, config, devices);
+}
+
+/// Router advertisements that come out of the tunnel are forged.
+fn advertisements(report: &mut Report, config: Option<&NetConfig>, devices: &[String]) {
+    const ABOUT: &str = "accept_ra";
+    let of = |device: &str, key: &str| sysctl(&format!("net/ipv6/conf/{device}/{key}"));
+    let believes = |device: &&String| match of(device, "accept_ra").as_deref() {
+        Some("2") => true,
+        Some("1") => of(device, "forwarding").as_deref() == Some("0"),
+        _ => false,
+    };
+    let believing: Vec<&String> = devices.iter().filter(believes).collect();
+    let network = config.and_then(|config| config.pools.iter().next());
+    let guarded = network.is_some_and(|(_, pool)| guard::exists(&pool.network).unwrap_or(false));
+    if believing.is_empty() || guarded {
+        if !devices.is_empty() {
+            report.ok(
+                ABOUT,
+                "router advertisements out of the tunnel are not believed",
+            );
+        }
+        return;
+    }
+    for device in believing {
+        report.warn(
+            ABOUT,
+            format!(
+                "{device} accepts router advertisements: whoever reaches the tunnel's port can give this node a default route"
+            ),
+            format!("sysctl -w net/ipv6/conf/{device}/accept_ra=0; a running flanneld drops them by a table of its own (nftables)"),
+        );
     }
 }
 

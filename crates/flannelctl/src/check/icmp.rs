@@ -34,6 +34,12 @@ pub(crate) struct Pinger {
 
 const ECHO_HEADER: usize = 8;
 
+/// Returns whether this process may send pings at all (`CAP_NET_RAW`).
+pub(crate) fn allowed() -> bool {
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4));
+    !socket.is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+}
+
 impl Pinger {
     /// Sends packets of `size` bytes, IP header included.
     ///

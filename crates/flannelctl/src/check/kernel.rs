@@ -7,6 +7,7 @@ use dataplane::rules::{Mode, RulesKeeper};
 use dataplane::{Dataplane, Kernel, Outcome};
 use model::object::{Beneath, Link, LinkKind, Vxlan};
 use model::{BackendType, Family, IfName, Mac, NetConfig, Object, Op, SubnetKey, TrafficRules};
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 
 use super::report::Report;
@@ -14,6 +15,18 @@ use super::settings::Settings;
 
 const KERNEL: &str = "kernel";
 const RULES: &str = "rules";
+
+/// Why nothing was tried.
+enum Untried {
+    NotAllowed,
+    Failed(String),
+}
+
+impl<E: ToString> From<E> for Untried {
+    fn from(why: E) -> Untried {
+        Untried::Failed(why.to_string())
+    }
+}
 
 /// What a trial told.
 struct Trial {
@@ -42,10 +55,15 @@ pub(crate) fn check(report: &mut Report, settings: &Settings, config: Option<&Ne
     let worker = std::thread::spawn(move || trial(&kind, &families, mode, rules));
     match worker.join() {
         Ok(Ok(trial)) => tell(report, trial),
-        Ok(Err(why)) => report.fail(
+        Ok(Err(Untried::NotAllowed)) => report.skip(
             KERNEL,
-            format!("nothing can be tried: no network namespace of its own: {why}"),
-            "run this command as root",
+            "cannot test kernel features: creating a network namespace was denied (CAP_SYS_ADMIN is missing)",
+            "to test them, run this command as root on the host itself; a pod of flannel does not have that right",
+        ),
+        Ok(Err(Untried::Failed(why))) => report.fail(
+            KERNEL,
+            format!("cannot test kernel features in a network namespace: {why}"),
+            "report this as a bug, with the version of the kernel (uname -r)",
         ),
         Err(_) => report.fail(KERNEL, "the trial ended by itself", "report this as a bug"),
     }
@@ -64,15 +82,17 @@ fn trial(
     families: &[Family],
     mode: Mode,
     rules: TrafficRules,
-) -> Result<Trial, String> {
+) -> Result<Trial, Untried> {
     // This thread alone; it ends with the function, and the namespace with it.
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| e.to_string())?;
+    match unshare(CloneFlags::CLONE_NEWNET) {
+        Err(Errno::EPERM | Errno::EACCES) => return Err(Untried::NotAllowed),
+        unshared => unshared?,
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
-        .map_err(|e| e.to_string())?;
+        .build()?;
     runtime.block_on(async {
-        let mut kernel = Kernel::open(false).map_err(|e| e.to_string())?;
+        let mut kernel = Kernel::open(false)?;
         let mut devices = Vec::new();
         if *kind == BackendType::Vxlan {
             for family in families {
@@ -137,8 +157,9 @@ fn tell(report: &mut Report, trial: Trial) {
             Err(why) => report.fail(
                 KERNEL,
                 format!("{what}: the kernel makes no such device: {why}"),
-                "load the module vxlan (modprobe vxlan), or use a kernel that has it (CONFIG_VXLAN); \
-                 minimal cloud kernels keep it in a package of its own",
+                "load the module (modprobe vxlan). If there is none, install the package that has it (Ubuntu on a \
+                 Raspberry Pi: linux-modules-extra-raspi; minimal cloud kernels: linux-modules-extra-$(uname -r), \
+                 kernel-modules-extra), or use a kernel with CONFIG_VXLAN",
             ),
         }
     }

@@ -13,7 +13,7 @@ use model::{BackendType, Family, IfName, NetConfig, SubnetKey};
 use store::ListedLease;
 
 use super::checksum::Watch;
-use super::icmp::{Echo, Pinger};
+use super::icmp::{self, Echo, Pinger};
 use super::probe;
 use super::report::Report;
 
@@ -97,6 +97,13 @@ pub(crate) fn check(report: &mut Report, question: &Question<'_>, peers: &[&List
     let ways = question.ways(peers);
     if ways.is_empty() {
         return report.ok(ABOUT, "there are no other nodes yet");
+    }
+    if !icmp::allowed() {
+        return report.skip(
+            ABOUT,
+            "the other nodes cannot be probed: sending pings was denied (CAP_NET_RAW is missing)",
+            "run this command as root, in a container with CAP_NET_RAW",
+        );
     }
     let watches = question
         .devices

@@ -5,6 +5,7 @@ use std::fs;
 use dataplane::host::Interface;
 use model::{Family, IfName};
 
+use super::container;
 use super::report::Report;
 
 const ABOUT: &str = "port";
@@ -42,20 +43,21 @@ pub(crate) fn check(
         .iter()
         .filter(|i| i.kind == "vxlan" && !devices.contains(&i.name));
     let others: Vec<String> = tunnels.map(|i| i.name.to_string()).collect();
-    match in_kernel && !ours {
-        true => report.warn(
-            ABOUT,
-            format!(
-                "UDP port {port} is already used by another tunnel of the kernel's ({})",
-                match others.is_empty() {
-                    true => "of another kind".into(),
-                    false => others.join(", "),
-                }
-            ),
-            "two networks may share it if their VNIs differ; another network plugin (Cilium, Calico) wants removing first",
-        ),
-        false => report.ok(ABOUT, format!("UDP port {port} is flannel's or free")),
+    if !in_kernel || ours {
+        return report.ok(ABOUT, format!("UDP port {port} is flannel's or free"));
     }
+    let who = if !others.is_empty() {
+        format!("another tunnel of the kernel's ({})", others.join(", "))
+    } else if container::inside() {
+        "a program outside of this container, or another tunnel of the kernel's".into()
+    } else {
+        "another tunnel of the kernel's (of another kind)".into()
+    };
+    report.warn(
+        ABOUT,
+        format!("UDP port {port} is already used by {who}"),
+        "two networks may share it if their VNIs differ; remove another network plugin (Cilium, Calico) first",
+    );
 }
 
 /// The inode of the socket that a line of `/proc/net/udp` tells of, if it is bound to `port`.

@@ -15,6 +15,8 @@ pub(crate) enum Level {
     Warn,
     /// It does harm.
     Fail,
+    /// It cannot be looked at from here.
+    Skip,
 }
 
 /// One thing that was looked at.
@@ -56,6 +58,16 @@ impl Report {
         self.add(Level::Fail, about, text.into(), Some(cure.into()));
     }
 
+    /// Reports what cannot be looked at from here, with the way to look at it.
+    pub(crate) fn skip(
+        &mut self,
+        about: &'static str,
+        text: impl Into<String>,
+        cure: impl Into<String>,
+    ) {
+        self.add(Level::Skip, about, text.into(), Some(cure.into()));
+    }
+
     fn add(&mut self, level: Level, about: &'static str, text: String, cure: Option<String>) {
         self.0.push(Finding {
             level,
@@ -76,9 +88,11 @@ impl Report {
 
     /// Writes it, for people or as JSON.
     pub(crate) fn print(&self, as_json: bool) {
-        let [ok, warn, fail] = [Level::Ok, Level::Warn, Level::Fail].map(|level| self.count(level));
+        let levels = [Level::Ok, Level::Warn, Level::Fail, Level::Skip];
+        let [ok, warn, fail, skip] = levels.map(|level| self.count(level));
         if as_json {
-            let object = json!({"ok": ok, "warn": warn, "fail": fail, "checks": self.0});
+            let object =
+                json!({"ok": ok, "warn": warn, "fail": fail, "skip": skip, "checks": self.0});
             return line(&format!("{object:#}"));
         }
         let ink = Ink::of_stdout();
@@ -87,12 +101,17 @@ impl Report {
                 Level::Ok => ink.good("ok  "),
                 Level::Warn => ink.bold("warn"),
                 Level::Fail => ink.bad("FAIL"),
+                Level::Skip => "skip".into(),
             };
             line(&format!("{mark}  {:<10} {}", finding.about, finding.text));
             if let Some(cure) = &finding.cure {
                 line(&format!("{:18}-> {cure}", ""));
             }
         }
-        line(&format!("{ok} ok, {warn} warn, {fail} FAIL"));
+        let skipped = match skip {
+            0 => String::new(),
+            _ => format!(", {skip} skipped"),
+        };
+        line(&format!("{ok} ok, {warn} warn{skipped}, {fail} FAIL"));
     }
 }

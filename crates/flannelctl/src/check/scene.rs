@@ -50,6 +50,11 @@ impl Scene {
             .unwrap_or_default()
     }
 
+    /// Returns whether there is a device of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.interfaces.iter().any(|i| i.name.to_string() == name)
+    }
+
     /// Those that are there.
     pub(crate) fn standing_devices(&self) -> Vec<IfName> {
         let there = |name: &IfName| self.interfaces.iter().any(|i| i.name == *name && i.up);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 
-use dataplane::host::Interface;
+use dataplane::host::{Interface, blackholes};
 use flanneld::subnet_file;
 use ipnet::IpNet;
 use model::{Dual, Family, Host, IfName, SubnetKey};
@@ -151,7 +151,8 @@ pub(crate) fn compare_kernel(
     }
 }
 
-/// A bridge that was set up for an older lease sends nobody's answers home.
+/// A bridge that was set up for an older lease sends nobody's answers home, and the plugin `bridge` refuses every
+/// container where the bridge's address is not exactly the one that it would set.
 fn compare_bridge(report: &mut Report, env: &SubnetEnv, bridge: &Interface, network: &Dual<IpNet>) {
     let name = bridge.name;
     let mut good = true;
@@ -159,23 +160,68 @@ fn compare_bridge(report: &mut Report, env: &SubnetEnv, bridge: &Interface, netw
         let family = Family::of_net(&address.net);
         let ip = address.net.addr();
         let flannels = network.get(family).is_some_and(|net| net.contains(&ip));
-        let own = env
-            .key
-            .nets()
-            .get(family)
-            .is_some_and(|net| net.contains(&ip));
-        if flannels && !own {
-            good = false;
-            report.fail(
-                ABOUT,
-                format!("{name} still has {} of an older lease; the lease is {}", address.net, env.key),
-                format!(
-                    "move the containers away and `ip link del {name}`, or \"repairBridge\": true in the CNI configuration; for docker restart it with the new options"
-                ),
-            );
-        }
+        let own = env.key.nets().get(family);
+        let inside = own.is_some_and(|net| net.contains(&ip));
+        let other_length = own.is_some_and(|net| net.prefix_len() != address.net.prefix_len());
+        let fault = if flannels && !inside {
+            format!("{name} still has {} of an older lease", address.net)
+        } else if inside && other_length {
+            format!(
+                "{name} has {}, of another length than the lease",
+                address.net
+            )
+        } else {
+            continue;
+        };
+        good = false;
+        report.fail(
+            ABOUT,
+            format!("{fault}; the lease is {}", env.key),
+            format!(
+                "move the containers away and `ip link del {name}`, or \"repairBridge\": true in the CNI configuration; for docker restart it with the new options"
+            ),
+        );
     }
     if good {
         report.ok(ABOUT, format!("{name} suits the subnet"));
+    }
+}
+
+/// Looks for routes that drop packets to this node's own containers. `wanted`: `-ip-blackhole-route` is set, and
+/// flanneld keeps one for the whole subnet that any other route comes before.
+pub(crate) fn compare_blackholes(report: &mut Report, env: &SubnetEnv, wanted: bool) {
+    let routes = match blackholes() {
+        Ok(routes) => routes,
+        Err(error) => {
+            return report.skip(ABOUT, error.to_string(), "run this command as root");
+        }
+    };
+    for (net, metric) in routes {
+        let own = env.key.nets().get(Family::of_net(&net));
+        let Some(own) = own.filter(|own| own.contains(&net)) else {
+            continue;
+        };
+        let route = match metric {
+            0 => format!("blackhole {net}"),
+            metric => format!("blackhole {net} metric {metric}"),
+        };
+        let command = match net {
+            IpNet::V4(_) => "ip route del",
+            IpNet::V6(_) => "ip -6 route del",
+        };
+        let cure = format!("{command} {route}");
+        if net != *own {
+            report.fail(
+                ABOUT,
+                format!("the route {route} drops packets to containers of this node: it lies in the own subnet {own}"),
+                cure,
+            );
+        } else if !wanted {
+            report.warn(
+                ABOUT,
+                format!("the route {route} is left over: -ip-blackhole-route is not set; containers are unreachable where it comes before the bridge's route"),
+                cure,
+            );
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Each fault of host and network, and the line that names it.
 
+use std::process::Command;
+
 use lab::{Lab, wait_for};
 
 use crate::{SOON, check, sh, started};
@@ -109,7 +111,10 @@ fn three_accounts_of_one_subnet() {
     sh(node, "ip address del 172.30.250.1/24 dev cni0");
     check(node, &["--cni-conf-dir=/run/net.d"]).has("ok", "subnet", "cni0 suits", "");
 
-    // Another subnet in the file than in the lease.
+    // Another subnet in the file than in the lease. A daemon that is awake would write its own again.
+    let pid = node.flanneld().pid().unwrap().to_string();
+    let signal = |name: &str| Command::new("kill").args([name, &pid]).status().unwrap();
+    assert!(signal("-STOP").success());
     node.write(
         path,
         "FLANNEL_NETWORK=172.30.0.0/16\nFLANNEL_SUBNET=172.30.251.1/24\nFLANNEL_MTU=1450\n",
@@ -133,6 +138,7 @@ fn three_accounts_of_one_subnet() {
     sh(node, &format!("rm {path}"));
     check(node, &[]).fails_only("subnet", "though flanneld runs", "log");
     node.write(path, &good).unwrap();
+    assert!(signal("-CONT").success());
 
     // No daemon, and its device gone.
     node.flanneld().stop().unwrap();

@@ -10,6 +10,7 @@
 mod checksums;
 mod cni;
 mod faults;
+mod firewall;
 mod healthy;
 mod relay;
 mod store;
@@ -34,6 +35,10 @@ fn check(node: &Node, args: &[&str]) -> Found {
     let output = node
         .output([&[CTL, "check", "--json"], args].concat())
         .unwrap();
+    found(output)
+}
+
+fn found(output: std::process::Output) -> Found {
     let text = String::from_utf8(output.stdout).unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     let json = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}\n{error}"));
