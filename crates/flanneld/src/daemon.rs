@@ -93,8 +93,7 @@ impl Daemon {
         let previous = subnet_file::previous(&options.subnet_file);
         let former = subnet_file::former_networks(&options.subnet_file);
         // Asked before the file may be withdrawn.
-        let after_another = subnet_file::is_anothers(&options.subnet_file)
-            && !subnet_file::is_ours(&options.subnet_file);
+        let after_another = subnet_file::is_anothers(&options.subnet_file);
         let assigned = store.status().assigned();
         let stale = when_stale(Former::new(&options, previous), assigned);
         let acquired = async {
@@ -268,8 +267,6 @@ impl Daemon {
         }
         teardown::remove_file("-subnet-file", &self.options.subnet_file);
         let _ = std::fs::remove_file(withdrawn(&self.options.subnet_file));
-        let mark = subnet_file::mark_of(&self.options.subnet_file);
-        teardown::remove_file("-subnet-file", &mark);
     }
 
     /// Announces the node when its devices are up, withdraws the announcement when they are
@@ -509,7 +506,6 @@ impl Daemon {
             let mtu = self.cluster.backend().mtu();
             info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
         }
-        subnet_file::mark(&self.options.subnet_file)?;
         Ok(())
     }
 

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
@@ -62,54 +61,6 @@ fn older(path: &Path) -> Option<String> {
     read.ok()
 }
 
-/// Records beside the file that this flannel wrote it. Other programs read the file itself, so the
-/// record is no part of it.
-///
-/// # Errors
-/// Names the flag, the path and what could not be done.
-pub fn mark(path: &Path) -> Result<(), SubnetFileError> {
-    let failed = |what, error| SubnetFileError {
-        path: path.to_owned(),
-        what,
-        error,
-    };
-    let identity = identity(path).map_err(|error| failed("cannot read", error))?;
-    let written = whole_file::write(&mark_of(path), identity.as_bytes());
-    written.map_err(|(what, error)| failed(what, error))?;
-    Ok(())
-}
-
-/// Whether this flannel was the last to write the file. False where there is none.
-pub fn is_ours(path: &Path) -> bool {
-    match (fs::read_to_string(mark_of(path)), identity(path)) {
-        (Ok(recorded), Ok(identity)) => recorded == identity,
-        _ => false,
-    }
-}
-
-/// The file that [`mark`] writes.
-pub fn mark_of(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".flannel-rs");
-    path.with_file_name(name)
-}
-
-/// What changes when anybody writes the file, the same text included: every flannel renames a new
-/// file over the old one, and whoever writes in place changes the time.
-fn identity(path: &Path) -> io::Result<String> {
-    // A withdrawn file is the same one under another name.
-    let found = fs::symlink_metadata(path)
-        .or_else(|error| fs::symlink_metadata(withdrawn(path)).map_err(|_| error))?;
-    Ok(format!(
-        "{}:{} {}.{:09}\n",
-        found.dev(),
-        found.ino(),
-        found.mtime(),
-        found.mtime_nsec()
-    ))
-}
-
 /// The subnet that an older file names, if there is one: taken again if it is still free.
 pub fn previous(path: &Path) -> Option<SubnetKey> {
     let text = older(path)?;
@@ -126,10 +77,16 @@ pub fn previous(path: &Path) -> Option<SubnetKey> {
     })
 }
 
+/// Whether this flannel was the last to write the file: it ends with a comment that no other flannel
+/// writes. False where there is no file.
+pub fn is_ours(path: &Path) -> bool {
+    let text = older(path).unwrap_or_default();
+    text.lines().any(|line| line.trim() == MARKER)
+}
+
 /// Whether a file is there that another flannel wrote: its routes are taken over.
 pub fn is_anothers(path: &Path) -> bool {
-    let text = older(path).unwrap_or_default();
-    text.contains("FLANNEL_") && !text.lines().any(|line| line.trim() == MARKER)
+    older(path).is_some_and(|text| text.contains("FLANNEL_")) && !is_ours(path)
 }
 
 /// The networks that an older file names: whatever stands for them on this host is this daemon's.
@@ -197,25 +154,17 @@ mod tests {
     }
 
     #[test]
-    fn the_mark_ends_when_another_writes_the_file() {
+    fn the_file_is_ours_until_another_flannel_writes_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("subnet.env");
-        assert!(!is_ours(&path) && mark(&path).is_err(), "there is no file");
-        write(&path, "FLANNEL_MTU=1450\n").unwrap();
-        assert!(!is_ours(&path));
-        mark(&path).unwrap();
-        mark(&path).unwrap();
-        assert!(is_ours(&path));
-        assert!(!write(&path, "FLANNEL_MTU=1450\n").unwrap() && is_ours(&path));
-        // Upstream writes the same text.
-        let theirs = dir.path().join("new");
-        fs::write(&theirs, "FLANNEL_MTU=1450\n").unwrap();
-        fs::rename(&theirs, &path).unwrap();
-        assert!(!is_ours(&path));
-        mark(&path).unwrap();
-        assert!(is_ours(&path));
-        fs::remove_file(&path).unwrap();
-        assert!(!is_ours(&path));
+        assert!(!is_ours(&path) && !is_anothers(&path), "there is no file");
+        write(&path, "FLANNEL_MTU=1450\n# flannel-rs\n").unwrap();
+        assert!(is_ours(&path) && !is_anothers(&path));
+        // Withdrawn, it is the same file under another name.
+        fs::rename(&path, withdrawn(&path)).unwrap();
+        assert!(is_ours(&path) && !is_anothers(&path));
+        fs::write(&path, "FLANNEL_MTU=1450\n").unwrap();
+        assert!(!is_ours(&path) && is_anothers(&path));
     }
 
     #[test]

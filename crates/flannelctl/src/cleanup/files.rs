@@ -38,7 +38,6 @@ pub(crate) fn find(args: &Cleanup) -> Found {
         let is_one = is_subnet_file(file);
         found.decide(file, is_one, "it holds no FLANNEL_SUBNET or FLANNEL_MTU");
         found.files.extend(half_written(file));
-        found.add(&subnet_file::mark_of(file));
         let withdrawn = subnet_file::withdrawn(file);
         if is_subnet_file(&withdrawn) {
             found.add(&withdrawn);

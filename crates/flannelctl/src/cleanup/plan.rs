@@ -101,14 +101,7 @@ impl Plan {
             plan.left
                 .push((format!("file {}", file.display()), why.into()));
         }
-        // The mark of a subnet file after the file: without its mark it would be an upstream flannel's.
-        let is_mark = |file: &PathBuf| {
-            let mut subnet_files = args.subnet_files.iter();
-            subnet_files.any(|subnet_file| subnet_file::mark_of(subnet_file) == *file)
-        };
-        let (marks, files): (Vec<_>, Vec<_>) = found.files.into_iter().partition(is_mark);
-        plan.items.extend(files.into_iter().map(Item::File));
-        plan.items.extend(marks.into_iter().map(Item::File));
+        plan.items.extend(found.files.into_iter().map(Item::File));
         plan.items.extend(found.dirs.into_iter().map(Item::Dir));
         Ok(plan)
     }
