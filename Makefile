@@ -121,7 +121,7 @@ image-tree: image-programs
 .PHONY: image-programs
 image-programs:
 	@scripts/setup image
-	RUSTFLAGS='$(MUSL_FLAGS)' $(CARGO) build --locked --profile $(PROFILE) --target $(MUSL) -p flanneld -p cni -p flannelctl
+	RUSTFLAGS='$(MUSL_FLAGS)' $(CARGO) build --locked --profile $(PROFILE) --target $(MUSL) --no-default-features -p flanneld -p cni -p flannelctl
 
 IMAGE = $(CARGO) run --locked --quiet -p image -- --programs $(BUILT)/$(MUSL)/$(PROFILE_DIR) $(if $(filter release,$(PROFILE)),,--any-size)
 

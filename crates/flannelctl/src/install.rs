@@ -48,7 +48,7 @@ pub(crate) fn run(what: &Install) -> Result<ExitCode> {
         None => beside_this_program()?,
     };
     let target = what.bin_dir.join(PLUGIN);
-    match put(&plugin, &target)? {
+    match put(&plugin, &target, 0o755)? {
         true => output::line(&format!("installed {}", target.display())),
         false => output::line(&format!("{} is up to date", target.display())),
     }
@@ -67,40 +67,53 @@ fn beside_this_program() -> Result<PathBuf> {
     }
 }
 
-/// Puts a program at `target` in one step, and returns whether it had to.
-fn put(program: &Path, target: &Path) -> Result<bool> {
-    let bytes = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
-    if is_there(&bytes, target) {
+/// Puts a copy of `file` at `target` in one step, with these permissions, and returns whether it had to.
+///
+/// # Errors
+/// A file cannot be read or written; the message names it.
+pub(crate) fn put(file: &Path, target: &Path, mode: u32) -> Result<bool> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    if is_there(&bytes, target, mode) {
         return Ok(false);
     }
     let Some(dir) = target.parent() else {
         bail!("{} names no file", target.display());
     };
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
     let write = || -> io::Result<()> {
         fs::create_dir_all(dir)?;
-        // Not a name that a runtime could take for a plugin.
+        // Not a name that a runtime could take for a plugin or a configuration.
         let mut new = tempfile::Builder::new()
             .prefix(".flannel-")
             .tempfile_in(dir)?;
         new.write_all(&bytes)?;
         new.as_file()
-            .set_permissions(Permissions::from_mode(0o755))?;
+            .set_permissions(Permissions::from_mode(mode))?;
         new.as_file().sync_all()?;
         new.persist(target)?;
         File::open(dir)?.sync_all()
     };
     match write() {
         Ok(()) => Ok(true),
+        // A file that is mounted by itself cannot be replaced, but written to.
+        Err(error) if error.kind() == ErrorKind::ResourceBusy => fs::write(target, &bytes)
+            .map(|()| true)
+            .with_context(|| format!("cannot write {}", target.display())),
         Err(error) => {
             Err(anyhow!(error).context(format!("cannot install {}{}", target.display(), hint(dir))))
         }
     }
 }
 
-fn is_there(bytes: &[u8], target: &Path) -> bool {
+fn is_there(bytes: &[u8], target: &Path, mode: u32) -> bool {
     // By lstat: a link is replaced by what it should be.
-    let mode = fs::symlink_metadata(target).map(|m| (m.is_file(), m.mode() & 0o7777));
-    matches!(mode, Ok((true, 0o755))) && fs::read(target).is_ok_and(|there| there == bytes)
+    let found = fs::symlink_metadata(target).map(|m| (m.is_file(), m.mode() & 0o7777));
+    matches!(found, Ok((true, there)) if there == mode)
+        && fs::read(target).is_ok_and(|there| there == bytes)
 }
 
 /// A directory that was unpacked from an archive may belong to somebody who is nobody on this host;
@@ -164,7 +177,7 @@ mod tests {
         }
 
         fn put(&self) -> Result<bool> {
-            put(&self.path("plugin"), &self.path("bin/flannel"))
+            put(&self.path("plugin"), &self.path("bin/flannel"), 0o755)
         }
 
         /// Name, mode and content of all that is in the plugins' directory.

@@ -1,5 +1,7 @@
 //! `flannelctl lab …`.
 
+#![allow(unsafe_code, reason = "a handler for signals")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
@@ -12,7 +14,7 @@ use lab::{Lab, Namespace};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 
-use crate::cli::Shape;
+use crate::cli::lab_args::Shape;
 use crate::output::{line, progress};
 use crate::running::{self, Claim, DIR_VAR, Running};
 

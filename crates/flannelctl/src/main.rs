@@ -6,12 +6,16 @@ mod check;
 mod cleanup;
 mod cli;
 mod config;
+#[cfg(feature = "lab")]
 mod demo;
+mod drop_in;
 mod env_file;
 mod install;
+#[cfg(feature = "lab")]
 mod lab_commands;
 mod manual;
 mod output;
+#[cfg(feature = "lab")]
 mod running;
 mod runtime;
 mod status;
@@ -22,10 +26,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, LabCommand};
+#[cfg(feature = "lab")]
+use cli::lab_args::LabCommand;
+use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     output::tell_warnings_of_libraries();
+    if let Some(status) = drop_in::run(std::env::args_os()) {
+        return status;
+    }
     let status = match Cli::try_parse_from(words::of_command_line()) {
         Ok(cli) => run(cli.command),
         // Status 2 for a command line that clap cannot read, 0 for --help and --version.
@@ -42,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> ExitCode {
     let done = match command {
+        #[cfg(feature = "lab")]
         Command::Lab { command } => match command {
             LabCommand::Up(shape) => lab_commands::up(&shape),
             LabCommand::Down { name } => lab_commands::down(&name.name),
@@ -54,6 +64,7 @@ fn run(command: Command) -> ExitCode {
             LabCommand::Run { shape, command } => lab_commands::run(&shape, &command),
             LabCommand::Hold { shape, file } => lab_commands::hold(&shape, &file),
         },
+        #[cfg(feature = "lab")]
         Command::Demo => demo::run(),
         Command::Check(args) => check::run(&args),
         Command::Manual { dir, date } => manual::write(&dir, &date),

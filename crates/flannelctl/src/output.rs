@@ -49,6 +49,7 @@ pub(crate) fn clap_answer(answer: &clap::Error) -> i32 {
 }
 
 /// On a terminal, a line that the next one overwrites.
+#[cfg(feature = "lab")]
 pub(crate) fn unfinished(ink: Ink, text: &str) {
     if ink.0 {
         let mut out = io::stdout().lock();
@@ -58,7 +59,12 @@ pub(crate) fn unfinished(ink: Ink, text: &str) {
 
 /// What went wrong.
 pub(crate) fn problem(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "flannelctl: {text}");
+    problem_of("flannelctl", text);
+}
+
+/// What went wrong in the program that was called by this name.
+pub(crate) fn problem_of(program: &str, text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{program}: {text}");
 }
 
 /// Has what flannel's libraries warn of told like problems.

@@ -10,6 +10,9 @@ use serde_json::Value;
 /// The workspace's packages that make programs of the image.
 const ROOTS: [&str; 3] = ["flanneld", "cni", "flannelctl"];
 
+/// Packages that only a feature links in, which the image's programs are built without.
+const LEFT_OUT: [&str; 1] = ["lab"];
+
 /// A Rust package.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Crate {
@@ -104,8 +107,11 @@ fn closure(metadata: &Value, roots: &[&str]) -> Option<Vec<Crate>> {
         let mut needs = BTreeSet::new();
         for dependency in nodes.get(&id)?["deps"].as_array()? {
             let mut kinds = dependency["dep_kinds"].as_array()?.iter();
-            if kinds.any(|kind| kind["kind"].is_null()) {
-                let id = dependency["pkg"].as_str()?;
+            let id = dependency["pkg"].as_str()?;
+            let left_out = packages.get(id)?;
+            let left_out = left_out["source"].is_null()
+                && LEFT_OUT.iter().any(|name| left_out["name"] == **name);
+            if kinds.any(|kind| kind["kind"].is_null()) && !left_out {
                 needs.insert(name(id)?);
                 open.push(id.to_owned());
             }

@@ -11,8 +11,17 @@ use anyhow::{Context, Result, bail};
 use crate::debian;
 use crate::tree::Tree;
 
-/// Where upstream's image has `flanneld`, so that a manifest in which only the image's name was changed works.
+/// Where upstream's image has its programs, so that a manifest in which only the image's name was changed works.
 const DIR: &str = "opt/bin";
+/// What such manifests call besides flanneld, or copy from: upstream's `flannel` and `flannel-cni-plugin` images have
+/// these. `flannelctl` answers to the names of the first two.
+const NAMES: [(&str, &str); 3] = [
+    ("opt/bin/install-conf", "flannelctl"),
+    ("usr/bin/cp", "../../opt/bin/flannelctl"),
+    ("flannel", "opt/bin/flannel"),
+];
+/// Not to be run here, where there is no shell: for those who take it out of the image.
+const DOCKER_SCRIPT: &str = "mk-docker-opts.sh";
 const PROGRAMS: [&str; 3] = ["flanneld", "flannel", "flannelctl"];
 /// What is mounted over in a pod.
 const PLACES: [&str; 7] = [
@@ -44,6 +53,14 @@ pub fn collect(dir: &Path) -> Result<Tree> {
         }
         tree.file(&format!("{DIR}/{program}"), 0o755, bytes)?;
     }
+    for (path, to) in NAMES {
+        tree.link(path, to)?;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../dist")
+        .join(DOCKER_SCRIPT);
+    let bytes = fs::read(&script).with_context(|| format!("cannot read {}", script.display()))?;
+    tree.file(&format!("{DIR}/{DOCKER_SCRIPT}"), 0o755, bytes)?;
     for place in PLACES {
         tree.dir(place)?;
     }

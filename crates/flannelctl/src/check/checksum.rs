@@ -1,5 +1,7 @@
 //! Checksums of TCP and UDP: the arithmetic, and a watch on what arrives on a device.
 
+#![allow(unsafe_code, reason = "a packet socket, and its messages")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;

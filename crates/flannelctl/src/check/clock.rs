@@ -1,5 +1,7 @@
 //! The clock: certificates, leases in a directory and logs go by it.
 
+#![allow(unsafe_code, reason = "adjtimex, which no library calls")]
+
 use super::report::Report;
 
 const ABOUT: &str = "clock";

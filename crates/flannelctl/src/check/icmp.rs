@@ -1,5 +1,10 @@
 //! Pings of a given size that must not be cut into pieces.
 
+#![allow(
+    unsafe_code,
+    reason = "a socket option that takes a pointer, and bytes that the kernel has written"
+)]
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, SocketAddr};

@@ -1,5 +1,6 @@
 //! What is in `deploy/`, by Kubernetes' own programs: kubectl, Helm and a real API server.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

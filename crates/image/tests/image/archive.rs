@@ -67,11 +67,17 @@ fn it_holds_our_programs_and_what_they_call_and_nothing_else() {
     };
     assert_eq!(
         list("opt/bin"),
-        ["flannel", "flannelctl", "flanneld"]
-            .map(String::from)
-            .into()
+        [
+            "flannel",
+            "flannelctl",
+            "flanneld",
+            "install-conf",
+            "mk-docker-opts.sh"
+        ]
+        .map(String::from)
+        .into()
     );
-    assert!(!dir.path().join("usr/bin").exists(), "a shell?");
+    assert_eq!(list("usr/bin"), ["cp".to_owned()].into(), "a shell?");
     let programs = list("usr/sbin");
     for name in &programs {
         assert!(name == "nft" || name.contains("tables"), "{name}");

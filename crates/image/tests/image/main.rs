@@ -1,6 +1,7 @@
 //! The image that `make image` wrote: what is in it, who can read it, and that it runs with the rights that
 //! a pod has.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
