@@ -102,6 +102,17 @@ impl GuardKeeper {
         }
     }
 
+    /// Sets what is to be dropped from now on; [`GuardKeeper::ensure`] writes it. Returns whether that is
+    /// something else than before.
+    pub fn set_desired(&mut self, desired: Guard) -> bool {
+        let changed = self.desired != desired;
+        if changed {
+            self.written = None;
+        }
+        self.desired = desired;
+        changed
+    }
+
     /// Reads the table and writes it if it is not as this keeper left it; the first call always
     /// writes. The replacement is atomic: no packet passes in between. Returns whether it wrote.
     ///

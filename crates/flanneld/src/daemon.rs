@@ -25,6 +25,7 @@ use crate::settle::{
     settle,
 };
 use crate::status::Status;
+use crate::traffic::Guarding;
 use crate::withdraw::{Former, when_stale, withdrawn};
 use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic};
 
@@ -61,6 +62,8 @@ pub struct Daemon {
     announcement: Announcement,
     /// What keeps the traffic rules in place.
     keepers: Vec<AbortHandle>,
+    /// What keeps forged packets out.
+    guard: Option<Guarding>,
     /// What keeps the CNI configuration in place, while the node is announced.
     cni_conf: Option<AbortHandle>,
     /// Keeps other daemons from the same network and devices.
@@ -139,7 +142,7 @@ impl Daemon {
 
         let objects = backend.node(&lease, &host);
         let ports = traffic::tunnel_ports(&objects);
-        let guard = traffic::start_guard(&config, &host, ports, former.clone(), &status);
+        let guard = Guarding::start(&config, &host, ports, former.clone(), &status);
         // Their programs run while the kernel's objects are made here.
         let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
         let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
@@ -149,8 +152,7 @@ impl Daemon {
         reconciler.set(Owner::Node, objects);
         reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
         reconciler.pass().await;
-        let mut keepers = vec![rules.settled().await, forwarding];
-        keepers.extend(guard);
+        let keepers = vec![rules.settled().await, forwarding];
         Ok(Daemon {
             cluster: Cluster::new(&config, lease.key, backend, host),
             options,
@@ -162,6 +164,7 @@ impl Daemon {
             status,
             announcement: Announcement::new(Instant::now()),
             keepers,
+            guard,
             cni_conf: None,
             is_connected: false,
             _lock: lock,
@@ -244,6 +247,7 @@ impl Daemon {
     /// goes.
     pub async fn tear_down(mut self) {
         self.keepers.iter().for_each(AbortHandle::abort);
+        self.guard.iter().for_each(Guarding::abort);
         self.withdraw_cni_conf();
         if let Some(node) = self.store.node() {
             node.network_removed().await;
@@ -477,8 +481,11 @@ impl Daemon {
         report_unserved(&*backend, lost.as_ref(), &self.status);
         self.reconciler
             .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
-        self.reconciler
-            .set(Owner::Node, backend.node(&self.lease, &host));
+        let objects = backend.node(&self.lease, &host);
+        if let Some(guard) = &self.guard {
+            guard.follow(&self.config, &host, traffic::tunnel_ports(&objects));
+        }
+        self.reconciler.set(Owner::Node, objects);
         let attrs = backend.publish();
         self.cluster
             .rebuild(self.lease.key, backend, host, &mut self.reconciler);

@@ -11,7 +11,7 @@ use model::guard::Guard;
 use model::object::{Route, RouteKey, RouteTo};
 use model::rules::RuleFlags;
 use model::{Host, NetConfig, Object, SubnetKey, TrafficRules};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
@@ -110,29 +110,65 @@ fn guard_keeper(config: &NetConfig, guard: Guard, former: Vec<IpNet>) -> Option<
     Some(GuardKeeper::new(guard, &pool.network, former))
 }
 
-/// Begins to keep forged packets out, in a task on the current thread: the table is in place when this
-/// returns, before any device is made. Must be called on a `LocalSet`.
-pub fn start_guard(
-    config: &NetConfig,
-    host: &Host,
-    ports: BTreeSet<u16>,
-    former: Vec<IpNet>,
-    status: &Status,
-) -> Option<AbortHandle> {
+/// What the guard of a node with this address drops.
+fn guard(config: &NetConfig, host: &Host, ports: BTreeSet<u16>) -> Guard {
     let networks = config.pools.map(|_, pool| pool.network);
-    let guard = Guard::new(&networks, &host.public_ip, ports);
-    let mut keeper = guard_keeper(config, guard, former)?;
-    let mut fault = None;
-    let first = keeper.ensure();
-    report_guard(first.map(|_| false), &mut fault, status);
-    let status = status.clone();
-    let keeping = async move {
-        loop {
-            keeper.changed().await;
-            report_guard(keeper.ensure(), &mut fault, &status);
-        }
-    };
-    Some(tokio::task::spawn_local(keeping).abort_handle())
+    Guard::new(&networks, &host.public_ip, ports)
+}
+
+/// The task that keeps forged packets out.
+pub struct Guarding {
+    desired: watch::Sender<Guard>,
+    task: AbortHandle,
+}
+
+impl Guarding {
+    /// Begins to keep forged packets out, in a task on the current thread: the table is in place when this
+    /// returns, before any device is made. Must be called on a `LocalSet`.
+    pub fn start(
+        config: &NetConfig,
+        host: &Host,
+        ports: BTreeSet<u16>,
+        former: Vec<IpNet>,
+        status: &Status,
+    ) -> Option<Guarding> {
+        let first = guard(config, host, ports);
+        let mut keeper = guard_keeper(config, first.clone(), former)?;
+        let (desired, mut wanted) = watch::channel(first);
+        let mut fault = None;
+        report_guard(keeper.ensure().map(|_| false), &mut fault, status);
+        let status = status.clone();
+        let keeping = async move {
+            loop {
+                let mut follows = false;
+                tokio::select! {
+                    () = keeper.changed() => {}
+                    Ok(()) = wanted.changed() => {
+                        follows = keeper.set_desired(wanted.borrow_and_update().clone());
+                    }
+                }
+                let repaired = keeper.ensure().map(|wrote| wrote && !follows);
+                report_guard(repaired, &mut fault, &status);
+            }
+        };
+        let task = tokio::task::spawn_local(keeping).abort_handle();
+        Some(Guarding { desired, task })
+    }
+
+    /// The node has other addresses, or its tunnels other ports.
+    pub fn follow(&self, config: &NetConfig, host: &Host, ports: BTreeSet<u16>) {
+        let wanted = guard(config, host, ports);
+        self.desired.send_if_modified(|desired| {
+            let differs = *desired != wanted;
+            *desired = wanted;
+            differs
+        });
+    }
+
+    /// Ends the task; the table stays.
+    pub fn abort(&self) {
+        self.task.abort();
+    }
 }
 
 /// Reports a fault of the guard once, and its end.

@@ -18,6 +18,7 @@ mod fights;
 mod flow;
 mod foreign;
 mod former;
+mod guard;
 mod health;
 mod host;
 mod hostile;
