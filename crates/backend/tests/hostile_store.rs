@@ -1,4 +1,6 @@
 //! The roster and the backends together, against whatever may stand in the store.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod nodes;

@@ -1,6 +1,8 @@
 //! What each backend writes for a node and two peers, as the commands that would do the same, in
 //! `golden/*.txt`. After a change that is meant: `UPDATE_GOLDEN=1 cargo test -p backend`, and read
 //! the difference that git shows.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod nodes;

@@ -1,4 +1,6 @@
 //! What backends refuse: options, machines, and leases of hostile or mistaken peers.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 mod nodes;

@@ -1,4 +1,6 @@
 //! `dist/mk-docker-opts.sh`: what comes out for what goes in, under each shell that may be `/bin/sh`.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::fs;

@@ -1,6 +1,8 @@
 //! How long the kernel takes for a cluster's worth of objects: `cargo bench -p dataplane`.
 //!
 //! Each figure is the median of five runs, each in a network namespace of its own. Needs root.
+
+#![allow(unsafe_code, reason = "a namespace for the measurement")]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

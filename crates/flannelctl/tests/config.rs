@@ -1,5 +1,6 @@
 //! `flannelctl config` as a person and as Ansible use it, with a real etcd and a directory.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

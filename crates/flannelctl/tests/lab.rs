@@ -1,5 +1,6 @@
 //! `flannelctl lab` and `flannelctl demo` as a person uses them, with real daemons.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

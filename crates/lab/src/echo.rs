@@ -1,5 +1,7 @@
 //! Pings, without a process for each: ICMP echo sockets made inside a namespace.
 
+#![allow(unsafe_code, reason = "a socket in another namespace")]
+
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{FromRawFd, OwnedFd};

@@ -6,6 +6,8 @@
 //! is in the namespace. Network and mount namespaces have no names: they are held by the lab's
 //! file descriptors and by those processes, and vanish with them.
 
+#![allow(unsafe_code, reason = "fork")]
+
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,8 @@
 //! Just enough netlink to look: dump requests, and attributes found by number. Written apart from
 //! the daemon's own, so that it can be its witness.
 
+#![allow(unsafe_code, reason = "borrows a descriptor")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 

@@ -1,5 +1,7 @@
 //! How long a kernel stays broken: measured by its own notices, not by asking now and then.
 
+#![allow(unsafe_code, reason = "the priority of one thread")]
+
 use std::time::{Duration, Instant};
 
 use crate::netlink::Listener;

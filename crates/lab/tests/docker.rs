@@ -1,5 +1,6 @@
 //! A docker on a node runs containers, apart from the machine's own, and leaves nothing behind.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

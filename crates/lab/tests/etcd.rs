@@ -1,5 +1,6 @@
 //! The lab's etcd: a real one, in all the ways that people run theirs.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use lab::{Lab, StoreKind};

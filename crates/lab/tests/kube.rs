@@ -1,5 +1,6 @@
 //! The Kubernetes control plane that the tests of flanneld stand on: it must be the real thing.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,6 @@
 //! The lab itself, without any flanneld: what the other tests stand on must hold.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,6 @@
 //! Nothing outlives a lab, in whatever way its process ends.
 
+#![allow(unsafe_code, reason = "signals")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,6 @@
 //! A machine with systemd: boots, is a machine of its own, and leaves nothing behind.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,6 @@
 //! Every default, refusal and message of the network configuration.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use ipnet::IpNet;

@@ -1,4 +1,6 @@
 //! What a store holds, cut at every byte and with every byte replaced: refused or read, never a panic.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use model::{LeaseAttrs, NetConfig, SubnetKey};

@@ -1,4 +1,6 @@
 //! The choice of a subnet.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use ipnet::IpNet;

@@ -1,4 +1,6 @@
 //! Which leases are used.
+
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,4 +1,6 @@
 //! What the leases of a large network cost. Alone in its program: it counts every allocation.
+
+#![allow(unsafe_code, reason = "counts allocations")]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 use tracing::warn;
 
 use pem::{Origin, Source, certificates, private_key};
-use verifier::{NoVerifier, Verifier};
+use verifier::{Trust, Verifier};
 
 mod algorithms;
 mod pem;
@@ -133,15 +133,21 @@ impl TlsFiles {
         &self,
         provider: &Arc<CryptoProvider>,
     ) -> Result<(Arc<dyn ServerCertVerifier>, Origin), TlsError> {
+        let verifier = |trust| {
+            Arc::new(Verifier {
+                provider: provider.clone(),
+                trust,
+            })
+        };
         if self.insecure {
             let source = Origin(self.names.ca, PathBuf::new());
-            return Ok((Arc::new(NoVerifier(provider.clone())), source));
+            return Ok((verifier(Trust::Anyone), source));
         }
         let (roots, given, source) = self.roots()?;
-        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .build()
             .map_err(|e| source.problem(e.to_string()))?;
-        Ok((Arc::new(Verifier { inner, given }), source))
+        Ok((verifier(Trust::Authorities { webpki, given }), source))
     }
 
     /// Which flag a failed handshake is about, and its file: the rest of a message.

@@ -5,6 +5,8 @@
 //! does not say how it now stands. So nothing needs to be listened to besides those. Asked for
 //! rarely, with a socket of its own each time.
 
+#![allow(unsafe_code, reason = "an ioctl with a structure of its own")]
+
 use std::os::fd::RawFd;
 
 use model::IfName;

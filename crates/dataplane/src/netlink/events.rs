@@ -1,5 +1,7 @@
 //! The socket on which the kernel tells what others did. What follows from each notice: `notice`.
 
+#![allow(unsafe_code, reason = "registers a descriptor with the runtime")]
+
 mod flood;
 mod notice;
 

@@ -1,6 +1,8 @@
 //! The socket filter of the event socket, in classic BPF: drops in the kernel, at next to no cost,
 //! the notices that would be ignored anyway. A host with 10,000 pods sees many of them.
 
+#![allow(unsafe_code, reason = "a socket option that takes a pointer")]
+
 use std::io;
 use std::os::fd::RawFd;
 

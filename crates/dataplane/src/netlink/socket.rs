@@ -4,6 +4,8 @@
 //! returns, and puts the next part of a dump into the queue before the `recv` of the part before
 //! it returns: an empty queue therefore means that an answer was lost, not that it is late.
 
+#![allow(unsafe_code, reason = "socket options that no library sets")]
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 

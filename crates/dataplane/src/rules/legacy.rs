@@ -1,6 +1,8 @@
 //! The legacy variant's tables without a process. The kernel tells nobody when they change, but hands
 //! out a table whole; a fingerprint of it, counters left out, says whether anything did.
 
+#![allow(unsafe_code, reason = "a socket option that takes a pointer")]
+
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;

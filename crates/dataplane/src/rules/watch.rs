@@ -1,6 +1,8 @@
 //! Who else changes rules. nf_tables tells its listeners of each change, and which process made it;
 //! that covers `nft` and the nft variant of iptables. Nothing is asked for while nothing changes.
 
+#![allow(unsafe_code, reason = "registers a descriptor with the runtime")]
+
 use std::io;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! The lock that all users of legacy iptables share, for versions of `iptables-restore` that do not
 //! take it themselves (before 1.6.2).
 
+#![allow(unsafe_code, reason = "flock")]
+
 use std::env;
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,5 +1,7 @@
 //! The two kernels: the fake one, and the real one in a network namespace of its own.
 
+#![allow(unsafe_code, reason = "a namespace for each test")]
+
 use std::future::Future;
 use std::process::Command;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! What a node never lets in, attacked by sockets without any privilege.
 
+#![allow(unsafe_code, reason = "the capabilities of one thread")]
+
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,7 @@
 //! Programs of iptables before 1.6.2, which know no `-w` and take no lock.
 
+#![allow(unsafe_code, reason = "flock")]
+
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 use std::time::Duration;

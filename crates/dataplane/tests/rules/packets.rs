@@ -1,5 +1,7 @@
 //! Parity: one table of packets, real traffic, every way of writing the rules.
 
+#![allow(unsafe_code, reason = "a socket option that takes a pointer")]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;

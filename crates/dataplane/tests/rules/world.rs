@@ -1,5 +1,7 @@
 //! A host in a network namespace of its own, and the programs it has.
 
+#![allow(unsafe_code, reason = "a namespace for each test")]
+
 use std::fs::{File, Permissions};
 use std::future::Future;
 use std::os::fd::AsRawFd;

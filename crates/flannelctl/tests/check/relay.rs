@@ -2,6 +2,8 @@
 //! device has made their checksums, and passes them on so, except those of the tunnel itself. That is
 //! what a device beneath a tunnel does that promises checksums and does not make those inside.
 
+#![allow(unsafe_code, reason = "packet sockets")]
+
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! What is handed out: pages and completions, `make install`, the Debian package, and the units under
 //! a real systemd.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

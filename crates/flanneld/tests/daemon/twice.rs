@@ -1,5 +1,7 @@
 //! The same network twice on one host: the second daemon waits for the first one's end.
 
+#![allow(unsafe_code, reason = "another user for one thread")]
+
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The guides that people install flannel by, step for step, with real etcd, docker and CNI plugins.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

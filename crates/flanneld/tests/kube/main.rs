@@ -1,6 +1,7 @@
 //! The daemon with `-kube-subnet-mgr`, and a real Kubernetes API server and controller manager. Every
 //! promise about Nodes, annotations and outages is a test here.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

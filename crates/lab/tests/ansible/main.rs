@@ -1,6 +1,7 @@
 //! The Ansible role, run by the real `ansible-playbook` from the example's own playbook, on machines
 //! with systemd, an etcd with mutual TLS, and the CNI plugins of Debian.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

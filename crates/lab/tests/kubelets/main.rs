@@ -1,5 +1,6 @@
 //! Nodes with real kubelets: what the tests of the manifest stand on must hold.
 
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

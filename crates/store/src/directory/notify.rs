@@ -1,5 +1,7 @@
 //! Being told by the kernel which files of a directory changed.
 
+#![allow(unsafe_code, reason = "registers a descriptor with the runtime")]
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;

@@ -14,13 +14,25 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{self, CertificateError, DigitallySignedStruct, SignatureScheme};
 
-/// webpki, and one more case that Go's TLS accepts and people therefore have: the server's certificate is, byte
-/// for byte, one that the user named as an authority. Whether it is marked as one, and who signed it, does not
-/// matter then; its name and its time are checked all the same.
+/// Judges a server's certificate.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    pub inner: Arc<WebPkiServerVerifier>,
-    pub given: Vec<CertificateDer<'static>>,
+    pub(super) provider: Arc<CryptoProvider>,
+    pub(super) trust: Trust,
+}
+
+/// Which servers are believed. That a server has the key of its certificate is checked in any case.
+#[derive(Debug)]
+pub(super) enum Trust {
+    /// Those that webpki believes, and one more case that Go's TLS accepts and people therefore have: the server's
+    /// certificate is, byte for byte, one that the user named as an authority. Whether it is marked as one, and who
+    /// signed it, does not matter then; its name and its time are checked all the same.
+    Authorities {
+        webpki: Arc<WebPkiServerVerifier>,
+        given: Vec<CertificateDer<'static>>,
+    },
+    /// All of them (`insecure-skip-tls-verify`).
+    Anyone,
 }
 
 impl ServerCertVerifier for Verifier {
@@ -32,15 +44,12 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = self.inner.verify_server_cert(
-            end_entity,
-            intermediates,
-            server_name,
-            ocsp_response,
-            now,
-        );
-        let named = self
-            .given
+        let Trust::Authorities { webpki, given } = &self.trust else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let verdict =
+            webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        let named = given
             .iter()
             .any(|root| root.as_ref() == end_entity.as_ref());
         if named && verdict.as_ref().is_err_and(is_about_the_issuer) {
@@ -56,7 +65,8 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
     }
 
     fn verify_tls13_signature(
@@ -65,11 +75,14 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 
@@ -88,53 +101,4 @@ fn is_about_the_issuer(error: &rustls::Error) -> bool {
             // "An authority used as a server" has no variant of its own.
             | CertificateError::Other(_)
     )
-}
-
-/// Takes any certificate (`insecure-skip-tls-verify`). That the server has its key is checked.
-#[derive(Debug)]
-pub(super) struct NoVerifier(pub(super) Arc<CryptoProvider>);
-
-impl ServerCertVerifier for NoVerifier {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            dss,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

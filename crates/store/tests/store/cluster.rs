@@ -1,5 +1,7 @@
 //! Clusters of three members, of several versions of etcd.
 
+#![allow(unsafe_code, reason = "what a child does between fork and exec")]
+
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;

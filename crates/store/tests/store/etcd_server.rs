@@ -1,6 +1,8 @@
 //! A real etcd of the test's own: on loopback, with its data in a temporary directory, gone with
 //! the value.
 
+#![allow(unsafe_code, reason = "what a child does between fork and exec")]
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;

@@ -1,3 +1,5 @@
+#![allow(unsafe_code, reason = "an ioctl with a structure of its own")]
+
 use std::process::Command;
 
 use super::*;
