@@ -1,4 +1,6 @@
 //! How fast two nodes talk through the proxy: `cargo bench -p proxy`. Needs root and `iperf3`.
+
+#![allow(unsafe_code, reason = "getrusage")]
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,

@@ -1,5 +1,7 @@
 //! Packets that wait to be sent, and how they are put together for the kernel.
 
+#![allow(unsafe_code, reason = "pieces that point into a buffer")]
+
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;

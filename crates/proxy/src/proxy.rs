@@ -1,5 +1,7 @@
 //! The proxy: its threads, and what the daemon can tell them while they run.
 
+#![allow(unsafe_code, reason = "looks up a device by its name")]
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,8 @@
 //! The UDP side: sockets that send and receive many datagrams of one peer in one piece (UDP GSO and GRO),
 //! and many such pieces in one call.
 
+#![allow(unsafe_code, reason = "sendmmsg and recvmmsg")]
+
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};

@@ -1,5 +1,7 @@
 //! The TUN device: opening, offloads, reading and writing whole packets.
 
+#![allow(unsafe_code, reason = "ioctls of the TUN driver")]
+
 use std::ffi::c_int;
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,5 +1,7 @@
 //! Waiting for a descriptor, or for the order to stop.
 
+#![allow(unsafe_code, reason = "eventfd")]
+
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -1,4 +1,6 @@
 //! Proxies on real nodes: network namespaces with a TUN device each, and a wire between them.
+
+#![forbid(unsafe_code)]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,7 @@
 //! Programs that end with the test, and where those of other etcd versions are.
 
+#![allow(unsafe_code, reason = "what a child does between fork and exec")]
+
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
