@@ -1,6 +1,8 @@
 //! Others who undo what the daemon does, again and again: that costs little, fills no log, and is
 //! said once.
 
+#![allow(unsafe_code, reason = "sysconf")]
+
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Child, Command, Stdio};
