@@ -1,7 +1,7 @@
 //! Others who undo what the daemon does, again and again: that costs little, fills no log, and is
 //! said once.
 
-#![allow(unsafe_code, reason = "sysconf")]
+#![allow(unsafe_code, reason = "another user for one thread")]
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};

@@ -1,5 +1,7 @@
 //! TUN devices: `IFLA_TUN_*`, and `/dev/net/tun`, which alone creates them.
 
+#![allow(unsafe_code, reason = "calls that no library wraps")]
+
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
