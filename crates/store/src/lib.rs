@@ -12,6 +12,7 @@
 //! | [`store_task`] | what etcd and directory share: from the daemon's calls to a task |
 //! | [`reachability`] | whether the store is there, as the daemon is told |
 //! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
+//! | [`secret`] | passwords and tokens |
 //! | [`backoff`], [`retry`], [`retry_log`] | waiting, and saying it once |
 //! | [`skip_log`] | keys that are no leases |
 
@@ -37,6 +38,7 @@ pub mod own_lease;
 mod reachability;
 mod retry;
 mod retry_log;
+mod secret;
 mod skip_log;
 mod store_task;
 mod subnet_allocator;
@@ -47,10 +49,11 @@ pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
 pub use connect::ProxyError;
 pub use directory::DirectoryStore;
-pub use etcd::{EtcdSettings, EtcdStore, Secret, SettingsError};
+pub use etcd::{EtcdSettings, EtcdStore, SettingsError};
 pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
 pub use own_lease::Who;
 pub use retry::{Assigned, StoreStatus};
+pub use secret::Secret;
 pub use tls::TlsError;
 
 /// What a node asks for when it takes a subnet.

@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use model::{Lease, LeaseAttrs, NetConfig};
 
-pub use settings::{EtcdSettings, Secret, SettingsError};
+pub use settings::{EtcdSettings, SettingsError};
 
 use crate::retry::{Retry, StoreStatus};
 use crate::store_task::{Resting, StoreTask};

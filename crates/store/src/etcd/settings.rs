@@ -1,12 +1,12 @@
 //! What the daemon's flags say about etcd, checked before the first packet is sent.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use tracing::warn;
 
 use crate::Timing;
 use crate::endpoint::Endpoint;
+use crate::secret::Secret;
 use crate::tls::TlsError;
 
 /// How to reach etcd. Names in errors are those of the daemon's flags.
@@ -31,27 +31,6 @@ pub struct EtcdSettings {
     pub password_file: Option<PathBuf>,
     /// How long leases live.
     pub timing: Timing,
-}
-
-/// A password: never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a password.
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
-    }
-
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
 }
 
 /// Settings that no waiting mends.
@@ -145,7 +124,7 @@ impl EtcdSettings {
     pub(super) fn login(&self) -> Result<Option<(String, Secret)>, SettingsError> {
         let user = self.username.as_deref().filter(|user| !user.is_empty());
         let password = match (&self.password_file, &self.password) {
-            (Some(_), Some(secret)) if !secret.0.is_empty() => {
+            (Some(_), Some(secret)) if !secret.reveal().is_empty() => {
                 return Err(SettingsError::Login(
                     "-etcd-password and -etcd-password-file are both given: leave one of them out",
                 ));
@@ -158,7 +137,9 @@ impl EtcdSettings {
                     })?;
                 Some(Secret::new(text.trim_end_matches(['\r', '\n'])))
             }
-            (None, password) => password.clone().filter(|secret| !secret.0.is_empty()),
+            (None, password) => password
+                .clone()
+                .filter(|secret| !secret.reveal().is_empty()),
         };
         match (user, password) {
             (Some(user), Some(password)) => Ok(Some((user.into(), password))),

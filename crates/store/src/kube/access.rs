@@ -1,21 +1,24 @@
-//! Where the API server is, and who we are to it: `-kube-api-url`, `-kubeconfig-file`, what every pod
-//! is given, or `KUBECONFIG`.
+//! Where the API server is, and the credentials for it: `-kube-api-url`, `-kubeconfig-file`, what every
+//! pod is given, or `KUBECONFIG`.
 //!
-//! All of it is read again for each request: certificates, tokens and the server itself may change under
-//! a running daemon.
+//! All of it is read again for each request: certificates, tokens and the server itself may change while
+//! the daemon runs.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::warn;
 
+use super::access_error::AccessError;
+use super::credential::Credential;
 use super::exec::{ClusterInfo, Plugin};
-use super::kubeconfig::{self, Credential, Kubeconfig};
-use crate::connect::{Connector, Proxy, ProxyError, Scheme};
-use crate::endpoint::Endpoint;
-use crate::etcd::Secret;
-use crate::tls::{Names, Pem, TlsError, TlsFiles};
+use super::kubeconfig::{self, Kubeconfig};
+use super::server::{Origin, Server};
+use crate::connect::{Connector, Proxy, Scheme};
+use crate::secret::Secret;
+use crate::tls::{Names, Pem, TlsFiles};
 
 /// What a pod is given.
 const POD_CREDENTIALS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -25,64 +28,6 @@ const NAMES: Names = Names {
     ca: "certificate-authority",
 };
 const PROTOCOLS: &[&str] = &["h2", "http/1.1"];
-
-/// Settings that waiting does not change.
-#[derive(Debug, thiserror::Error)]
-pub enum AccessError {
-    /// An address that is none.
-    #[error("{origin}: {url:?}: {problem}; expected https://HOST:PORT")]
-    Url {
-        /// The flag or file that holds it.
-        origin: String,
-        /// As given.
-        url: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// Not in a pod, and nothing else given.
-    #[error(
-        "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this is no pod; give -kubeconfig-file or -kube-api-url"
-    )]
-    NoPod,
-    /// A kubeconfig that cannot be used.
-    #[error("{origin} {path}: {problem}", path = path.display())]
-    Kubeconfig {
-        /// `-kubeconfig-file` or `KUBECONFIG`.
-        origin: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A token that cannot be read.
-    #[error("token file {path}: {error}", path = path.display())]
-    Token {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        error: std::io::Error,
-    },
-    /// A program of the kubeconfig that prints no credential.
-    #[error("{0}")]
-    Exec(String),
-    /// A proxy that is none.
-    #[error(transparent)]
-    Proxy(#[from] ProxyError),
-    /// A certificate, key or authority that cannot be used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-}
-
-/// The server's address in the forms that a request needs.
-#[derive(Clone, Debug)]
-pub(super) struct Origin {
-    /// `https://HOST:PORT`.
-    pub address: String,
-    /// `HOST:PORT`.
-    pub authority: String,
-    /// The path below which the API lies; mostly empty.
-    pub base: String,
-}
 
 /// Everything that one request needs.
 pub(super) struct Target {
@@ -103,8 +48,10 @@ pub(super) struct Access {
     url: String,
     /// What was read last and could be used: stays in force while a file is being replaced.
     last: Mutex<Arc<Known>>,
-    /// What was said of a file that can no longer be used.
-    said: Mutex<String>,
+    /// What the log says of a file that can no longer be used.
+    logged: Mutex<String>,
+    /// [`Target::identity`] whose certificates were checked for blocks that are skipped.
+    checked: AtomicU64,
     plugin: Plugin,
 }
 
@@ -118,8 +65,7 @@ enum Source {
 
 #[derive(Clone, Debug)]
 struct Known {
-    endpoint: Arc<Endpoint>,
-    origin: Origin,
+    server: Server,
     files: TlsFiles,
     server_name: Option<String>,
     credential: Option<Credential>,
@@ -147,21 +93,22 @@ impl Access {
             (Source::Fixed, "") => in_cluster(env)?,
             (Source::Fixed, url) => Known::at("-kube-api-url", url, no_files())?,
         };
-        if known.endpoint.tls {
-            known.files.check()?;
+        if known.server.endpoint.tls {
+            known.files.load()?;
         }
         known.proxy()?;
         if known.files.insecure {
             warn!(
-                "insecure-skip-tls-verify: the API server {} is not verified: whoever answers there may give this node any routes",
-                known.origin.address
+                "insecure-skip-tls-verify: the API server {} is not verified: any server that answers there can give this node any routes",
+                known.server.origin.address
             );
         }
         Ok(Access {
             source,
             url: url.into(),
             last: Mutex::new(Arc::new(known)),
-            said: Mutex::default(),
+            logged: Mutex::default(),
+            checked: AtomicU64::new(0),
             plugin: Plugin::default(),
         })
     }
@@ -169,7 +116,10 @@ impl Access {
     /// The server's address, for messages.
     pub(super) fn place(&self) -> String {
         let known = self.last();
-        format!("{}{}", known.origin.address, known.origin.base)
+        format!(
+            "{}{}",
+            known.server.origin.address, known.server.origin.base
+        )
     }
 
     /// The proxy that the server is reached through.
@@ -190,15 +140,15 @@ impl Access {
             Ok(known) => {
                 let known = Arc::new(known);
                 *lock(&self.last) = known.clone();
-                lock(&self.said).clear();
+                lock(&self.logged).clear();
                 known
             }
             Err(error) => {
                 let text = error.to_string();
-                let mut said = lock(&self.said);
-                if *said != text {
-                    warn!("{text}; going on with what it said before");
-                    *said = text;
+                let mut logged = lock(&self.logged);
+                if *logged != text {
+                    warn!("{text}; continuing with what it said before");
+                    *logged = text;
                 }
                 self.last()
             }
@@ -231,7 +181,7 @@ impl Access {
         };
         let proxy = known.proxy()?;
         let mut hasher = DefaultHasher::new();
-        (&known.origin.address, &known.origin.base).hash(&mut hasher);
+        (&known.server.origin.address, &known.server.origin.base).hash(&mut hasher);
         (&known.server_name, files.insecure).hash(&mut hasher);
         known
             .proxy
@@ -246,21 +196,26 @@ impl Access {
                 Some(Pem::File(path)) => std::fs::read(path).ok().hash(&mut hasher),
             }
         }
+        let identity = hasher.finish();
+        // A file that cannot be used is reported by the connection; here only what is skipped in it.
+        if known.server.endpoint.tls && self.checked.swap(identity, Ordering::Relaxed) != identity {
+            let _ = files.check();
+        }
         Ok(Target {
-            origin: known.origin.clone(),
+            origin: known.server.origin.clone(),
             connector: Connector {
-                endpoint: known.endpoint.clone(),
+                endpoint: known.server.endpoint.clone(),
                 files: Arc::new(files),
                 server_name: known.server_name.clone(),
                 proxy,
             },
-            identity: hasher.finish(),
+            identity,
             token,
             impersonate: known.impersonate.clone(),
         })
     }
 
-    /// The server does not believe who we say we are.
+    /// Drops a credential that the server has refused.
     pub(super) async fn refused(&self) {
         self.plugin.forget().await;
     }
@@ -353,44 +308,11 @@ fn from_files(url: &str, flag: &'static str, paths: &[PathBuf]) -> Result<Known,
 }
 
 impl Known {
-    /// A server, and nothing but these files to say who we are.
-    fn at(origin: &str, url: &str, files: TlsFiles) -> Result<Known, AccessError> {
-        let bad = |problem| AccessError::Url {
-            origin: origin.into(),
-            url: url.into(),
-            problem,
-        };
-        // Without a scheme it is https if anything of TLS is given, as in Go's client.
-        let tls = files.any() || files.insecure;
-        let usual = if tls { "https" } else { "http" };
-        let (scheme, rest) = url.split_once("://").unwrap_or((usual, url));
-        let (authority, path) = match rest.find('/') {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        if path.contains(['?', '#']) {
-            return Err(bad("a query or fragment after the path"));
-        }
-        let has_port = authority
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
-            && !authority.ends_with(']');
-        let default_port = if has_port {
-            ""
-        } else if scheme.eq_ignore_ascii_case("http") {
-            ":80"
-        } else {
-            ":443"
-        };
-        let endpoint = Endpoint::parse(&format!("{scheme}://{authority}{default_port}"));
-        let endpoint = endpoint.map_err(bad)?;
+    /// A server, and these files as the only credentials.
+    fn at(place: &str, url: &str, files: TlsFiles) -> Result<Known, AccessError> {
+        let server = Server::parse(place, url, files.any() || files.insecure)?;
         Ok(Known {
-            origin: Origin {
-                address: endpoint.to_string(),
-                authority: endpoint.authority(),
-                base: path.trim_end_matches('/').into(),
-            },
-            endpoint: Arc::new(endpoint),
+            server,
             files,
             server_name: None,
             credential: None,
@@ -404,13 +326,13 @@ impl Known {
         if let Some(url) = &self.proxy {
             return Ok(Some(Proxy::new(url.reveal(), "proxy-url")?));
         }
-        let scheme = if self.endpoint.tls {
+        let scheme = if self.server.endpoint.tls {
             Scheme::Https
         } else {
             Scheme::Http
         };
         let env = |name: &str| std::env::var(name).ok();
-        Ok(Proxy::from_environment(&self.endpoint, scheme, env)?)
+        Ok(Proxy::from_environment(&self.server.endpoint, scheme, env)?)
     }
 
     fn cluster_info(&self) -> ClusterInfo {
@@ -421,7 +343,7 @@ impl Known {
             None => None,
         };
         ClusterInfo {
-            server: format!("{}{}", self.origin.address, self.origin.base),
+            server: format!("{}{}", self.server.origin.address, self.server.origin.base),
             tls_server_name: self.server_name.clone(),
             insecure_skip_tls_verify: self.files.insecure,
             certificate_authority_data: ca
@@ -433,46 +355,6 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn place(url: &str, files: TlsFiles) -> Result<String, String> {
-        let known = Known::at("-kube-api-url", url, files);
-        let known = known.map_err(|e| e.to_string())?;
-        Ok(format!("{}{}", known.origin.address, known.origin.base))
-    }
-
-    #[test]
-    fn an_address_may_leave_out_its_port_and_have_a_path() {
-        for (url, want) in [
-            ("https://10.0.0.1:6443", "https://10.0.0.1:6443"),
-            ("https://api.example/", "https://api.example:443"),
-            ("http://127.0.0.1:8001", "http://127.0.0.1:8001"),
-            ("https://[fd00::1]:6443/", "https://[fd00::1]:6443"),
-            ("https://[fd00::1]", "https://[fd00::1]:443"),
-            ("10.0.0.1:6443", "http://10.0.0.1:6443"),
-            ("api.example", "http://api.example:80"),
-            (
-                "https://rancher/k8s/clusters/c-1/",
-                "https://rancher:443/k8s/clusters/c-1",
-            ),
-        ] {
-            assert_eq!(place(url, no_files()).unwrap(), want);
-        }
-        let insecure = TlsFiles {
-            insecure: true,
-            ..no_files()
-        };
-        assert_eq!(
-            place("10.0.0.1:6443", insecure).unwrap(),
-            "https://10.0.0.1:6443"
-        );
-        for url in ["ftp://a", "https://", "https://a:0", "https://a/?x", ""] {
-            let error = place(url, no_files()).unwrap_err();
-            assert!(
-                error.contains("-kube-api-url") && error.contains(url),
-                "{error}"
-            );
-        }
-    }
 
     #[test]
     fn outside_a_pod_something_must_be_given() {

@@ -20,7 +20,7 @@ const WINDOW_BITS: u8 = 15;
 /// An answer that has begun and then stays silent for so long has ended.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// However steadily it drips: an answer that has not ended by then is given up. A watch is not meant.
+/// An answer that has not ended by then is given up, however steadily it arrives. Not for a watch.
 const LONGEST: Duration = Duration::from_secs(300);
 
 /// What an answer is written in.
@@ -34,7 +34,7 @@ pub(super) enum Encoding {
 #[derive(Debug)]
 pub(super) struct Body {
     pub encoding: Encoding,
-    /// It comes over a connection without pings.
+    /// The connection has no pings.
     pub unwatched: bool,
     began: Instant,
     incoming: Incoming,
@@ -51,9 +51,10 @@ impl Body {
         let protobuf = header(CONTENT_TYPE)
             .is_some_and(|kind| kind.starts_with("application/vnd.kubernetes.protobuf"));
         Body {
-            encoding: match protobuf {
-                true => Encoding::Protobuf,
-                false => Encoding::Json,
+            encoding: if protobuf {
+                Encoding::Protobuf
+            } else {
+                Encoding::Json
             },
             unwatched: head.version < Version::HTTP_2,
             began: Instant::now(),
@@ -65,7 +66,7 @@ impl Body {
         }
     }
 
-    /// StoreStatus for more and appends it to `into`; `false` at the end. Cancel-safe.
+    /// Waits for more and appends it to `into`; `false` at the end. Cancel-safe.
     pub(super) async fn more(&mut self, into: &mut Vec<u8>) -> Result<bool, String> {
         loop {
             if self.inflate(into)? {
@@ -86,7 +87,7 @@ impl Body {
         }
     }
 
-    /// [`Body::more`], where silence means that nothing will come.
+    /// As [`Body::more`]; an answer that is silent for long has ended with an error.
     pub(super) async fn more_soon(&mut self, into: &mut Vec<u8>) -> Result<bool, String> {
         let silent = |_| {
             Err(format!(
@@ -104,7 +105,7 @@ impl Body {
             .unwrap_or_else(silent)
     }
 
-    /// All of it, if it is no larger than `limit` bytes.
+    /// Returns all of it, if it is no larger than `limit` bytes.
     pub(super) async fn whole(mut self, limit: usize) -> Result<Vec<u8>, String> {
         let mut all = Vec::new();
         while self.more_soon(&mut all).await? {
@@ -115,7 +116,7 @@ impl Body {
         Ok(all)
     }
 
-    /// Moves what has arrived; whether that was anything.
+    /// Moves what has arrived; returns whether that was anything.
     fn inflate(&mut self, into: &mut Vec<u8>) -> Result<bool, String> {
         let Some(gunzip) = &mut self.gunzip else {
             into.extend_from_slice(&self.input);
@@ -137,7 +138,7 @@ impl Body {
                 return Err("no gzip: it does not go on".into());
             }
         }
-        // What is beyond the end of the compressed stream is nothing.
+        // Bytes after the end of the compressed stream are ignored.
         self.input.clear();
         Ok(false)
     }

@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use crate::etcd::Secret;
+use crate::secret::Secret;
 use crate::tls::Pem;
 
 /// How long a program may take: some of them ask a service on the other side of the world.
@@ -33,7 +33,7 @@ pub(super) struct Exec {
     pub command: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<(String, Secret)>,
-    /// `apiVersion`: what it is told and has to answer in.
+    /// `apiVersion` of its input and its output.
     pub version: String,
     /// `provideClusterInfo`.
     pub cluster_info: bool,
@@ -41,7 +41,7 @@ pub(super) struct Exec {
     pub hint: Option<String>,
 }
 
-/// What a program is told of the cluster, if it is to be.
+/// The cluster, as a program receives it if `provideClusterInfo` is set.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct ClusterInfo {
@@ -118,7 +118,7 @@ impl Plugin {
 
 impl Exec {
     async fn run(&self, cluster: ClusterInfo) -> Result<Printed, String> {
-        let told = serde_json::json!({
+        let info = serde_json::json!({
             "apiVersion": self.version,
             "kind": "ExecCredential",
             "spec": {
@@ -130,7 +130,7 @@ impl Exec {
         command
             .args(&self.args)
             .envs(self.env.iter().map(|(name, value)| (name, value.reveal())))
-            .env("KUBERNETES_EXEC_INFO", told.to_string())
+            .env("KUBERNETES_EXEC_INFO", info.to_string())
             // These are for the daemon alone.
             .env_remove("NOTIFY_SOCKET")
             .env_remove("WATCHDOG_USEC")

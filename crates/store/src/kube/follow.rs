@@ -13,7 +13,6 @@ use super::events::Trouble;
 use super::failure::Failure;
 use super::frames::{Event, Frames};
 use super::history::History;
-use super::keeper::until;
 use super::node::Node;
 use super::node_index::NodeIndex;
 use super::nodes_client::NodesClient;
@@ -21,6 +20,7 @@ use super::own_sight::OwnSight;
 use super::wire::Malformed;
 use crate::Timing;
 use crate::backoff::Backoff;
+use crate::clock::sleep_until_some;
 use crate::event_queue::EventQueue;
 use crate::reachability::Reachability;
 use crate::retry_log::RetryLog;
@@ -177,8 +177,8 @@ impl Follower {
     async fn watch(&mut self, mut body: Body, deadline: Instant) -> Result<Infallible, End> {
         let mut frames = Frames::new(body.encoding);
         let place = self.nodes.place();
-        let mut heard = Instant::now();
-        let mut look_at = heard + LOOK_EVERY;
+        let mut last_arrival = Instant::now();
+        let mut look_at = last_arrival + LOOK_EVERY;
         loop {
             while let Some(frame) = frames.next()? {
                 let event = frames.read(frame, self.nodes.prefix())?;
@@ -191,7 +191,7 @@ impl Follower {
             }
             self.queue.flush();
             let away = |reason| End::Failed(Failure::Away(reason));
-            let silent = heard + SILENCE;
+            let silent = last_arrival + SILENCE;
             let deadline = if body.unwatched {
                 deadline.min(silent)
             } else {
@@ -199,7 +199,7 @@ impl Follower {
             };
             tokio::select! {
                 more = timeout_at(deadline, body.more(&mut frames.buffer)) => match more {
-                    Ok(Ok(true)) => heard = Instant::now(),
+                    Ok(Ok(true)) => last_arrival = Instant::now(),
                     Ok(Ok(false)) => return Err(End::Over),
                     Ok(Err(reason)) => return Err(away(format!("{}: {reason}", self.nodes.place()))),
                     Err(_) => {
@@ -213,7 +213,7 @@ impl Follower {
                         return Err(self.moved(&place));
                     }
                 }
-                () = until(self.sweep_at) => self.sweep(),
+                () = sleep_until_some(self.sweep_at) => self.sweep(),
             }
         }
     }

@@ -11,7 +11,7 @@ use super::node::Node;
 use super::status::Status;
 use super::wire::{Fields, Malformed, unwrap};
 
-/// No event is so large.
+/// No event is larger.
 const LARGEST: usize = 16 << 20;
 /// The length before a protobuf frame: big endian.
 const LENGTH: usize = 4;
@@ -26,14 +26,14 @@ pub(super) struct Frames {
     encoding: Encoding,
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Debug)]
 pub(super) enum Event<'a> {
-    /// The Node is so now.
+    /// The Node as it is now.
     Put(Node<'a>),
-    /// It is gone.
+    /// The Node was deleted.
     Gone(Node<'a>),
-    /// Everything up to this Node's resource version was told.
+    /// Everything up to this Node's resource version was sent.
     Bookmark(Node<'a>),
     /// The watch is over.
     Error(Status),
@@ -49,7 +49,7 @@ impl Frames {
         }
     }
 
-    /// Where in the buffer the next frame lies; `None`: append more.
+    /// Returns the range of the next frame in the buffer; `None`: append more.
     pub(super) fn next(&mut self) -> Result<Option<Range<usize>>, Malformed> {
         let rest = self.buffer.get(self.at..).unwrap_or_default();
         let frame = match self.encoding {
@@ -200,7 +200,7 @@ mod tests {
         events.concat().into_bytes()
     }
 
-    /// What a watch tells, cut at `cuts`.
+    /// Returns the events of a watch that arrives cut at `cuts`.
     fn read(bytes: &[u8], encoding: Encoding, cuts: &[usize]) -> Result<String, Malformed> {
         let prefix = Prefix::parse("f.io").unwrap();
         let (mut frames, mut said, mut from) = (Frames::new(encoding), String::new(), 0);

@@ -14,7 +14,8 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 use tracing::info;
 
-use super::access::{Access, AccessError, Target};
+use super::access::{Access, Target};
+use super::access_error::AccessError;
 use super::body::Body;
 use super::failure::{Failure, innermost};
 use super::status;
@@ -27,7 +28,7 @@ const LIST_CALL: Duration = Duration::from_secs(90);
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 256 << 10;
-/// How we introduce ourselves.
+/// The user agent.
 const AGENT: &str = concat!("flanneld/", env!("CARGO_PKG_VERSION"), " (flannel-rs)");
 
 /// One request.
@@ -110,20 +111,20 @@ impl Client {
         self.access.place()
     }
 
-    /// Ends the connection: the next request makes another one.
+    /// Closes the connection: the next request opens another one.
     pub(super) async fn hang_up(&self) {
         self.connection.lock().await.take();
     }
 
-    /// Whether server, certificates or proxy are others than they were at the last request.
+    /// Whether server, certificates or proxy have changed since the last request.
     pub(super) async fn has_moved(&self) -> bool {
         let target = self.access.target().await;
         target.is_ok_and(|target| target.identity != self.identity.load(Ordering::Relaxed))
     }
 
-    /// Sends a request; returns when its answer begins, and says that it is well.
+    /// Sends a request; returns when a successful answer begins.
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Body, Failure> {
-        // Apart from the time that the server has: it may run a program.
+        // Not part of the time that the server has: it may run a program.
         let target = self.access.target().await.map_err(|e| self.problem(&e))?;
         let answer = match timeout(ask.retry, self.try_send(&target, ask)).await {
             Ok(answer) => answer?,
@@ -153,11 +154,11 @@ impl Client {
         let before = self.identity.swap(target.identity, Ordering::Relaxed);
         if before != target.identity && before != 0 {
             info!(
-                "the API server or the certificates for it are others now: connecting to {}",
+                "the API server or the certificates for it have changed: connecting to {}",
                 self.place()
             );
         }
-        // A connection that stood may have ended just now without anything being wrong: once more.
+        // An open connection may just have ended without a fault of the server: try another one.
         let connection = self.connection.lock().await.clone();
         let usable = connection.filter(|connection| {
             connection.identity == target.identity && !connection.sender.is_closed()
@@ -208,7 +209,7 @@ impl Client {
 
 fn request(target: &Target, ask: &Ask<'_>, http1: bool) -> Result<Request<Full<Bytes>>, Failure> {
     let origin = &target.origin;
-    // HTTP/1.1 has the path in its first line, HTTP/2 wants to know the whole address.
+    // The first line of HTTP/1.1 has the path alone, HTTP/2 needs the whole address.
     let uri = if http1 {
         format!("{}{}", origin.base, ask.path)
     } else {

@@ -1,12 +1,12 @@
 //! The task that keeps our Node as it should be: its annotations through [`crate::own_lease`], its
-//! condition beside them.
+//! condition through [`super::condition`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::Lease;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::condition::ConditionKeeper;
@@ -15,7 +15,7 @@ use super::own::{DesiredNode, NodeMark, condition};
 use super::own_sight::Seen;
 use super::publisher::{Publisher, Reassigned};
 use crate::backoff::Backoff;
-use crate::clock;
+use crate::clock::{self, sleep_until_some};
 use crate::own_lease::Event;
 use crate::own_lease::driver::Driver;
 use crate::retry::Retry;
@@ -102,9 +102,9 @@ impl Keeper {
                     let shown = seen.borrow_and_update().clone();
                     self.observe(shown);
                 }
-                () = until(self.driver.timer()) => self.driver.timer_expired(),
-                () = until(condition_at) => {}
-                () = until(self.retry_at) => {
+                () = sleep_until_some(self.driver.timer()) => self.driver.timer_expired(),
+                () = sleep_until_some(condition_at) => {}
+                () = sleep_until_some(self.retry_at) => {
                     self.retry_at = None;
                     self.driver.retry();
                 }
@@ -206,13 +206,5 @@ impl Keeper {
                 AGAIN.mul_f64(0.5 + fastrand::f64())
             }
         }
-    }
-}
-
-/// Sleeps until then; for ever if there is no such time.
-pub(super) async fn until(then: Option<Instant>) {
-    match then {
-        Some(then) => sleep_until(then).await,
-        None => std::future::pending().await,
     }
 }

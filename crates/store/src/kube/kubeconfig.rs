@@ -1,18 +1,19 @@
 //! Kubeconfig files: the current context's server, authority and credentials.
 //!
 //! Several files are merged as kubectl does: of entries with one name the first file's counts, and
-//! relative paths begin at the file that holds them. An empty text is as good as none, as in Go.
+//! relative paths are relative to the file that holds them. An empty text counts as missing, as in Go.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use yaml_rust2::{Yaml, YamlLoader};
 
-use super::exec::Exec;
-use crate::etcd::Secret;
+use super::credential::{Credential, credential, impersonate};
+use super::yaml::{At, boolean, named, relative_to, string};
+use crate::secret::Secret;
 use crate::tls::Pem;
 
-/// What the current context says.
+/// What the current context names.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kubeconfig {
     pub server: String,
@@ -28,17 +29,7 @@ pub(super) struct Kubeconfig {
     pub impersonate: Vec<(String, String)>,
 }
 
-/// What we say who we are.
-#[derive(Clone, Debug)]
-pub(super) enum Credential {
-    Token(Secret),
-    /// Read again for each request: it is renewed every hour or so.
-    TokenFile(PathBuf),
-    /// A program that prints a token or a certificate.
-    Exec(Arc<Exec>),
-}
-
-/// Keys that would change who we are, and that are refused with a reason.
+/// Keys of a user that are not supported, and what to use in their place.
 const REFUSED: [(&str, &str); 3] = [
     (
         "auth-provider",
@@ -53,13 +44,6 @@ const REFUSED: [(&str, &str); 3] = [
         "Kubernetes dropped passwords in 1.19: use a token, a tokenFile, a certificate or an exec plugin",
     ),
 ];
-
-/// A mapping, and the file that it is in.
-#[derive(Clone, Copy)]
-struct At<'a> {
-    map: &'a Yaml,
-    path: &'a Path,
-}
 
 /// Reads the current context out of the `texts` of files with these paths.
 pub(super) fn parse(texts: &[(PathBuf, String)]) -> Result<Kubeconfig, String> {
@@ -121,171 +105,17 @@ pub(super) fn parse(texts: &[(PathBuf, String)]) -> Result<Kubeconfig, String> {
     })
 }
 
-fn credential(user: At<'_>) -> Result<Option<Credential>, String> {
-    if let Some(file) = string(user.map, "tokenFile")? {
-        return Ok(Some(Credential::TokenFile(beside(user.path, &file))));
-    }
-    if let Some(token) = string(user.map, "token")? {
-        return Ok(Some(Credential::Token(Secret::new(token))));
-    }
-    let exec = &user.map["exec"];
-    if matches!(exec, Yaml::BadValue | Yaml::Null) {
-        return Ok(None);
-    }
-    Ok(Some(Credential::Exec(Arc::new(read_exec(
-        exec, user.path,
-    )?))))
-}
-
-fn read_exec(map: &Yaml, path: &Path) -> Result<Exec, String> {
-    let in_exec = |problem: String| format!("exec: {problem}");
-    let command = string(map, "command").map_err(in_exec)?;
-    let command = command.ok_or("exec has no command")?;
-    let version = string(map, "apiVersion").map_err(in_exec)?;
-    let version = version.unwrap_or_default();
-    if !matches!(
-        version.as_str(),
-        "client.authentication.k8s.io/v1" | "client.authentication.k8s.io/v1beta1"
-    ) {
-        return Err(format!(
-            "exec: apiVersion is {version:?}: expected client.authentication.k8s.io/v1 or client.authentication.k8s.io/v1beta1; renew the kubeconfig with the tool that wrote it"
-        ));
-    }
-    if string(map, "interactiveMode").map_err(in_exec)?.as_deref() == Some("Always") {
-        return Err(format!(
-            "exec: interactiveMode is Always, and nobody can answer what {command} asks: use a plugin that runs without a terminal"
-        ));
-    }
-    // With a slash it is a path, below the kubeconfig unless it is absolute; else it is looked up in PATH.
-    let command = if command.contains('/') {
-        beside(path, &command)
-    } else {
-        command.into()
-    };
-    let mut args = Vec::new();
-    for arg in list(map, "args").map_err(in_exec)? {
-        args.push(scalar(arg).ok_or("exec: args holds something that is not text")?);
-    }
-    let mut env = Vec::new();
-    for entry in list(map, "env").map_err(in_exec)? {
-        let name = string(entry, "name").map_err(in_exec)?;
-        let name = name.ok_or("exec: env has an entry without a name")?;
-        if name.contains(['=', '\0']) {
-            return Err(format!("exec: env: {name:?} is not a name of a variable"));
-        }
-        let value = string(entry, "value").map_err(in_exec)?.unwrap_or_default();
-        env.push((name, Secret::new(value)));
-    }
-    Ok(Exec {
-        command,
-        args,
-        env,
-        version,
-        cluster_info: boolean(map, "provideClusterInfo").map_err(in_exec)?,
-        hint: string(map, "installHint").map_err(in_exec)?,
-    })
-}
-
-/// Headers that ask to be treated as another user.
-fn impersonate(user: &Yaml) -> Result<Vec<(String, String)>, String> {
-    let mut headers = Vec::new();
-    for (key, header) in [("as", "impersonate-user"), ("as-uid", "impersonate-uid")] {
-        headers.extend(string(user, key)?.map(|value| (header.to_owned(), value)));
-    }
-    for group in list(user, "as-groups")? {
-        let group = scalar(group).ok_or("as-groups holds something that is not text")?;
-        headers.push(("impersonate-group".into(), group));
-    }
-    if let Some(extra) = user["as-user-extra"].as_hash() {
-        for (key, values) in extra {
-            let key = scalar(key).ok_or("as-user-extra has a key that is not text")?;
-            for value in values.as_vec().map(Vec::as_slice).unwrap_or_default() {
-                let value =
-                    scalar(value).ok_or("as-user-extra holds something that is not text")?;
-                headers.push((format!("impersonate-extra-{key}"), value));
-            }
-        }
-    }
-    if !headers.is_empty() && !headers.iter().any(|(name, _)| name == "impersonate-user") {
-        return Err("as-uid, as-groups and as-user-extra need as: the user to act as".into());
-    }
-    Ok(headers)
-}
-
-/// The value of `key`, if it is there and not empty.
-fn string(map: &Yaml, key: &str) -> Result<Option<String>, String> {
-    match &map[key] {
-        Yaml::BadValue | Yaml::Null => Ok(None),
-        value => match scalar(value) {
-            Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
-            None => Err(format!("{key} is not text")),
-        },
-    }
-}
-
-/// Text. An unquoted token or name may look like something else.
-fn scalar(value: &Yaml) -> Option<String> {
-    match value {
-        Yaml::String(text) | Yaml::Real(text) => Some(text.clone()),
-        Yaml::Integer(number) => Some(number.to_string()),
-        Yaml::Boolean(yes) => Some(yes.to_string()),
-        _ => None,
-    }
-}
-
-fn boolean(map: &Yaml, key: &str) -> Result<bool, String> {
-    match &map[key] {
-        Yaml::BadValue | Yaml::Null => Ok(false),
-        Yaml::Boolean(yes) => Ok(*yes),
-        _ => Err(format!("{key} is neither true nor false")),
-    }
-}
-
-fn list<'a>(map: &'a Yaml, key: &str) -> Result<&'a [Yaml], String> {
-    match &map[key] {
-        Yaml::BadValue | Yaml::Null => Ok(&[]),
-        Yaml::Array(entries) => Ok(entries),
-        _ => Err(format!("{key} is not a list")),
-    }
-}
-
-/// The entry called `name` of a list like `clusters`, in the first file that has one.
-fn named<'a>(
-    files: &'a [(&'a Path, Yaml)],
-    list: &str,
-    kind: &str,
-    name: &str,
-) -> Result<At<'a>, String> {
-    for (path, config) in files {
-        let entries = config[list].as_vec().map(Vec::as_slice).unwrap_or_default();
-        let found = entries
-            .iter()
-            .find(|entry| string(entry, "name").is_ok_and(|n| n.as_deref() == Some(name)));
-        if let Some(entry) = found {
-            return Ok(At {
-                map: &entry[kind],
-                path,
-            });
-        }
-    }
-    Err(format!("{list} has no {name:?}"))
-}
-
-/// PEM in the file that `key` names, or written out under `key-data`, which wins.
+/// Returns PEM from the file that `key` names, or from `key-data`, which wins.
 fn pem(at: At<'_>, key: &str) -> Result<Option<Pem>, String> {
     let data = format!("{key}-data");
     if let Some(base64) = string(at.map, &data)? {
         let pem = decode_base64(&base64).ok_or(format!("{data} is not base64"))?;
         return Ok(Some(Pem::Inline(Arc::from(pem), at.path.into())));
     }
-    Ok(string(at.map, key)?.map(|file| Pem::File(beside(at.path, &file))))
+    Ok(string(at.map, key)?.map(|file| Pem::File(relative_to(at.path, &file))))
 }
 
-fn beside(path: &Path, file: &str) -> PathBuf {
-    path.parent().unwrap_or(Path::new("")).join(file)
-}
-
-/// Standard base64; line ends and blanks within do not count.
+/// Decodes standard base64; line ends and blanks in it are ignored.
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
     use base64::Engine as _;
     let text: String = text.split_whitespace().collect();
@@ -294,6 +124,8 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     const FLOW: &str = "{apiVersion: v1, kind: Config, current-context: x, \

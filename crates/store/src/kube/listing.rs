@@ -1,6 +1,7 @@
 //! The list of all Nodes, taken apart as it arrives: what is held is one Node, not the list.
 
 mod json;
+mod piece;
 mod protobuf;
 #[cfg(test)]
 mod tests;
@@ -9,10 +10,7 @@ use std::ops::Range;
 
 use super::body::Encoding;
 use super::wire::{Fields, Malformed};
-
-/// No Node is so large; what claims to be is no list. etcd takes objects of 1.5 MB unless told
-/// otherwise.
-const LARGEST: usize = 16 << 20;
+use piece::{LARGEST, Piece, TOO_LARGE};
 
 /// Takes a list apart. Append what arrives to [`List::buffer`]; [`List::next`] says where in it the
 /// next Node lies.
@@ -27,15 +25,6 @@ pub(super) struct List {
 enum Form {
     Protobuf(protobuf::Scanner),
     Json(json::Scanner),
-}
-
-/// A part of a list that is there whole.
-#[derive(Debug, PartialEq, Eq)]
-enum Piece {
-    /// The list's metadata.
-    Meta(Range<usize>),
-    /// A Node.
-    Item(Range<usize>),
 }
 
 impl List {
@@ -74,9 +63,10 @@ impl List {
                 }
                 None => {
                     self.compact();
-                    return match self.buffer.len() > LARGEST {
-                        true => Err(TOO_LARGE),
-                        false => Ok(None),
+                    return if self.buffer.len() > LARGEST {
+                        Err(TOO_LARGE)
+                    } else {
+                        Ok(None)
                     };
                 }
             }
@@ -89,9 +79,10 @@ impl List {
             Form::Protobuf(scanner) => scanner.is_done(),
             Form::Json(scanner) => scanner.is_done(),
         };
-        match whole && !self.version.is_empty() {
-            true => Ok(()),
-            false => Err(Malformed("a list that is cut off")),
+        if whole && !self.version.is_empty() {
+            Ok(())
+        } else {
+            Err(Malformed("a list that is cut off"))
         }
     }
 
@@ -104,8 +95,6 @@ impl List {
         self.buffer.drain(..done.min(self.buffer.len()));
     }
 }
-
-const TOO_LARGE: Malformed = Malformed("a list with a Node of more than 16 MiB");
 
 fn protobuf_version(meta: &[u8]) -> Result<String, Malformed> {
     let (mut fields, mut version) = (Fields(meta), String::new());

@@ -2,7 +2,8 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`settings`], [`access`], [`kubeconfig`], [`exec`] | where the API server is, and the credentials for it |
+//! | [`yaml`], [`credential`], [`kubeconfig`], [`exec`] | a kubeconfig, and the program that it names |
+//! | [`settings`], [`server`], [`access`], [`access_error`] | where the API server is, and the credentials for it |
 //! | [`http`], [`body`], [`failure`], [`status`] | a request, its answer inflated as it arrives, a refusal |
 //! | [`wire`], [`node`], [`listing`], [`frames`] | Nodes in protobuf or JSON, read in place |
 //! | [`annotations`], [`peer`] | a Node as a lease |
@@ -18,10 +19,12 @@
 //! per peer.
 
 mod access;
+mod access_error;
 mod admin;
 mod annotations;
 mod body;
 mod condition;
+mod credential;
 mod events;
 mod exec;
 mod failure;
@@ -42,9 +45,11 @@ mod peer;
 mod publisher;
 mod search;
 mod served;
+mod server;
 mod settings;
 mod status;
 mod wire;
+mod yaml;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -55,10 +60,11 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::{info, warn};
 
-pub use access::AccessError;
+pub use access_error::AccessError;
 pub use events::Trouble;
 pub use settings::{KubeSettings, KubeSettingsError, NodeName};
 
+use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 use crate::event_queue::EventQueue;
 use crate::retry::{Retry, StoreStatus};
 use crate::task::AbortOnDrop;
@@ -288,5 +294,23 @@ impl Store for KubeStore {
             self.tasks = self.start_tasks();
         }
         self.queue.next_event().await
+    }
+}
+
+impl Administer for KubeStore {
+    fn config_place(&self) -> String {
+        format!("file {}", self.settings.net_config.display())
+    }
+
+    async fn stored_config(&self) -> Result<Option<StoredConfig>, AdminError> {
+        admin::stored_config(&self.settings.net_config)
+    }
+
+    async fn swap_config(&self, _: &[u8], _: Option<&StoredConfig>) -> Result<bool, AdminError> {
+        Err(admin::not_here())
+    }
+
+    async fn leases(&self) -> Result<Vec<ListedLease>, AdminError> {
+        admin::leases(&self.nodes).await
     }
 }

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use super::annotations::{Annotations, Prefix};
 use super::wire::{Fields, Malformed};
 
-/// The condition that says whether the network is there.
+/// The condition that says whether pods can be placed on a Node.
 pub(super) const CONDITION: &str = "NetworkUnavailable";
 
-/// What we read of a Node.
+/// The parts of a Node that are read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Node<'a> {
     pub name: Cow<'a, str>,
@@ -28,7 +28,7 @@ pub(super) struct Node<'a> {
     pub pod_cidr: Cow<'a, str>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<Cow<'a, str>>,
-    /// Where the status still lies unread.
+    /// The status, not read yet.
     status: Option<&'a [u8]>,
     condition: Option<Condition>,
 }
@@ -129,7 +129,7 @@ impl<'a> Node<'a> {
         })
     }
 
-    /// The [`CONDITION`], if the Node has it.
+    /// Returns the [`CONDITION`], if the Node has it.
     pub(super) fn condition(&self) -> Option<Condition> {
         let mut status = Fields(self.status.unwrap_or_default());
         while let Ok(Some((number, value))) = status.next() {
@@ -153,8 +153,8 @@ impl<'a> Node<'a> {
         self.condition.clone()
     }
 
-    /// A number that changes with whatever matters to a peer, and with nothing else: not with a
-    /// heartbeat.
+    /// Returns a number that changes with everything that matters to a peer, and with nothing else: not with
+    /// a heartbeat.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         let what = (&self.uid, self.created, &self.annotations);
@@ -162,9 +162,9 @@ impl<'a> Node<'a> {
         hasher.finish()
     }
 
-    /// The Node's subnets, in the `families` that are in use; the first of each family counts.
-    /// Text that is no subnet is passed to `bad` with the family that it looks like; it costs that
-    /// family alone.
+    /// Returns the Node's subnets in the `families` that are in use; the first of each family counts.
+    /// Text that is not a subnet is passed to `bad` with the family that it looks like; the other family is
+    /// not affected.
     pub(super) fn subnets(
         &self,
         families: &[Family],

@@ -202,3 +202,89 @@ pub(super) fn wanted<T: AsRef<str>>(
     }
     wanted
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kube::annotations::Prefix;
+
+    /// A Node whose annotations and podCIDRs are these.
+    fn node(values: &[(&str, &str)], cidrs: &[&str]) -> String {
+        let annotations: serde_json::Map<_, _> = values
+            .iter()
+            .map(|(name, value)| (format!("f.io/{name}"), (*value).into()))
+            .collect();
+        serde_json::json!({
+            "metadata": {"name": "n", "annotations": annotations},
+            "spec": {"podCIDRs": cidrs},
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn every_value_of_a_node_may_be_cut_anywhere() {
+        let values = [
+            ("kube-subnet-manager", "true"),
+            ("backend-type", "vxlan"),
+            (
+                "backend-data",
+                r#"{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:03","é":"\u00e9"}"#,
+            ),
+            (
+                "backend-v6-data",
+                r#"{"VNI":1,"VtepMAC":"ce:9c:a9:08:50:04"}"#,
+            ),
+            ("public-ip", "192.0.2.17"),
+            ("public-ipv6", "fd00:f::17"),
+            ("public-ip-overwrite", "198.51.100.17"),
+            ("node-public-ip", "198.51.100.18"),
+        ];
+        let cidrs = ["10.244.17.0/24", "fd00:0:0:17::/64"];
+        let prefix = Prefix::parse("f.io").unwrap();
+        let read = |values: &[(&str, &str)], cidrs: &[&str]| {
+            let json = node(values, cidrs);
+            let node = Node::from_json(json.as_bytes(), &prefix).unwrap();
+            assigned(&node.annotations, |bad| assert!(bad.len() < 200, "{bad}"));
+            let published = lease(&node, &Family::ALL);
+            if let Ok(Published { lease, .. }) = &published {
+                wanted(&lease.attrs, &Family::ALL, &node.annotations, |bad| {
+                    assert!(bad.len() < 200, "{bad}");
+                });
+            }
+            published
+        };
+        let whole = read(&values, &cidrs).unwrap();
+        assert!(whole.faults.is_empty() && whole.lease.attrs.data.v6.is_some());
+        for (i, (_, value)) in values.iter().enumerate() {
+            for (at, _) in value.char_indices() {
+                let mut cut = values;
+                cut[i].1 = &value[..at];
+                // At worst the other family is left.
+                let published = read(&cut, &cidrs).unwrap();
+                let faults = published.faults.join("; ");
+                assert!(faults.len() < 300, "{faults}");
+                assert!(published.lease.attrs.public_ip != Dual::default());
+            }
+        }
+        for (i, cidr) in cidrs.iter().enumerate() {
+            for at in 0..cidr.len() {
+                let mut cut = cidrs;
+                cut[i] = &cidr[..at];
+                assert!(read(&values, &cut).is_ok());
+                let alone = [cut[i]];
+                if let Err(reason) = read(&values, &alone) {
+                    assert!(!reason.is_empty() && reason.len() < 300, "{reason}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_may_be_cut_anywhere() {
+        let prefix = Prefix::parse("f.io").unwrap();
+        let json = node(&[("public-ip", "192.0.2.17")], &["10.244.17.0/24"]);
+        for at in 0..json.len() {
+            assert!(Node::from_json(&json.as_bytes()[..at], &prefix).is_err());
+        }
+    }
+}

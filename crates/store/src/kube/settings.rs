@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::access::AccessError;
+use super::access_error::AccessError;
 use crate::Timing;
 
 /// How to reach the API server, and which Node is ours. Names in errors are those of the daemon's
@@ -21,7 +21,7 @@ pub struct KubeSettings {
     pub set_network_condition: bool,
     /// How we learn which Node is ours.
     pub node: NodeName,
-    /// How long what an API server has lost is kept.
+    /// How long Nodes that an API server has lost are kept.
     pub timing: Timing,
 }
 
@@ -77,10 +77,10 @@ impl NodeName {
 /// Settings that no waiting fixes.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeSettingsError {
-    /// The API server cannot be reached as told.
+    /// The API server cannot be reached with these settings.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// A prefix that no annotation can have.
+    /// A prefix that an annotation cannot have.
     #[error("-kube-annotation-prefix {0:?}: {1}")]
     Prefix(String, &'static str),
     /// Nothing says which Node is ours.
@@ -88,7 +88,7 @@ pub enum KubeSettingsError {
         "which Node is this? NODE_NAME is not set, nor are POD_NAME and POD_NAMESPACE: set NODE_NAME (in a pod from the field spec.nodeName)"
     )]
     NoNode,
-    /// A name that no Node or pod can have.
+    /// A name that a Node or pod cannot have.
     #[error("{variable} is {name:?}, which is no name of an object")]
     Name {
         /// The environment variable.
@@ -98,7 +98,7 @@ pub enum KubeSettingsError {
     },
 }
 
-/// Whether a name can stand in a path of the API: what names of Nodes, pods and namespaces are made of.
+/// Whether a name can be part of a path of the API: what names of Nodes, pods and namespaces consist of.
 pub(super) fn is_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     !name.is_empty() && name.len() <= 253 && name.chars().all(plain) && !name.starts_with('.')

@@ -1,4 +1,4 @@
-//! What an answer means that is not the one hoped for.
+//! What an answer means that is not a success.
 
 use std::time::Duration;
 
@@ -10,9 +10,9 @@ use super::body::{Body, Encoding};
 use super::failure::Failure;
 use super::wire::{Fields, unwrap};
 
-/// More of an error than anybody reads.
+/// Longer texts of an error are not read.
 const LONGEST: usize = 64 << 10;
-/// When a busy server does not say how long.
+/// The wait when a busy server does not name one.
 const A_WHILE: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -49,11 +49,12 @@ impl Status {
         Some(status)
     }
 
-    /// What follows from it.
+    /// Returns the failure that follows from it.
     pub(super) fn into_failure(self, wait: Option<Duration>, place: &str) -> Failure {
-        let text = match self.message.is_empty() {
-            true => format!("HTTP status {}", self.code),
-            false => self.message,
+        let text = if self.message.is_empty() {
+            format!("HTTP status {}", self.code)
+        } else {
+            self.message
         };
         match (self.code, self.reason.as_str()) {
             (410, _) | (_, "Expired" | "Gone") => Failure::Expired(text),
@@ -61,7 +62,7 @@ impl Status {
             (429, _) => Failure::Busy(wait.unwrap_or(A_WHILE).min(LONGEST_WAIT), text),
             (404, "NotFound") => Failure::NotFound(text),
             (404, _) => Failure::Away(format!(
-                "{place}: HTTP status 404, and not from an API server: does something else answer there?"
+                "{place}: HTTP status 404, but not from an API server: does another program answer there?"
             )),
             (409, _) => Failure::Conflict(text),
             (401, _) => {
@@ -74,7 +75,7 @@ impl Status {
     }
 }
 
-/// The failure that an answer says.
+/// Returns the failure that an answer reports.
 pub(super) async fn failure(head: &Parts, body: Body, place: &str) -> Failure {
     let wait = head.headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok());
     let wait = wait.and_then(|seconds| seconds.parse().ok());

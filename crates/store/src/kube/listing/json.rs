@@ -1,7 +1,8 @@
 //! A list in JSON: an object with `metadata` and `items`. Only brackets and quotes are looked at to
 //! find where each of them begins and ends; what lies between is checked when it is read.
 
-use super::{Malformed, Piece};
+use super::piece::Piece;
+use crate::kube::wire::Malformed;
 
 /// Walks over a list as it arrives.
 #[derive(Debug, Default)]

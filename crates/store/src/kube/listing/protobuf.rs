@@ -1,8 +1,8 @@
 //! A list in protobuf: `k8s\0`, an envelope whose field 2 is the list, in which field 1 is the
 //! metadata and each field 2 a Node.
 
-use super::{LARGEST, Malformed, Piece, TOO_LARGE};
-use crate::kube::wire::MAGIC;
+use super::piece::{LARGEST, Piece, TOO_LARGE};
+use crate::kube::wire::{MAGIC, Malformed};
 
 /// Walks over a list as it arrives.
 #[derive(Debug, Default)]
