@@ -11,6 +11,7 @@ use crate::check::CheckArgs;
 use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
 use crate::install::Install;
+use crate::reports::{PeersArgs, SocketArgs, StatusArgs};
 
 #[derive(Parser)]
 #[command(
@@ -55,8 +56,24 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Show this node: ready or not, why, its subnet, its store, its peers in numbers
+    ///
+    /// Asks the flanneld of this host. Exit status 0: ready; 3: not ready; 1: no answer.
+    Status(StatusArgs),
+    /// List the other nodes, and how far this node is with each
+    ///
+    /// Asks the flanneld of this host. Exit status 3: a peer is not installed.
+    Peers(PeersArgs),
+    /// Print the version of this program and of the flanneld of this host
+    Version(SocketArgs),
+    /// Print the completions of a shell
+    Completion {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
     /// Install the CNI plugin on this host, as the init container of the Kubernetes manifest does
-    Install(Install),
+    #[command(alias = "install")]
+    InstallCni(Install),
     /// Show, and with --yes remove, everything that a flannel left on this host
     ///
     /// Devices, routes, rules and files of ours or of another flannel, and nothing else. Refuses while a

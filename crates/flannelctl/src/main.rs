@@ -15,10 +15,12 @@ mod install;
 mod lab_commands;
 mod manual;
 mod output;
+mod reports;
 #[cfg(feature = "lab")]
 mod running;
 mod runtime;
 mod status;
+mod status_socket;
 mod store_args;
 mod words;
 
@@ -69,7 +71,11 @@ fn run(command: Command) -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Manual { dir, date } => manual::write(&dir, &date),
         Command::Config { command } => config::run(&command),
-        Command::Install(what) => install::run(&what),
+        Command::Status(args) => reports::status(&args),
+        Command::Peers(args) => reports::peers(&args),
+        Command::Version(args) => reports::version(&args),
+        Command::Completion { shell } => manual::completion(shell),
+        Command::InstallCni(what) => install::run(&what),
         Command::Cleanup(args) => cleanup::run(&args),
     };
     done.unwrap_or_else(|e| {

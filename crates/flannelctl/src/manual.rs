@@ -13,6 +13,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use flanneld::flags::{self, FLAGS, Flag, Takes};
 
 use crate::cli::Cli;
+use crate::output;
 
 /// What of flanneld's page is not in its table of flags.
 const FLANNELD_BEFORE: &str = include_str!("manual/flanneld-before.roff");
@@ -20,6 +21,22 @@ const FLANNELD_AFTER: &str = include_str!("manual/flanneld-after.roff");
 
 const SECTION: &str = "8";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Prints what makes `shell` complete `flannelctl`.
+///
+/// # Errors
+/// None; what cannot be written is reported at the end of the program.
+pub(crate) fn completion(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    clap_complete::generate(
+        shell,
+        &mut visible(&Cli::command()),
+        "flannelctl",
+        &mut text,
+    );
+    output::line(String::from_utf8_lossy(&text).trim_end());
+    Ok(ExitCode::SUCCESS)
+}
 
 /// Writes all of them below `dir`: `man/flanneld.8`, `bash/flanneld`, `zsh/_flanneld`,
 /// `fish/flanneld.fish`, and so on.

@@ -12,6 +12,7 @@ use model::{Host, IfName, Lease, LeaseAttrs, NetConfig, Owner, SubnetKey};
 use tracing::{debug, info, warn};
 
 use crate::reconcile::Reconciler;
+use crate::report::{PeerReport, PeerStatus};
 
 /// The other nodes' leases, and the backend that says what they mean for this kernel.
 pub struct Cluster {
@@ -27,22 +28,6 @@ struct Unusable {
     reason: String,
     /// The other family works.
     served: bool,
-}
-
-/// What is known of a lease of another node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PeerState {
-    /// Not a peer, and why.
-    Refused(String),
-    /// A peer that the backend cannot use in any family, and why.
-    Unusable(String),
-    /// A peer, and how far the kernel is. `fault` says what is wrong with its other family.
-    Accepted {
-        /// How far the kernel is with what the peer needs.
-        progress: Progress,
-        /// Why one of its families cannot be used.
-        fault: Option<String>,
-    },
 }
 
 impl Cluster {
@@ -187,25 +172,60 @@ impl Cluster {
         &self.host
     }
 
-    /// Returns what is known of the lease under `key`; `None` if the store has no such lease of
-    /// another node.
-    pub fn peer_state<D: Dataplane>(
+    /// Returns all leases of other nodes, and how far this node is with each, in the order of their subnets.
+    pub fn peers<D: Dataplane>(&self, reconciler: &mut Reconciler<D>) -> Vec<PeerReport> {
+        let accepted = self.roster.all_accepted().map(|lease| {
+            let (state, reason) = self.progress(lease, reconciler);
+            (lease, state, reason)
+        });
+        let accepted: Vec<_> = accepted.collect();
+        let refused = self.roster.refused().filter_map(|(key, reason)| {
+            let lease = self.roster.lease(key)?;
+            Some((lease, PeerStatus::Refused, Some(reason.to_string())))
+        });
+        let mut all: Vec<_> = accepted.into_iter().chain(refused).collect();
+        all.sort_by_key(|(lease, ..)| lease.key);
+        let report = |(lease, state, reason): (&Lease, PeerStatus, Option<String>)| PeerReport {
+            subnets: lease
+                .key
+                .nets()
+                .iter()
+                .map(|(_, net)| net.to_string())
+                .collect(),
+            public_ips: lease.attrs.public_ip.iter().map(|(_, ip)| *ip).collect(),
+            backend: lease
+                .attrs
+                .backend_type
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            state,
+            reason,
+        };
+        all.into_iter().map(report).collect()
+    }
+
+    /// How far this node is with an accepted lease, and why no further.
+    fn progress<D: Dataplane>(
         &self,
-        key: &SubnetKey,
+        lease: &Lease,
         reconciler: &mut Reconciler<D>,
-    ) -> Option<PeerState> {
-        if let Some((_, reason)) = self.roster.refused().find(|(refused, _)| *refused == key) {
-            return Some(PeerState::Refused(reason.to_string()));
+    ) -> (PeerStatus, Option<String>) {
+        let unusable = self.unusable.get(&lease.key);
+        if let Some(unusable) = unusable.filter(|unusable| !unusable.served) {
+            return (PeerStatus::Unusable, Some(unusable.reason.clone()));
         }
-        self.roster.accepted(key)?;
-        match self.unusable.get(key) {
-            Some(unusable) if !unusable.served => {
-                Some(PeerState::Unusable(unusable.reason.clone()))
+        let fault = unusable.map(|unusable| unusable.reason.clone());
+        let Some(id) = self.roster.id(&lease.key) else {
+            return (PeerStatus::Pending, fault);
+        };
+        match reconciler.progress(Owner::Peer(id)) {
+            Progress::Installed => (PeerStatus::Installed, fault),
+            Progress::Pending => (PeerStatus::Pending, fault),
+            Progress::Refused(refused) => {
+                let reason = format!("{}: {}", refused.op, refused.refusal.reason);
+                (PeerStatus::Failing, Some(reason))
             }
-            partly => Some(PeerState::Accepted {
-                progress: reconciler.progress(Owner::Peer(self.roster.id(key)?)),
-                fault: partly.map(|unusable| unusable.reason.clone()),
-            }),
         }
     }
 

@@ -9,6 +9,7 @@ use dataplane::{Kernel, KernelEvent};
 use ipnet::IpNet;
 use model::{Host, Lease, NetConfig, Owner};
 use store::{AnyStore, Claim, Store, StoreEvent, Trouble};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -20,11 +21,12 @@ use crate::iface::{Lost, NoIface};
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, RepairLog, tell_each};
+use crate::report::{NetworkReport, PeersReport};
 use crate::settle::{
     Settled, addresses, connected, interface_missing, pool, ran_here, report_unserved, scope,
     settle,
 };
-use crate::status::Status;
+use crate::status::{Question, Status};
 use crate::traffic::Guarding;
 use crate::withdraw::{Former, when_stale, withdrawn};
 use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic};
@@ -185,6 +187,7 @@ impl Daemon {
     pub async fn run(&mut self) -> anyhow::Result<ExitCode> {
         let watchdog = systemd::watchdog_period();
         let mut bark = Instant::now();
+        let mut questions = self.status.questions();
         // It may have changed while a subnet was waited for.
         self.host_changed().await?;
         self.pass(false).await;
@@ -229,12 +232,62 @@ impl Daemon {
                     }
                     false
                 }
+                Some(question) = next(&mut questions) => {
+                    self.answer(question);
+                    continue;
+                }
                 () = tokio::time::sleep_until(due) => false,
             };
             if self.host_may_differ && Instant::now() >= self.host_looks.next() {
                 self.host_changed().await?;
             }
             self.pass(repairing).await;
+        }
+    }
+
+    /// Answers the status socket; an asker that is gone is no failure.
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Network(reply) => {
+                let host = self.cluster.host();
+                let report = NetworkReport {
+                    networks: self
+                        .config
+                        .pools
+                        .iter()
+                        .map(|(_, pool)| pool.network.to_string())
+                        .collect(),
+                    subnets: self
+                        .lease
+                        .key
+                        .nets()
+                        .iter()
+                        .map(|(_, net)| net.to_string())
+                        .collect(),
+                    public_ips: self
+                        .lease
+                        .attrs
+                        .public_ip
+                        .iter()
+                        .map(|(_, ip)| *ip)
+                        .collect(),
+                    backend: self.cluster.backend().kind().to_string(),
+                    mtu: self.cluster.backend().mtu(),
+                    interface: host.iface.to_string(),
+                    devices: self
+                        .cluster
+                        .backend()
+                        .devices()
+                        .iter()
+                        .map(|d| d.name.to_string())
+                        .collect(),
+                };
+                drop(reply.send(report));
+            }
+            Question::Peers(reply) => {
+                let peers = self.cluster.peers(&mut self.reconciler);
+                drop(reply.send(PeersReport { peers }));
+            }
         }
     }
 
@@ -547,6 +600,14 @@ impl Daemon {
             self.cluster.backend().mtu(),
             self.options.traffic.rules.masquerade,
         )
+    }
+}
+
+/// The next question; waits for ever if somebody else answers them.
+async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Option<Question> {
+    match questions {
+        Some(questions) => questions.recv().await,
+        None => std::future::pending().await,
     }
 }
 

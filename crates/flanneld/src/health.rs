@@ -1,37 +1,24 @@
 //! The health server: `/healthz` (the process lives), `/readyz` (the node's network works),
 //! `/metrics`.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::task::AbortHandle;
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::net::{TcpListener, TcpSocket};
 use tracing::{debug, info};
 
+use crate::http::{self, Connections, Handler};
 use crate::status::Status;
 
-/// How long one exchange may take, from the connection's start to the last byte of the answer.
-const EXCHANGE: Duration = Duration::from_secs(5);
-
-/// Connections open at once. One more closes the oldest: whoever asks properly is answered long
-/// before its turn comes, and whoever holds connections open keeps nobody else out.
-const CONNECTIONS: usize = 256;
-
 /// Connections accepted in a row before those accepted are served. Much smaller than
-/// [`CONNECTIONS`], so that none is closed before its request was looked at.
+/// the number of open connections, so that none is closed before its request was looked at.
 const BATCH: usize = 16;
-
-/// Bytes of a request's head, hyper's smallest limit. With [`CONNECTIONS`] it bounds the memory.
-const HEAD: usize = 8192;
 
 /// Connections that the kernel keeps for us between two rounds; it lowers this to its own limit.
 const BACKLOG: u32 = 4096;
@@ -81,11 +68,12 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
     })?;
     info!("health server on http://{addr}");
     tokio::task::spawn_local(async move {
-        let mut open = Open::default();
+        let mut open = Connections::default();
+        let status = Rc::new(status);
         loop {
             for _ in 0..BATCH {
                 match listener.accept().await {
-                    Ok((stream, _)) => open.add(stream, &status),
+                    Ok((stream, _)) => open.serve(stream, &status),
                     Err(error) => {
                         debug!(%error, "health server: accept");
                         open.close_oldest();
@@ -100,44 +88,9 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The connections that are being served, oldest first.
-#[derive(Default)]
-struct Open(VecDeque<AbortHandle>);
-
-impl Open {
-    fn add(&mut self, stream: TcpStream, status: &Status) {
-        if self.0.len() >= CONNECTIONS {
-            self.0.retain(|connection| !connection.is_finished());
-        }
-        if self.0.len() >= CONNECTIONS {
-            self.close_oldest();
-        }
-        let exchange = exchange(stream, status.clone());
-        let task = tokio::task::spawn_local(exchange);
-        self.0.push_back(task.abort_handle());
-    }
-
-    fn close_oldest(&mut self) {
-        if let Some(oldest) = self.0.pop_front() {
-            oldest.abort();
-        }
-    }
-}
-
-/// One request and its answer. There is no second one on a connection.
-async fn exchange(stream: TcpStream, status: Status) {
-    let service = service_fn(|request| {
-        let response = answer(&request, &status);
-        async move { Ok::<_, Infallible>(response) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .max_buf_size(HEAD)
-        .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(EXCHANGE, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!(%error, "health server: connection"),
-        Err(_) => debug!("health server: a client was too slow"),
+impl Handler for Status {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        answer(&request, self)
     }
 }
 
@@ -160,9 +113,5 @@ fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>>
         ),
         _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET".to_owned()),
     };
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = code;
-    let text = header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(header::CONTENT_TYPE, text);
-    response
+    http::response(code, "text/plain; version=0.0.4; charset=utf-8", body)
 }

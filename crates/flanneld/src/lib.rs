@@ -15,7 +15,8 @@
 //! | [`announce`] | when this node is announced as ready |
 //! | [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
-//! | [`status`], [`health`], [`systemd`], [`logging`] | what the daemon says of itself |
+//! | [`status`], [`report`] | what the daemon says of itself: figures, reasons, peers |
+//! | [`health`], [`status_socket`], `http`, [`systemd`], [`logging`] | to whom, and how |
 
 #![forbid(unsafe_code)]
 
@@ -27,14 +28,17 @@ pub mod daemon;
 pub mod flags;
 pub mod forwarding;
 pub mod health;
+mod http;
 pub mod identity;
 pub mod iface;
 mod lock;
 pub mod logging;
 pub mod options;
 pub mod reconcile;
+pub mod report;
 pub mod settle;
 pub mod status;
+pub mod status_socket;
 pub mod subnet_file;
 pub mod systemd;
 mod teardown;

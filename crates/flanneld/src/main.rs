@@ -9,7 +9,7 @@ use flanneld::daemon::Daemon;
 use flanneld::options::Options;
 use flanneld::settle::{open_store, wrong_flag};
 use flanneld::status::Status;
-use flanneld::{flags, health, logging, systemd};
+use flanneld::{flags, health, logging, status_socket, systemd};
 use store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
@@ -79,6 +79,8 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     if let Some(addr) = options.healthz {
         health::serve(addr, status.clone()).await?;
     }
+    status.set_store(options.store.to_string());
+    status_socket::serve(status_socket::path(&options.subnet_file), status.clone());
     let store = open_store(&options)?;
     status.set_store_waits(store.status());
     let kernel = dataplane::Kernel::open(options.plain_routes)?;

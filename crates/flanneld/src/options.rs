@@ -1,6 +1,7 @@
 //! What the flags mean: checked values, or one message that names the flag, the value and what is
 //! expected.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -56,6 +57,31 @@ pub enum StoreChoice {
     Kube(Box<store::KubeSettings>),
     /// Files below a directory.
     Directory(PathBuf),
+}
+
+impl fmt::Display for StoreChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreChoice::Etcd(etcd) => {
+                let endpoints = etcd.endpoints.split(',').map(without_user);
+                let endpoints: Vec<String> = endpoints.collect();
+                write!(f, "etcd {}, prefix {}", endpoints.join(","), etcd.prefix)
+            }
+            StoreChoice::Kube(_) => f.write_str("Kubernetes"),
+            StoreChoice::Directory(dir) => write!(f, "directory {}", dir.display()),
+        }
+    }
+}
+
+/// An address without the user and the password that somebody may have put into it.
+fn without_user(url: &str) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+    if scheme.is_empty() {
+        host.to_owned()
+    } else {
+        format!("{scheme}://{host}")
+    }
 }
 
 /// The CNI configuration that this node's container runtime is to find while the network stands.

@@ -6,6 +6,10 @@ use std::fmt::Write;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{mpsc, oneshot};
+
+use crate::report::{Counts, NetworkReport, NodeReport, PeersReport};
+
 /// How long the store may be away before the node is called not ready: its packets still flow, but
 /// it learns of no change.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -14,11 +18,26 @@ pub const STORE_PATIENCE: Duration = Duration::from_secs(30);
 pub const ROUTES_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The daemon's state, shared between the main loop and the health server (one thread).
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Status(Rc<RefCell<Inner>>);
 
-#[derive(Default)]
+/// What the status socket asks the main loop, which alone knows the peers.
+pub enum Question {
+    /// This node in the network.
+    Network(oneshot::Sender<NetworkReport>),
+    /// The other nodes.
+    Peers(oneshot::Sender<PeersReport>),
+}
+
+/// Questions that wait at most; more are not answered.
+const QUESTIONS: usize = 16;
+
 struct Inner {
+    began: Instant,
+    store: String,
+    ask: mpsc::Sender<Question>,
+    /// Until the main loop takes it.
+    questions: Option<mpsc::Receiver<Question>>,
     started: bool,
     store_away_since: Option<Instant>,
     device_problem: Option<String>,
@@ -55,7 +74,84 @@ pub struct Numbers {
     pub refused: u64,
 }
 
+impl Default for Status {
+    fn default() -> Status {
+        let (ask, questions) = mpsc::channel(QUESTIONS);
+        Status(Rc::new(RefCell::new(Inner {
+            began: Instant::now(),
+            store: String::new(),
+            ask,
+            questions: Some(questions),
+            started: false,
+            store_away_since: None,
+            device_problem: None,
+            routes_missing_since: None,
+            file_problem: None,
+            host_problem: None,
+            rules_problem: None,
+            cni_problem: None,
+            unserved: Vec::new(),
+            store_waits: store::StoreStatus::default(),
+            numbers: Numbers::default(),
+        })))
+    }
+}
+
 impl Status {
+    /// Records what the store is, for a person.
+    pub fn set_store(&self, name: String) {
+        self.0.borrow_mut().store = name;
+    }
+
+    /// Returns the questions of the status socket, once: to whoever answers them from then on.
+    pub fn questions(&self) -> Option<mpsc::Receiver<Question>> {
+        self.0.borrow_mut().questions.take()
+    }
+
+    /// Asks the main loop. Returns `None` if it is not running yet, or too busy to answer within `limit`.
+    pub async fn ask<T>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(oneshot::Sender<T>) -> Question,
+    ) -> Option<T> {
+        let ask = {
+            let inner = self.0.borrow();
+            if inner.questions.is_some() {
+                return None;
+            }
+            inner.ask.clone()
+        };
+        let (reply, answer) = oneshot::channel();
+        ask.try_send(question(reply)).ok()?;
+        tokio::time::timeout(limit, answer).await.ok()?.ok()
+    }
+
+    /// Returns what the status socket says of this node.
+    pub fn report(&self, network: Option<NetworkReport>) -> NodeReport {
+        let (problems, degraded) = (self.problems(), self.degraded());
+        let inner = self.0.borrow();
+        let n = &inner.numbers;
+        NodeReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: inner.began.elapsed().as_secs(),
+            ready: problems.is_empty(),
+            problems,
+            degraded,
+            store: inner.store.clone(),
+            store_reachable: inner.store_away_since.is_none(),
+            network,
+            counts: Counts {
+                peers: n.peers as u64,
+                refused_leases: n.refused_leases as u64,
+                routes: n.routes as u64,
+                pending_operations: n.parked as u64,
+                repairs: n.repaired,
+                rules_repairs: n.rules_repaired,
+            },
+        }
+    }
+
     /// The subnet file is written and the devices stand.
     pub fn set_started(&self) {
         self.0.borrow_mut().started = true;

@@ -1,0 +1,285 @@
+//! `flannelctl status`, `peers` and `version`: what the flanneld of this host reports, for people and for programs.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use flanneld::report::{NodeReport, PeerReport, PeerStatus, PeersReport};
+use serde::Serialize;
+
+use crate::{output, status, status_socket};
+
+/// Which daemon.
+#[derive(Args)]
+pub(crate) struct SocketArgs {
+    /// The daemon's status socket
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/run/flannel/flanneld.sock"
+    )]
+    socket: PathBuf,
+}
+
+/// Arguments of `flannelctl status`.
+#[derive(Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// How to write it
+    #[arg(long, short, value_enum, default_value_t = Format::Text)]
+    output: Format,
+}
+
+/// Arguments of `flannelctl peers`.
+#[derive(Args)]
+pub(crate) struct PeersArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// How to write them
+    #[arg(long, short, value_enum, default_value_t = Format::Text)]
+    output: Format,
+    /// Only peers in this state; may be given again
+    #[arg(long, value_enum)]
+    state: Vec<StateArg>,
+    /// Only peers whose subnet or public IP begins with this
+    #[arg(value_name = "PREFIX")]
+    only: Option<String>,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For people, with the reason of every peer in full
+    Wide,
+    /// One JSON object
+    Json,
+}
+
+#[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
+enum StateArg {
+    Installed,
+    Pending,
+    Failing,
+    Unusable,
+    Refused,
+}
+
+impl StateArg {
+    fn is(self, state: PeerStatus) -> bool {
+        let own = match self {
+            StateArg::Installed => PeerStatus::Installed,
+            StateArg::Pending => PeerStatus::Pending,
+            StateArg::Failing => PeerStatus::Failing,
+            StateArg::Unusable => PeerStatus::Unusable,
+            StateArg::Refused => PeerStatus::Refused,
+        };
+        own == state
+    }
+}
+
+/// Shows this node.
+///
+/// # Errors
+/// The daemon does not answer.
+pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
+    let report: NodeReport = status_socket::get(&args.socket.socket, "/v1/status")?;
+    if args.output == Format::Json {
+        json(&report)?;
+    } else {
+        node_lines(&report)
+            .iter()
+            .for_each(|line| output::line(line));
+    }
+    Ok(if report.ready {
+        ExitCode::SUCCESS
+    } else {
+        status::no()
+    })
+}
+
+/// Lists the other nodes.
+///
+/// # Errors
+/// The daemon does not answer.
+pub(crate) fn peers(args: &PeersArgs) -> Result<ExitCode> {
+    let mut report: PeersReport = status_socket::get(&args.socket.socket, "/v1/peers")?;
+    let broken = report
+        .peers
+        .iter()
+        .any(|peer| peer.state != PeerStatus::Installed);
+    report.peers.retain(|peer| is_wanted(args, peer));
+    match args.output {
+        Format::Json => json(&report)?,
+        format => {
+            let lines = peer_lines(&report.peers, format == Format::Wide);
+            lines.iter().for_each(|line| output::line(line));
+        }
+    }
+    Ok(if broken {
+        status::no()
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Prints the versions.
+///
+/// # Errors
+/// None: a daemon that does not answer is said to be unknown.
+pub(crate) fn version(args: &SocketArgs) -> Result<ExitCode> {
+    output::line(&format!("flannelctl {}", env!("CARGO_PKG_VERSION")));
+    let daemon = status_socket::get::<NodeReport>(&args.socket, "/v1/status");
+    match daemon {
+        Ok(report) => output::line(&format!("flanneld   {}", report.version)),
+        Err(error) => output::line(&format!("flanneld   unknown ({error:#})")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn json(report: &impl Serialize) -> Result<()> {
+    output::line(&serde_json::to_string_pretty(report)?);
+    Ok(())
+}
+
+fn is_wanted(args: &PeersArgs, peer: &PeerReport) -> bool {
+    let state = args.state.is_empty() || args.state.iter().any(|state| state.is(peer.state));
+    let begins = |prefix: &str| {
+        let subnets = peer.subnets.iter().cloned();
+        let mut names = subnets.chain(peer.public_ips.iter().map(ToString::to_string));
+        names.any(|name| name.starts_with(prefix))
+    };
+    state && args.only.as_deref().is_none_or(begins)
+}
+
+fn list(items: &[impl ToString]) -> String {
+    let items: Vec<String> = items.iter().map(ToString::to_string).collect();
+    if items.is_empty() {
+        "-".to_owned()
+    } else {
+        items.join(",")
+    }
+}
+
+fn node_lines(report: &NodeReport) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut put = |name: &str, value: &str| lines.push(format!("{name:<12}{value}"));
+    put("ready", if report.ready { "yes" } else { "no" });
+    for problem in &report.problems {
+        put("problem", problem);
+    }
+    if let Some(what) = &report.degraded {
+        put("not served", what);
+    }
+    if let Some(network) = &report.network {
+        put("subnet", &list(&network.subnets));
+        put("network", &list(&network.networks));
+        put(
+            "backend",
+            &format!("{}, MTU {}", network.backend, network.mtu),
+        );
+        put("public IP", &list(&network.public_ips));
+        put("interface", &network.interface);
+        put("devices", &list(&network.devices));
+    }
+    let reachable = if report.store_reachable {
+        "reachable"
+    } else {
+        "unreachable"
+    };
+    put("store", &format!("{}, {reachable}", report.store));
+    let counts = &report.counts;
+    put(
+        "peers",
+        &format!(
+            "{} used, {} not used (flannelctl peers)",
+            counts.peers, counts.refused_leases
+        ),
+    );
+    put(
+        "kernel",
+        &format!(
+            "{} routes, {} operations refused, {} repairs, {} repairs of traffic rules",
+            counts.routes, counts.pending_operations, counts.repairs, counts.rules_repairs
+        ),
+    );
+    put(
+        "flanneld",
+        &format!(
+            "{}, process {}, up for {} s",
+            report.version, report.pid, report.uptime_seconds
+        ),
+    );
+    lines
+}
+
+/// Characters of a reason that a table shows.
+const REASON: usize = 60;
+
+fn peer_lines(peers: &[PeerReport], wide: bool) -> Vec<String> {
+    let row = |peer: &PeerReport| {
+        let reason = peer.reason.as_deref().unwrap_or("");
+        let short: String = reason.chars().take(REASON).collect();
+        let reason = if wide || short.len() == reason.len() {
+            reason.to_owned()
+        } else {
+            format!("{short}…")
+        };
+        [
+            list(&peer.subnets),
+            list(&peer.public_ips),
+            peer.backend.clone(),
+            peer.state.name().to_owned(),
+            reason,
+        ]
+    };
+    let head = ["SUBNET", "PUBLIC IP", "BACKEND", "STATE", "REASON"].map(str::to_owned);
+    let rows: Vec<[String; 5]> = std::iter::once(head).chain(peers.iter().map(row)).collect();
+    let width = |column: usize| {
+        let widths = rows.iter().map(|row| row[column].chars().count());
+        widths.max().unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let line = |row: &[String; 5]| {
+        let cells = row.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(subnet: &str, state: PeerStatus, reason: Option<&str>) -> PeerReport {
+        PeerReport {
+            subnets: vec![subnet.to_owned()],
+            public_ips: vec!["192.168.0.2".parse().unwrap()],
+            backend: "vxlan".to_owned(),
+            state,
+            reason: reason.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn the_table_is_aligned_and_reasons_are_cut_unless_wide() {
+        let long = "x".repeat(100);
+        let peers = [
+            peer("10.244.1.0/24", PeerStatus::Installed, None),
+            peer("10.244.100.0/24", PeerStatus::Refused, Some(&long)),
+        ];
+        let lines = peer_lines(&peers, false);
+        assert_eq!(
+            lines[0],
+            "SUBNET           PUBLIC IP    BACKEND  STATE      REASON"
+        );
+        assert_eq!(lines[1], "10.244.1.0/24    192.168.0.2  vxlan    installed");
+        assert!(lines[2].ends_with(&format!("refused    {}…", "x".repeat(60))));
+        assert!(peer_lines(&peers, true)[2].ends_with(&long));
+    }
+}

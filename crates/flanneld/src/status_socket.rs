@@ -1,0 +1,150 @@
+//! The status socket: a Unix socket beside `subnet.env` that only root can use, on which the daemon reports as JSON
+//! ([`crate::report`]). `flannelctl status` and `flannelctl peers` read it.
+
+use std::fs::{self, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::Serialize;
+use tokio::net::{UnixListener, UnixStream};
+use tracing::{debug, warn};
+
+use crate::http::{self, Connections, Handler};
+use crate::status::{Question, Status};
+
+/// How long an answer of the daemon's main loop is waited for: it may be writing thousands of objects.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// How often the place is looked at again while another daemon serves there.
+const RETRY: Duration = Duration::from_secs(2);
+
+const JSON: &str = "application/json";
+
+/// Returns where the socket of a daemon with this subnet file is: `flanneld.sock` beside `subnet.env`, and for a
+/// subnet file of another name its name with the ending `.sock`.
+pub fn path(subnet_file: &Path) -> PathBuf {
+    if subnet_file.file_name() == Some("subnet.env".as_ref()) {
+        subnet_file.with_file_name("flanneld.sock")
+    } else {
+        subnet_file.with_extension("sock")
+    }
+}
+
+/// Serves the socket from a task of its own until the process ends. Must be called on a `LocalSet`. If the socket
+/// cannot be made, the daemon works without it; the log says why.
+pub fn serve(path: PathBuf, status: Status) {
+    tokio::task::spawn_local(async move {
+        let listener = match listen(&path).await {
+            Ok(listener) => listener,
+            Err(error) => {
+                warn!(
+                    "{}: no status socket: {error}; flannelctl status and peers will not work",
+                    path.display()
+                );
+                return;
+            }
+        };
+        let mut open = Connections::default();
+        let handler = Rc::new(StatusHandler(status));
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) if is_allowed(&stream) => open.serve(stream, &handler),
+                Ok(_) => {}
+                Err(error) => {
+                    debug!(%error, "status socket: accept");
+                    open.close_oldest();
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        }
+    });
+}
+
+/// Binds the socket, as soon as no other daemon serves it.
+async fn listen(path: &Path) -> io::Result<UnixListener> {
+    while UnixStream::connect(path).await.is_ok() {
+        tokio::time::sleep(RETRY).await;
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    // Bound under another name, so that nobody can connect before the mode is set.
+    let new = path.with_extension(format!("sock.{}", std::process::id()));
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o600))?;
+    fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+/// Root, and the daemon's own user.
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || own.is_ok_and(|own| own == peer.uid()))
+}
+
+struct StatusHandler(Status);
+
+impl Handler for StatusHandler {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() != Method::GET {
+            return http::response(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "text/plain",
+                "only GET\n".to_owned(),
+            );
+        }
+        match request.uri().path() {
+            "/v1/status" => {
+                let network = self.0.ask(ANSWER, Question::Network).await;
+                json(&self.0.report(network))
+            }
+            "/v1/peers" => json(
+                &self
+                    .0
+                    .ask(ANSWER, Question::Peers)
+                    .await
+                    .unwrap_or_default(),
+            ),
+            _ => http::response(
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "try /v1/status or /v1/peers\n".to_owned(),
+            ),
+        }
+    }
+}
+
+fn json(report: &impl Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_string(report) {
+        Ok(text) => http::response(StatusCode::OK, JSON, text),
+        Err(error) => http::response(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "text/plain",
+            error.to_string(),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_subnet_file_has_its_socket() {
+        let of = |file: &str| path(Path::new(file)).display().to_string();
+        assert_eq!(of("/run/flannel/subnet.env"), "/run/flannel/flanneld.sock");
+        assert_eq!(of("/run/flannel/b.env"), "/run/flannel/b.sock");
+    }
+}
