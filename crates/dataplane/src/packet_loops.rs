@@ -100,9 +100,10 @@ impl PacketLoops {
                 device: name.to_string(),
                 listen: value.listen,
                 mtu: value.mtu as usize,
+                wireguard: None,
                 queues: queues.min(MOST_QUEUES),
             };
-            let proxy = Proxy::start(config, table(&routes)).map_err(|error| {
+            let proxy = Proxy::start(config).map_err(|error| {
                 let text = format!("no thread for a packet loop: {error}");
                 Failure::because(error.raw_os_error().unwrap_or(libc::EAGAIN), text)
             })?;
@@ -110,8 +111,8 @@ impl PacketLoops {
                 proxy,
                 value: *value,
                 state: State::Down,
+                changed: !routes.is_empty(),
                 routes,
-                changed: false,
             };
             self.running.insert(*name, running);
         }

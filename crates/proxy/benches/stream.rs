@@ -11,13 +11,18 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use lab::{Lab, Namespace};
-use proxy::{Config, Proxy, Table};
+use proxy::{Config, Peer, Proxy, Secret, Table, Wireguard};
 
 const PORT: u16 = 8285;
-const MTU: usize = 1472;
 
 fn main() {
     lab::become_root().unwrap();
+    for keys in [None, Some([1, 2].map(|n| Secret([n; 32])))] {
+        run(keys);
+    }
+}
+
+fn run(keys: Option<[Secret; 2]>) {
     let lab = Lab::builder()
         .nodes(2)
         .pods_per_node(0)
@@ -25,20 +30,35 @@ fn main() {
         .build()
         .unwrap();
     let queues = std::thread::available_parallelism().map_or(1, usize::from);
-    let hop = |n: usize| SocketAddr::from((lab.node(n).ipv4(), PORT));
+    let at = |n: usize| SocketAddr::from((lab.node(n).ipv4(), PORT));
+    let mtu = if keys.is_some() { 1420 } else { 1472 };
     let proxies: Vec<Proxy> = (1..=2)
         .map(|n| {
             let node = lab.node(n);
-            device(node, n);
+            device(node, n, mtu);
             let other = 3 - n;
-            let table = Table::new([(format!("10.99.{other}.0/24").parse().unwrap(), hop(other))]);
+            let net = format!("10.99.{other}.0/24").parse().unwrap();
             let config = Config {
                 device: "flannel0".into(),
-                listen: hop(n),
-                mtu: MTU,
+                listen: at(n),
+                mtu,
+                wireguard: keys.map(|keys| Wireguard {
+                    private_key: keys[n - 1],
+                    preshared_key: None,
+                    keepalive: None,
+                }),
                 queues,
             };
-            node.run(|| Proxy::start(config, table)).unwrap().unwrap()
+            let proxy = node.run(|| Proxy::start(config)).unwrap().unwrap();
+            match keys {
+                Some(keys) => proxy.set_peers(&[Peer {
+                    public_key: keys[other - 1].public_key(),
+                    endpoint: Some(at(other)),
+                    allowed: vec![net],
+                }]),
+                None => proxy.set_table(Table::new([(net, at(other))])),
+            }
+            proxy
         })
         .collect();
     let (one, two) = (lab.node(1), lab.node(2));
@@ -47,6 +67,7 @@ fn main() {
     }
     one.exec(["ping", "-c", "1", "-W", "5", "10.99.2.1"])
         .unwrap();
+    println!("\n{}", if keys.is_some() { "WireGuard" } else { "plain" });
     println!("| work | result | processor time, proxies and iperf3 |\n|---|---|---|");
     let server = |args: &[&str]| {
         let mut command = std::process::Command::new("iperf3");
@@ -110,13 +131,13 @@ fn processor_time() -> (f64, f64) {
     (of(libc::RUSAGE_SELF), of(libc::RUSAGE_CHILDREN))
 }
 
-fn device(node: &Namespace, n: usize) {
+fn device(node: &Namespace, n: usize, mtu: usize) {
     let address = format!("10.99.{n}.1/32");
     let source = format!("10.99.{n}.1");
     for command in [
         "tuntap add dev flannel0 mode tun multi_queue".to_owned(),
         format!("address add {address} dev flannel0"),
-        format!("link set flannel0 mtu {MTU} up"),
+        format!("link set flannel0 mtu {mtu} up"),
         format!("route add 10.99.0.0/16 dev flannel0 src {source}"),
     ] {
         node.exec(["ip"].into_iter().chain(command.split(' ')))

@@ -8,6 +8,9 @@
 //! On the wire each datagram is one bare IP packet, as upstream's `udp` backend sends and expects it: never
 //! longer than the tunnel's MTU, for upstream's buffer has no room for more.
 //!
+//! With [`Wireguard`] keys each datagram is a packet of WireGuard instead, and nodes whose kernel has WireGuard are
+//! peers like any other.
+//!
 //! The threads are the proxy's own. The daemon only swaps the table of next hops ([`Proxy::set_table`]),
 //! which they read without a lock.
 
@@ -26,9 +29,11 @@ mod table;
 mod tun;
 mod virtio;
 mod wake;
+mod wireguard;
 mod worker;
 
 pub use proxy::{Config, Problem, Proxy};
 pub use statistics::Statistics;
 pub use table::Table;
 pub use tun::TunError;
+pub use wireguard::{Peer, Secret, Wireguard};

@@ -67,6 +67,15 @@ impl Outgoing {
         });
     }
 
+    /// Adds a datagram that is all in the data.
+    pub(crate) fn push_whole(&mut self, body: Range<usize>, to: SocketAddr) {
+        self.datagrams.push(Datagram {
+            to,
+            head: 0..0,
+            body,
+        });
+    }
+
     /// Returns the number of datagrams.
     pub(crate) fn len(&self) -> usize {
         self.datagrams.len()

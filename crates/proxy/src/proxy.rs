@@ -15,6 +15,7 @@ use crate::statistics::{Counters, Statistics};
 use crate::table::Table;
 use crate::tun::{Offloads, Queue, TunError};
 use crate::wake::{Stop, wait};
+use crate::wireguard::{Identity, Peer, Peers, TICK, Wireguard};
 use crate::worker::{downlink, uplink};
 
 /// How long an attempt to attach is put off after a failure: doubled each time up to the longest.
@@ -30,6 +31,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The largest packet that peers take, in bytes.
     pub mtu: usize,
+    /// Keys, if packets are to be encrypted.
+    pub wireguard: Option<Wireguard>,
     /// How many queues the device and how many sockets the port gets. Each has two threads.
     pub queues: usize,
 }
@@ -69,8 +72,17 @@ fn remedy(error: &io::Error) -> &'static str {
 /// What the workers read for each batch.
 #[derive(Debug)]
 pub(crate) struct View {
-    pub(crate) table: Table,
+    pub(crate) to: Carrier,
     pub(crate) mtu: usize,
+}
+
+/// How packets get to the peers.
+#[derive(Debug)]
+pub(crate) enum Carrier {
+    /// As they are.
+    Plain(Table),
+    /// Encrypted.
+    Sealed(Peers),
 }
 
 /// What all threads of a proxy share.
@@ -119,12 +131,15 @@ impl Proxy {
     ///
     /// # Errors
     /// The process cannot have more threads or descriptors.
-    pub fn start(config: Config, table: Table) -> io::Result<Proxy> {
+    pub fn start(config: Config) -> io::Result<Proxy> {
         let shared = Arc::new(Shared {
             device: config.device.clone(),
             counters: Counters::default(),
             view: ArcSwap::from_pointee(View {
-                table,
+                to: match config.wireguard {
+                    Some(keys) => Carrier::Sealed(Peers::none(Arc::new(Identity::new(keys)))),
+                    None => Carrier::Plain(Table::default()),
+                },
                 mtu: config.mtu,
             }),
             problem: Mutex::new(Some(format!("{} is being attached to", config.device))),
@@ -143,10 +158,24 @@ impl Proxy {
         })
     }
 
-    /// Replaces the table. Packets that are under way use the one that was there when they were read.
+    /// Replaces the table of next hops, of a proxy that does not encrypt. Packets that are under way use the
+    /// one that was there when they were read.
     pub fn set_table(&self, table: Table) {
+        if self.config.wireguard.is_none() {
+            self.set(Carrier::Plain(table));
+        }
+    }
+
+    /// Replaces the peers of a proxy that encrypts. Those that stay keep their sessions.
+    pub fn set_peers(&self, peers: &[Peer]) {
+        if let Carrier::Sealed(before) = &self.shared.view().to {
+            self.set(Carrier::Sealed(before.with(peers)));
+        }
+    }
+
+    fn set(&self, to: Carrier) {
         let mtu = self.config.mtu;
-        self.shared.view.store(Arc::new(View { table, mtu }));
+        self.shared.view.store(Arc::new(View { to, mtu }));
     }
 
     /// Returns what it was started with.
@@ -242,6 +271,17 @@ fn run(shared: &Shared, attached: &Attached) -> io::Result<()> {
     let udp = attached.offloads.udp;
     std::thread::scope(|scope| {
         let mut started = Ok(());
+        if let (Carrier::Sealed(_), Some(socket)) = (&shared.view().to, attached.sockets.first()) {
+            let timers = || {
+                while !wait(&stops, None, Some(TICK)) {
+                    if let Carrier::Sealed(peers) = &shared.view().to {
+                        peers.tick(socket);
+                    }
+                }
+            };
+            let named = std::thread::Builder::new().name("proxy-timers".into());
+            named.spawn_scoped(scope, timers)?;
+        }
         for (queue, socket) in attached.queues.iter().zip(&attached.sockets) {
             let (ended, stops) = (&ended, &stops);
             let up = move || {

@@ -109,6 +109,14 @@ impl Socket {
         }
     }
 
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub(crate) fn send_one(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
+        self.socket.send_to(bytes, to)
+    }
+
     /// Returns the largest IP packet that the path to `peer` takes at present, as far as the kernel knows.
     pub(crate) fn path_mtu(&self, peer: SocketAddr) -> Option<usize> {
         let any: SocketAddr = if peer.is_ipv4() {

@@ -23,6 +23,8 @@ pub struct Statistics {
     pub too_big: u64,
     /// Datagrams and packets that are no IP packets.
     pub malformed: u64,
+    /// Encrypted datagrams of nobody known, or that cannot be decrypted.
+    pub unknown_peer: u64,
     /// Datagrams that the kernel refused to send.
     pub not_sent: u64,
     /// Packets from peers that the kernel refused to take.
@@ -37,6 +39,7 @@ pub(crate) struct Counters {
     pub(crate) no_route: AtomicU64,
     pub(crate) too_big: AtomicU64,
     pub(crate) malformed: AtomicU64,
+    pub(crate) unknown_peer: AtomicU64,
     pub(crate) not_sent: AtomicU64,
     pub(crate) not_taken: AtomicU64,
     /// When each kind of fault (errno) was logged last.
@@ -51,6 +54,7 @@ impl Counters {
             no_route: self.no_route.load(Relaxed),
             too_big: self.too_big.load(Relaxed),
             malformed: self.malformed.load(Relaxed),
+            unknown_peer: self.unknown_peer.load(Relaxed),
             not_sent: self.not_sent.load(Relaxed),
             not_taken: self.not_taken.load(Relaxed),
         }

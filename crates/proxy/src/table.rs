@@ -6,22 +6,31 @@ use ipnet::IpNet;
 
 /// Next hops by destination; the longest prefix wins. A value never changes: the workers read it while
 /// the daemon builds the next one.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
-    v4: Vec<Length<u32>>,
-    v6: Vec<Length<u128>>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table<T = SocketAddr> {
+    v4: Vec<Length<u32, T>>,
+    v6: Vec<Length<u128, T>>,
 }
 
 /// The subnets of one prefix length, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Length<A> {
+struct Length<A, T> {
     mask: A,
-    nets: Vec<(A, SocketAddr)>,
+    nets: Vec<(A, T)>,
 }
 
-impl Table {
+impl<T> Default for Table<T> {
+    fn default() -> Table<T> {
+        Table {
+            v4: Vec::new(),
+            v6: Vec::new(),
+        }
+    }
+}
+
+impl<T: Copy> Table<T> {
     /// Builds a table. Of two entries for one subnet, the later one wins.
-    pub fn new(routes: impl IntoIterator<Item = (IpNet, SocketAddr)>) -> Table {
+    pub fn new(routes: impl IntoIterator<Item = (IpNet, T)>) -> Table<T> {
         let mut table = Table::default();
         for (net, hop) in routes {
             match net {
@@ -45,7 +54,7 @@ impl Table {
     }
 
     /// Returns where packets for `destination` go.
-    pub fn next_hop(&self, destination: IpAddr) -> Option<SocketAddr> {
+    pub fn next_hop(&self, destination: IpAddr) -> Option<T> {
         match destination {
             IpAddr::V4(ip) => find(&self.v4, |mask| ip.to_bits() & mask),
             IpAddr::V6(ip) => find(&self.v6, |mask| ip.to_bits() & mask),
@@ -65,7 +74,7 @@ impl Table {
     }
 }
 
-fn add<A: Ord + Copy>(lengths: &mut Vec<Length<A>>, mask: A, network: A, hop: SocketAddr) {
+fn add<A: Ord + Copy, T>(lengths: &mut Vec<Length<A, T>>, mask: A, network: A, hop: T) {
     match lengths.iter_mut().find(|length| length.mask == mask) {
         Some(length) => length.nets.push((network, hop)),
         None => lengths.push(Length {
@@ -75,7 +84,7 @@ fn add<A: Ord + Copy>(lengths: &mut Vec<Length<A>>, mask: A, network: A, hop: So
     }
 }
 
-fn finish<A: Ord + Copy>(lengths: &mut [Length<A>]) {
+fn finish<A: Ord + Copy, T: Copy>(lengths: &mut [Length<A, T>]) {
     lengths.sort_by_key(|length| std::cmp::Reverse(length.mask));
     for length in lengths {
         // Stable: the later entry of two stays behind the earlier one.
@@ -90,7 +99,7 @@ fn finish<A: Ord + Copy>(lengths: &mut [Length<A>]) {
     }
 }
 
-fn find<A: Ord + Copy>(lengths: &[Length<A>], masked: impl Fn(A) -> A) -> Option<SocketAddr> {
+fn find<A: Ord + Copy, T: Copy>(lengths: &[Length<A, T>], masked: impl Fn(A) -> A) -> Option<T> {
     lengths.iter().find_map(|length| {
         let network = masked(length.mask);
         let at = length.nets.binary_search_by(|(net, _)| net.cmp(&network));
@@ -126,7 +135,7 @@ mod tests {
 
     #[test]
     fn everything_and_nothing() {
-        assert_eq!(Table::default().next_hop(hop(1).ip()), None);
+        assert_eq!(Table::<SocketAddr>::default().next_hop(hop(1).ip()), None);
         let table = Table::new([("0.0.0.0/0".parse().unwrap(), hop(1))]);
         assert_eq!(table.next_hop("203.0.113.9".parse().unwrap()), Some(hop(1)));
         assert_eq!(table.next_hop("::1".parse().unwrap()), None);

@@ -8,19 +8,23 @@ use crate::coalesce::Coalescer;
 use crate::icmp::{self, Allowance, Reason};
 use crate::outgoing::{Outgoing, Refused};
 use crate::packet::ends;
-use crate::proxy::{Shared, View};
+use crate::proxy::{Carrier, Shared, View};
 use crate::segment::{Reject, Segment, segment};
-use crate::socket::{LARGEST, Receiver, Socket, overhead};
+use crate::socket::{LARGEST, PIECES, Receiver, Socket, overhead};
 use crate::statistics::count;
 use crate::tun::Queue;
 use crate::virtio::{self, Header};
 use crate::wake::{Stop, wait};
+use crate::wireguard::{LONGEST_MESSAGE, Seal, Sealed, Tunnel};
 
 /// How many packets are read before they are sent.
 const BATCH: usize = 64;
 
 /// How much data they may be, in bytes: small enough to stay in the processor's cache.
 const ARENA: usize = 256 << 10;
+
+/// How much encrypted data is sent at once, in bytes.
+const SEALED: usize = 384 << 10;
 
 /// Carries packets from the device to the peers until an order to stop is given.
 ///
@@ -40,6 +44,11 @@ pub(crate) fn uplink(
         headers: Vec::with_capacity(16 << 10),
         segments: Vec::new(),
         outgoing: Outgoing::default(),
+        sealed: match &shared.view().to {
+            Carrier::Plain(_) => None,
+            Carrier::Sealed(_) => Some(Sealed::new(SEALED)),
+        },
+        plain: Vec::new(),
         allowance: Allowance::new(),
     };
     while !stops.iter().any(|stop| stop.is_given()) {
@@ -50,6 +59,12 @@ pub(crate) fn uplink(
     Ok(())
 }
 
+/// Where a packet goes.
+enum Way<'a> {
+    Plain(std::net::SocketAddr),
+    Sealed(&'a Tunnel),
+}
+
 struct Uplink<'a> {
     shared: &'a Shared,
     queue: &'a Queue,
@@ -58,6 +73,10 @@ struct Uplink<'a> {
     headers: Vec<u8>,
     segments: Vec<Segment>,
     outgoing: Outgoing,
+    /// Encrypted packets, if packets are encrypted.
+    sealed: Option<Sealed>,
+    /// A packet in one piece, to be encrypted.
+    plain: Vec<u8>,
     allowance: Allowance,
 }
 
@@ -87,9 +106,12 @@ impl Uplink<'_> {
         let Some((_, destination)) = ends(bytes) else {
             return count(&counters.malformed, 1);
         };
-        let Some(to) = view.table.next_hop(destination) else {
+        let way = match &view.to {
+            Carrier::Plain(table) => table.next_hop(destination).map(Way::Plain),
+            Carrier::Sealed(peers) => peers.to(destination).map(|tunnel| Way::Sealed(tunnel)),
+        };
+        let Some(way) = way else {
             count(&counters.no_route, 1);
-            // The kernel's own multicasts (router and group announcements) are expected here.
             return self.answer(at, Reason::NoRoute);
         };
         self.segments.clear();
@@ -100,15 +122,49 @@ impl Uplink<'_> {
             &mut self.headers,
             &mut self.segments,
         ) {
-            Ok(()) => {
-                for segment in &self.segments {
-                    self.outgoing.push(segment, at.start, to);
+            Ok(()) => match way {
+                Way::Plain(to) => {
+                    for segment in &self.segments {
+                        self.outgoing.push(segment, at.start, to);
+                    }
                 }
-            }
+                Way::Sealed(tunnel) => self.seal(tunnel, at),
+            },
             Err(Reject::Malformed) => count(&counters.malformed, 1),
             Err(Reject::TooBig) => {
                 count(&counters.too_big, 1);
                 self.answer(at, Reason::TooBig(view.mtu));
+            }
+        }
+    }
+
+    /// Encrypts the segments of the packet `at`.
+    fn seal(&mut self, tunnel: &Tunnel, at: Range<usize>) {
+        let counters = &self.shared.counters;
+        for number in 0..self.segments.len() {
+            let segment = &self.segments[number];
+            self.plain.clear();
+            self.plain
+                .extend_from_slice(&self.headers[segment.head.clone()]);
+            let body = segment.body.start + at.start..segment.body.end + at.start;
+            self.plain.extend_from_slice(&self.data[body]);
+            if !self
+                .sealed
+                .as_ref()
+                .is_some_and(|sealed| sealed.has_room(self.plain.len()))
+            {
+                self.flush();
+            }
+            let Some(sealed) = &mut self.sealed else {
+                return;
+            };
+            match sealed.seal(tunnel, &self.plain) {
+                Seal::Send(range, to) => self.outgoing.push_whole(range, to),
+                Seal::Waits => {}
+                Seal::NoEndpoint => {
+                    count(&counters.no_route, 1);
+                    return self.answer(at, Reason::HostUnreachable);
+                }
             }
         }
     }
@@ -123,10 +179,16 @@ impl Uplink<'_> {
     fn flush(&mut self) {
         let counters = &self.shared.counters;
         let (queue, socket, allowance) = (self.queue, self.socket, &mut self.allowance);
-        let (headers, data) = (&self.headers, &self.data);
+        let headers = &self.headers;
+        let data = self
+            .sealed
+            .as_ref()
+            .map_or(&self.data, |sealed| &sealed.data);
+        // An encrypted packet cannot be quoted to its sender.
+        let quotable = self.sealed.is_none();
         count(&counters.sent, self.outgoing.len() as u64);
         self.outgoing.flush(socket, headers, data, |refused| {
-            if let Some(reason) = reason(socket, &refused) {
+            if let Some(reason) = reason(socket, &refused).filter(|_| quotable) {
                 let mut offender = headers[refused.head.clone()].to_vec();
                 offender.extend_from_slice(&data[refused.body.clone()]);
                 if let Some(error) = icmp::error(&offender, reason) {
@@ -139,6 +201,9 @@ impl Uplink<'_> {
                 counters.not_sent(refused.to, &refused.error);
             }
         });
+        if let Some(sealed) = &mut self.sealed {
+            sealed.clear();
+        }
     }
 }
 
@@ -175,10 +240,15 @@ pub(crate) fn downlink(
     let mut receiver = Receiver::new();
     let mut coalescer = Coalescer::new(join_udp);
     let mut scratch = Vec::new();
+    let mut opened = match &shared.view().to {
+        Carrier::Plain(_) => Vec::new(),
+        Carrier::Sealed(_) => vec![0; PIECES * LARGEST + LONGEST_MESSAGE],
+    };
     while !stops.iter().any(|stop| stop.is_given()) {
         match receiver.receive(socket) {
             Ok(true) => {
-                deliver(shared, queue, &receiver, &mut coalescer, &mut scratch)?;
+                let data = take(shared, socket, &receiver, &mut opened, &mut coalescer);
+                deliver(shared, queue, data, &mut coalescer, &mut scratch)?;
                 continue;
             }
             Ok(false) => {}
@@ -190,32 +260,57 @@ pub(crate) fn downlink(
     Ok(())
 }
 
-fn deliver(
+/// Passes the received packets to `coalescer`, decrypted if need be. Returns the data in which they are.
+fn take<'a>(
     shared: &Shared,
-    queue: &Queue,
-    receiver: &Receiver,
+    socket: &Socket,
+    receiver: &'a Receiver,
+    opened: &'a mut [u8],
     coalescer: &mut Coalescer,
-    scratch: &mut Vec<libc::iovec>,
-) -> io::Result<()> {
-    let data = receiver.buffer();
-    let (mut received, mut malformed) = (0, 0);
+) -> &'a [u8] {
+    let counters = &shared.counters;
+    let received = receiver.buffer();
+    let view = shared.view();
+    let (mut packets, mut malformed, mut used) = (0, 0, 0);
     for piece in receiver.pieces() {
         let mut at = piece.start;
         let end = piece.start + piece.len;
         while at < end {
             let next = (at + piece.segment).min(end);
-            if coalescer.push(data, at..next) {
-                received += 1;
-            } else {
-                malformed += 1;
-            }
+            let taken = match &view.to {
+                Carrier::Plain(_) => Some(coalescer.push(received, at..next)),
+                Carrier::Sealed(peers) => {
+                    let (datagram, into) = (&received[at..next], &mut opened[used..]);
+                    let len = peers.open(socket, piece.from, datagram, into, counters);
+                    len.map(|len| {
+                        let range = used..used + len;
+                        used = range.end;
+                        coalescer.push(opened, range)
+                    })
+                }
+            };
+            packets += u64::from(taken == Some(true));
+            malformed += u64::from(taken == Some(false));
             at = next;
         }
     }
-    count(&shared.counters.received, received);
+    count(&counters.received, packets);
     if malformed > 0 {
-        count(&shared.counters.malformed, malformed);
+        count(&counters.malformed, malformed);
     }
+    match &view.to {
+        Carrier::Plain(_) => received,
+        Carrier::Sealed(_) => opened,
+    }
+}
+
+fn deliver(
+    shared: &Shared,
+    queue: &Queue,
+    data: &[u8],
+    coalescer: &mut Coalescer,
+    scratch: &mut Vec<libc::iovec>,
+) -> io::Result<()> {
     let mut gone = None;
     coalescer.drain(data, |header, head, pieces| {
         if gone.is_some() {

@@ -59,12 +59,12 @@ fn start(lab: &Lab, n: usize) -> Proxy {
         device: "flannel0".into(),
         listen: at(lab, n),
         mtu: MTU,
+        wireguard: None,
         queues: 2,
     };
-    lab.node(n)
-        .run(|| Proxy::start(config, table))
-        .unwrap()
-        .unwrap()
+    let proxy = lab.node(n).run(|| Proxy::start(config)).unwrap().unwrap();
+    proxy.set_table(table);
+    proxy
 }
 
 fn both(lab: &Lab) -> [Proxy; 2] {
