@@ -83,7 +83,7 @@ struct Uplink<'a> {
 impl Uplink<'_> {
     /// Reads what there is, up to a batch, and sends it. Returns whether there is nothing more.
     fn batch(&mut self) -> io::Result<bool> {
-        let view = self.shared.view();
+        let shared = self.shared;
         let (mut used, mut packets, mut empty) = (0, 0, false);
         self.headers.clear();
         while packets < BATCH && self.data.len() - used >= virtio::LEN + LARGEST {
@@ -92,6 +92,8 @@ impl Uplink<'_> {
                 break;
             };
             let start = used + virtio::LEN;
+            // Not before: what is read after a change is treated accordingly.
+            let view = shared.view();
             self.packet(&view, &header, start..start + len);
             used = start + len;
             packets += 1;
