@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use crate::failure::Failure;
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
 use client::Client;
-use fault::{Fault, Faults};
+use fault::{Delays, Fault, Faults, LookFaults, Meddler};
 use tables::Tables;
 
 /// A kernel in memory.
@@ -76,7 +76,11 @@ impl FakeKernel {
             look_again: false,
             host_changed: false,
             taken_over: BTreeMap::new(),
+            late: VecDeque::new(),
             faults: fault::none(),
+            look_faults: fault::no_look_fails(),
+            delays: fault::no_delay(),
+            meddler: fault::nobody(),
             counts: Counts::default(),
             news: Arc::clone(&news),
         };
@@ -135,6 +139,7 @@ impl FakeKernel {
     pub fn lose_notices(&self) {
         self.with(|client, _| {
             client.queue.clear();
+            client.late.clear();
             client.look_again = true;
             client.host_changed = true;
         });
@@ -144,6 +149,34 @@ impl FakeKernel {
     /// From now on operations fail as `faults` says.
     pub fn set_faults(&self, faults: Faults) {
         self.with(|client, _| client.faults = faults);
+    }
+
+    /// From now on full looks fail as `faults` says.
+    pub fn set_look_faults(&self, faults: LookFaults) {
+        self.with(|client, _| client.look_faults = faults);
+    }
+
+    /// From now on notices arrive as late as `delays` says.
+    pub fn set_delays(&self, delays: Delays) {
+        self.with(|client, _| client.delays = delays);
+    }
+
+    /// From now on `meddler` acts before each operation of this program, and in the middle of its full
+    /// looks.
+    pub fn set_meddler(&self, meddler: Meddler) {
+        self.with(|client, _| client.meddler = meddler);
+    }
+
+    /// Ends all that goes wrong: faults, delays and meddling. Notices that are still to come arrive.
+    pub fn calm(&self) {
+        self.with(|client, _| {
+            client.faults = fault::none();
+            client.look_faults = fault::no_look_fails();
+            client.delays = fault::no_delay();
+            client.meddler = fault::nobody();
+            client.deliver();
+        });
+        self.news.notify_one();
     }
 
     /// Everything in the kernel, ours or not, devices first.
@@ -204,16 +237,9 @@ impl Dataplane for FakeKernel {
     }
 
     async fn observe(&mut self, each: &mut dyn FnMut(Object)) -> Result<(), KernelError> {
-        let seen = self.with(|client, tables| {
-            client.counts.observed += 1;
-            client.queue.clear();
-            client.look_again = false;
-            let seen = client.in_scope(tables);
-            client.looked(&seen);
-            seen
-        });
+        let (seen, done) = self.lock().observe(self.client);
         seen.into_iter().for_each(each);
-        Ok(())
+        done
     }
 
     fn taken_ids(&self) -> BTreeSet<u32> {
@@ -240,8 +266,43 @@ impl Dataplane for FakeKernel {
 }
 
 impl State {
+    /// A full look: what was seen, all of it or not. A kernel is asked for one kind of object after the
+    /// other, and others do not wait meanwhile.
+    fn observe(&mut self, client: usize) -> (Vec<Object>, Result<(), KernelError>) {
+        let looker = &mut self.clients[client];
+        looker.counts.observed += 1;
+        looker.turn();
+        looker.queue.clear();
+        looker.look_again = false;
+        let fails = (looker.look_faults)();
+        let mut seen = Vec::new();
+        for kind in Object::KINDS.iter().copied() {
+            self.meddle(client);
+            let found = self.clients[client].in_scope(&self.tables);
+            seen.extend(found.into_iter().filter(|object| object.kind() == kind));
+        }
+        if let Some(fails) = fails {
+            seen.truncate(fails.after);
+            let failure = Failure::errno(fails.errno);
+            return (seen, Err(failure.of("a full look")));
+        }
+        self.clients[client].looked(&seen);
+        (seen, Ok(()))
+    }
+
+    /// Somebody else's turn.
+    fn meddle(&mut self, client: usize) {
+        if let Some(op) = (self.clients[client].meddler)() {
+            // A refusal is his own concern.
+            let _ = self.tables.apply(&op);
+            self.announce(None);
+        }
+    }
+
     fn apply(&mut self, client: usize, op: &Op) -> Outcome {
+        self.meddle(client);
         let counts = &mut self.clients[client];
+        counts.turn();
         counts.counts.ops += 1;
         let fault = (counts.faults)(op);
         let done = match fault {
@@ -292,9 +353,7 @@ impl State {
             .enumerate()
             .filter(|(i, _)| Some(*i) != by)
         {
-            for notice in &notices {
-                client.hear(notice, &self.tables);
-            }
+            client.announce(&notices, &self.tables);
             client.news.notify_one();
         }
     }

@@ -83,6 +83,9 @@ macro_rules! kinds {
         }
 
         impl Object {
+            /// The names of all kinds, devices first.
+            pub const KINDS: &[&str] = &[$($kind::NAME),*];
+
             /// Returns what names the object.
             pub fn key(&self) -> ObjectKey {
                 match self {

@@ -12,7 +12,7 @@ use model::{Family, IfName, Object, Op};
 use tokio::sync::Notify;
 
 use super::Counts;
-use super::fault::Faults;
+use super::fault::{Delays, Faults, LookFaults, Meddler};
 use super::tables::{Notice, Tables};
 use crate::failure::Failure;
 use crate::{KernelEvent, Scope};
@@ -25,9 +25,23 @@ pub struct Client {
     pub(super) host_changed: bool,
     /// Unmarked routes of another flannel that are this program's, from its first full look on.
     pub(super) taken_over: BTreeMap<RouteKey, Route>,
+    /// What was announced and has not arrived yet.
+    pub(super) late: VecDeque<Late>,
     pub(super) faults: Faults,
+    pub(super) look_faults: LookFaults,
+    pub(super) delays: Delays,
+    pub(super) meddler: Meddler,
     pub(super) counts: Counts,
     pub(super) news: Arc<Notify>,
+}
+
+/// Events on their way to a program.
+pub struct Late {
+    /// After so many more operations and looks of that program they arrive, if all before them have.
+    turns: usize,
+    queue: VecDeque<KernelEvent>,
+    look_again: bool,
+    host_changed: bool,
 }
 
 impl Client {
@@ -106,8 +120,53 @@ impl Client {
         std::mem::take(&mut self.look_again).then_some(KernelEvent::LookAgain)
     }
 
+    /// The kernel announces something. What follows from it is decided now; it may arrive later.
+    pub(super) fn announce(&mut self, notices: &[Notice], tables: &Tables) {
+        let arrived = std::mem::take(&mut self.queue);
+        let flags = (self.look_again, self.host_changed);
+        (self.look_again, self.host_changed) = (false, false);
+        for notice in notices {
+            self.hear(notice, tables);
+        }
+        let queue = std::mem::replace(&mut self.queue, arrived);
+        let late = Late {
+            turns: (self.delays)(),
+            queue,
+            look_again: self.look_again,
+            host_changed: self.host_changed,
+        };
+        (self.look_again, self.host_changed) = flags;
+        self.late.push_back(late);
+        self.arrive();
+    }
+
+    /// The program does something: what is late comes nearer.
+    pub(super) fn turn(&mut self) {
+        if let Some(late) = self.late.front_mut() {
+            late.turns = late.turns.saturating_sub(1);
+        }
+        self.arrive();
+    }
+
+    /// All that is late arrives.
+    pub(super) fn deliver(&mut self) {
+        self.late.iter_mut().for_each(|late| late.turns = 0);
+        self.arrive();
+    }
+
+    fn arrive(&mut self) {
+        while self.late.front().is_some_and(|late| late.turns == 0) {
+            let Some(late) = self.late.pop_front() else {
+                return;
+            };
+            self.queue.extend(late.queue);
+            self.look_again |= late.look_again;
+            self.host_changed |= late.host_changed;
+        }
+    }
+
     /// Turns what the kernel announces into events.
-    pub(super) fn hear(&mut self, notice: &Notice, tables: &Tables) {
+    fn hear(&mut self, notice: &Notice, tables: &Tables) {
         let Some(scope) = &self.scope else { return };
         match notice {
             Notice::Flapped(name) if *name == scope.iface => {

@@ -18,6 +18,68 @@ pub enum Fault {
 /// Decides about each operation; see [`super::FakeKernel::set_faults`].
 pub type Faults = Box<dyn FnMut(&Op) -> Option<Fault> + Send>;
 
+/// How a full look goes wrong: it shows that many objects, and then fails with this `errno`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookFault {
+    /// How many objects it shows, of those that there are.
+    pub after: usize,
+    /// Why it ends there.
+    pub errno: i32,
+}
+
+/// Decides about each full look; see [`super::FakeKernel::set_look_faults`].
+pub type LookFaults = Box<dyn FnMut() -> Option<LookFault> + Send>;
+
+/// Decides after how many operations and looks of the program a notice arrives; see
+/// [`super::FakeKernel::set_delays`].
+pub type Delays = Box<dyn FnMut() -> usize + Send>;
+
+/// Somebody else, who may do something now; see [`super::FakeKernel::set_meddler`].
+pub type Meddler = Box<dyn FnMut() -> Option<Op> + Send>;
+
+/// No look fails.
+pub fn no_look_fails() -> LookFaults {
+    Box::new(|| None)
+}
+
+/// Each full look fails with a probability of `percent`, at any point; the same `seed`, the same
+/// failures.
+pub fn random_looks(seed: u64, percent: u8) -> LookFaults {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    Box::new(move || {
+        (rng.u8(0..100) < percent).then(|| LookFault {
+            after: rng.usize(0..40),
+            errno: [libc::ENOBUFS, libc::EINTR, libc::ENOMEM][rng.usize(0..3)],
+        })
+    })
+}
+
+/// Every notice arrives at once.
+pub fn no_delay() -> Delays {
+    Box::new(|| 0)
+}
+
+/// Notices arrive up to `most` operations and looks later; the same `seed`, the same delays.
+pub fn random_delays(seed: u64, most: usize) -> Delays {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    Box::new(move || rng.usize(0..=most))
+}
+
+/// Nobody else is there.
+pub fn nobody() -> Meddler {
+    Box::new(|| None)
+}
+
+/// Somebody who makes any of these changes, each time with a probability of `percent`; the same
+/// `seed`, the same changes.
+pub fn random_meddler(seed: u64, percent: u8, changes: Vec<Op>) -> Meddler {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    Box::new(move || {
+        let acts = rng.u8(0..100) < percent && !changes.is_empty();
+        acts.then(|| changes[rng.usize(0..changes.len())].clone())
+    })
+}
+
 /// None at all.
 pub fn none() -> Faults {
     Box::new(|_| None)

@@ -102,13 +102,7 @@ fn kernel(next_hops: bool) -> FakeKernel {
 /// Time passes until the daemon would have nothing to do but its audit.
 async fn settle(reconciler: &mut Reconciler<FakeKernel>) {
     for _ in 0..200 {
-        loop {
-            tokio::select! {
-                biased;
-                event = reconciler.event() => drop(reconciler.note(event)),
-                () = std::future::ready(()) => break,
-            }
-        }
+        take_notices(reconciler, usize::MAX).await;
         reconciler.pass().await;
         if reconciler.in_sync() {
             return;
@@ -121,6 +115,31 @@ async fn settle(reconciler: &mut Reconciler<FakeKernel>) {
     );
 }
 
+/// Takes in what has arrived, at most so many.
+async fn take_notices(reconciler: &mut Reconciler<FakeKernel>, most: usize) {
+    for _ in 0..most {
+        tokio::select! {
+            biased;
+            event = reconciler.event() => drop(reconciler.note(event)),
+            () = std::future::ready(()) => return,
+        }
+    }
+}
+
+/// What somebody may do at any moment: write and delete what peers need, and what they need at
+/// another address, take the device's address, set the device down, or take it away.
+fn meddling() -> Vec<Op> {
+    let peers = (0..8).flat_map(|n| (0..3).flat_map(move |version| peer(n, version)));
+    let peers: Vec<Object> = peers.collect();
+    let down = node().into_iter().map(|object| match object {
+        Object::Link(name, link) => Object::Link(name, Link { up: false, ..link }),
+        other => other,
+    });
+    let puts = peers.iter().cloned().chain(down.take(1)).map(Op::Put);
+    let dels = peers.iter().cloned().chain(node()).map(Op::Del);
+    puts.chain(dels).collect()
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Want(u8, u8),
@@ -131,6 +150,16 @@ enum Step {
     Intrude(u8, u8),
     /// Each operation fails with this probability until further notice.
     Faults(u64, u8),
+    /// Each full look fails with this probability until further notice.
+    Looks(u64, u8),
+    /// Notices arrive up to so many operations late until further notice.
+    Delays(u64, usize),
+    /// Notices are lost, and this is told.
+    Overrun,
+    /// Somebody changes something between two operations, with this probability, until further notice.
+    Meddler(u64, u8),
+    /// Notices are taken in, at most so many.
+    Notices(usize),
     Pass,
 }
 
@@ -141,7 +170,12 @@ fn step() -> impl Strategy<Value = Step> {
         3 => any::<usize>().prop_map(Step::Damage),
         1 => (0..8u8, 0..3u8).prop_map(|(n, v)| Step::Intrude(n, v)),
         1 => (any::<u64>(), 0..80u8).prop_map(|(s, p)| Step::Faults(s, p)),
-        3 => Just(Step::Pass),
+        1 => (any::<u64>(), 0..80u8).prop_map(|(s, p)| Step::Looks(s, p)),
+        1 => (any::<u64>(), 0..30usize).prop_map(|(s, most)| Step::Delays(s, most)),
+        1 => Just(Step::Overrun),
+        1 => (any::<u64>(), 0..50u8).prop_map(|(s, p)| Step::Meddler(s, p)),
+        3 => (0..20usize).prop_map(Step::Notices),
+        4 => Just(Step::Pass),
     ]
 }
 
@@ -175,10 +209,19 @@ async fn converges(next_hops: bool, steps: Vec<Step>) {
                 }
             }
             Step::Faults(seed, percent) => kernel.set_faults(fault::random(seed, percent)),
+            Step::Looks(seed, percent) => {
+                kernel.set_look_faults(fault::random_looks(seed, percent));
+            }
+            Step::Delays(seed, most) => kernel.set_delays(fault::random_delays(seed, most)),
+            Step::Overrun => kernel.lose_notices(),
+            Step::Meddler(seed, percent) => {
+                kernel.set_meddler(fault::random_meddler(seed, percent, meddling()));
+            }
+            Step::Notices(most) => take_notices(&mut reconciler, most).await,
             Step::Pass => drop(reconciler.pass().await),
         }
     }
-    kernel.set_faults(fault::none());
+    kernel.calm();
     settle(&mut reconciler).await;
 
     let undisturbed = self::kernel(next_hops);
