@@ -44,6 +44,10 @@ pub trait Kind {
     /// The kind's name in log lines and metrics.
     const NAME: &'static str;
 
+    /// Whether the deletion of an object that holds one value leaves another's with the same key alone.
+    /// Only then is something deleted of which it is not known whether it is there.
+    const DELETES_ONLY_ITSELF: bool = true;
+
     /// Returns whether an object that holds `observed` is as `desired` asks. Settings that the desired
     /// value leaves open are no difference.
     fn settled(desired: &Self::Value, observed: &Self::Value) -> bool {

@@ -52,21 +52,24 @@ pub(crate) enum Audit {
 }
 
 /// The object is desired, and `value` says how.
-const WANTED: u8 = 1;
+const WANTED: u16 = 1;
 /// The kernel holds `value`.
-const HELD: u8 = 1 << 1;
+const HELD: u16 = 1 << 1;
 /// The queue of objects to write names it.
-const IN_PUTS: u8 = 1 << 2;
+const IN_PUTS: u16 = 1 << 2;
 /// The queue of objects to delete names it.
-const IN_DELS: u8 = 1 << 3;
+const IN_DELS: u16 = 1 << 3;
 /// The kernel refused what it needs; not offered until [`Table::retry_refused`].
-const REFUSED: u8 = 1 << 4;
+const REFUSED: u16 = 1 << 4;
 /// What it needs is being done; not offered until something about it changes.
-const UNDER_WAY: u8 = 1 << 6;
+const UNDER_WAY: u16 = 1 << 6;
 /// While an owner's list is replaced: the new list names it.
-const KEPT: u8 = 1 << 5;
+const KEPT: u16 = 1 << 5;
 /// Not offered until [`Table::release_held`]: somebody else keeps undoing it.
-const HOLD: u8 = 1 << 7;
+const HOLD: u16 = 1 << 7;
+/// A notification contradicted what was known. It may be older than our own last write, so the kernel
+/// may hold either: whatever is desired next must be written, and what is not, deleted.
+const DOUBTED: u16 = 1 << 8;
 
 /// One object, desired or observed or both. Neither: it only waits to leave the queues.
 struct Entry<K: Kind> {
@@ -78,15 +81,15 @@ struct Entry<K: Kind> {
     next: Handle,
     /// The last full look that showed it.
     audit: u16,
-    flags: u8,
+    flags: u16,
 }
 
 impl<K: Kind> Entry<K> {
-    fn is(&self, flags: u8) -> bool {
+    fn is(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
 
-    fn set(&mut self, flag: u8, on: bool) {
+    fn set(&mut self, flag: u16, on: bool) {
         if on {
             self.flags |= flag;
         } else {
@@ -95,7 +98,10 @@ impl<K: Kind> Entry<K> {
     }
 
     fn work(&self) -> Option<Work> {
+        let doubted = self.is(DOUBTED);
         match (self.is(WANTED), self.is(HELD)) {
+            (true, true) if doubted => Some(Work::Put),
+            (false, false) if doubted => Some(Work::Del),
             (true, false) => Some(Work::Put),
             (false, true) => Some(Work::Del),
             (true, true) | (false, false) => None,
@@ -227,6 +233,9 @@ impl<K: Kind> Table<K> {
                 entry.value = observed;
                 entry.set(HELD, true);
             }
+            if !entry.is(HELD) && !K::DELETES_ONLY_ITSELF {
+                entry.set(DOUBTED, false);
+            }
         });
         None
     }
@@ -241,6 +250,7 @@ impl<K: Kind> Table<K> {
         let mut instead = None;
         self.change(slot, |entry| {
             entry.audit = audit;
+            entry.set(DOUBTED, false);
             if !entry.is(WANTED) {
                 entry.value = value;
                 entry.set(HELD, true);
@@ -261,15 +271,25 @@ impl<K: Kind> Table<K> {
     pub fn gone(&mut self, key: &K::Key) {
         if let Some(slot) = self.find(key) {
             self.instead.remove(&slot);
-            self.change(slot, |entry| entry.set(HELD, false));
+            self.change(slot, |entry| {
+                entry.set(HELD, false);
+                entry.set(DOUBTED, false);
+            });
         }
     }
 
     /// A notification says that the kernel holds `value` under `key`, or nothing. It may be older than
-    /// what we wrote since: so it can make work, but never cancels any, except what is under way, which
-    /// ends with a notification. A redundant write is harmless. Returns whether there is work.
+    /// what we wrote since: so it can make work, but never cancels any, whatever is desired next, except
+    /// what is under way, which ends with a notification. A redundant write is harmless. Returns whether
+    /// there is work.
     pub fn notify(&mut self, key: K::Key, value: Option<K::Value>) -> bool {
         let entry = self.find(&key).and_then(|slot| self.entry(slot));
+        let wanted = entry.is_some_and(|entry| entry.is(WANTED));
+        if value.is_none() && !wanted && !K::DELETES_ONLY_ITSELF {
+            // Another's may be there now, and would be deleted.
+            self.gone(&key);
+            return false;
+        }
         let as_desired = match (&value, entry.filter(|entry| entry.is(WANTED))) {
             (Some(value), Some(desired)) => K::settled(&desired.value, value),
             (None, None) => true,
@@ -282,8 +302,14 @@ impl<K: Kind> Table<K> {
                 None => self.gone(&key),
             }
         }
-        let entry = self.find(&key).and_then(|slot| self.entry(slot));
-        entry.and_then(Entry::work).is_some()
+        let Some(slot) = self.find(&key) else {
+            return false;
+        };
+        let work = self.entry(slot).and_then(Entry::work).is_some();
+        if work {
+            self.count(slot, |entry| entry.set(DOUBTED, true));
+        }
+        work
     }
 
     /// Begins a full look at the kernel: what [`Table::observe`] does not mention until
@@ -304,7 +330,8 @@ impl<K: Kind> Table<K> {
             .zip(&self.entries)
             .filter_map(|(slot, entry)| {
                 let entry = entry.as_ref().filter(|entry| entry.audit != self.audit)?;
-                let observed = entry.is(HELD) || self.instead.contains_key(&slot);
+                let observed =
+                    entry.flags & (HELD | DOUBTED) != 0 || self.instead.contains_key(&slot);
                 observed.then_some(entry.key)
             })
             .collect();
@@ -487,7 +514,7 @@ impl<K: Kind> Table<K> {
     /// Returns whether something is desired under `key` and the kernel holds it.
     pub fn is_as_desired(&self, key: &K::Key) -> bool {
         let entry = self.find(key).and_then(|slot| self.entry(slot));
-        entry.is_some_and(|entry| entry.is(WANTED | HELD))
+        entry.is_some_and(|entry| entry.is(WANTED) && entry.work().is_none())
     }
 
     /// Returns the owner of what is desired under `key`.
@@ -527,7 +554,7 @@ impl<K: Kind> Table<K> {
         self.index.find(self.hasher.hash_one(key), same).copied()
     }
 
-    fn insert(&mut self, key: K::Key, value: K::Value, flags: u8, owner: u32) -> u32 {
+    fn insert(&mut self, key: K::Key, value: K::Value, flags: u16, owner: u32) -> u32 {
         let entry = Entry {
             key,
             value,
@@ -641,7 +668,7 @@ impl<K: Kind> Table<K> {
         let Some(Some(entry)) = self.entries.get(slot as usize) else {
             return;
         };
-        if entry.flags & (WANTED | HELD | IN_PUTS | IN_DELS) != 0 {
+        if entry.flags & (WANTED | HELD | DOUBTED | IN_PUTS | IN_DELS) != 0 {
             return;
         }
         let hash = self.hasher.hash_one(entry.key);
@@ -683,7 +710,8 @@ impl<K: Kind> Slots for Table<K> {
     }
 
     fn is_held(&self, slot: u32) -> bool {
-        self.entry(slot).is_some_and(|entry| entry.is(HELD))
+        self.entry(slot)
+            .is_some_and(|entry| entry.is(HELD) && !entry.is(DOUBTED))
     }
 
     fn refusal(&self, slot: u32) -> Option<&Retry> {

@@ -203,6 +203,7 @@ impl Kind for Links {
     type Key = IfName;
     type Value = Link;
     const NAME: &'static str = "link";
+    const DELETES_ONLY_ITSELF: bool = false;
 
     fn settled(desired: &Link, observed: &Link) -> bool {
         desired.is_settled(observed)

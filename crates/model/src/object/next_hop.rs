@@ -24,6 +24,7 @@ impl Kind for NextHops {
     type Key = u32;
     type Value = NextHop;
     const NAME: &'static str = "nexthop";
+    const DELETES_ONLY_ITSELF: bool = false;
 
     fn device(_: &u32, hop: &NextHop) -> Option<IfName> {
         Some(hop.dev)

@@ -123,6 +123,87 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+#[derive(Clone, Debug)]
+enum Late {
+    Want(u8, u8),
+    Unwant(u8),
+    /// Somebody else writes or deletes; the notification is on its way.
+    KernelSet(u8, u8),
+    KernelDel(u8),
+    /// So many notifications arrive.
+    Notify(usize),
+    /// What is needed is done.
+    Work,
+    /// A full look, without waiting for the notifications that are on their way.
+    Audit,
+}
+
+fn late() -> impl Strategy<Value = Late> {
+    prop_oneof![
+        (0..3u8, 0..3u8).prop_map(|(k, v)| Late::Want(k, v)),
+        (0..3u8).prop_map(Late::Unwant),
+        (0..3u8, 0..3u8).prop_map(|(k, v)| Late::KernelSet(k, v)),
+        (0..3u8).prop_map(Late::KernelDel),
+        (1..4usize).prop_map(Late::Notify),
+        Just(Late::Work),
+        Just(Late::Audit),
+    ]
+}
+
+fn work(t: &mut Table<Num>, kernel: &mut BTreeMap<u8, u8>) {
+    for k in dels(t).into_iter().chain(puts(t)) {
+        match t.change_of(&k) {
+            Some(Change::Put(v) | Change::Recreate { new: v, .. }) => {
+                kernel.insert(k, v);
+                t.observe(k, v);
+            }
+            Some(Change::Del(_)) => {
+                kernel.remove(&k);
+                t.gone(&k);
+            }
+            None => {}
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// However late notifications come, between whichever changes of what is desired: once all have
+    /// come and what is needed then is done, kernel and desired are equal.
+    #[test]
+    fn converges_with_late_notifications(steps in proptest::collection::vec(late(), 0..30)) {
+        let mut t = Table::<Num>::default();
+        let (mut desired, mut kernel) = (BTreeMap::new(), BTreeMap::new());
+        let mut coming = VecDeque::new();
+        for step in steps.into_iter().chain([Late::Notify(usize::MAX), Late::Work]) {
+            match step {
+                Late::Want(k, v) => { t.want(k, v, 0); desired.insert(k, v); }
+                Late::Unwant(k) => { unwant(&mut t, k); desired.remove(&k); }
+                Late::KernelSet(k, v) => { kernel.insert(k, v); coming.push_back((k, Some(v))); }
+                Late::KernelDel(k) => {
+                    if kernel.remove(&k).is_some() {
+                        coming.push_back((k, None));
+                    }
+                }
+                Late::Notify(most) => {
+                    for (k, v) in coming.drain(..most.min(coming.len())) {
+                        t.notify(k, v);
+                    }
+                }
+                Late::Work => work(&mut t, &mut kernel),
+                Late::Audit => {
+                    t.begin_audit();
+                    for (k, v) in &kernel { t.observe(*k, *v); }
+                    t.end_audit();
+                }
+            }
+        }
+        prop_assert_eq!(&kernel, &desired);
+        prop_assert!(t.in_sync());
+    }
+}
+
 proptest! {
     /// Whatever happens in whatever order, applying the changes makes kernel and desired equal.
     #[test]
