@@ -11,5 +11,6 @@ mod cases;
 mod host;
 mod objects;
 mod script;
+mod truth;
 mod witness;
 mod worlds;

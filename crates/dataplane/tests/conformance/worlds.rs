@@ -12,6 +12,7 @@ use model::object::{Link, LinkKind};
 use model::{Object, Op};
 
 use crate::objects::{IFACE, IFACE_INDEX, dev};
+use crate::truth;
 
 /// A host with `eth0` (192.168.7.1/24, fd07::1/64) and `eth1` (192.168.8.1/24), on which others can
 /// make changes.
@@ -165,14 +166,7 @@ impl World for Real {
     }
 
     async fn truth(&self, scope: &Scope) -> Vec<Object> {
-        let mut plane = self.plane();
-        plane.set_scope(scope.clone());
-        let mut seen = Vec::new();
-        plane
-            .observe(&mut |object| seen.push(object))
-            .await
-            .unwrap();
-        seen
+        truth::of(scope)
     }
 }
 
