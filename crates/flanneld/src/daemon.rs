@@ -416,6 +416,7 @@ impl Daemon {
             n.written += pass.put as u64;
             n.deleted += pass.deleted as u64;
             n.refused += pass.refused as u64;
+            n.audits = self.reconciler.audits();
             n.repaired += if repairing {
                 (pass.put + pass.deleted) as u64
             } else {

@@ -83,6 +83,7 @@ pub struct Reconciler<D> {
     /// What the kernel said when it last refused a device or an address.
     device_refusal: Option<String>,
     passes: u64,
+    audits: u64,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -106,6 +107,7 @@ impl<D: Dataplane> Reconciler<D> {
             failing_devices: BTreeSet::new(),
             device_refusal: None,
             passes: 0,
+            audits: 0,
         }
     }
 
@@ -201,7 +203,9 @@ impl<D: Dataplane> Reconciler<D> {
         let mut sum = Pass::default();
         for _ in 0..MAX_BATCHES {
             let may_look = self.look_again && now >= self.looks.next();
-            if (may_look || now >= self.next_audit) && !self.observe(now).await {
+            let audit = now >= self.next_audit;
+            self.audits += u64::from(audit && !self.look_again);
+            if (may_look || audit) && !self.observe(now).await {
                 self.retry.failed(now);
                 return sum;
             }
@@ -396,6 +400,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// How many routes are missing that should be there.
     pub fn routes_missing(&self) -> usize {
         self.state.routes_missing()
+    }
+
+    /// How many full looks were made without any notification that asked for one.
+    pub fn audits(&self) -> u64 {
+        self.audits
     }
 
     /// How many operations the kernel refused and are still needed.

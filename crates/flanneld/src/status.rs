@@ -68,6 +68,8 @@ pub struct Numbers {
     pub deleted: u64,
     /// Kernel objects put right because somebody else had changed them, since the start.
     pub repaired: u64,
+    /// Full looks at the kernel that no notification asked for, since the start.
+    pub audits: u64,
     /// Sets of traffic rules written because somebody else had changed them, since the start.
     pub rules_repaired: u64,
     /// Operations refused by the kernel since the start.
@@ -348,6 +350,12 @@ impl Status {
             "counter",
             "Kernel objects put right after others changed them",
             n.repaired,
+        );
+        metric(
+            "kernel_audits_total",
+            "counter",
+            "Full looks at the kernel that no notification asked for",
+            n.audits,
         );
         metric(
             "rules_repairs_total",

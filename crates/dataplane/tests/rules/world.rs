@@ -28,6 +28,9 @@ pub const ALL: [By; 3] = [By::IptablesNft, By::IptablesLegacy, By::Nftables];
 /// For those who do not tell of changes; short, so that tests are.
 pub const RESYNC: Duration = Duration::from_millis(400);
 
+/// So late that whatever is repaired was noticed.
+pub const NEVER: Duration = Duration::from_secs(3600);
+
 impl By {
     pub fn mode(self) -> Mode {
         match self {
@@ -161,7 +164,17 @@ impl Kept {
     }
 
     pub fn with(programs: Programs, mode: Mode, desired: TrafficRules) -> Kept {
-        let keeper = RulesKeeper::new(mode, desired, RESYNC).with_programs_in(programs.dirs());
+        Kept::looking_every(RESYNC, programs, mode, desired)
+    }
+
+    /// One that looks so often at what does not tell of changes.
+    pub fn looking_every(
+        resync: Duration,
+        programs: Programs,
+        mode: Mode,
+        desired: TrafficRules,
+    ) -> Kept {
+        let keeper = RulesKeeper::new(mode, desired, resync).with_programs_in(programs.dirs());
         Kept { keeper, programs }
     }
 
@@ -174,7 +187,7 @@ impl Kept {
     pub async fn repair(&mut self, what: &str, well: impl Fn() -> bool) -> Duration {
         let began = Instant::now();
         loop {
-            let changed = tokio::time::timeout(Duration::from_secs(5), self.keeper.changed());
+            let changed = tokio::time::timeout(Duration::from_secs(60), self.keeper.changed());
             let noticed = changed.await.is_ok();
             assert!(noticed, "{what}: not noticed\n{}", sh("nft list ruleset"));
             self.ensure().await;

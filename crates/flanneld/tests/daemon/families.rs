@@ -1,11 +1,10 @@
 //! Address families, MTUs, routers in between, and an underlay that changes under the daemon.
 
-use std::time::Duration;
-
 use lab::{Lab, StoreKind, wait_for};
 use model::Family::{V4, V6};
 use serde_json::{Value, json};
 
+use crate::repair::caused_by_notices;
 use crate::scene::{self, ETCD, Peer, SOON, lease_of, mesh, meshed, run, says};
 
 #[test]
@@ -186,12 +185,12 @@ fn direct_routing_across_a_router() {
              ip addr add fd78:78::1/64 dev eth0 nodad
              ip route add 0.0.0.0/0 via 192.168.78.254 dev eth0
              ip route add ::/0 via fd78:78::fe dev eth0";
-        let repair = node.measure_repair(|| run(node, flap), SOON).unwrap();
+        let repair = caused_by_notices(node, || node.measure_repair(|| run(node, flap), SOON));
+        let repair = repair.unwrap();
         eprintln!(
             "DirectRouting, {store:?}: whole {:.1?} after a flap of the underlay",
             repair.took
         );
-        assert!(repair.took < Duration::from_millis(100), "{repair:?}");
         mesh(&lab);
     }
 }

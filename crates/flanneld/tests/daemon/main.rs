@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod between_runs;
 mod connected;
 mod crowd;
 mod etcd_access;

@@ -1,29 +1,21 @@
-//! Whatever is broken under a running daemon is put right by itself, at once, by the kernel's own
-//! notice of it: a poll could not keep these times.
+//! Whatever is broken under a running daemon is put right by itself, by the kernel's own notice of it:
+//! no full look that the daemon makes by itself comes in between. How long it takes is printed; what it
+//! may take is the benchmark's to say.
 
 use std::time::{Duration, Instant};
 
-use lab::{Error, Lab, Node, StoreKind, wait_for};
+use lab::{Error, Lab, Namespace, Node, StoreKind, wait_for};
 use model::Family::{self, V4, V6};
 use serde_json::json;
 
 use crate::scene::{self, ETCD, Peer, device, figure, ip_json, measuring, mesh, run};
 
-/// What issue 3 allows.
-const EACH: Duration = Duration::from_millis(100);
-const ROUTE_MEDIAN: Duration = Duration::from_millis(10);
-
 /// How often a route is deleted, and how often anything else is broken.
 const ROUTES: usize = 15;
 const TIMES: usize = 3;
 
-/// A machine that has other things to do may take its processors away: that is measured again, as
-/// often as this for each fault, and told.
-const HICCUPS: usize = 5;
-const A_HICCUP: Duration = Duration::from_secs(1);
-
-/// After this the repair has failed, and not only been slow.
-const GIVE_UP: Duration = Duration::from_secs(8);
+/// After this the repair has failed. The daemon looks by itself once in one to three minutes.
+const GIVE_UP: Duration = Duration::from_secs(45);
 
 /// One way of breaking a node.
 struct Fault {
@@ -69,34 +61,45 @@ impl Fault {
     }
 }
 
-/// Breaks `node` again and again; asserts the times and that the network works afterwards.
-fn survives(lab: &Lab, node: &Node, label: &str, faults: &[Fault]) {
-    let mut slow = Vec::new();
-    for fault in faults {
-        let name = &fault.name;
-        let route = name.ends_with("route deleted");
-        let times = if route { ROUTES } else { TIMES };
-        let mut took = Vec::new();
-        let mut hiccups = HICCUPS;
-        while took.len() < times {
-            let repaired = fault.strike(node).unwrap_or_else(|e| {
-                panic!("{label}, {name}: {e}\n{}", node.flanneld().log_tail(30))
-            });
-            match repaired > EACH && hiccups > 0 && repaired < A_HICCUP {
-                true => {
-                    eprintln!("repair, {label}, {name}: {repaired:.0?}; measured again");
-                    hiccups -= 1;
-                }
-                false => took.push(repaired),
-            }
-        }
-        let (median, worst, text) = figure(took);
-        eprintln!("repair, {label:<28} {name:<42} {text}");
-        if worst > EACH || (route && median > ROUTE_MEDIAN) {
-            slow.push(format!("{name}: {text}"));
+/// Returns what `fault` returns, made again should the daemon have looked by itself meanwhile: then
+/// nothing is known of what caused the repair.
+pub fn caused_by_notices<T>(node: &Node, mut fault: impl FnMut() -> T) -> T {
+    let audits = || {
+        let (_, text) = node.flanneld().http_get("/metrics").unwrap();
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("flannel_kernel_audits_total "));
+        line.unwrap().to_owned()
+    };
+    for _ in 0..3 {
+        let before = audits();
+        let result = fault();
+        if audits() == before {
+            return result;
         }
     }
-    assert!(slow.is_empty(), "{label}, too slow:\n{}", slow.join("\n"));
+    panic!("{}: a full look in each of three repairs", node.name());
+}
+
+/// Breaks `node` again and again; asserts what repaired it, and that the network works afterwards.
+fn survives(lab: &Lab, node: &Node, label: &str, faults: &[Fault]) {
+    for fault in faults {
+        let name = &fault.name;
+        let times = if name.ends_with("route deleted") {
+            ROUTES
+        } else {
+            TIMES
+        };
+        let strike = || {
+            let repaired = fault.strike(node);
+            repaired.unwrap_or_else(|e| {
+                panic!("{label}, {name}: {e}\n{}", node.flanneld().log_tail(30))
+            })
+        };
+        let took = (0..times).map(|_| caused_by_notices(node, strike));
+        let (_, _, text) = figure(took.collect());
+        eprintln!("repair, {label:<28} {name:<42} {text}");
+    }
     lab.must_ping().unwrap();
 }
 
@@ -352,28 +355,31 @@ fn unplugged(lab: &Lab, label: &str) {
     let (node, fabric) = (lab.node(1), lab.fabric());
     let mut took = Vec::new();
     for _ in 0..TIMES {
-        let mut back = Instant::now();
-        let fault = || {
-            run(fabric, "ip link set n1 down")?;
-            let gone = || match node.picture()?.has(&["linkdown"]) {
-                true => Ok(()),
-                false => Err(Error::Bad("the carrier is there".into())),
-            };
-            wait_for("the carrier is gone", GIVE_UP, gone)?;
-            run(fabric, "ip link set n1 up")?;
-            back = Instant::now();
-            Ok(())
-        };
-        let repair = node.measure_repair(fault, GIVE_UP).unwrap();
-        took.push(repair.took.min(back.elapsed().saturating_sub(SETTLED)));
+        took.push(caused_by_notices(node, || replug(node, fabric)));
     }
-    let (_, worst, text) = figure(took);
+    let (_, _, text) = figure(took);
     eprintln!(
         "repair, {label:<28} {:<42} {text}",
         "underlay unplugged and plugged in"
     );
-    assert!(worst < EACH, "{label}: {text}");
     mesh(lab);
+}
+
+fn replug(node: &Node, fabric: &Namespace) -> Duration {
+    let mut back = Instant::now();
+    let fault = || {
+        run(fabric, "ip link set n1 down")?;
+        let gone = || match node.picture()?.has(&["linkdown"]) {
+            true => Ok(()),
+            false => Err(Error::Bad("the carrier is there".into())),
+        };
+        wait_for("the carrier is gone", GIVE_UP, gone)?;
+        run(fabric, "ip link set n1 up")?;
+        back = Instant::now();
+        Ok(())
+    };
+    let repair = node.measure_repair(fault, GIVE_UP).unwrap();
+    repair.took.min(back.elapsed().saturating_sub(SETTLED))
 }
 
 /// `ip`'s option for a family.
