@@ -1,11 +1,12 @@
 //! The snapshot of the host, against what `ip` shows.
 
+use dataplane::Dataplane;
 use dataplane::host::{self, Address, AddressState, DefaultRoute, LinkRoutes, Path};
-use model::Family;
 use model::object::LinkKind;
+use model::{Family, Op};
 
 use crate::objects::*;
-use crate::worlds::{Real, in_namespace, sh};
+use crate::worlds::{Real, World, in_namespace, sh};
 
 #[test]
 fn interfaces_as_they_are() {
@@ -127,5 +128,57 @@ fn a_host_without_any_ipv4_route_is_shown() {
         assert_eq!(host::default_routes().unwrap(), []);
         let lo = &host::interfaces().unwrap()[0];
         assert_eq!(host::link_routes(lo.index).unwrap(), LinkRoutes::default());
+    });
+}
+
+/// Where no IPv4 address ever was and the loopback is down, the kernel has no IPv4 tables to ask for.
+#[test]
+fn a_host_that_never_had_ipv4() {
+    in_namespace(|| async {
+        sh(
+            "ip link add eth0 type veth peer name peer0 && ip link set peer0 up && ip link set eth0 up
+            ip address add fd07::1/64 dev eth0 nodad",
+        );
+        let found = host::interfaces().unwrap();
+        let eth0 = found.iter().find(|i| i.name == dev("eth0")).unwrap();
+        let routes = host::link_routes(eth0.index).unwrap();
+        assert!(
+            routes
+                .on_link
+                .iter()
+                .all(|net| matches!(net, ipnet::IpNet::V6(_)))
+        );
+        assert!(host::default_routes().unwrap().is_empty());
+        let mut kernel = dataplane::Kernel::open(false).unwrap();
+        kernel.set_scope(scope(&[OURS]));
+        let mut seen = Vec::new();
+        kernel
+            .observe(&mut |object| seen.push(object))
+            .await
+            .unwrap();
+        assert_eq!(seen, []);
+    });
+}
+
+/// The kernel finds devices by their alternative names too.
+#[test]
+fn a_device_with_our_name_as_an_alternative_one_is_left_alone() {
+    in_namespace(|| async {
+        let world = Real::new(true);
+        sh("ip link property add dev eth0 altname flannel.1");
+        let mut kernel = world.plane();
+        kernel.set_scope(scope(&[OURS]));
+        let mut seen = Vec::new();
+        kernel
+            .observe(&mut |object| seen.push(object))
+            .await
+            .unwrap();
+        assert_eq!(seen, []);
+        let ours = link(OURS, vxlan(1));
+        for op in [Op::Put(ours.clone()), Op::Del(ours)] {
+            // Whatever becomes of it.
+            drop(kernel.apply(&[op]).await);
+            assert!(sh("ip link show dev eth0").contains("altname flannel.1"));
+        }
     });
 }
