@@ -20,7 +20,7 @@ use crate::connect::{Connector, Proxy, Scheme};
 use crate::secret::Secret;
 use crate::tls::{Names, Pem, TlsFiles};
 
-/// What a pod is given.
+/// Where a pod finds its credentials.
 const POD_CREDENTIALS: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const NAMES: Names = Names {
     key: "client-key",
@@ -44,9 +44,9 @@ pub(super) struct Target {
 #[derive(Debug)]
 pub(super) struct Access {
     source: Source,
-    /// `-kube-api-url`; empty: as the source says.
+    /// `-kube-api-url`; empty: the address of the source.
     url: String,
-    /// What was read last and could be used: stays in force while a file is being replaced.
+    /// What was read last and could be used: it stays in force while a file is being replaced.
     last: Mutex<Arc<Known>>,
     /// What the log says of a file that can no longer be used.
     logged: Mutex<String>,
@@ -74,7 +74,7 @@ struct Known {
 }
 
 impl Access {
-    /// As the flags say; both empty: as a pod, else as `KUBECONFIG` says.
+    /// Follows the flags; if both are empty the pod's credentials, else `KUBECONFIG`.
     pub(super) fn new(
         url: &str,
         kubeconfig: Option<&Path>,
@@ -113,7 +113,7 @@ impl Access {
         })
     }
 
-    /// The server's address, for messages.
+    /// Returns the server's address, for messages.
     pub(super) fn place(&self) -> String {
         let known = self.last();
         format!(
@@ -122,7 +122,7 @@ impl Access {
         )
     }
 
-    /// The proxy that the server is reached through.
+    /// Returns the proxy through which the server is reached.
     pub(super) fn proxy(&self) -> Result<Option<Proxy>, AccessError> {
         self.last().proxy()
     }
@@ -131,7 +131,7 @@ impl Access {
         lock(&self.last).clone()
     }
 
-    /// What the files say now; what they said before, if they cannot be used at present.
+    /// Returns the content of the files; their former content, if they cannot be used at present.
     fn read(&self) -> Arc<Known> {
         let Source::Files(origin, paths) = &self.source else {
             return self.last();
@@ -155,8 +155,8 @@ impl Access {
         }
     }
 
-    /// Everything that a request needs, as the files say now. Runs the kubeconfig's program if that is
-    /// due.
+    /// Returns everything that a request needs, from the files as they are now. Runs the kubeconfig's program
+    /// if that is due.
     pub(super) async fn target(&self) -> Result<Target, AccessError> {
         let known = self.read();
         let mut files = known.files.clone();
@@ -192,7 +192,7 @@ impl Access {
             match pem {
                 None => 0_u8.hash(&mut hasher),
                 Some(Pem::Inline(pem, _)) => pem.hash(&mut hasher),
-                // One that cannot be read is reported when it is connected with.
+                // The connection reports one that cannot be read.
                 Some(Pem::File(path)) => std::fs::read(path).ok().hash(&mut hasher),
             }
         }
@@ -260,7 +260,7 @@ fn in_cluster(env: impl Fn(&str) -> Option<String>) -> Result<Known, AccessError
     })
 }
 
-/// Reads kubeconfig files. Of several, those that are missing are left out.
+/// Reads kubeconfig files. Of several, missing ones are ignored.
 fn from_files(url: &str, flag: &'static str, paths: &[PathBuf]) -> Result<Known, AccessError> {
     let problem = |path: &Path, problem: String| AccessError::Kubeconfig {
         origin: flag,
@@ -321,7 +321,7 @@ impl Known {
         })
     }
 
-    /// The kubeconfig's proxy, else the one that the environment names for the server.
+    /// Returns the kubeconfig's proxy, else the one that the environment names for the server.
     fn proxy(&self) -> Result<Option<Proxy>, AccessError> {
         if let Some(url) = &self.proxy {
             return Ok(Some(Proxy::new(url.reveal(), "proxy-url")?));

@@ -17,11 +17,11 @@ pub(super) enum Key {
     PublicIp,
     /// The same for IPv6.
     PublicIpv6,
-    /// What an administrator has published in place of it.
+    /// What an administrator wants published in place of it.
     PublicIpOverwrite,
     /// The same for IPv6.
     PublicIpv6Overwrite,
-    /// What an administrator has the node use as its public address.
+    /// What an administrator wants the node to use as its public address.
     NodePublicIp,
     /// The same for IPv6.
     NodePublicIpv6,
@@ -80,7 +80,7 @@ impl<T> Annotations<T> {
         }
     }
 
-    /// Takes in an annotation as it is called on the Node, if it is one of ours.
+    /// Takes in an annotation by its name on the Node, if it is one of ours.
     pub(super) fn take_in(&mut self, prefix: &Prefix, name: &str, value: impl FnOnce() -> T) {
         if let Some(name) = name.strip_prefix(prefix.0.as_str())
             && let Some(key) = Key::ALL.into_iter().find(|key| key.name() == name)
@@ -94,12 +94,12 @@ impl<T> Annotations<T> {
     }
 }
 
-/// What precedes the name of each annotation.
+/// The prefix of the name of each annotation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// From the flag: `flannel.alpha.coreos.com` is followed by `/`, `example.com/net` by `-`.
+    /// Parses the flag: `flannel.alpha.coreos.com` is followed by `/`, `example.com/net` by `-`.
     pub(super) fn parse(text: &str) -> Result<Prefix, KubeSettingsError> {
         let bad = |problem| Err(KubeSettingsError::Prefix(text.into(), problem));
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/');
@@ -118,7 +118,7 @@ impl Prefix {
         }))
     }
 
-    /// The whole name of an annotation.
+    /// Returns the whole name of an annotation.
     pub(super) fn name(&self, key: Key) -> String {
         format!("{}{}", self.0, key.name())
     }

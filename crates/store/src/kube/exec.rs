@@ -20,9 +20,9 @@ use crate::tls::Pem;
 
 /// How long a program may take: some of them ask a service on the other side of the world.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A program that failed is not run again before.
+/// A program that failed is not run again earlier.
 const AGAIN: Duration = Duration::from_secs(5);
-/// More than any credential has.
+/// No credential is larger.
 const LARGEST: u64 = 1 << 20;
 /// How much of stderr is shown.
 const SHOWN: usize = 400;
@@ -70,7 +70,7 @@ impl Printed {
     }
 }
 
-/// Runs the program of a kubeconfig when it has to be.
+/// Runs the program of a kubeconfig when that is needed.
 #[derive(Debug, Default)]
 pub(super) struct Plugin(Mutex<Option<Run>>);
 
@@ -82,7 +82,7 @@ struct Run {
 }
 
 impl Plugin {
-    /// What the program printed last, if that is still good; else what it prints now.
+    /// Returns what the program printed last, if that is still valid; else runs it again.
     ///
     /// # Errors
     /// It cannot be started, fails, takes too long or prints something else: names the command.
@@ -110,7 +110,7 @@ impl Plugin {
         result
     }
 
-    /// The server refused what the program printed: run it again the next time.
+    /// Has the program run again the next time: the server refused what it printed.
     pub(super) async fn forget(&self) {
         self.0.lock().await.take_if(|run| run.result.is_ok());
     }
@@ -248,7 +248,7 @@ impl Exec {
 
 async fn read(from: Option<impl AsyncRead + Unpin>, limit: u64, into: &mut Vec<u8>) {
     if let Some(from) = from {
-        // What was read before an error is as good.
+        // What was read before an error counts, too.
         let _ = from.take(limit).read_to_end(into).await;
     }
 }

@@ -323,13 +323,13 @@ impl Follower {
             return End::Over;
         }
         // Perhaps of another cluster: its versions cannot be compared with those that are known.
-        self.own.gone();
+        self.own.history_lost();
         End::ListAgain("it is another one now")
     }
 
     fn lost(&mut self) -> End {
         self.history.regress();
-        self.own.gone();
+        self.own.history_lost();
         End::ListAgain("it has lost data")
     }
 }

@@ -35,7 +35,8 @@ pub(super) struct Keeper {
     retry_at: Option<Instant>,
     backoff: Backoff,
     log: RetryLog,
-    epoch: u64,
+    /// [`Seen::deletions`] and [`Seen::history`] that are taken in.
+    counts: (u64, u64),
 }
 
 impl Keeper {
@@ -69,7 +70,7 @@ impl Keeper {
             retry_at: None,
             backoff: Backoff::default(),
             log: RetryLog::default(),
-            epoch: 0,
+            counts: (0, 0),
         })
     }
 
@@ -113,15 +114,19 @@ impl Keeper {
     }
 
     fn observe(&mut self, seen: Seen) {
-        if seen.epoch != self.epoch {
-            self.epoch = seen.epoch;
+        let counts = (seen.deletions, seen.history);
+        if counts != self.counts {
+            let same_history = seen.history == self.counts.1;
+            self.counts = counts;
             let gone = self.publisher.gone();
             self.driver.observe(Event::Observed(gone));
+            if !same_history {
+                self.publisher.history_lost();
+            }
         }
         let Some(own) = seen.own else { return };
-        let known = self.publisher.own();
-        // An answer may have shown a later state than the watch.
-        if known.is_none_or(|known| own.version >= known.version) {
+        // An answer may have shown a later state than the watch, and a server may lag behind.
+        if self.publisher.is_current(&own) {
             let look = self.publisher.observe(*own, &mut self.driver);
             self.driver.observe(Event::Observed(look));
             self.unknown = false;

@@ -1,4 +1,4 @@
-//! The list of all Nodes, taken apart as it arrives: what is held is one Node, not the list.
+//! The list of all Nodes, taken apart as it arrives: one Node is in memory, not the list.
 
 mod json;
 mod piece;
@@ -12,8 +12,8 @@ use super::body::Encoding;
 use super::wire::{Fields, Malformed};
 use piece::{LARGEST, Piece, TOO_LARGE};
 
-/// Takes a list apart. Append what arrives to [`List::buffer`]; [`List::next`] says where in it the
-/// next Node lies.
+/// Takes a list apart. Append what arrives to [`List::buffer`]; [`List::next`] returns the range of the
+/// next Node in it.
 #[derive(Debug)]
 pub(super) struct List {
     pub buffer: Vec<u8>,
@@ -39,13 +39,13 @@ impl List {
         }
     }
 
-    /// The list's resource version; known once it has arrived.
+    /// Returns the list's resource version, once it has arrived.
     pub(super) fn resource_version(&self) -> &str {
         &self.version
     }
 
-    /// Where in [`List::buffer`] the next Node lies; `None`: append more, or see whether it is the
-    /// end.
+    /// Returns the range of the next Node in [`List::buffer`]; `None`: append more, or call
+    /// [`List::finish`] at the end.
     pub(super) fn next(&mut self) -> Result<Option<Range<usize>>, Malformed> {
         loop {
             let piece = match &mut self.form {
@@ -73,7 +73,7 @@ impl List {
         }
     }
 
-    /// Nothing more arrives: is it all there?
+    /// Checks at the end that the list is complete.
     pub(super) fn finish(&self) -> Result<(), Malformed> {
         let whole = match &self.form {
             Form::Protobuf(scanner) => scanner.is_done(),
@@ -86,7 +86,7 @@ impl List {
         }
     }
 
-    /// Keeps what has begun, at the front of the buffer.
+    /// Moves what is not read yet to the front of the buffer.
     fn compact(&mut self) {
         let done = match &mut self.form {
             Form::Protobuf(scanner) => scanner.rebase(),

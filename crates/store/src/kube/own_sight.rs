@@ -13,9 +13,11 @@ use super::own::OwnNode;
 pub(super) struct Seen {
     /// What it says; `None`: it does not exist, or nothing is known yet.
     pub own: Option<Box<OwnNode>>,
-    /// Counts how often the Node was gone, or the API server lost data: versions are compared within one
-    /// epoch only. States in between may never be seen, the epoch always is.
-    pub epoch: u64,
+    /// Counts how often the Node was gone. States in between may never be seen, the count always is.
+    pub deletions: u64,
+    /// Counts how often the API server lost data or became another one: versions are compared within one
+    /// history only.
+    pub history: u64,
 }
 
 /// Passes on what is seen of our Node.
@@ -50,11 +52,19 @@ impl OwnSight {
         self.seen.send_modify(|seen| seen.own = Some(Box::new(own)));
     }
 
-    /// What is seen from now on does not continue what was seen before.
+    /// Passes on that our Node does not exist.
     pub(super) fn gone(&self) {
         self.seen.send_modify(|seen| {
             seen.own = None;
-            seen.epoch += 1;
+            seen.deletions += 1;
+        });
+    }
+
+    /// Passes on that the API server lost data, or is another one.
+    pub(super) fn history_lost(&self) {
+        self.seen.send_modify(|seen| {
+            seen.own = None;
+            seen.history += 1;
         });
     }
 }

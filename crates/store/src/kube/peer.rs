@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::annotations::{Annotations, Key};
 use super::node::Node;
 
-/// Where a family's annotations are.
+/// The annotations of a family.
 pub(super) struct Keys {
     pub data: Key,
     pub public_ip: Key,
@@ -16,7 +16,7 @@ pub(super) struct Keys {
     pub node_public_ip: Key,
 }
 
-/// The annotations of one family.
+/// Returns the annotations of a family.
 pub(super) fn keys(family: Family) -> Keys {
     match family {
         Family::V4 => Keys {
@@ -34,7 +34,7 @@ pub(super) fn keys(family: Family) -> Keys {
     }
 }
 
-/// Whether flannel runs on the Node, as it says.
+/// Whether flannel runs on the Node, by its annotation.
 pub(super) fn is_managed<T: AsRef<str>>(annotations: &Annotations<T>) -> bool {
     annotations.get(Key::Managed).map(AsRef::as_ref) == Some("true")
 }
@@ -48,8 +48,8 @@ pub(super) struct Published {
     pub faults: Vec<String>,
 }
 
-/// The lease that a Node publishes, in the `families` that are in use. A fault in one family costs
-/// that family alone.
+/// Returns the lease that a Node publishes, in the `families` that are in use. A fault in one family does
+/// not affect the other.
 ///
 /// # Errors
 /// No family can be used: what is missing or cannot be read, naming the annotation or field.
@@ -81,7 +81,7 @@ pub(super) fn lease(node: &Node<'_>, families: &[Family]) -> Result<Published, S
     Ok(Published { lease, faults })
 }
 
-/// What the annotations say. A family with an annotation that cannot be read is left out, and the
+/// Returns what the annotations say. A family with an annotation that cannot be read is left out, and the
 /// fault passed to `bad`.
 ///
 /// # Errors
@@ -118,7 +118,7 @@ pub(super) fn attrs<T: AsRef<str>>(
     })
 }
 
-/// Address and data of one family.
+/// Returns the address and data of one family.
 fn family_attrs<T: AsRef<str>>(
     annotations: &Annotations<T>,
     family: Family,
@@ -139,8 +139,7 @@ fn family_attrs<T: AsRef<str>>(
     Ok((ip, data))
 }
 
-/// The address of `family` in an annotation. Upstream writes an IPv4 address that there is not as
-/// `0.0.0.0`.
+/// Returns the address of `family` in an annotation. Upstream writes `0.0.0.0` where there is no IPv4 address.
 pub(super) fn address<T: AsRef<str>>(
     annotations: &Annotations<T>,
     key: Key,
@@ -156,15 +155,15 @@ pub(super) fn address<T: AsRef<str>>(
     match ip.filter(|ip| Family::of(ip) == family) {
         Some(ip) => Ok(Some(ip).filter(|ip| !ip.is_unspecified())),
         None => Err(format!(
-            "annotation {}: {} is no {family} address",
+            "annotation {}: {} is not an {family} address",
             key.name(),
             Outside(text)
         )),
     }
 }
 
-/// What an administrator has the node use as its public address (`node-public-ip`); what cannot be
-/// read is named.
+/// Returns what an administrator wants the node to use as its public address (`node-public-ip`); what cannot
+/// be read is passed to `bad`.
 pub(super) fn assigned<T: AsRef<str>>(
     annotations: &Annotations<T>,
     mut bad: impl FnMut(String),
@@ -177,8 +176,8 @@ pub(super) fn assigned<T: AsRef<str>>(
     })
 }
 
-/// The annotations that a node with `attrs` should have: a value, or none at all. In place of an address stands
-/// what an administrator has overwritten it with.
+/// Returns the annotations that a node with `attrs` should have: a value, or none at all. An administrator's
+/// overwrite takes the place of an address.
 pub(super) fn wanted<T: AsRef<str>>(
     attrs: &LeaseAttrs,
     families: &[Family],

@@ -37,8 +37,10 @@ pub(super) struct Publisher {
     desired: LeaseAttrs,
     /// `None`: there is no Node.
     own: Option<OwnNode>,
-    /// The uid that it had when it was last there.
+    /// The uid of the last Node that existed.
     uid: String,
+    /// The latest version that was seen: older states are outdated, also after the Node was gone.
+    version: u64,
     conflicts: u32,
 }
 
@@ -63,6 +65,7 @@ impl Publisher {
             status,
             desired,
             uid: own.uid.clone(),
+            version: own.version,
             own: Some(own),
             conflicts: 0,
         }
@@ -154,8 +157,18 @@ impl Publisher {
             driver.observe(Event::Observed(Look::Gone(Cause::Lost)));
         }
         let entry = self.entry(&own);
-        self.own = Some(own);
+        self.wrote(own);
         Look::There(entry)
+    }
+
+    /// Whether no later state than `own` was seen.
+    pub(super) fn is_current(&self, own: &OwnNode) -> bool {
+        own.version >= self.version
+    }
+
+    /// Takes in that versions of earlier states cannot be compared with those of later ones.
+    pub(super) fn history_lost(&mut self) {
+        self.version = 0;
     }
 
     /// Takes in that there is no Node, or that nothing is known of it any more.
@@ -166,6 +179,7 @@ impl Publisher {
 
     /// Takes in the Node as the answer to our own write shows it.
     pub(super) fn wrote(&mut self, own: OwnNode) {
+        self.version = own.version;
         self.own = Some(own);
     }
 
@@ -218,7 +232,7 @@ impl Publisher {
                     attrs: Some(attrs.clone()),
                     ..self.entry(&own)
                 };
-                self.own = Some(own);
+                self.wrote(own);
                 let rival = None;
                 Ok(Answer::Written { entry, rival })
             }

@@ -11,7 +11,7 @@ use crate::Timing;
 pub struct KubeSettings {
     /// `-kube-api-url`; empty: the kubeconfig's.
     pub api_url: String,
-    /// `-kubeconfig-file`; neither: what every pod is given.
+    /// `-kubeconfig-file`; neither: the pod's credentials.
     pub kubeconfig: Option<PathBuf>,
     /// `-kube-annotation-prefix`.
     pub annotation_prefix: String,
@@ -19,13 +19,13 @@ pub struct KubeSettings {
     pub net_config: PathBuf,
     /// `-set-node-network-unavailable`.
     pub set_network_condition: bool,
-    /// How we learn which Node is ours.
+    /// How the daemon learns which Node is its own.
     pub node: NodeName,
     /// How long Nodes that an API server has lost are kept.
     pub timing: Timing,
 }
 
-/// How we learn which Node is ours.
+/// How the daemon learns which Node is its own.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodeName {
     /// By neither way.
@@ -43,7 +43,7 @@ pub enum NodeName {
 }
 
 impl NodeName {
-    /// What the environment says.
+    /// Reads the environment.
     pub fn from_env(env: impl Fn(&str) -> Option<String>) -> NodeName {
         let set = |name| env(name).filter(|value| !value.is_empty());
         match (set("NODE_NAME"), set("POD_NAMESPACE"), set("POD_NAME")) {
@@ -83,7 +83,7 @@ pub enum KubeSettingsError {
     /// A prefix that an annotation cannot have.
     #[error("-kube-annotation-prefix {0:?}: {1}")]
     Prefix(String, &'static str),
-    /// Nothing says which Node is ours.
+    /// Nothing says which Node this is.
     #[error(
         "which Node is this? NODE_NAME is not set, nor are POD_NAME and POD_NAMESPACE: set NODE_NAME (in a pod from the field spec.nodeName)"
     )]

@@ -1,9 +1,9 @@
-//! Protobuf, read in place: fields of a message as slices of it. What is not asked for is stepped
-//! over by its length and never looked at.
+//! Protobuf, read in place: the fields of a message as slices of it. Fields that are not needed are skipped
+//! by their length.
 
 use prost::encoding::{WireType, decode_key, decode_varint};
 
-/// Bytes that are not the message that they should be.
+/// Bytes that are not the expected message.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
 pub(super) struct Malformed(pub &'static str);
@@ -16,7 +16,7 @@ pub(super) enum Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// The bytes of a string or message; none for a number.
+    /// Returns the bytes of a string or message; none for a number.
     pub(super) fn bytes(&self) -> &'a [u8] {
         match self {
             Value::Bytes(bytes) => bytes,
@@ -24,7 +24,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Text; what is not UTF-8 is no text and counts as empty.
+    /// Returns the value as text; what is not UTF-8 counts as empty.
     pub(super) fn text(&self) -> &'a str {
         std::str::from_utf8(self.bytes()).unwrap_or_default()
     }
@@ -41,7 +41,7 @@ impl<'a> Value<'a> {
 pub(super) struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
-    /// The next field's number and value; `None` at the end.
+    /// Returns the next field's number and value; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<(u32, Value<'a>)>, Malformed> {
         if self.0.is_empty() {
             return Ok(None);
@@ -80,7 +80,7 @@ impl<'a> Fields<'a> {
 /// What precedes each object that Kubernetes encodes as protobuf.
 pub(super) const MAGIC: &[u8] = b"k8s\0";
 
-/// The object in an envelope: `k8s\0`, then `Unknown` with the object's bytes in field 2.
+/// Returns the object in an envelope: `k8s\0`, then `Unknown` with the object's bytes in field 2.
 pub(super) fn unwrap(enveloped: &[u8]) -> Result<&[u8], Malformed> {
     let unknown = enveloped
         .strip_prefix(MAGIC)

@@ -1,5 +1,5 @@
 //! A list in JSON: an object with `metadata` and `items`. Only brackets and quotes are looked at to
-//! find where each of them begins and ends; what lies between is checked when it is read.
+//! find where each of them begins and ends; the text between them is checked when it is read.
 
 use super::piece::Piece;
 use crate::kube::wire::Malformed;
@@ -7,14 +7,14 @@ use crate::kube::wire::Malformed;
 /// Walks over a list as it arrives.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
-    /// Looked at up to here.
+    /// How far the buffer was scanned.
     at: usize,
     depth: u32,
     in_string: bool,
     escaped: bool,
-    /// Where the text or value begins that must be there whole.
+    /// Where the text or value begins that must arrive completely.
     start: Option<usize>,
-    /// The member of the outermost object that we are in.
+    /// The member of the outermost object that is being scanned.
     member: Member,
     done: bool,
 }
@@ -36,7 +36,7 @@ impl Member {
         }
     }
 
-    /// How deep the objects lie that are to be found; none in other members.
+    /// The depth of the objects to find; none in other members.
     fn level(&self) -> u32 {
         match self {
             Member::Metadata => 1,
@@ -51,7 +51,7 @@ impl Scanner {
         self.done
     }
 
-    /// How much of the buffer is done with. It is about to be removed.
+    /// Returns how much of the buffer is no longer needed. It is about to be removed.
     pub(super) fn rebase(&mut self) -> usize {
         let done = self.start.unwrap_or(self.at);
         self.start = self.start.map(|_| 0);

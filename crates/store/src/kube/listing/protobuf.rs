@@ -8,22 +8,22 @@ use crate::kube::wire::{MAGIC, Malformed};
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
     state: State,
-    /// What lies before this is done with.
+    /// The buffer before this is no longer needed.
     at: usize,
 }
 
-/// What is to come next.
+/// What comes next.
 #[derive(Debug, Default)]
 enum State {
     #[default]
     Magic,
     /// A field of the envelope.
     Envelope,
-    /// A field of the list, of which so many bytes are still to come.
+    /// A field of the list, of which so many bytes are left.
     List(u64),
     /// So many bytes of no interest; then the rest of the list, if it had begun.
     Skip(u64, Option<u64>),
-    /// Behind the list: nothing matters.
+    /// After the list: everything is ignored.
     Done,
 }
 
@@ -40,7 +40,7 @@ impl Scanner {
         matches!(self.state, State::Done | State::List(0))
     }
 
-    /// How much of the buffer is done with. It is about to be removed.
+    /// Returns how much of the buffer is no longer needed. It is about to be removed.
     pub(super) fn rebase(&mut self) -> usize {
         std::mem::take(&mut self.at)
     }
@@ -117,7 +117,7 @@ impl Scanner {
 }
 
 impl Start {
-    /// `None` when not all of it is there.
+    /// `None` until all of it has arrived.
     fn read(bytes: &[u8]) -> Result<Option<Start>, Malformed> {
         let mut rest = bytes;
         let Some(key) = varint(&mut rest)? else {
@@ -128,7 +128,7 @@ impl Start {
         };
         let size = bytes.len() - rest.len();
         match key & 7 {
-            // A number, of which there is none that matters: a field without content.
+            // No number is needed: a field without content.
             0 => Ok(Some(Start {
                 number: u64::MAX,
                 length: 0,
@@ -144,7 +144,7 @@ impl Start {
     }
 }
 
-/// The number that `bytes` begin with, which are advanced behind it; `None` when it is cut off.
+/// Returns the number at the start of `bytes` and advances them past it; `None` if it is cut off.
 fn varint(bytes: &mut &[u8]) -> Result<Option<u64>, Malformed> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {

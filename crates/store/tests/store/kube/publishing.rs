@@ -141,6 +141,25 @@ fn api_node(api: &Api) -> serde_json::Value {
 }
 
 #[tokio::test]
+async fn an_older_state_counts_for_nothing_although_the_node_is_gone() {
+    let api = Api::start();
+    api.put("n1", "u0", node(&["10.244.9.0/24"], None));
+    let before = api.state().nodes["n1"].clone();
+    api.put("n1", "u1", node(&[OWN], None));
+    let mut daemon = Daemon::start(&api).await;
+    daemon.knows(&[]).await;
+    api.delete("n1");
+    api.send_stale(before);
+    api.put("p1", "v1", node(&["10.244.2.0/24"], Some("192.0.2.2")));
+    daemon.knows(&[("10.244.2.0-24", "192.0.2.2")]).await;
+    api.put("n1", "u2", node(&[OWN], None));
+    daemon
+        .until("published", |_| publishes(&api, "192.0.2.1"))
+        .await;
+    assert_eq!(daemon.revoked, None);
+}
+
+#[tokio::test]
 async fn two_fresh_nodes_find_each_other() {
     let api = Api::start();
     api.put("n1", "u1", node(&[], None));
