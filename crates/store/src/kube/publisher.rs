@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use model::{Dual, Lease, LeaseAttrs, SubnetKey};
 use tracing::{info, warn};
 
+use super::annotations::Annotations;
 use super::failure::Failure;
 use super::own::{NodeMark, OwnNode};
 use super::own_client::OwnClient;
@@ -42,6 +43,9 @@ pub(super) struct Publisher {
     /// The latest version that was seen: older states are outdated, also after the Node was gone.
     version: u64,
     conflicts: u32,
+    /// What the API server made of our last write, and what was written, if they differ: something changes it
+    /// on the way (an admission webhook), and writing it again would not help.
+    altered: Option<(Annotations<String>, LeaseAttrs)>,
 }
 
 /// Another subnet was assigned before ours could be published.
@@ -68,6 +72,7 @@ impl Publisher {
             version: own.version,
             own: Some(own),
             conflicts: 0,
+            altered: None,
         }
     }
 
@@ -204,9 +209,14 @@ impl Publisher {
     }
 
     fn entry(&self, own: &OwnNode) -> Entry<NodeMark> {
+        let altered = self.altered.as_ref();
+        let altered = altered.filter(|(after, _)| *after == own.annotations);
         Entry {
             key: self.key,
-            attrs: own.published(&self.desired, self.client.families()),
+            attrs: match altered {
+                Some((_, attrs)) => Some(attrs.clone()),
+                None => own.published(&self.desired, self.client.families()),
+            },
             signature: None,
             // A Node keeps its podCIDR for as long as it exists.
             life: Life::Reserved,
@@ -228,10 +238,18 @@ impl Publisher {
         match self.client.publish(own, attrs, unchanged).await {
             Ok(own) => {
                 self.conflicts = 0;
-                let entry = Entry {
-                    attrs: Some(attrs.clone()),
-                    ..self.entry(&own)
+                let shown = own.published(attrs, self.client.families());
+                self.altered = if shown.as_ref() == Some(attrs) {
+                    None
+                } else {
+                    warn!(
+                        "Node {}: the API server accepts what this node publishes but shows something else: does an \
+                         admission webhook change it?",
+                        self.client.name()
+                    );
+                    Some((own.annotations.clone(), attrs.clone()))
                 };
+                let entry = self.entry(&own);
                 self.wrote(own);
                 let rival = None;
                 Ok(Answer::Written { entry, rival })

@@ -40,6 +40,8 @@ pub struct State {
     pub events: Vec<Value>,
     /// The token that is asked for.
     pub token: Option<String>,
+    /// An annotation that an admission webhook removes from every patch.
+    pub removed: Option<String>,
 }
 
 /// A server on loopback; ends with this value.
@@ -253,6 +255,7 @@ async fn answer(
             let name = name.trim_end_matches("/status").to_owned();
             let patch: Value = serde_json::from_slice(&body).unwrap();
             let version = (locked.version + 1).to_string();
+            let removed = locked.removed.clone();
             let Some(node) = locked.nodes.get_mut(&name) else {
                 return Ok(status(404, "NotFound", "nodes not found"));
             };
@@ -268,6 +271,11 @@ async fn answer(
                 return Ok(status(409, "Conflict", text));
             }
             merge(node, &patch);
+            if let (Some(name), Some(all)) =
+                (&removed, node["metadata"]["annotations"].as_object_mut())
+            {
+                all.remove(name);
+            }
             node["metadata"]["resourceVersion"] = version.into();
             let node = node.clone();
             locked.version += 1;

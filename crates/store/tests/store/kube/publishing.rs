@@ -4,7 +4,7 @@ use serde_json::json;
 use store::{Assigned, Store};
 
 use super::api::{Api, Fault};
-use super::scene::{Daemon, attrs, node};
+use super::scene::{Daemon, PREFIX, attrs, node};
 
 const OWN: &str = "10.244.1.0/24";
 
@@ -116,6 +116,48 @@ async fn a_node_that_others_write_to_is_published_on_all_the_same() {
         .until("published", |_| publishes(&api, "192.0.2.7"))
         .await;
     assert!(api.state().faults.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_webhook_removes_is_not_written_again_and_again() {
+    let api = Api::start();
+    api.put("n1", "u1", node(&[OWN], None));
+    api.state().removed = Some(format!("{PREFIX}backend-data"));
+    let mut daemon = Daemon::start(&api).await;
+    daemon.knows(&[]).await;
+    // Heartbeats, one after the other.
+    for ip in ["192.0.2.2", "192.0.2.3", "192.0.2.4"] {
+        api.put("n1", "u1", api_node(&api));
+        api.put("p1", "v1", node(&["10.244.2.0/24"], Some(ip)));
+        daemon.knows(&[("10.244.2.0-24", ip)]).await;
+    }
+    assert_eq!(api.asked("PATCH"), 1);
+    daemon.store.publish(attrs("192.0.2.7")).await;
+    daemon
+        .until("published", |_| publishes(&api, "192.0.2.7"))
+        .await;
+}
+
+#[tokio::test]
+async fn an_overwrite_counts_while_the_daemon_runs() {
+    let api = Api::start();
+    api.put("n1", "u1", node(&[OWN], None));
+    let mut daemon = Daemon::start(&api).await;
+    daemon.knows(&[]).await;
+    let mut overwritten = api_node(&api);
+    let name = format!("{PREFIX}public-ip-overwrite");
+    overwritten["metadata"]["annotations"][&name] = "203.0.113.1".into();
+    api.put("n1", "u1", overwritten);
+    daemon
+        .until("overwritten", |_| publishes(&api, "203.0.113.1"))
+        .await;
+    let mut without = api_node(&api);
+    let annotations = without["metadata"]["annotations"].as_object_mut().unwrap();
+    annotations.remove(&name);
+    api.put("n1", "u1", without);
+    daemon
+        .until("as before", |_| publishes(&api, "192.0.2.1"))
+        .await;
 }
 
 #[tokio::test]
