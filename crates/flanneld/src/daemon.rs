@@ -85,7 +85,7 @@ pub struct Daemon {
 
 impl Daemon {
     /// Reads the configuration, chooses interface and identity, takes a subnet and begins to make
-    /// the devices. StoreStatus for what is not there yet: the store, its configuration, the interface.
+    /// the devices. Waits for what is not there yet: the store, its configuration, the interface.
     ///
     /// # Errors
     /// What waiting does not fix: a full pool, flags that contradict each other.
@@ -427,7 +427,7 @@ impl Daemon {
 
     /// Takes in what the store told. Returns why the lease is lost, if it is.
     async fn store_event(&mut self, event: StoreEvent) -> Option<String> {
-        self.status.set_store_away(!event.complete);
+        self.status.set_store_unreachable(!event.complete);
         if !event.complete {
             self.reconciler.set_may_delete(false);
         }

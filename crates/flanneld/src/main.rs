@@ -117,7 +117,7 @@ impl Stop {
         })
     }
 
-    /// StoreStatus until one is received; returns its name. Cancel-safe.
+    /// Waits until one is received; returns its name. Cancel-safe.
     async fn asked(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",

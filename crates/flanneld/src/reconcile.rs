@@ -121,7 +121,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.state.progress(owner)
     }
 
-    /// Allows or forbids deletions. Forbidden until the store was listed once, and while it is away.
+    /// Allows or forbids deletions. Forbidden until the store was listed once, and while it is unreachable.
     pub fn set_may_delete(&mut self, may: bool) {
         self.may_delete = may;
     }
@@ -170,7 +170,7 @@ impl<D: Dataplane> Reconciler<D> {
         work
     }
 
-    /// StoreStatus for the next thing that the kernel has to tell. Cancel-safe.
+    /// Waits for the next thing that the kernel has to tell. Cancel-safe.
     pub async fn event(&mut self) -> KernelEvent {
         self.dataplane.event().await
     }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::report::{Counts, NetworkReport, NodeReport, PeersReport};
 
-/// How long the store may be away before the node is called not ready: its packets still flow, but
+/// How long the store may be unreachable before the node is called not ready: its packets still flow, but
 /// it learns of no change.
 pub const STORE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -39,7 +39,7 @@ struct Inner {
     /// Until the main loop takes it.
     questions: Option<mpsc::Receiver<Question>>,
     started: bool,
-    store_away_since: Option<Instant>,
+    store_unreachable_since: Option<Instant>,
     device_problem: Option<String>,
     routes_missing_since: Option<Instant>,
     file_problem: Option<String>,
@@ -160,11 +160,11 @@ impl Status {
     }
 
     /// Whether the store answers.
-    pub fn set_store_away(&self, away: bool) {
+    pub fn set_store_unreachable(&self, away: bool) {
         let mut inner = self.0.borrow_mut();
         match away {
-            true => drop(inner.store_away_since.get_or_insert_with(Instant::now)),
-            false => inner.store_away_since = None,
+            true => drop(inner.store_unreachable_since.get_or_insert_with(Instant::now)),
+            false => inner.store_unreachable_since = None,
         }
     }
 
@@ -259,11 +259,11 @@ impl Status {
             }
         }
         if let Some(since) = inner
-            .store_away_since
+            .store_unreachable_since
             .filter(|since| since.elapsed() > STORE_PATIENCE)
         {
             problems.push(format!(
-                "the store has been away for {} s",
+                "the store has been unreachable for {} s",
                 since.elapsed().as_secs()
             ));
         }
@@ -301,7 +301,7 @@ impl Status {
             "store_up",
             "gauge",
             "1 when the store answers",
-            inner.store_away_since.is_none().into(),
+            inner.store_unreachable_since.is_none().into(),
         );
         metric(
             "peers",
@@ -393,11 +393,11 @@ mod tests {
         status.set_routes_missing(true);
         assert!(status.problems()[0].contains("routes to other nodes"));
         status.set_routes_missing(false);
-        status.set_store_away(true);
-        assert!(status.problems().is_empty(), "a short absence is none");
-        status.0.borrow_mut().store_away_since = Instant::now().checked_sub(STORE_PATIENCE * 2);
-        assert!(status.problems()[0].starts_with("the store has been away"));
-        status.set_store_away(false);
+        status.set_store_unreachable(true);
+        assert!(status.problems().is_empty(), "a short outage");
+        status.0.borrow_mut().store_unreachable_since = Instant::now().checked_sub(STORE_PATIENCE * 2);
+        assert!(status.problems()[0].starts_with("the store has been unreachable"));
+        status.set_store_unreachable(false);
         assert!(status.problems().is_empty());
         assert!(status.metrics().contains("\nflannel_ready 1\n"));
     }

@@ -57,7 +57,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// StoreStatus until the rules are in place or could not be put there, if the node's packets depend on
+    /// Waits until the rules are in place or could not be put there, if the node's packets depend on
     /// them; but not for ever: the network comes up without them too. Returns what ends the task.
     pub async fn settled(self) -> AbortHandle {
         if self.needed {

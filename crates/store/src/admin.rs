@@ -1,5 +1,5 @@
-//! What a person does to a store: look at the network configuration and the leases, and write the
-//! configuration. Unlike the daemon nobody here waits: what does not answer is an error.
+//! The administrator's access to a store: reads the network configuration and the leases, and writes the
+//! configuration. Unlike the daemon it does not wait: a store that does not answer is an error.
 
 use std::fmt;
 use std::future::Future;
@@ -11,7 +11,7 @@ use model::{LeaseAttrs, SubnetKey};
 pub struct StoredConfig {
     /// What was written, byte for byte. May hold a secret.
     pub json: Vec<u8>,
-    /// Tells one state of etcd's key from the next; a directory compares the bytes.
+    /// Identifies the state of etcd's key; a directory compares the bytes.
     pub(crate) revision: i64,
 }
 
@@ -24,25 +24,25 @@ impl fmt::Debug for StoredConfig {
     }
 }
 
-/// A subnet that is somebody's.
+/// A subnet that is in use.
 #[derive(Clone, Debug)]
 pub struct ListedLease {
     /// The subnets.
     pub key: SubnetKey,
-    /// Whose; or why the value cannot be read.
+    /// Its owner, or why the value cannot be read.
     pub attrs: Result<LeaseAttrs, String>,
     /// It does not expire.
     pub reserved: bool,
 }
 
-/// The store did not do what it was asked for.
+/// Why the store did not do what was requested.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct AdminError(pub(crate) String);
 
-/// A store as the person at the keyboard sees it.
+/// A store as an administrator sees it.
 pub trait Administer {
-    /// Where the configuration is, for messages: `etcd key /coreos.com/network/config`.
+    /// Returns where the configuration is, for messages: `etcd key /coreos.com/network/config`.
     fn config_place(&self) -> String;
 
     /// Reads the configuration; `None` if there is none.
@@ -61,7 +61,7 @@ pub trait Administer {
         was: Option<&StoredConfig>,
     ) -> impl Future<Output = Result<bool, AdminError>>;
 
-    /// Every lease and reservation, by subnet. Keys that name no subnet are left out.
+    /// Returns every lease and reservation, by subnet. Keys that name no subnet are left out.
     ///
     /// # Errors
     /// The store does not answer, or refuses.

@@ -7,7 +7,7 @@ use crate::{
     AcquireError, Claim, DirectoryStore, EtcdStore, KubeStore, Store, StoreEvent, StoreStatus, Who,
 };
 
-/// One of the stores there are.
+/// One of the stores.
 pub enum AnyStore {
     /// Leases in etcd.
     Etcd(EtcdStore),
@@ -46,7 +46,7 @@ impl AnyStore {
     }
 }
 
-/// Asks the store that it is.
+/// Calls the store that it is.
 macro_rules! delegate {
     ($self:ident, $store:ident => $call:expr) => {
         match $self {

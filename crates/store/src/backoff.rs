@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const FIRST: Duration = Duration::from_millis(50);
-/// Short, because changes made during an outage should be seen within 2 s of its end. A server that is not
-/// there, or that refuses at once, is not burdened by it.
+/// Short, because changes made during an outage should be seen within 2 s of its end. A server that does
+/// not exist, or that refuses at once, is not burdened by it.
 const LONGEST: Duration = Duration::from_millis(1500);
 /// An attempt that takes longer has reached a server that is overloaded,
 const SLOW: Duration = Duration::from_secs(3);
@@ -37,7 +37,7 @@ impl Default for Backoff {
 }
 
 impl Backoff {
-    /// Says how many nodes share the store.
+    /// Sets how many nodes share the store.
     pub(crate) fn shared_by(&mut self, nodes: usize) {
         self.nodes = Some(nodes);
     }
@@ -69,7 +69,7 @@ impl Backoff {
         self.began = Some(Instant::now());
     }
 
-    /// It worked: the next time starts from the beginning.
+    /// Records a success: the next wait is the shortest again.
     pub(crate) fn reset(&mut self) {
         *self = Backoff {
             nodes: self.nodes,
@@ -119,7 +119,7 @@ mod tests {
             (Some(5000), slow, LONGEST_WHEN_SLOW),
             (Some(1000), slow, Duration::from_secs(6)),
             (Some(3), slow, LONGEST),
-            // Nobody is there: that burdens nobody.
+            // There is no server, so none is overloaded.
             (Some(5000), Duration::from_millis(1200), LONGEST),
         ] {
             let waits = waits(nodes, attempt).await;

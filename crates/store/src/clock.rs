@@ -32,7 +32,7 @@ pub(crate) async fn sleep_until_some(then: Option<Instant>) {
     }
 }
 
-/// Returns a name for this run of the daemon: a later start has a higher one.
+/// Returns an identifier for this run of the daemon: a later start has a higher one.
 pub(crate) fn writer_id() -> WriterId {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)

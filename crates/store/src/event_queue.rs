@@ -1,5 +1,5 @@
-//! From the task that follows a store to the daemon that acts on it: one map, in which a later
-//! state of a lease takes the place of an earlier one. It cannot overflow, and nobody waits in it.
+//! Events on their way from the task that follows a store to the daemon: one map, in which a later
+//! state of a lease replaces an earlier one. It cannot overflow, and adding to it never blocks.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::StoreEvent;
 
-/// StoreEvent that nobody has taken yet.
+/// The events that the daemon has not taken yet.
 #[derive(Debug, Default)]
 pub(crate) struct EventQueue {
     pending: Mutex<Pending>,
@@ -21,19 +21,19 @@ struct Pending {
     leases: BTreeMap<SubnetKey, Option<Lease>>,
     complete: bool,
     revoked: Option<String>,
-    /// There is something to tell.
+    /// Something has changed since the last event.
     fresh: bool,
 }
 
 impl EventQueue {
-    /// A lease is so now, or is gone.
+    /// Reports the state of a lease; `None`: it is gone.
     pub(crate) fn lease(&self, key: SubnetKey, state: Option<Lease>) {
         let mut pending = self.lock();
         pending.leases.insert(key, state);
         pending.fresh = true;
     }
 
-    /// Whether what was told is all there is.
+    /// Reports whether all leases that exist have been reported.
     pub(crate) fn set_complete(&self, complete: bool) {
         let mut pending = self.lock();
         if pending.complete != complete {
@@ -42,21 +42,21 @@ impl EventQueue {
         }
     }
 
-    /// Our own lease is lost.
+    /// Reports that our own lease is lost.
     pub(crate) fn revoke(&self, reason: String) {
         let mut pending = self.lock();
         pending.revoked = Some(reason);
         pending.fresh = true;
     }
 
-    /// Lets the daemon see what was filed: once a batch rather than once a lease.
+    /// Wakes the daemon if there is something: called once a batch rather than once a lease.
     pub(crate) fn flush(&self) {
         if self.lock().fresh {
             self.wake.notify_one();
         }
     }
 
-    /// StoreStatus for news. Cancel-safe: news is taken and returned in one step.
+    /// Waits for an event. Cancel-safe: it is taken and returned in one step.
     pub(crate) async fn next_event(&self) -> StoreEvent {
         loop {
             self.wake.notified().await;

@@ -1,4 +1,4 @@
-//! Which keys a store holds: what is taken, and what a new listing shows to be gone.
+//! Which keys a store holds: what is in use, and what a new listing shows to be gone.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -9,7 +9,7 @@ use model::{Dual, Lease, SubnetKey};
 
 use crate::event_queue::EventQueue;
 
-/// Every key that the store showed, and the version of each that the daemon was told of.
+/// Every key that the store showed, with the version of each that the daemon knows.
 #[derive(Debug)]
 pub(crate) struct LeaseIndex<V> {
     known: BTreeMap<Packed, Known<V>>,
@@ -24,7 +24,7 @@ struct Known<V> {
     round: u16,
     /// The daemon knows it as a lease; not so for a key with a value that cannot be read, which is
     /// taken all the same.
-    told: bool,
+    reported: bool,
 }
 
 /// A [`SubnetKey`] in less than half of its size: there may be tens of thousands, for as long as
@@ -71,12 +71,12 @@ impl<V> LeaseIndex<V> {
         }
     }
 
-    /// A listing begins.
+    /// Begins a listing.
     pub(crate) fn begin(&mut self) {
         self.round = self.round.wrapping_add(1);
     }
 
-    /// The versions that are known do not count any more: `none` is one that no key has.
+    /// Forgets the versions that are known: `none` is one that no key has.
     pub(crate) fn forget_versions(&mut self, none: V)
     where
         V: Copy,
@@ -86,7 +86,7 @@ impl<V> LeaseIndex<V> {
             .for_each(|known| known.version = none);
     }
 
-    /// Whether `key` is there as it is known already; if so it need not be read again.
+    /// Returns whether `key` exists as it is known already; if so it need not be read again.
     pub(crate) fn has(&mut self, key: &SubnetKey, unchanged: impl Fn(&V) -> bool) -> bool {
         match self.known.get_mut(&key.into()) {
             Some(known) if unchanged(&known.version) => {
@@ -97,7 +97,7 @@ impl<V> LeaseIndex<V> {
         }
     }
 
-    /// `key` is there and is what the daemon knows, in this version.
+    /// Records that `key` exists and that what the daemon knows of it is this version.
     pub(crate) fn refresh(&mut self, key: &SubnetKey, version: V) {
         if let Some(known) = self.known.get_mut(&key.into()) {
             known.version = version;
@@ -105,36 +105,36 @@ impl<V> LeaseIndex<V> {
         }
     }
 
-    /// `key` is there, with a usable lease or none.
-    pub(crate) fn saw(&mut self, key: SubnetKey, version: V, lease: Option<Lease>) {
-        let told = lease.is_some();
+    /// Records that `key` exists, with a usable lease or none.
+    pub(crate) fn put(&mut self, key: SubnetKey, version: V, lease: Option<Lease>) {
+        let reported = lease.is_some();
         let known = Known {
             version,
             round: self.round,
-            told,
+            reported,
         };
         let before = self
             .known
             .insert((&key).into(), known)
-            .is_some_and(|old| old.told);
-        if told || before {
+            .is_some_and(|old| old.reported);
+        if reported || before {
             self.queue.lease(key, lease);
         }
     }
 
-    /// `key` is not there.
-    pub(crate) fn gone(&mut self, key: &SubnetKey) {
-        if self.known.remove(&key.into()).is_some_and(|old| old.told) {
+    /// Records that `key` does not exist.
+    pub(crate) fn remove(&mut self, key: &SubnetKey) {
+        if self.known.remove(&key.into()).is_some_and(|old| old.reported) {
             self.queue.lease(*key, None);
         }
     }
 
-    /// What the last listing did not show, and nothing since, is gone.
+    /// Removes what neither the last listing nor anything since has shown.
     pub(crate) fn sweep(&mut self) {
         let (round, queue) = (self.round, &self.queue);
         self.known.retain(|key, known| {
             let stays = known.round == round;
-            if let Some(key) = key.unpack().filter(|_| !stays && known.told) {
+            if let Some(key) = key.unpack().filter(|_| !stays && known.reported) {
                 queue.lease(key, None);
             }
             stays
@@ -143,17 +143,17 @@ impl<V> LeaseIndex<V> {
         self.known = std::mem::take(&mut self.known).into_iter().collect();
     }
 
-    /// The subnets that nobody else may take.
+    /// Returns the subnets that are in use.
     pub(crate) fn taken(&self) -> impl Iterator<Item = SubnetKey> {
         self.known.keys().filter_map(Packed::unpack)
     }
 
-    /// The version of `key` that is known.
+    /// Returns the version of `key` that is known.
     pub(crate) fn version(&self, key: &SubnetKey) -> Option<&V> {
         self.known.get(&key.into()).map(|known| &known.version)
     }
 
-    /// Every key with its version.
+    /// Returns every key with its version.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (SubnetKey, &V)> {
         self.known
             .iter()
@@ -178,30 +178,30 @@ mod tests {
     #[tokio::test]
     async fn a_listing_shows_what_is_gone_and_repeats_nothing() {
         let queue = Arc::new(EventQueue::default());
-        let mut catalog = LeaseIndex::new(queue.clone());
+        let mut index = LeaseIndex::new(queue.clone());
         let (a, b, bad) = (
             lease("10.1.1.0-24"),
             lease("10.1.2.0-24"),
             "10.1.3.0-24".parse().unwrap(),
         );
-        catalog.begin();
-        catalog.saw(a.key, 1, Some(a.clone()));
-        catalog.saw(b.key, 1, Some(b.clone()));
-        catalog.saw(bad, 1, None);
-        catalog.sweep();
+        index.begin();
+        index.put(a.key, 1, Some(a.clone()));
+        index.put(b.key, 1, Some(b.clone()));
+        index.put(bad, 1, None);
+        index.sweep();
         queue.flush();
         assert_eq!(
             queue.next_event().await.leases.len(),
             2,
-            "a value that cannot be read is no news"
+            "a value that cannot be read is not reported"
         );
-        assert_eq!(catalog.taken().count(), 3, "but its subnet is taken");
-        catalog.begin();
-        assert!(catalog.has(&a.key, |version| *version == 1));
-        catalog.sweep();
+        assert_eq!(index.taken().count(), 3, "but its subnet is taken");
+        index.begin();
+        assert!(index.has(&a.key, |version| *version == 1));
+        index.sweep();
         queue.flush();
-        let news = queue.next_event().await.leases;
-        assert_eq!(news.into_iter().collect::<Vec<_>>(), [(b.key, None)]);
+        let events = queue.next_event().await.leases;
+        assert_eq!(events.into_iter().collect::<Vec<_>>(), [(b.key, None)]);
     }
 
     #[test]

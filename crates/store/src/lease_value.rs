@@ -44,7 +44,7 @@ mod tests {
     use model::LeaseAttrs;
 
     #[test]
-    fn a_signature_reads_back_and_is_ignored_by_who_does_not_know_it() {
+    fn a_signature_reads_back_and_other_readers_ignore_it() {
         let attrs = LeaseAttrs::from_json(br#"{"PublicIP":"10.0.0.1"}"#).unwrap();
         for signature in [
             None,

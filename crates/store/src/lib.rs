@@ -1,4 +1,4 @@
-//! Where leases live: etcd, Kubernetes, or a directory. All speak one small trait.
+//! The stores of leases: etcd, Kubernetes, or a directory. All implement one small trait.
 //!
 //! | module | holds |
 //! |---|---|
@@ -6,14 +6,14 @@
 //! | [`kube`] | leases on Kubernetes' Nodes |
 //! | [`directory`] | leases in a directory |
 //! | [`endpoint`], [`connect`], [`tls`] | a verified connection |
-//! | [`event_queue`] | news on its way to the daemon, the last state of each lease only |
-//! | [`lease_index`] | which keys there are: what is taken, and what a listing shows to be gone |
-//! | [`own_lease`] | the life of the own lease, pure: what a store is to do for it |
+//! | [`event_queue`] | events on their way to the daemon, the last state of each lease only |
+//! | [`lease_index`] | which keys there are: what is in use, and what a listing shows to be gone |
+//! | [`own_lease`] | the life of the own lease as a pure state machine, and what drives it |
 //! | [`store_task`] | what etcd and directory share: from the daemon's calls to a task |
-//! | [`reachability`] | whether the store is there, as the daemon is told |
-//! | [`admin`] | what a person does to a store: configuration and leases, without waiting |
+//! | [`reachability`] | whether the store can be reached, reported to daemon and log |
+//! | [`admin`] | the administrator's access to a store: configuration and leases, without waiting |
 //! | [`secret`] | passwords and tokens |
-//! | [`backoff`], [`retry`], [`retry_log`] | waiting, and saying it once |
+//! | [`backoff`], [`retry`], [`retry_log`] | waiting, and logging it once |
 //! | [`skip_log`] | keys that are no leases |
 
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ pub use retry::{Assigned, StoreStatus};
 pub use secret::Secret;
 pub use tls::TlsError;
 
-/// What a node asks for when it takes a subnet.
+/// What a node requests when it takes a subnet.
 #[derive(Clone, Debug)]
 pub struct Claim {
     /// What to publish.
@@ -65,17 +65,17 @@ pub struct Claim {
     pub previous: Option<SubnetKey>,
 }
 
-/// How long leases live, and when they are looked after.
+/// How long leases live, and when they are renewed and checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// Life of a lease that is not renewed; whole seconds.
     pub ttl: Duration,
-    /// A lease is renewed when this much of its life is left (`-subnet-lease-renew-margin`).
+    /// A lease is renewed when so much of its life is left (`-subnet-lease-renew-margin`).
     pub margin: Duration,
-    /// When a store turns out to have lost data, leases that it no longer shows are kept for so
-    /// long: their owners are about to publish them again.
+    /// When a store has lost data, leases that it no longer shows are kept for so long: their owners
+    /// are about to publish them again.
     pub grace: Duration,
-    /// How often a directory is looked at although it told of no change.
+    /// How often a directory is checked for changes that were not notified.
     pub poll: Duration,
 }
 
@@ -105,52 +105,52 @@ impl Timing {
 ///
 /// What only one store has is a method of its own type, which [`AnyStore`] hands out: [`AnyStore::node`].
 pub trait Store {
-    /// Reads the network configuration; waits, saying so once a reason and once a minute, until
-    /// there is one that can be used (contract §3: retried every second).
+    /// Reads the network configuration. Waits until there is one that can be used, logging each reason
+    /// once and then once a minute (contract §3: retried every second).
     fn config(&mut self) -> impl Future<Output = NetConfig>;
 
-    /// Returns the lease that this node already has, recognised by its public address or a device: what its
-    /// peers believe. Read before the backend is built, so that it keeps its MAC.
+    /// Returns the lease that this node already has, recognised by its public address or a device. Called
+    /// before the backend is built, so that the backend keeps the MAC that other nodes know.
     fn own(&mut self, config: &NetConfig, who: &Who) -> impl Future<Output = Option<Lease>>;
 
-    /// Takes a subnet (contract §4: reuse, previous, random), waiting while the store is away.
+    /// Takes a subnet (contract §4: reuse, previous, random), waiting while the store is unreachable.
     ///
     /// # Errors
-    /// [`AcquireError`]: what waiting does not mend.
+    /// [`AcquireError`]: what waiting does not fix.
     fn acquire(
         &mut self,
         config: &NetConfig,
         claim: &Claim,
     ) -> impl Future<Output = Result<Lease, AcquireError>>;
 
-    /// Publishes changed attributes under our lease, by compare-and-swap. Returns at once: they
-    /// are written as soon as the store is there, while [`Store::next_event`] is waited for.
+    /// Publishes changed attributes under our lease, by compare-and-swap. Returns at once; they are
+    /// written as soon as the store is reachable, during [`Store::next_event`].
     fn publish(&mut self, attrs: LeaseAttrs) -> impl Future<Output = ()>;
 
     /// Returns what the store waits for, serves only in part, and assigns to this node, as long as it lives.
     fn status(&self) -> StoreStatus;
 
-    /// StoreStatus for the next batch of news. The first call starts a task that keeps our lease alive
+    /// Waits for the next batch of events. The first call starts a task that keeps our lease alive
     /// and follows everybody's for as long as the store value lives. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = StoreEvent>;
 }
 
-/// What is new in the store, coalesced by key: only the last state of each lease counts.
+/// What changed in the store, coalesced by key: only the last state of each lease counts.
 #[derive(Debug, Default)]
 pub struct StoreEvent {
     /// Leases that are there (`Some`) or gone (`None`), our own included.
     pub leases: BTreeMap<SubnetKey, Option<Lease>>,
-    /// All leases have been listed at least once and the store is there: what is not known now is
-    /// not there, and may be removed.
+    /// All leases have been listed at least once and the store is reachable: what is not known now does
+    /// not exist, and may be removed from the kernel.
     pub complete: bool,
     /// Our lease was deleted or belongs to somebody else: the reason.
     pub revoked: Option<String>,
 }
 
-/// Why no subnet could be had.
+/// Why there is no subnet for this node.
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
-    /// The pool is used up.
+    /// The pool is exhausted.
     #[error("{0}")]
     Full(String),
     /// A living node has the lease that looks like ours.

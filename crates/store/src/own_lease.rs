@@ -30,7 +30,7 @@
 //! value bears no [`Signature`]. Otherwise the newcomer first writes
 //! the value that it found, signed as [`Signature::Claimant`], and waits for
 //! [`Policy::answer_window`]. A living holder answers each such write with its own value, signed
-//! as [`Signature::Holder`]; then the newcomer stays away. If two holders meet, the one that
+//! as [`Signature::Holder`]; then the newcomer takes no lease. If two holders meet, the one that
 //! started earlier stays.
 //!
 //! | module | holds |
@@ -110,7 +110,7 @@ enum Next<M> {
     Wait(Option<Time>),
 }
 
-/// What a stage makes of an event.
+/// What follows from an event in a stage.
 enum Step<M> {
     Stay(Vec<Action<M>>),
     Acquired(Box<Holding<M>>, Vec<Action<M>>),
@@ -118,8 +118,8 @@ enum Step<M> {
 }
 
 impl<M: Clone + PartialEq> OwnLease<M> {
-    /// A node that looks for a lease of its own. `writer` tells this run of the daemon from every
-    /// other one, and orders them by age.
+    /// A node that looks for a lease of its own. `writer` identifies this run of the daemon and
+    /// orders runs by age.
     pub fn new(who: Who, writer: WriterId, policy: Policy) -> OwnLease<M> {
         OwnLease {
             policy,
@@ -148,7 +148,7 @@ impl<M: Clone + PartialEq> OwnLease<M> {
         }
     }
 
-    /// Takes in an event; returns what is to be done.
+    /// Handles an event; returns what is to be done.
     pub fn on(&mut self, event: Event<M>, now: Time) -> Vec<Action<M>> {
         match &event {
             Event::Retry => self.blocked = false,

@@ -1,4 +1,4 @@
-//! Whether the store is there: one line when it goes, one when it is back.
+//! Whether the store can be reached: one log line when that ends, one when it begins again.
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -9,38 +9,38 @@ use crate::event_queue::EventQueue;
 #[derive(Debug)]
 pub(crate) struct Reachability {
     name: &'static str,
-    away_since: Option<Instant>,
+    unreachable_since: Option<Instant>,
 }
 
 impl Reachability {
-    /// `name` is what the store is called in messages.
+    /// Creates the state of a store that messages call `name`.
     pub(crate) fn new(name: &'static str) -> Reachability {
         Reachability {
             name,
-            away_since: None,
+            unreachable_since: None,
         }
     }
 
-    /// It is not there: what is missing is not gone.
-    pub(crate) fn away(&mut self, queue: &EventQueue, reason: &str) {
+    /// Reports that the store cannot be reached: leases that it does not show are kept.
+    pub(crate) fn set_unreachable(&mut self, queue: &EventQueue, reason: &str) {
         queue.set_complete(false);
         queue.flush();
-        if self.away_since.is_none() {
-            self.away_since = Some(Instant::now());
+        if self.unreachable_since.is_none() {
+            self.unreachable_since = Some(Instant::now());
             warn!(
-                "{} is away: {reason}; going on with what is known",
+                "{} is unreachable: {reason}; going on with what is known",
                 self.name
             );
         } else {
-            debug!("{} is still away: {reason}", self.name);
+            debug!("{} is still unreachable: {reason}", self.name);
         }
     }
 
-    /// It is there, and all of it is known.
-    pub(crate) fn back(&mut self, queue: &EventQueue, place: &str) {
-        if let Some(since) = self.away_since.take() {
+    /// Reports that the store can be reached and that all of it is known.
+    pub(crate) fn set_reachable(&mut self, queue: &EventQueue, place: &str) {
+        if let Some(since) = self.unreachable_since.take() {
             info!(
-                "{} is back after {:.1} s: {place}",
+                "{} is reachable again after {:.1} s: {place}",
                 self.name,
                 since.elapsed().as_secs_f64()
             );

@@ -1,4 +1,4 @@
-//! Waiting for a store at the start of the daemon: until it is there, and saying so.
+//! Waiting for a store at the start of the daemon, with log lines.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use crate::backoff::Backoff;
 use crate::retry_log::RetryLog;
 
-/// How long until a missing or bad configuration is looked at again (contract §3).
+/// How long until a missing or bad configuration is read again (contract §3).
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a store waits for at present, what it can serve only in part, and which subnet is known to be
@@ -66,22 +66,22 @@ impl Assigned {
 }
 
 impl StoreStatus {
-    /// The reason, if there is something to wait for.
+    /// Returns what the store waits for, if it waits.
     pub fn get(&self) -> Option<String> {
         lock(&self.0.reason).clone()
     }
 
-    /// What cannot be served although the node works: one family of two.
+    /// Returns what cannot be served although the node works: one family of two.
     pub fn degraded(&self) -> Option<String> {
         lock(&self.0.degraded).clone()
     }
 
-    /// The subnet that the store assigns to this node, and its changes.
+    /// Returns which subnet is this node's, and its changes.
     pub fn assigned(&self) -> watch::Receiver<Assigned> {
         self.0.assigned.subscribe()
     }
 
-    /// How many keys of the store are skipped because they are no leases.
+    /// Returns how many keys of the store are skipped because they are no leases.
     pub fn skipped_keys(&self) -> usize {
         self.0.skipped.load(Ordering::Relaxed)
     }
@@ -111,17 +111,17 @@ fn lock(text: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
     text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One wait, from its first reason to its end.
+/// One wait, with its reasons, from its beginning to its end.
 #[derive(Debug, Default)]
 pub(crate) struct Retry {
     waiting: RetryLog,
     backoff: Backoff,
-    said: bool,
+    logged: bool,
     status: StoreStatus,
 }
 
 impl Retry {
-    /// One that others can ask for its reason.
+    /// Begins a wait whose reason is shown in `status`.
     pub(crate) fn reporting_to(status: &StoreStatus) -> Retry {
         Retry {
             status: status.clone(),
@@ -129,15 +129,15 @@ impl Retry {
         }
     }
 
-    /// StoreStatus a while because of `reason`, saying it when it is new, and once a minute. When the store
-    /// does not answer (`away`) the wait grows; else it is a second.
-    pub(crate) async fn wait(&mut self, reason: &str, away: bool) {
+    /// Waits a while because of `reason`, which is logged when it is new, and once a minute. While the
+    /// store is `unreachable` the waits grow; otherwise each is a second.
+    pub(crate) async fn wait(&mut self, reason: &str, unreachable: bool) {
         self.status.set(Some(reason.into()));
         if self.waiting.is_due(reason) {
             warn!("waiting: {reason}");
-            self.said = true;
+            self.logged = true;
         }
-        if away {
+        if unreachable {
             self.backoff.wait().await;
         } else {
             self.backoff.reset();
@@ -145,10 +145,10 @@ impl Retry {
         }
     }
 
-    /// What was waited for is there.
+    /// Ends the wait: what was waited for is there.
     pub(crate) fn over(&mut self) {
         self.status.set(None);
-        if std::mem::take(&mut self.said) {
+        if std::mem::take(&mut self.logged) {
             info!("waiting is over");
         }
     }

@@ -1,4 +1,4 @@
-//! Faults that last are said once, not once a second.
+//! Faults that last are logged once, not once a second.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,19 +8,19 @@ use tokio::time::Instant;
 
 const REMIND: Duration = Duration::from_secs(60);
 
-/// What was last said of each thing. Holds only hashes: a store full of garbage costs 16 bytes a key.
+/// The fault that was last logged of each thing. Holds only hashes.
 #[derive(Debug, Default)]
 pub(crate) struct FaultLog(HashMap<u64, u64>);
 
 impl FaultLog {
-    /// Whether `fault` of `thing` is new, and therefore to be said.
+    /// Returns whether `fault` of `thing` is new, and therefore to be logged.
     pub(crate) fn is_new(&mut self, thing: impl Hash, fault: impl Hash) -> bool {
         let fault = hash(fault);
         self.0.insert(hash(thing), fault) != Some(fault)
     }
 
-    /// The thing is well, or gone: a later fault is new again.
-    pub(crate) fn settled(&mut self, thing: impl Hash) {
+    /// Records that the thing has no fault, or is gone: a later fault is new again.
+    pub(crate) fn cleared(&mut self, thing: impl Hash) {
         if !self.0.is_empty() {
             self.0.remove(&hash(thing));
         }
@@ -30,17 +30,17 @@ impl FaultLog {
 /// How many reasons are remembered.
 const REASONS: usize = 16;
 
-/// The reasons for which something waits: each is said when it is new and once a minute, however
+/// The reasons for which something waits: each is logged when it is new and once a minute, however
 /// they alternate.
 #[derive(Debug, Default)]
 pub(crate) struct RetryLog(Vec<(String, Instant)>);
 
 impl RetryLog {
-    /// Whether to say `reason` now.
+    /// Returns whether to log `reason` now.
     pub(crate) fn is_due(&mut self, reason: &str) -> bool {
         let now = Instant::now();
         self.0.retain(|(_, at)| now.duration_since(*at) < REMIND);
-        if self.0.iter().any(|(said, _)| said == reason) {
+        if self.0.iter().any(|(known, _)| known == reason) {
             return false;
         }
         if self.0.len() == REASONS {
@@ -62,14 +62,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_said_until_it_changes() {
-        let mut said = FaultLog::default();
-        assert!(said.is_new("a", "bad"));
-        assert!(!said.is_new("a", "bad"));
-        assert!(said.is_new("b", "bad"));
-        assert!(said.is_new("a", "worse"));
-        said.settled("a");
-        assert!(said.is_new("a", "worse"));
+    fn a_fault_is_logged_until_it_changes() {
+        let mut log = FaultLog::default();
+        assert!(log.is_new("a", "bad"));
+        assert!(!log.is_new("a", "bad"));
+        assert!(log.is_new("b", "bad"));
+        assert!(log.is_new("a", "worse"));
+        log.cleared("a");
+        assert!(log.is_new("a", "worse"));
     }
 
     #[tokio::test(start_paused = true)]
@@ -77,7 +77,7 @@ mod tests {
         let mut waiting = RetryLog::default();
         let mut said = 0;
         for second in 0..180 {
-            let reason = if second % 2 == 0 { "away" } else { "no config" };
+            let reason = if second % 2 == 0 { "unreachable" } else { "no config" };
             said += u32::from(waiting.is_due(reason));
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

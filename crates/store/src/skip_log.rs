@@ -42,7 +42,7 @@ struct Known {
 }
 
 impl SkipLog {
-    /// Creates a log for the keys in `place`; `status` is told how many are skipped.
+    /// Creates a log for the keys in `place`; `status` shows how many are skipped.
     pub(crate) fn new(place: String, status: StoreStatus) -> SkipLog {
         SkipLog {
             place,

@@ -60,8 +60,8 @@ impl<S: Follow> StoreTask<S> {
         &self.status
     }
 
-    /// Returns the work of looking for the lease of `who` under `config`: what was read for the same
-    /// question is kept. `open` begins anew.
+    /// Returns the search for the lease of `who` under `config`. What was read for the same search is
+    /// kept; otherwise `open` begins one.
     pub(crate) fn search(
         &mut self,
         config: &NetConfig,

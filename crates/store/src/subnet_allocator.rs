@@ -16,7 +16,7 @@ pub(crate) struct SubnetAllocator {
 }
 
 impl SubnetAllocator {
-    /// `previous`: the subnet that an old `subnet.env` names. `status` is told if another node has it.
+    /// `previous`: the subnet that an old `subnet.env` names. `status` reports if another node has it.
     pub(crate) fn new(
         config: NetConfig,
         previous: Option<SubnetKey>,

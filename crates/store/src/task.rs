@@ -1,4 +1,4 @@
-//! A task that does not outlive whoever needs it.
+//! A task that ends with its owner.
 
 use std::future::Future;
 

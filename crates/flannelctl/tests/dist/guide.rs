@@ -160,7 +160,7 @@ fn our_drop_in() {
         let called = machine.read("/run/dockerd.called").unwrap();
         assert_eq!(called.matches("--bip").count(), 1, "{called}");
     }
-    // Unlike in the guide's way, containers live on while flanneld is away.
+    // Unlike in the guide's way, containers live on while flanneld is stopped.
     machine.exec(["systemctl", "stop", "flanneld"]).unwrap();
     assert_eq!(property(&machine, "docker", "ActiveState"), "active");
 }

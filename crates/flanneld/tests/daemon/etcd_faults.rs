@@ -13,7 +13,7 @@ use crate::scene::{self, ETCD, SOON, lease_of, measuring, mesh};
 /// What issue 3 allows for peers that joined during an outage, from etcd's return.
 const FOLLOWED: Duration = Duration::from_secs(2);
 
-/// How long etcd is away: nothing is to show after a minute that does not show by then. The waits
+/// How long etcd is unreachable: nothing is to show after a minute that does not show by then. The waits
 /// between two tries have reached their longest after 3 s; silence is noticed within [`NOTICED`].
 const OUTAGE: Duration = Duration::from_secs(30);
 

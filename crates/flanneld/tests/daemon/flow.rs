@@ -45,7 +45,7 @@ impl Traffic {
     }
 }
 
-/// StoreStatus until the kernel of `node` holds none of the words `old`, and each of `new`.
+/// Waits until the kernel of `node` holds none of the words `old`, and each of `new`.
 pub fn forgets(node: &Node, old: &[String], new: &[String]) {
     let look = || -> Result<(), String> {
         let picture = node.picture().map_err(|e| e.to_string())?;

@@ -13,7 +13,7 @@ fn reconfigure(lab: &Lab, node: &Node, backend: &Value) {
     node.flanneld().start_ready(SOON).unwrap();
 }
 
-/// StoreStatus until no flannel device but `devices` exists, and every route of ours leads through one of
+/// Waits until no flannel device but `devices` exists, and every route of ours leads through one of
 /// them.
 fn only(node: &Node, devices: &[&str], label: &str) {
     let look = || {

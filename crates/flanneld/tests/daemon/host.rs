@@ -15,7 +15,7 @@ fn lines(node: &Node, text: &str) -> usize {
     log.lines().filter(|line| line.contains(text)).count()
 }
 
-/// StoreStatus until `/readyz` refuses, naming `text`.
+/// Waits until `/readyz` refuses, naming `text`.
 fn not_ready(node: &Node, text: &str) {
     let look = || match node.flanneld().http_get("/readyz") {
         Ok((503, body)) if body.contains(text) => Ok(()),

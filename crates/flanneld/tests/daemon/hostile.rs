@@ -39,14 +39,14 @@ fn one_line_each(log: &str, leases: &Leases) -> Result<(), String> {
     }
 }
 
-/// StoreStatus until the log of `node`, from `start` on, has one line for each lease. What is young in a
+/// Waits until the log of `node`, from `start` on, has one line for each lease. What is young in a
 /// directory may be half-written, and is told only when it stays so.
 fn tells_once(node: &Node, start: usize, leases: &Leases, label: &str) {
     let look = || one_line_each(&node.flanneld().log()[start..], leases);
     wait_for(label, SOON, look).unwrap_or_else(|e| panic!("{label}: {e}"));
 }
 
-/// StoreStatus until a good lease that was put now has its route: then all that was put before is read.
+/// Waits until a good lease that was put now has its route: then all that was put before is read.
 fn read_until_here(lab: &Lab, node: &Node, third: u8) {
     let (key, mac) = (
         format!("172.30.{third}.0-24"),

@@ -1,4 +1,4 @@
-//! The daemon is away and comes back: what changed meanwhile, what flows meanwhile, what stays.
+//! The daemon is stopped and started again: what changed meanwhile, what flows meanwhile, what stays.
 
 use std::time::Instant;
 

@@ -71,7 +71,7 @@ pub fn ip_json(place: &Namespace, args: &str) -> Value {
     }
 }
 
-/// StoreStatus until every node has a route to every other one's subnets, and all pods reach all. (A pod
+/// Waits until every node has a route to every other one's subnets, and all pods reach all. (A pod
 /// that was plugged in just now may need a second until its bridge speaks IPv6.)
 pub fn mesh(lab: &Lab) {
     let nodes: Vec<&Node> = lab.nodes().iter().collect();
@@ -79,7 +79,7 @@ pub fn mesh(lab: &Lab) {
     lab.wait_mesh(SOON).unwrap();
 }
 
-/// StoreStatus until each of `nodes` has a route to the subnets of the others.
+/// Waits until each of `nodes` has a route to the subnets of the others.
 pub fn meshed(nodes: &[&Node]) {
     let subnets: Vec<Vec<IpNet>> = nodes
         .iter()

@@ -68,7 +68,7 @@ impl Second<'_> {
         }
     }
 
-    /// StoreStatus until node 1 has routes to exactly these others.
+    /// Waits until node 1 has routes to exactly these others.
     fn meshed(&self, others: &[usize]) {
         let wanted: Vec<String> = others.iter().map(|i| self.subnet(*i)).collect();
         let look = || {

@@ -27,7 +27,7 @@ impl Manager {
         format!("{}/{}", lab::SHARED_DIR, self.name)
     }
 
-    /// StoreStatus for `READY=1`; the service must not end before.
+    /// Waits for `READY=1`; the service must not end before.
     pub fn wait_ready(&self, service: &Process) {
         let mut buffer = [0; 4096];
         wait_for("READY=1", SOON, || {

@@ -204,7 +204,7 @@ fn a_proxy_without_tls_will_do() {
     shows(one, &["route 172.30.101.0/24", "flannel.1"]);
     scene::becomes(kube, "n1", "False");
     proxy.0.kill().unwrap();
-    says(one.flanneld(), &["the API server is away"]);
+    says(one.flanneld(), &["the API server is unreachable"]);
 }
 
 /// Ended with the test.

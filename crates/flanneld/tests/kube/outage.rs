@@ -29,7 +29,7 @@ fn the_api_server_is_killed_and_comes_back() {
     let to = lab.pods()[1].ip(model::Family::V4).unwrap();
     let pings = Pinger::start(&lab.pods()[0], to, Duration::from_millis(10)).unwrap();
     kube.kill9().unwrap();
-    says(one.flanneld(), &["the API server is away"]);
+    says(one.flanneld(), &["the API server is unreachable"]);
     assert_eq!(picture.difference(&one.picture().unwrap()), [""; 0]);
     // A daemon that starts meanwhile waits, and forgets nobody either.
     lab.node(2).flanneld().stop().unwrap();
@@ -49,13 +49,13 @@ fn the_api_server_is_killed_and_comes_back() {
 
     // It takes connections and says nothing.
     kube.freeze().unwrap();
-    says(one.flanneld(), &["the API server is away"]);
+    says(one.flanneld(), &["the API server is unreachable"]);
     let log = one.flanneld().log();
-    let away = || match log.matches("the API server is away").count() {
+    let away = || match log.matches("the API server is unreachable").count() {
         _ if one
             .flanneld()
             .log()
-            .matches("the API server is away")
+            .matches("the API server is unreachable")
             .count()
             > 1 =>
         {

@@ -86,7 +86,7 @@ pub fn condition(kube: &Kube, node: &str) -> Option<Value> {
     all.into_iter().find(|c| c["type"] == "NetworkUnavailable")
 }
 
-/// StoreStatus until a Node's condition has this status.
+/// Waits until a Node's condition has this status.
 pub fn becomes(kube: &Kube, node: &str, status: &str) -> Value {
     let look = || match condition(kube, node) {
         Some(condition) if condition["status"] == status => Ok(condition),
@@ -95,7 +95,7 @@ pub fn becomes(kube: &Kube, node: &str, status: &str) -> Value {
     wait_for(&format!("{node}: NetworkUnavailable={status}"), SOON, look).unwrap()
 }
 
-/// StoreStatus until `node` holds no line with all of `texts`.
+/// Waits until `node` holds no line with all of `texts`.
 pub fn loses(node: &Node, texts: &[&str]) {
     let look = || {
         let picture = node.picture().unwrap();
@@ -140,7 +140,7 @@ fn words(requests: Vec<Request>) -> Vec<String> {
     words.collect()
 }
 
-/// StoreStatus until there is an event with this reason on a Node; returns its text.
+/// Waits until there is an event with this reason on a Node; returns its text.
 pub fn event(kube: &Kube, node: &str, reason: &str) -> String {
     let look = || {
         let events = kube.api().get("/api/v1/namespaces/default/events").unwrap();

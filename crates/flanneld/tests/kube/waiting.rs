@@ -152,7 +152,7 @@ fn a_node_with_one_of_two_subnets_serves_that_one() {
     asked(kube);
 }
 
-/// The Node comes back with another podCIDR, or none, while flanneld is away: the files of the former
+/// The Node comes back with another podCIDR, or none, while flanneld is stopped: the files of the former
 /// subnet are withdrawn. A restart alone, and an API server that does not answer, keep them.
 #[test]
 fn files_of_a_subnet_that_the_node_no_longer_has_are_withdrawn() {

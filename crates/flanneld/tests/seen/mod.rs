@@ -4,7 +4,7 @@ use lab::{Daemon, Node, wait_for};
 
 use crate::scene::SOON;
 
-/// StoreStatus until a line of the daemon's log holds all of `texts`; returns it.
+/// Waits until a line of the daemon's log holds all of `texts`; returns it.
 pub fn says(daemon: &Daemon, texts: &[&str]) -> String {
     let look = || {
         let log = daemon.log();
@@ -16,7 +16,7 @@ pub fn says(daemon: &Daemon, texts: &[&str]) -> String {
     wait_for(&format!("{} says {texts:?}", daemon.name()), SOON, look).unwrap()
 }
 
-/// StoreStatus until `node` holds a line with all of `texts`.
+/// Waits until `node` holds a line with all of `texts`.
 pub fn shows(node: &Node, texts: &[&str]) {
     let look = || {
         let picture = node.picture().unwrap();

@@ -45,7 +45,7 @@ pub struct Kube {
     etcd: Etcd,
     /// kube-apiserver; `None` when stopped.
     apiserver: Mutex<Option<Process>>,
-    /// What needs the API server, and tries again by itself while that is away.
+    /// What needs the API server, and retries by itself while that is unreachable.
     others: Mutex<Vec<Process>>,
 }
 

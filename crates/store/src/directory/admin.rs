@@ -1,4 +1,4 @@
-//! A directory as the person at the keyboard sees it.
+//! The administrator's access to a directory.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -27,7 +27,7 @@ impl Place {
         Ok(Some(json))
     }
 
-    /// Writes the configuration if it is still `was`; says whether it was.
+    /// Writes the configuration if it is still `was`; returns whether it was.
     fn swap_config(&self, json: &[u8], was: Option<&[u8]>) -> io::Result<bool> {
         fs::create_dir_all(self.root())?;
         let _lock = self.lock()?;
@@ -41,14 +41,14 @@ impl Place {
             .mode(0o644)
             .open(new.path())?;
         if let Ok(old) = fs::metadata(self.config()) {
-            // Somebody may have closed it to others, for it may hold a secret.
+            // Its mode may have been restricted, for it may hold a secret.
             file.set_permissions(old.permissions())?;
         }
         file.write_all(json)?;
         file.sync_all()?;
         match was {
             Some(_) => fs::rename(new.path(), self.config())?,
-            // Not over one that a daemon of another make wrote without our lock.
+            // Not over one that another program wrote without our lock.
             None => match fs::hard_link(new.path(), self.config()) {
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => return Ok(false),
                 linked => linked?,

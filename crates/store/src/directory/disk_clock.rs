@@ -14,7 +14,7 @@ const EQUAL: i64 = 10_000;
 /// Not measured yet.
 const UNKNOWN: i64 = i64::MIN;
 
-/// Tells the time of the file system, by the last measurement and the time since.
+/// Computes the time of the file system from the last measurement and the time since.
 #[derive(Debug)]
 pub(super) struct DiskClock {
     /// The file system's time when this machine started, in milliseconds of the epoch.

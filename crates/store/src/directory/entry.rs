@@ -1,5 +1,5 @@
-//! What a lease's file holds: the JSON value that etcd would hold, and two keys more that other
-//! readers ignore: when the lease was made and when it ends.
+//! The contents of a lease's file: the JSON value that etcd would hold, and two more keys that other
+//! readers ignore: when the lease was created and when it ends.
 
 use model::LeaseAttrs;
 use model::lease::BadAttrs;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::lease_value;
 use crate::own_lease::{Signature, Value};
 
-/// A lease as its file tells it.
+/// A lease as stored in its file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Entry {
     pub attrs: LeaseAttrs,

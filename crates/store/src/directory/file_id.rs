@@ -1,11 +1,11 @@
-//! Whether a file is still the one that was seen.
+//! Whether a file is still in the state that was observed.
 
 use std::fs::Metadata;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 
-/// Tells one state of a file from another.
+/// Identifies one state of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
     ino: u64,

@@ -2,7 +2,7 @@
 //!
 //! A lease's file is complete from the moment it has its name: it is written elsewhere, then
 //! linked (which fails if the name is there) or renamed over the old one. Changes are made under
-//! a lock on `.lock`, so that "is it still the file I saw?" and the change are one step among our
+//! a lock on `.lock`, so that checking the state of the file and changing it are one step among our
 //! own daemons. On one machine that is certain. On a shared file system creation is still
 //! exclusive (`link` is atomic on NFS too), while replacing relies on its locks; where it has
 //! none, the loser of a race finds the other's file in its place and gives the subnet up.
@@ -27,7 +27,7 @@ const LARGEST: u64 = 64 << 10;
 /// A temporary file this old was left behind by a crash.
 const LEFT_BEHIND: Duration = Duration::from_secs(3600);
 
-/// Whoever holds the lock does so for milliseconds.
+/// The lock is held for milliseconds.
 const LOCKED: Duration = Duration::from_secs(4);
 
 /// Where a network's files are.
@@ -61,7 +61,7 @@ pub(super) enum Changed {
     Differs(Blocker),
 }
 
-/// What stands in the way of a change.
+/// What prevents a change.
 #[derive(Debug)]
 pub(super) enum Blocker {
     /// The file is not as expected, or is gone.
@@ -104,7 +104,7 @@ impl Place {
         self.subnets().join(key.to_string())
     }
 
-    /// Makes the directories where they are missing; says whether any was.
+    /// Creates the directories where they are missing; returns whether any was.
     pub(super) fn prepare(&self) -> io::Result<bool> {
         let missing = !self.subnets().is_dir();
         if missing {
@@ -138,7 +138,7 @@ impl Place {
         Some(self.clock.measured(i64::try_from(written).unwrap_or(0)))
     }
 
-    /// The state of the directory of leases, and whether there is a configuration beside it.
+    /// Returns the state of the directory of leases, and whether there is a configuration alongside.
     pub(super) fn stat(&self) -> (io::Result<FileId>, bool) {
         (
             std::fs::metadata(self.subnets()).map(|meta| FileId::of(&meta)),
@@ -230,7 +230,7 @@ impl Place {
         Ok(looks)
     }
 
-    /// Makes the lease `key`, unless a living one has any of its addresses.
+    /// Creates the lease `key`, unless a lease that has not ended has any of its addresses.
     pub(super) fn create(&self, key: &SubnetKey, entry: &Entry) -> io::Result<Changed> {
         let (new, id) = self.write_temporary(key, entry)?;
         let _lock = self.lock()?;
@@ -256,7 +256,7 @@ impl Place {
         Ok(Changed::Done(id))
     }
 
-    /// No lease, or one whose time is over.
+    /// Returns whether there is no lease, or one that has ended.
     fn is_free(&self, key: &SubnetKey) -> io::Result<bool> {
         Ok(match self.look(key, None)? {
             Look::Gone => true,
@@ -315,9 +315,9 @@ impl Place {
         }
     }
 
-    /// A name for a file that is about to become `name`.
+    /// Returns a temporary name for a file that is about to become `name`.
     pub(super) fn temporary(&self, name: &str) -> Temporary {
-        // Beside the directory of leases, not in it: nobody need be woken for it.
+        // Not in the directory of leases: that would notify every daemon.
         let name = format!(
             ".{name}.{}.{:016x}.tmp",
             std::process::id(),
@@ -337,7 +337,7 @@ impl Place {
         Ok((temporary, FileId::of(&file.metadata()?)))
     }
 
-    /// StoreStatus for its turn to change anything. Released when dropped, and by the kernel when the
+    /// Waits for the lock, which every change needs. Released when dropped, and by the kernel when the
     /// process ends.
     ///
     /// # Errors
@@ -368,7 +368,7 @@ impl Place {
     }
 }
 
-/// Opens the lock's file. Only its owner may: whoever can open a file can lock it, for as long as it likes.
+/// Opens the lock's file. Only its owner may: a process that can open a file can lock it for ever.
 fn open_lock(path: &Path) -> io::Result<File> {
     let file = OpenOptions::new()
         .read(true)
@@ -413,7 +413,7 @@ pub(super) fn parse_name(name: &std::ffi::OsStr) -> Option<SubnetKey> {
     (key.to_string() == name).then_some(key)
 }
 
-/// A file that is gone with the value, unless it got another name.
+/// A file that is deleted with the value, unless it was renamed.
 pub(super) struct Temporary(PathBuf);
 
 impl Temporary {

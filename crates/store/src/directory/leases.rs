@@ -302,7 +302,7 @@ impl Leases {
     fn report_clock(&mut self, ahead: Option<i64>) {
         let Some(ahead) = ahead else { return };
         if ahead == 0 {
-            self.faults.settled("clock");
+            self.faults.cleared("clock");
         } else if self.faults.is_new("clock", ahead > 0) {
             let word = if ahead > 0 { "ahead of" } else { "behind" };
             warn!(

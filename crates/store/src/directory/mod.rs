@@ -3,7 +3,7 @@
 //! ```text
 //! PATH/config                      the network configuration
 //! PATH/subnets/172.30.80.0-24      a lease: etcd's JSON value, and "Expires", in seconds of the epoch
-//! PATH/.lock                       held for a moment by whoever changes a lease
+//! PATH/.lock                       locked for a moment by each change of a lease
 //! ```
 //!
 //! A file without `Expires` is a reservation. One whose time is over is no lease any more, and its
@@ -20,7 +20,7 @@
 //! | [`own_file`], [`leases`] | the own lease looked after, everybody's read |
 //! | [`disk_clock`] | the clock by which leases end |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
-//! | [`admin`] | looking and writing by hand |
+//! | [`admin`] | the administrator's access |
 
 mod admin;
 mod disk_clock;

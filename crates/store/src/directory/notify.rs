@@ -1,4 +1,4 @@
-//! Being told by the kernel which files of a directory changed.
+//! Notifications of the kernel about changed files of a directory.
 
 #![allow(unsafe_code, reason = "registers a descriptor with the runtime")]
 
@@ -21,9 +21,9 @@ pub(super) struct Notify(AsyncFd<OwnedFd>);
 /// What happened since the last time, coalesced by name.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    /// Files that were made, written, replaced or removed.
+    /// Files that were created, written, replaced or removed.
     pub names: BTreeSet<OsString>,
-    /// More happened than was told: look at everything.
+    /// Some changes were not notified: look at everything.
     pub lost_some: bool,
     /// The directory is no longer the one that is watched.
     pub moved: bool,
@@ -47,7 +47,7 @@ impl Notify {
         Ok(Notify(fd))
     }
 
-    /// StoreStatus for changes, and takes all there are. Cancel-safe.
+    /// Waits for changes, and takes all there are. Cancel-safe.
     pub(super) async fn changes(&self) -> io::Result<Changes> {
         loop {
             let mut ready = self.0.readable().await?;

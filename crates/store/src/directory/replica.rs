@@ -156,7 +156,7 @@ impl Replica {
             }
             Look::Gone => {
                 self.skipped.is_well(key);
-                self.index.gone(&key);
+                self.index.remove(&key);
             }
             Look::Lease(entry, id) => {
                 self.skipped.is_well(key);
@@ -169,11 +169,11 @@ impl Replica {
             }
             Look::Empty(_) => {
                 self.skip(key, "an empty file");
-                self.index.gone(&key);
+                self.index.remove(&key);
             }
             Look::Bad(reason, id) => {
                 self.skip(key, &reason);
-                self.index.saw(key, Seen::taken(id), None);
+                self.index.put(key, Seen::taken(id), None);
             }
         }
     }
@@ -181,7 +181,7 @@ impl Replica {
     fn take_in_lease(&mut self, key: SubnetKey, entry: &Entry, id: FileId) {
         let now = self.place.clock.now();
         if entry.expires.is_some_and(|end| end <= now) {
-            self.index.gone(&key);
+            self.index.remove(&key);
             return;
         }
         let unsettled = Seen::unsettled(id, entry);
@@ -198,7 +198,7 @@ impl Replica {
                 attrs: entry.attrs.clone(),
                 seniority: entry.created.unwrap_or(id.modified_ms()),
             };
-            self.index.saw(key, seen, Some(lease));
+            self.index.put(key, seen, Some(lease));
         }
     }
 
@@ -211,7 +211,7 @@ impl Replica {
                 return false;
             }
             Look::Bad(reason, _) => self.skip(key, reason),
-            Look::Gone => self.index.gone(&key),
+            Look::Gone => self.index.remove(&key),
             Look::Same | Look::Empty(_) | Look::Lease(..) => {
                 self.index.has(&key, |_| true);
                 self.skipped.is_well(key);
@@ -223,19 +223,19 @@ impl Replica {
     /// Records our own lease as we wrote it.
     pub(super) fn put_own(&mut self, lease: Lease, id: FileId) {
         self.index
-            .saw(lease.key, Seen::taken(Some(id)), Some(lease));
+            .put(lease.key, Seen::taken(Some(id)), Some(lease));
     }
 
     /// Records that `key` is in use, whatever its value, which is still to be read.
     pub(super) fn put_unread(&mut self, key: SubnetKey) {
         if self.index.version(&key).is_none() {
-            self.index.saw(key, Seen::taken(None), None);
+            self.index.put(key, Seen::taken(None), None);
         }
     }
 
     /// Records that the file of `key` is not there any more.
     pub(super) fn remove(&mut self, key: &SubnetKey) {
-        self.index.gone(key);
+        self.index.remove(key);
     }
 
     fn is_young(&self, id: &FileId) -> bool {
@@ -282,7 +282,7 @@ impl Replica {
             .map(|(key, _)| key);
         for key in over.collect::<Vec<_>>() {
             info!("lease {key}: not renewed by its owner: expired");
-            self.index.gone(&key);
+            self.index.remove(&key);
         }
         if self.sweep_at.take_if(|at| *at <= Instant::now()).is_some() {
             self.index.sweep();

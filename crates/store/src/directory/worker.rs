@@ -78,12 +78,12 @@ impl Worker {
 
     /// Reports that the directory cannot be read.
     pub(super) fn set_unreachable(&mut self, reason: &str) {
-        self.reachability.away(&self.queue, reason);
+        self.reachability.set_unreachable(&self.queue, reason);
     }
 
     /// Reports that all of the directory is known.
     pub(super) fn set_reachable(&mut self) {
         let root = self.place.root().display().to_string();
-        self.reachability.back(&self.queue, &root);
+        self.reachability.set_reachable(&self.queue, &root);
     }
 }

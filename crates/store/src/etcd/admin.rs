@@ -1,4 +1,4 @@
-//! etcd as the person at the keyboard sees it.
+//! The administrator's access to etcd.
 
 use model::LeaseAttrs;
 

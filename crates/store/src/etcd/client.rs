@@ -143,7 +143,7 @@ impl Client {
             let query = proto::WatchRequest {
                 create: Some(create.clone()),
             };
-            // The request's side stays open: its end would tell etcd that we are done.
+            // The request's side stays open: its end would end the watch.
             let query = tokio_stream::once(query).chain(tokio_stream::pending());
             match within(CALL, streaming(&connection, path::WATCH, query)).await {
                 Ok(stream) => return Ok(Watch { stream, connection }),

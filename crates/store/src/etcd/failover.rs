@@ -128,7 +128,7 @@ impl Failover {
             // Logging in did not help here: another member may know better.
             Remedy::LogIn | Remedy::TryElsewhere => {
                 self.leave(connection.number).await;
-                // A connection that had stood for a while may have ended without anything being
+                // A connection that lasted for a while may have ended without anything being
                 // wrong with its endpoint: that is no try.
                 tries.left = tries
                     .left

@@ -104,7 +104,7 @@ impl Follower {
                 End::Moved => debug!("etcd: this node has another address: reconnecting"),
                 End::Failed(failure) => {
                     let reason = failure.to_string();
-                    self.reachability.away(&self.queue, &reason);
+                    self.reachability.set_unreachable(&self.queue, &reason);
                     self.status.set(Some(reason));
                 }
             }
@@ -121,7 +121,7 @@ impl Follower {
         let mut watch = self.open_watch().await?;
         *joined = Some(Instant::now());
         self.reachability
-            .back(&self.queue, &watch.endpoint().to_string());
+            .set_reachable(&self.queue, &watch.endpoint().to_string());
         self.status.set(None);
         self.publish_desired();
         self.own.retry();

@@ -1,4 +1,4 @@
-//! Which history of etcd is known, up to where, and whether etcd still tells the same one.
+//! Which history of etcd is known, up to where, and whether etcd still has the same one.
 //!
 //! An etcd that was restored from a backup has the same cluster identity and may have any revision. But in the one
 //! history, the keys at a past revision never change: their number at the known position and the key that was changed last
@@ -91,7 +91,7 @@ impl History {
         self.known = self.staged.clone();
     }
 
-    /// What was staged is going to be told again.
+    /// Forgets what was staged: a new watch will show it again.
     pub(super) fn rewind(&mut self) {
         self.staged = self.known.clone();
     }

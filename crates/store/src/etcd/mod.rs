@@ -2,15 +2,15 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`settings`] | endpoints, prefix, log-in: what flags say |
+//! | [`settings`] | endpoints, prefix, log-in, as given by flags |
 //! | [`failure`], [`connection`], [`failover`], [`client`] | what a failure means, one connection, the next endpoint, calls |
-//! | [`proto`], [`keyspace`], [`txn`] | what is said over it |
+//! | [`proto`], [`keyspace`], [`txn`] | the protocol |
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`own_key`], [`etcd_lease`] | what the requests of [`crate::own_lease`] mean in etcd |
 //! | [`history`], [`replica`] | what is known of etcd, and whether etcd still has that history |
 //! | [`leases`] | everybody's leases read, the own one looked after |
 //! | [`follow`] | everybody's leases, for as long as the daemon runs |
-//! | [`admin`] | looking and writing by hand |
+//! | [`admin`] | the administrator's access |
 //!
 //! A start needs one request for the configuration, one per page of leases, one or two for the
 //! lease and one for the watch; nothing is ever asked per peer.

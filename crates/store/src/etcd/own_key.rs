@@ -132,7 +132,7 @@ impl OwnKey {
     }
 
     async fn create(&self, key: &SubnetKey, write: &Write) -> Result<Outcome, Failure> {
-        // A key of one family can stand in the way of one of both: "10.1.2.0-24" and whatever
+        // A key of one family can prevent one of both: "10.1.2.0-24" and whatever
         // follows it after '&' all claim the same IPv4 subnet.
         let end = match key.nets().v4 {
             Some(v4) => format!("{}'", self.keys.subnet_v4(v4)).into(),
@@ -184,8 +184,8 @@ impl OwnKey {
         Ok(Answer::Looked { look, rival })
     }
 
-    /// Why the own key is not there, when no event told: who deletes a key leaves its etcd lease
-    /// alone, while a store that lost the key does not know the lease either.
+    /// Returns why the own key does not exist, when no event showed its deletion: a deletion leaves the
+    /// etcd lease, while a store that lost the key does not know the lease either.
     pub(super) async fn why_missing(&mut self) -> Result<Cause, Failure> {
         let lost = if self.life.exists() {
             self.life.renew().await?.is_none()

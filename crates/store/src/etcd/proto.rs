@@ -191,7 +191,7 @@ pub(super) struct WatchCreate {
     pub range_end: Bytes,
     #[prost(int64, tag = "3")]
     pub start_revision: i64,
-    /// Ask for an empty answer now and then, so that a quiet prefix is not compacted away from us.
+    /// Ask for an empty answer now and then, so that the history of a quiet prefix is not compacted before we have it.
     #[prost(bool, tag = "4")]
     pub progress_notify: bool,
     /// Let big batches come in several answers.

@@ -178,20 +178,20 @@ impl Replica {
 
     /// Records a key as it is at `revision`, with its lease if it has a usable one.
     pub(super) fn put(&mut self, key: SubnetKey, revision: i64, lease: Option<Lease>) {
-        self.index.saw(key, revision, lease);
+        self.index.put(key, revision, lease);
     }
 
     /// Records that `key` is in use, whatever its value, which is still to be read.
     pub(super) fn put_unread(&mut self, key: SubnetKey) {
         if self.index.version(&key).is_none() {
             // No key has this revision.
-            self.index.saw(key, 0, None);
+            self.index.put(key, 0, None);
         }
     }
 
     /// Records that `key` is not there any more.
     pub(super) fn remove(&mut self, key: &SubnetKey) {
-        self.index.gone(key);
+        self.index.remove(key);
     }
 
     /// Logs which keys are new that are no leases.

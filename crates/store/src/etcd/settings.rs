@@ -1,4 +1,4 @@
-//! What the daemon's flags say about etcd, checked before the first packet is sent.
+//! The settings of etcd, as given by the daemon's flags, checked before the first packet is sent.
 
 use std::path::PathBuf;
 
@@ -33,10 +33,10 @@ pub struct EtcdSettings {
     pub timing: Timing,
 }
 
-/// Settings that no waiting mends.
+/// Settings that waiting does not fix.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// An endpoint that is none.
+    /// An endpoint that cannot be used.
     #[error(
         "-etcd-endpoints: {endpoint:?}: {problem}; expected http://HOST:PORT, https://HOST:PORT or unix:///PATH"
     )]
@@ -57,7 +57,7 @@ pub enum SettingsError {
     /// A certificate, key or authority that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A proxy that the environment names and that is none.
+    /// The environment names a proxy that cannot be used.
     #[error(transparent)]
     Proxy(#[from] crate::connect::ProxyError),
     /// A user without a password, or a password without a user.
@@ -111,7 +111,7 @@ impl EtcdSettings {
         Ok(endpoints)
     }
 
-    /// The prefix, without the slashes that it may end in.
+    /// Returns the prefix without trailing slashes.
     pub(super) fn parse_prefix(&self) -> Result<String, SettingsError> {
         let prefix = self.prefix.trim_end_matches('/');
         match prefix.is_empty() || prefix.chars().any(char::is_control) {
@@ -120,7 +120,7 @@ impl EtcdSettings {
         }
     }
 
-    /// User and password, where etcd asks for them. The file is read anew each time.
+    /// Returns user and password, where etcd asks for them. The file is read each time.
     pub(super) fn login(&self) -> Result<Option<(String, Secret)>, SettingsError> {
         let user = self.username.as_deref().filter(|user| !user.is_empty());
         let password = match (&self.password_file, &self.password) {

@@ -146,7 +146,7 @@ impl Follower {
                     if lasted {
                         debug!("API server: {text}");
                     } else {
-                        self.reachability.away(&self.queue, &text);
+                        self.reachability.set_unreachable(&self.queue, &text);
                     }
                 }
             }
@@ -169,7 +169,7 @@ impl Follower {
         let (body, deadline) = self.nodes.watch(position).await?;
         self.history.joined();
         *joined = Some(Instant::now());
-        self.reachability.back(&self.queue, &self.nodes.place());
+        self.reachability.set_reachable(&self.queue, &self.nodes.place());
         self.watch(body, deadline).await
     }
 

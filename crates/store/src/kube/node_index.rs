@@ -132,7 +132,7 @@ impl NodeIndex {
                     Ok(()) => {
                         self.queue.lease(lease.key, Some(lease));
                         if faults.is_empty() {
-                            self.fault_log.settled(&*name);
+                            self.fault_log.cleared(&*name);
                             return None;
                         }
                         let faults = format!("in one family only: {}", faults.join("; "));
@@ -142,7 +142,7 @@ impl NodeIndex {
                 }
             }
             Ok(None) => {
-                self.fault_log.settled(&*name);
+                self.fault_log.cleared(&*name);
                 debug!("Node {name} is no peer: flannel does not run there (yet)");
                 None
             }
@@ -155,7 +155,7 @@ impl NodeIndex {
         let Some((name, known)) = self.nodes.remove_entry(name) else {
             return;
         };
-        self.fault_log.settled(&*name);
+        self.fault_log.cleared(&*name);
         if let Some((key, _)) = known.claim {
             self.release(key, &name);
         }

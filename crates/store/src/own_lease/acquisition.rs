@@ -255,7 +255,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             (Answer::Deleted | Answer::Differs(None), Some(Request::Delete { key, .. })) => {
                 return Step::Stay(self.deleted(&key));
             }
-            // No longer as seen: whoever wrote it decides what it is.
+            // It has changed: what it is depends on the new value.
             (Answer::Differs(Some(entry)), Some(Request::Delete { key, .. })) => {
                 if self.undo.take_if(|(undo, _)| *undo == key).is_some() {
                     self.race_lost();

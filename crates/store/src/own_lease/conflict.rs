@@ -15,10 +15,10 @@ const SLOWEST: Duration = Duration::from_secs(10);
 /// again, which then sees at once that somebody lives here.
 const SIGNED: Duration = Duration::from_secs(15);
 
-/// What is owed to others, and when.
+/// Which answer is due to other writers, and when.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct ConflictPolicy {
-    /// When the present answer is due; `None`: none is owed.
+    /// When the present answer is due; `None`: none is due.
     due: Option<Time>,
     /// The answer is to say who gives it.
     signed: bool,
@@ -53,7 +53,7 @@ impl ConflictPolicy {
         self.signed |= self.foreign > 1;
     }
 
-    /// The node's own wish changed: write at once.
+    /// What the node wants to publish has changed: write at once.
     pub(super) fn hurry(&mut self, now: Time) {
         self.due = self.due.map(|_| now);
     }

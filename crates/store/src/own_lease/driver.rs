@@ -1,7 +1,7 @@
 //! Drives an [`OwnLease`] on a store: carries out what it asks for, passes on the answers, retries,
 //! logs, and keeps its timers.
 //!
-//! A store implements [`Execute`] on the value that does its work and keeps a [`Driver`] beside it:
+//! A store implements [`Execute`] on the value that does its work and keeps a [`Driver`] alongside:
 //!
 //! 1. At a start, [`Driver::find`] and [`Driver::acquire`] run the machine until there is a lease.
 //! 2. Afterwards the store's own loop reports events with [`Driver::observe`] and

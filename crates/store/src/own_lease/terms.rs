@@ -8,7 +8,7 @@ use model::{Dual, Lease, LeaseAttrs, SubnetKey};
 /// A time: since an origin that the driver chooses. It counts while the machine sleeps.
 pub type Time = Duration;
 
-/// Tells one run of a daemon from every other one; the lower one is older.
+/// Identifies one run of a daemon; the lower one is older.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WriterId(pub u64);
 
@@ -16,7 +16,7 @@ pub struct WriterId(pub u64);
 /// questions and their answers are signed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Signature {
-    /// A newcomer asks whether the lease's holder lives.
+    /// A newcomer asks whether the lease's holder is running.
     Claimant(WriterId),
     /// The holder answers that it does.
     Holder(WriterId),
@@ -47,7 +47,7 @@ pub enum Life {
     Foreign,
 }
 
-/// A key of the store as it was seen.
+/// A key of the store in one observed state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry<M> {
     /// The subnet.
@@ -73,7 +73,7 @@ impl<M> Entry<M> {
     }
 }
 
-/// Why a key is not there.
+/// Why a key does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     /// Somebody deleted it.
@@ -82,7 +82,7 @@ pub enum Cause {
     Lost,
 }
 
-/// What one look at a key shows.
+/// What reading one key shows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Look<M> {
     /// It is there.
@@ -104,7 +104,7 @@ pub enum Request<M> {
         /// Widens the choice.
         lost: u32,
     },
-    /// Write `value` under `key`, if the key is still as `over` says (`None`: not there).
+    /// Write `value` under `key`, if the key is still in the state `over` (`None`: it does not exist).
     Write {
         /// Where.
         key: SubnetKey,
@@ -115,7 +115,7 @@ pub enum Request<M> {
         /// It is not to expire.
         reserved: bool,
     },
-    /// Delete `key`, if it is still as `over` says.
+    /// Delete `key`, if it is still in the state `over`.
     Delete {
         /// Which.
         key: SubnetKey,
@@ -148,20 +148,20 @@ pub enum Answer<M> {
         /// Who was there first.
         rival: Option<SubnetKey>,
     },
-    /// It was not written or deleted: the key is so.
+    /// It was not written or deleted: the key is in this state.
     Differs(Option<Entry<M>>),
-    /// It was deleted, or was not there.
+    /// It was deleted, or did not exist.
     Deleted,
-    /// The key is so. `rival`: as in [`Answer::Written`].
+    /// The key is in this state. `rival`: as in [`Answer::Written`].
     Looked {
         /// What is there.
         look: Look<M>,
         /// Who was there first.
         rival: Option<SubnetKey>,
     },
-    /// The own key lives so long now.
+    /// The own key now lives so long.
     Renewed(Life),
-    /// There is no life to be renewed: the key is gone, or about to go.
+    /// There is nothing to renew: the key is gone, or about to expire.
     LifeOver,
     /// No answer, or a refusal. It may have been carried out.
     Failed,
@@ -180,7 +180,7 @@ pub enum Event<M> {
     Want(LeaseAttrs),
     /// The node wants this published.
     Publish(LeaseAttrs),
-    /// The own key is so now.
+    /// The own key is in this state now.
     Observed(Look<M>),
     /// The store has lost data, or is another one.
     HistoryLost,
@@ -199,11 +199,11 @@ pub enum Action<M> {
     Do(Request<M>),
     /// The node has this lease.
     Acquired(Lease),
-    /// The store shows the node's lease so now.
+    /// The store now shows the node's lease as desired.
     Changed(Lease),
     /// There is no free subnet.
     Full(String),
-    /// The lease is lost, or not to be had; nothing follows.
+    /// The lease is lost, or there is none for this node; nothing follows.
     Revoked(Revocation),
     /// For the log.
     Say(Notice),

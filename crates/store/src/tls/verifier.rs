@@ -47,16 +47,16 @@ impl ServerCertVerifier for Verifier {
         let Trust::Authorities { webpki, given } = &self.trust else {
             return Ok(ServerCertVerified::assertion());
         };
-        let verdict =
+        let result =
             webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         let named = given
             .iter()
             .any(|root| root.as_ref() == end_entity.as_ref());
-        if named && verdict.as_ref().is_err_and(is_about_the_issuer) {
+        if named && result.as_ref().is_err_and(is_about_the_issuer) {
             verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             return Ok(ServerCertVerified::assertion());
         }
-        verdict
+        result
     }
 
     fn verify_tls12_signature(
