@@ -163,7 +163,11 @@ impl Status {
     pub fn set_store_unreachable(&self, away: bool) {
         let mut inner = self.0.borrow_mut();
         match away {
-            true => drop(inner.store_unreachable_since.get_or_insert_with(Instant::now)),
+            true => drop(
+                inner
+                    .store_unreachable_since
+                    .get_or_insert_with(Instant::now),
+            ),
             false => inner.store_unreachable_since = None,
         }
     }
@@ -395,7 +399,8 @@ mod tests {
         status.set_routes_missing(false);
         status.set_store_unreachable(true);
         assert!(status.problems().is_empty(), "a short outage");
-        status.0.borrow_mut().store_unreachable_since = Instant::now().checked_sub(STORE_PATIENCE * 2);
+        status.0.borrow_mut().store_unreachable_since =
+            Instant::now().checked_sub(STORE_PATIENCE * 2);
         assert!(status.problems()[0].starts_with("the store has been unreachable"));
         status.set_store_unreachable(false);
         assert!(status.problems().is_empty());

@@ -146,7 +146,7 @@ impl NetConfig {
         NetConfig::check(json).map_err(|faults| faults.first)
     }
 
-    /// The same, but tells everything that is wrong: for whoever is about to write it.
+    /// The same, but returns every fault: for a program that is about to write it.
     ///
     /// # Errors
     /// [`ConfigFaults`], the one that [`NetConfig::from_json`] would name first.

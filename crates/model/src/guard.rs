@@ -62,7 +62,7 @@ pub struct Guard {
 impl Guard {
     /// The guard of a node with the addresses `public` in `networks`, whose backend receives its
     /// tunnel's packets on these UDP ports. Where a node's own address lies in the flannel network,
-    /// nothing tells its packets from a pod's: that family's tunnel is not guarded.
+    /// nothing distinguishes its packets from a pod's: that family's tunnel is not guarded.
     pub fn new(
         networks: &Dual<IpNet>,
         public: &Dual<IpAddr>,

@@ -1,4 +1,4 @@
-//! What a backend must know of the machine it runs on, gathered by whoever may do I/O.
+//! What a backend must know of the machine it runs on, gathered by a crate that may do I/O.
 
 use std::net::IpAddr;
 

@@ -123,7 +123,7 @@ pub struct Lease {
     /// The owner.
     pub attrs: LeaseAttrs,
     /// Orders leases by age, lower is older: etcd's create revision, or milliseconds of the
-    /// epoch in a directory. Of two leases that exclude each other the older one stands.
+    /// epoch in a directory. Of two leases that exclude each other the older one is used.
     pub seniority: u64,
 }
 

@@ -94,7 +94,7 @@ fn first_free<'a>(
 
 /// Chooses a free subnet of every enabled family: those of `previous` if they are free and fit;
 /// else, each family for itself, one of the first [`CHOICES`] free ones: the one that `pick`
-/// says, which is told how many there are.
+/// chooses, given their number.
 ///
 /// # Errors
 /// [`PoolFull`]: a family has none left.

@@ -1,5 +1,5 @@
 //! Addresses as numbers, so that both families share one arithmetic. The numbers of two families
-//! are never compared with each other: whoever holds them keeps the families apart.
+//! are never compared with each other: the owner keeps the families apart.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

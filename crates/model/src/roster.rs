@@ -5,7 +5,7 @@
 //! lease has. Of leases with overlapping subnets the oldest is used. Of leases with one claim (a MAC)
 //! the newest is used: its owner has taken another subnet or address, and the older ones are what it left
 //! behind. When the one that is used goes, the next one takes its place: what is accepted depends on what
-//! the store holds and not on the order in which we heard of it.
+//! the store holds and not on the order in which it was read.
 
 mod decide;
 mod index;
@@ -48,11 +48,11 @@ pub struct Roster {
     accepted: usize,
     refused: BTreeMap<Id, Reason>,
     owners: Owners,
-    /// Public IPs that were noted for having several leases.
+    /// Public IPs that were reported for having several leases.
     shared: BTreeSet<IpAddr>,
     /// Those of them that lost one since.
     left: Vec<IpAddr>,
-    /// Lengths of subnets that were noted for not being ours.
+    /// Lengths of subnets that were reported for not being ours.
     lengths: BTreeSet<u8>,
 }
 
@@ -69,21 +69,21 @@ pub enum RosterChange {
     Drop(SubnetKey),
     /// A peer, new or changed: replaces what was there for its key.
     Accept(Lease),
-    /// A lease that is not used: told once, and again when the reason changes.
+    /// A lease that is not used: reported once, and again when the reason changes.
     Refuse {
         /// The lease.
         key: SubnetKey,
         /// Why not.
         reason: Reason,
     },
-    /// Something to look at. Told once, until it has gone away.
+    /// Something to look at: reported once, until it has ended.
     Note(Note),
 }
 
-/// What is to be decided anew, oldest first: a decision depends on older leases only.
+/// What is to be decided again, oldest first: a decision depends on older leases only.
 type Work = BTreeSet<(u64, SubnetKey, Id)>;
 
-enum Verdict {
+enum Decision {
     Accept,
     Own,
     Refuse(Reason),
@@ -116,7 +116,7 @@ impl Roster {
         }
     }
 
-    /// Which lease is ours, and what the peers send to. Looks at every lease again.
+    /// Sets which lease is ours, and the address that other nodes send to. Looks at every lease again.
     pub fn set_own(&mut self, key: SubnetKey, public_ip: Dual<IpAddr>) -> Vec<RosterChange> {
         (self.own, self.own_ip) = (Some(key), public_ip);
         self.decide_all()
@@ -147,10 +147,10 @@ impl Roster {
         self.index_claims_again();
         let slots = self.slots.iter().zip(0..);
         let all = slots.filter_map(|(slot, id)| Some(rank(&slot.as_ref()?.lease, id)));
-        self.settle(all.collect(), None)
+        self.decide(all.collect(), None)
     }
 
-    /// A lease is there, new or changed.
+    /// Adds a lease, or changes it.
     pub fn put(&mut self, lease: Lease) -> Vec<RosterChange> {
         let mut work = Work::new();
         let (id, before) = match self.find(&lease.key) {
@@ -176,10 +176,10 @@ impl Roster {
             Some(place) => *place = slot,
             None => self.slots.push(slot),
         }
-        self.settle(work, changed)
+        self.decide(work, changed)
     }
 
-    /// A lease is gone.
+    /// Removes a lease.
     pub fn remove(&mut self, key: &SubnetKey) -> Vec<RosterChange> {
         let mut work = Work::new();
         let Some(id) = self.find(key) else {
@@ -192,7 +192,7 @@ impl Roster {
             .filter(|old| old.accepted)
             .map(|old| RosterChange::Drop(old.lease.key));
         let mut changes: Vec<RosterChange> = dropped.into_iter().collect();
-        changes.extend(self.settle(work, None));
+        changes.extend(self.decide(work, None));
         changes
     }
 

@@ -6,7 +6,7 @@
 //!
 //! | chain | packets | what happens |
 //! |---|---|---|
-//! | postrouting | marked 0x4000, whatever the other bits | left to whoever marked them (kube-proxy) |
+//! | postrouting | marked 0x4000, whatever the other bits | left to the program that marked them (kube-proxy) |
 //! | | from `P` to `C` | keep their source |
 //! | | from `C` to `P` | keep their source |
 //! | | from outside `C` to `P` | keep their source |
@@ -197,7 +197,7 @@ impl TrafficRules {
         self
     }
 
-    /// No rules for the same networks: what should stand where these rules should not.
+    /// Returns no rules for the same networks: what should be where these rules should not.
     pub fn none(&self) -> TrafficRules {
         TrafficRules {
             families: Dual::default(),
@@ -205,21 +205,21 @@ impl TrafficRules {
         }
     }
 
-    /// What a chain should hold in which `standing` stands, where `None` is a rule that no flannel
+    /// Returns what a chain should hold that holds `present`, where `None` is a rule that no flannel
     /// writes: the rules of [`TrafficRules::chain`], and those of another flannel's networks as they
-    /// are. It is `standing` itself if nothing needs to change.
-    pub fn merged(&self, family: Family, chain: Chain, standing: &[Option<Rule>]) -> Vec<Rule> {
+    /// are. It is `present` itself if nothing needs to change.
+    pub fn merged(&self, family: Family, chain: Chain, present: &[Option<Rule>]) -> Vec<Rule> {
         let desired = self.chain(family, chain);
         let others = |rule: &Option<Rule>| rule.as_ref().is_some_and(|r| self.is_anothers(r));
-        let ours = standing.iter().filter(|rule| !others(rule));
+        let ours = present.iter().filter(|rule| !others(rule));
         if ours.map(Option::as_ref).eq(desired.iter().map(Some)) {
-            return standing.iter().flatten().cloned().collect();
+            return present.iter().flatten().cloned().collect();
         }
-        let theirs = standing.iter().filter(|rule| others(rule)).flatten();
+        let theirs = present.iter().filter(|rule| others(rule)).flatten();
         // What is said of marks is said for all networks.
         let marks = theirs.clone().next().and_then(|_| {
             let marks = |rule: &&Rule| rule.networks().next().is_none();
-            standing.iter().flatten().find(marks)
+            present.iter().flatten().find(marks)
         });
         let kept = marks.filter(|_| desired.is_empty());
         let rules = desired.iter().chain(kept).chain(theirs);
@@ -235,9 +235,9 @@ impl TrafficRules {
         networks.peek().is_some() && !networks.any(|net| overlaps(&net))
     }
 
-    /// The networks of another flannel whose rules are among `standing`, the widest ones only.
-    pub fn anothers(&self, standing: &[Option<Rule>]) -> Vec<IpNet> {
-        let rules = standing
+    /// The networks of another flannel whose rules are among `present`, the widest ones only.
+    pub fn anothers(&self, present: &[Option<Rule>]) -> Vec<IpNet> {
+        let rules = present
             .iter()
             .flatten()
             .filter(|rule| self.is_anothers(rule));

@@ -21,7 +21,7 @@ pub struct BadSubnetKey(String);
 
 impl SubnetKey {
     /// A key for these subnets; host bits are cleared. `None` when there is no subnet, or one
-    /// stands under the wrong family.
+    /// is given for the wrong family.
     pub fn new(nets: Dual<IpNet>) -> Option<SubnetKey> {
         let wrong = matches!(nets.v4, Some(IpNet::V6(_))) || matches!(nets.v6, Some(IpNet::V4(_)));
         if wrong || nets.is_empty() {

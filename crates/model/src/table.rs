@@ -337,7 +337,7 @@ impl<K: Kind> Table<K> {
             .collect();
         unseen.iter().for_each(|key| self.gone(key));
         if self.under_way > 0 {
-            // Should whoever does it have lost it: asking again is harmless.
+            // The one who does it may have lost it: a second request is harmless.
             let slots: Vec<u32> = (0..)
                 .zip(&self.entries)
                 .filter(|(_, entry)| entry.as_ref().is_some_and(|entry| entry.is(UNDER_WAY)))

@@ -187,7 +187,7 @@ fn the_older_stands_and_the_younger_follows_it() {
     assert_eq!(
         told_of_use(roster.put(lease("10.3.4.0-22", "192.168.0.5", 5, 50))),
         [
-            "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.0-24, which stands"
+            "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.0-24, which is used"
         ]
     );
     // Older than both: the first gives way.
@@ -196,8 +196,8 @@ fn the_older_stands_and_the_younger_follows_it() {
         [
             "drop 10.3.4.0-24",
             "accept 10.3.4.128-25",
-            "refuse 10.3.4.0-24: its subnet 10.3.4.0/24 overlaps the older lease 10.3.4.128-25, which stands",
-            "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.128-25, which stands",
+            "refuse 10.3.4.0-24: its subnet 10.3.4.0/24 overlaps the older lease 10.3.4.128-25, which is used",
+            "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.128-25, which is used",
         ]
     );
     assert_eq!(
@@ -205,7 +205,7 @@ fn the_older_stands_and_the_younger_follows_it() {
         [
             "drop 10.3.4.128-25",
             "accept 10.3.4.0-24",
-            "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.0-24, which stands",
+            "refuse 10.3.4.0-22: its subnet 10.3.4.0/22 overlaps the older lease 10.3.4.0-24, which is used",
         ]
     );
     assert_eq!(
@@ -396,7 +396,7 @@ fn a_lease_taken_anew_is_younger() {
         [
             "drop 10.3.4.0-24",
             "accept 10.3.4.0-25",
-            "refuse 10.3.4.0-24: its subnet 10.3.4.0/24 overlaps the older lease 10.3.4.0-25, which stands",
+            "refuse 10.3.4.0-24: its subnet 10.3.4.0/24 overlaps the older lease 10.3.4.0-25, which is used",
         ]
     );
     // Younger, and still alone: nothing to tell.

@@ -124,7 +124,11 @@ impl<V> LeaseIndex<V> {
 
     /// Records that `key` does not exist.
     pub(crate) fn remove(&mut self, key: &SubnetKey) {
-        if self.known.remove(&key.into()).is_some_and(|old| old.reported) {
+        if self
+            .known
+            .remove(&key.into())
+            .is_some_and(|old| old.reported)
+        {
             self.queue.lease(*key, None);
         }
     }

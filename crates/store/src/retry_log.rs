@@ -77,7 +77,11 @@ mod tests {
         let mut waiting = RetryLog::default();
         let mut said = 0;
         for second in 0..180 {
-            let reason = if second % 2 == 0 { "unreachable" } else { "no config" };
+            let reason = if second % 2 == 0 {
+                "unreachable"
+            } else {
+                "no config"
+            };
             said += u32::from(waiting.is_due(reason));
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

@@ -176,7 +176,7 @@ pub fn hostile(victim: &Victim, mut thirds: impl Iterator<Item = u8>) -> Leases 
     ] {
         leases.insert(subnet, ok());
     }
-    // The good peer is older and stands.
+    // The good peer is older and stays.
     leases.insert(format!("172.30.{}.64-26", victim.peer_third), ok());
     leases
 }

@@ -42,7 +42,7 @@ impl<'de> Deserialize<'de> for Members {
 }
 
 impl Members {
-    /// What stands under `key`: the last one that is not `null`.
+    /// Returns the value of `key`: the last one that is not `null`.
     pub(super) fn raw(&self, key: &str) -> Option<&RawValue> {
         let named = self
             .0

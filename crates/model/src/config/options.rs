@@ -96,7 +96,7 @@ impl BackendConfig {
         }
     }
 
-    /// The one of `names` that stands under `name`, `default` where there is none.
+    /// Returns the one of `names` that is the value of `name`, `default` where there is none.
     ///
     /// # Errors
     /// None of `names`.
@@ -124,7 +124,7 @@ impl BackendConfig {
     /// The text under `name`, if any.
     ///
     /// # Errors
-    /// Not a string. The message tells its type and not its value: it may be a secret.
+    /// Not a string. The message names its type and not its value, which may be a secret.
     pub fn string(&self, name: &str) -> Result<Option<&str>, ConfigError> {
         match self.option(name) {
             None => Ok(None),

@@ -147,7 +147,7 @@ struct Bounds<'a> {
 }
 
 impl Bounds<'_> {
-    /// The bound under `key`. The unspecified address stands for the default, as in Go.
+    /// Returns the bound under `key`. The unspecified address means the default, as in Go.
     fn read(&self, key: &str) -> Result<Option<IpAddr>, ConfigError> {
         let inside = format!("an {} address inside {}", self.family, self.network);
         let Some(text) = self.members.text(key, &inside)? else {

@@ -1,15 +1,15 @@
-//! The decisions: which leases stand, given all that the roster knows.
+//! The decisions: which leases are accepted, given all that the roster knows.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::index::{Age, Id};
-use super::{Claims, Note, Reason, Roster, RosterChange, Slot, Verdict, Work, rank};
+use super::{Claims, Decision, Note, Reason, Roster, RosterChange, Slot, Work, rank};
 use crate::range::number;
 use crate::{BackendType, Dual, Family, Lease, SubnetKey};
 
-/// The order of leases with one claim. The key settles it where the seniority does not.
+/// The order of leases with one claim. The key decides where the seniority does not.
 fn age(lease: &Lease) -> Age {
     let nets = lease.key.nets().iter();
     let folded = nets.fold(0_u32, |sum, (_, net)| {
@@ -24,44 +24,44 @@ fn age(lease: &Lease) -> Age {
 impl Roster {
     /// Decides `work` and all that follows from it. `changed` names the lease that was accepted
     /// before it was replaced, and whether the new one says something else.
-    pub(super) fn settle(
+    pub(super) fn decide(
         &mut self,
         mut work: Work,
         changed: Option<(Id, bool)>,
     ) -> Vec<RosterChange> {
         let (mut drops, mut again, mut accepts, mut rest) = (vec![], vec![], vec![], vec![]);
-        let mut noted = vec![];
+        let mut notes = vec![];
         while let Some((_, key, id)) = work.pop_first() {
             let Some(slot) = self.slot(id) else { continue };
             let replaced = changed.filter(|(replaced, _)| *replaced == id);
             let (recorded, known) = (slot.accepted, slot.accepted || replaced.is_some());
-            let verdict = self.verdict(id, &slot.lease);
-            let stands = matches!(verdict, Verdict::Accept);
-            match (known, stands) {
+            let decision = self.decision(id, &slot.lease);
+            let accepted = matches!(decision, Decision::Accept);
+            match (known, accepted) {
                 (true, false) => drops.push(RosterChange::Drop(key)),
                 (false, true) => {
                     accepts.push(RosterChange::Accept(slot.lease.clone()));
-                    noted.extend(self.other_length(&slot.lease));
+                    notes.extend(self.other_length(&slot.lease));
                 }
                 (true, true) if replaced.is_some_and(|(_, differs)| differs) => {
                     again.push(RosterChange::Accept(slot.lease.clone()));
                 }
                 _ => {}
             }
-            if recorded != stands {
-                self.set_accepted(id, stands, &mut rest);
+            if recorded != accepted {
+                self.set_accepted(id, accepted, &mut rest);
                 self.push_younger(id, &mut work);
             }
-            match verdict {
-                Verdict::Refuse(reason) if self.refused.get(&id) != Some(&reason) => {
+            match decision {
+                Decision::Refuse(reason) if self.refused.get(&id) != Some(&reason) => {
                     self.refused.insert(id, reason.clone());
                     rest.push(RosterChange::Refuse { key, reason });
                 }
-                Verdict::Refuse(_) => {}
-                Verdict::Accept | Verdict::Own => drop(self.refused.remove(&id)),
+                Decision::Refuse(_) => {}
+                Decision::Accept | Decision::Own => drop(self.refused.remove(&id)),
             }
         }
-        for (length, note) in noted {
+        for (length, note) in notes {
             if self.lengths.insert(length) {
                 rest.push(RosterChange::Note(note));
             }
@@ -86,7 +86,7 @@ impl Roster {
             .collect()
     }
 
-    /// Takes a lease out of its slot and the index; adds to `work` what it stood in the way of.
+    /// Takes a lease out of its slot and the index; adds to `work` the leases that it excluded.
     pub(super) fn take(&mut self, id: Id, work: &mut Work) -> Option<Slot> {
         let was = self.slot(id)?.accepted;
         if was {
@@ -135,7 +135,7 @@ impl Roster {
             .filter(|_| self.networks.get(family).is_some())
     }
 
-    /// Enters the claims of a lease that may be right, and adds to `work` the leases whose standing
+    /// Enters the claims of a lease that may be right, and adds to `work` the leases whose acceptance
     /// depends on it.
     pub(super) fn add_claims(&mut self, id: Id, lease: &Lease, work: &mut Work) {
         if self.fault(lease).is_some() {
@@ -182,13 +182,13 @@ impl Roster {
         })
     }
 
-    fn verdict(&self, id: Id, lease: &Lease) -> Verdict {
+    fn decision(&self, id: Id, lease: &Lease) -> Decision {
         if self.own.as_ref() == Some(&lease.key) {
-            return Verdict::Own;
+            return Decision::Own;
         }
         match self.fault(lease).or_else(|| self.rival(id, lease)) {
-            Some(reason) => Verdict::Refuse(reason),
-            None => Verdict::Accept,
+            Some(reason) => Decision::Refuse(reason),
+            None => Decision::Accept,
         }
     }
 
@@ -296,7 +296,7 @@ impl Roster {
                 return Some(Reason::SameClaim { other });
             }
         }
-        let standing = |other: Id| {
+        let accepted_older = |other: Id| {
             let slot = self.slot(other)?;
             (other != id && slot.accepted && rank(&slot.lease, other) < rank(lease, id))
                 .then_some(slot.lease.key)
@@ -305,7 +305,7 @@ impl Roster {
             let Some(net) = self.common(lease, family) else {
                 continue;
             };
-            if let Some(other) = self.index.overlapping(net).find_map(standing) {
+            if let Some(other) = self.index.overlapping(net).find_map(accepted_older) {
                 return Some(Reason::Overlaps { net: *net, other });
             }
         }
@@ -335,28 +335,26 @@ impl Roster {
         slot.accepted = accepted;
         let (key, ips) = (slot.lease.key, slot.lease.attrs.public_ip);
         for (_, ip) in ips.iter() {
-            match accepted {
-                true => {
-                    let other = self.owner(ip);
-                    self.owners.insert(ip, id);
-                    if let Some(other) = other.filter(|_| self.shared.insert(*ip)) {
-                        let note = Note::SharedPublicIp {
-                            ip: *ip,
-                            a: other,
-                            b: key,
-                        };
-                        changes.push(RosterChange::Note(note));
-                    }
+            if accepted {
+                let other = self.owner(ip);
+                self.owners.insert(ip, id);
+                if let Some(other) = other.filter(|_| self.shared.insert(*ip)) {
+                    let note = Note::SharedPublicIp {
+                        ip: *ip,
+                        a: other,
+                        b: key,
+                    };
+                    changes.push(RosterChange::Note(note));
                 }
-                false => {
-                    self.owners.remove(ip, id);
-                    self.left.push(*ip);
-                }
+            } else {
+                self.owners.remove(ip, id);
+                self.left.push(*ip);
             }
         }
-        match accepted {
-            true => self.accepted += 1,
-            false => self.accepted -= 1,
+        if accepted {
+            self.accepted += 1;
+        } else {
+            self.accepted -= 1;
         }
     }
 

@@ -27,7 +27,7 @@ pub(super) type Age = (u64, u32);
 /// which would be aligned to 16 bytes, and in the same order.
 type Start = [u8; 16];
 
-/// Networks of one family by their first address: one that contains others stands before them.
+/// Networks of one family by their first address: one that contains others comes before them.
 #[derive(Default)]
 struct Nets {
     sorted: BTreeSet<(Start, u8, Id)>,

@@ -1,4 +1,4 @@
-//! Why a lease is not used, and what is worth a note although it is.
+//! Why a lease is not used, and what is worth reporting of one that is.
 
 use std::net::IpAddr;
 
@@ -42,7 +42,7 @@ pub enum Reason {
         own: IpNet,
     },
     /// It claims addresses that an older lease has.
-    #[error("its subnet {net} overlaps the older lease {other}, which stands")]
+    #[error("its subnet {net} overlaps the older lease {other}, which is used")]
     Overlaps {
         /// The subnet.
         net: IpNet,

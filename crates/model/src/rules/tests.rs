@@ -154,25 +154,25 @@ fn another_flannel_s_rules_stay_and_the_former_network_s_go() {
         of("10.60.0.0/16", "10.60.3.0/24"),
     );
     let chain = |rules: &TrafficRules| rules.chain(Family::V4, Chain::Postrouting).to_vec();
-    let merge = |rules: &TrafficRules, standing: &[Rule]| {
-        let standing: Vec<_> = standing.iter().cloned().map(Some).collect();
-        rules.merged(Family::V4, Chain::Postrouting, &standing)
+    let merge = |rules: &TrafficRules, present: &[Rule]| {
+        let present: Vec<_> = present.iter().cloned().map(Some).collect();
+        rules.merged(Family::V4, Chain::Postrouting, &present)
     };
     // Each adds its own to what it finds, and then finds nothing to do.
     let both = merge(&b, &merge(&a, &[]));
     assert_eq!(both.len(), 6 + 5);
     assert_eq!(merge(&a, &both), both);
     assert_eq!(merge(&b, &both), both);
-    let standing: Vec<_> = both.iter().cloned().map(Some).collect();
-    assert_eq!(a.anothers(&standing), [net("10.60.0.0/16")]);
-    assert_eq!(b.anothers(&standing), [net("10.1.0.0/16")]);
-    assert_eq!(TrafficRules::default().anothers(&standing), []);
+    let present: Vec<_> = both.iter().cloned().map(Some).collect();
+    assert_eq!(a.anothers(&present), [net("10.60.0.0/16")]);
+    assert_eq!(b.anothers(&present), [net("10.1.0.0/16")]);
+    assert_eq!(TrafficRules::default().anothers(&present), []);
     // Each takes its own away alone; the last one takes the rule about marks too.
     let only_b = merge(&a.none(), &both);
     assert_eq!(only_b, chain(&b));
     assert_eq!(merge(&a.none(), &only_b), only_b);
     assert_eq!(merge(&b.none(), &only_b), []);
-    // A rule of ours that is wrong is replaced, wherever it stands.
+    // A rule of ours that is wrong is replaced, wherever it is.
     let mut wrong = both.clone();
     wrong.remove(8);
     wrong.push(Rule::new([], Verdict::Accept));

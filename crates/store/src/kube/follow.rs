@@ -169,7 +169,8 @@ impl Follower {
         let (body, deadline) = self.nodes.watch(position).await?;
         self.history.joined();
         *joined = Some(Instant::now());
-        self.reachability.set_reachable(&self.queue, &self.nodes.place());
+        self.reachability
+            .set_reachable(&self.queue, &self.nodes.place());
         self.watch(body, deadline).await
     }
 
