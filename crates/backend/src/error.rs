@@ -85,9 +85,10 @@ impl BackendError {
 }
 
 /// The types that this version has; those of [`crate::new`].
-const HAVE: [BackendType; 4] = [
+pub const HAVE: [BackendType; 5] = [
     BackendType::Vxlan,
     BackendType::HostGw,
+    BackendType::Ipip,
     BackendType::Udp,
     BackendType::Alloc,
 ];

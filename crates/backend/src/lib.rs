@@ -10,12 +10,13 @@ mod check;
 mod error;
 mod host_gw;
 mod identity;
+mod ipip;
 mod served;
 mod udp;
 pub mod vxlan;
 
 pub use check::check;
-pub use error::{BackendError, Fault};
+pub use error::{BackendError, Fault, HAVE};
 pub use identity::{Identity, Need};
 pub use vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
 
@@ -115,6 +116,7 @@ pub fn options(kind: &BackendType) -> &'static [&'static str] {
     match kind {
         BackendType::Vxlan => &vxlan::OPTIONS,
         BackendType::Udp => &udp::OPTIONS,
+        BackendType::Ipip => &ipip::OPTIONS,
         _ => &[],
     }
 }
@@ -135,6 +137,7 @@ pub fn new(
         BackendType::Vxlan => Ok(Box::new(vxlan::Vxlan::new(config, host, identity, own)?)),
         BackendType::HostGw => Ok(Box::new(host_gw::HostGw::new(config, host)?)),
         BackendType::Udp => Ok(Box::new(udp::Udp::new(config, host)?)),
+        BackendType::Ipip => Ok(Box::new(ipip::Ipip::new(config, host)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
         known => Err(BackendError::NotYet(known.clone())),

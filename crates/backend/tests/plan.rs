@@ -15,7 +15,7 @@ use model::{Family, Object, Op};
 use nodes::{config, host, identity, lease};
 
 /// Name, and the options of `Backend`.
-const BACKENDS: [(&str, &str); 7] = [
+const BACKENDS: [(&str, &str); 9] = [
     ("vxlan", r#""Type":"vxlan""#),
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
@@ -23,6 +23,11 @@ const BACKENDS: [(&str, &str); 7] = [
         r#""Type":"vxlan","VNI":4096,"Port":4789,"GBP":true,"Learning":true,"MTU":1400,"TxChecksumOffload":"off","Foo":1"#,
     ),
     ("host-gw", r#""Type":"host-gw""#),
+    ("ipip", r#""Type":"ipip""#),
+    (
+        "ipip-direct",
+        r#""Type":"ipip","DirectRouting":true,"MTU":1400"#,
+    ),
     ("udp", r#""Type":"udp""#),
     ("udp-options", r#""Type":"udp","Port":9000,"MTU":1400"#),
     ("alloc", r#""Type":"alloc""#),

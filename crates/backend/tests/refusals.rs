@@ -15,6 +15,7 @@ const V4: &[Family] = &[Family::V4];
 const V6: &[Family] = &[Family::V6];
 const DUAL: &[Family] = &[Family::V4, Family::V6];
 const VXLAN: &str = r#""Type":"vxlan""#;
+const IPIP: &str = r#""Type":"ipip""#;
 const HOST_GW: &str = r#""Type":"host-gw""#;
 
 fn refusal(options: &str, families: &[Family], change: impl FnOnce(&mut Host)) -> String {
@@ -34,6 +35,10 @@ fn a_check_tells_every_option_that_cannot_be_and_needs_no_machine() {
     };
     assert_eq!(told(VXLAN), [""; 0]);
     assert_eq!(told(HOST_GW), [""; 0]);
+    let [ipip] = &told(IPIP)[..] else {
+        panic!("{:?}", told(IPIP))
+    };
+    assert!(ipip.starts_with("IPv6 is not served: ipip carries IPv4 only"));
     assert_eq!(told(r#""Type":"alloc""#), [""; 0]);
     assert_eq!(
         told(r#""Type":"vxlan","Vnni":3"#),
@@ -63,7 +68,7 @@ fn options_that_cannot_be() {
         ),
         (
             r#""Type":"wireguard""#,
-            "backend type wireguard: not in this version, which has vxlan, host-gw, udp, alloc",
+            "backend type wireguard: not in this version, which has vxlan, host-gw, ipip, udp, alloc",
         ),
         (
             r#""Type":"vxlan","VNI":0"#,
@@ -122,6 +127,16 @@ fn machines_that_do_not_suit() {
             "{message}"
         );
     }
+    let message = refusal(IPIP, V6, |_| ());
+    assert_eq!(
+        message,
+        "ipip carries IPv4 only: use vxlan for IPv6, or set EnableIPv6 to false"
+    );
+    let message = refusal(IPIP, V4, |host| host.mtu = 87);
+    assert_eq!(
+        message,
+        "eth0 carries packets of 87 bytes at most: an IPv4 tunnel needs 88"
+    );
     let message = refusal(VXLAN, V6, |host| host.mtu = 1349);
     assert_eq!(
         message,

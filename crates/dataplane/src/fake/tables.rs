@@ -274,11 +274,10 @@ impl Tables {
             self.del_link(name);
         }
         let Some(old) = self.links.get(name).cloned() else {
-            if self.links.values().any(|d| same_tunnel(&d.link, wanted)) {
-                return because(
-                    libc::EEXIST,
-                    "A VXLAN device with the specified VNI already exists",
-                );
+            let mut devices = self.links.iter();
+            let other = devices.find(|(_, d)| d.link.kind.excludes(&wanted.kind));
+            if let Some((other, _)) = other {
+                return because(libc::EEXIST, &format!("{other} has the same settings"));
             }
             let mut link = settings(wanted, None);
             link.mtu = wanted.mtu.min(most);
@@ -409,17 +408,6 @@ impl Tables {
         };
         if was_there {
             self.gone(object.clone());
-        }
-    }
-}
-
-fn same_tunnel(a: &Link, b: &Link) -> bool {
-    match (&a.kind, &b.kind) {
-        (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => {
-            a.vni == b.vni && a.port == b.port && Family::of(&a.local) == Family::of(&b.local)
-        }
-        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_), _) => {
-            false
         }
     }
 }

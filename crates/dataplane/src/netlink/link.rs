@@ -175,7 +175,8 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
     // Down at first: an IPv6 link-local address is made, and router advertisements are listened to,
     // at the moment a device comes up.
     let body = encode::link_body(0, None);
-    requests.call(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body, attrs, |_| {})?;
+    let done = requests.call(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body, attrs, |_| {});
+    done.map_err(|failure| explain(requests, &link.kind, failure))?;
     let Some(made) = look(requests, name)? else {
         return Ok(());
     };
@@ -198,6 +199,50 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
         return Err(Failure::because(libc::EINVAL, text));
     }
     Ok(())
+}
+
+/// Adds to the kernel's refusal to create a device of this kind what can be done about it.
+fn explain(requests: &mut Requests, wanted: &LinkKind, failure: Failure) -> Failure {
+    let kind = wanted.name();
+    let text = match failure.errno {
+        // The kernel has loaded the module by itself if it could.
+        libc::EOPNOTSUPP => format!(
+            "{}: this kernel has no {kind} devices: load the module (modprobe {kind}) or use a kernel that has it",
+            failure.text
+        ),
+        libc::EEXIST => match in_the_way(requests, wanted) {
+            Some(name) => {
+                let what = match wanted {
+                    LinkKind::Vxlan(vxlan) => format!("VNI {} and port {}", vxlan.vni, vxlan.port),
+                    LinkKind::Ipip(ipip) => format!("addresses (local {}, remote any)", ipip.local),
+                    LinkKind::Tun(_) | LinkKind::Foreign(_) => "settings".to_owned(),
+                };
+                format!(
+                    "{}: the {kind} device {name} has the same {what}: delete it (ip link del {name}) if nobody needs it",
+                    failure.text
+                )
+            }
+            None => return failure,
+        },
+        _ => return failure,
+    };
+    Failure::because(failure.errno, text)
+}
+
+/// Returns the device beside which the kernel does not create one of this kind.
+fn in_the_way(requests: &mut Requests, wanted: &LinkKind) -> Option<IfName> {
+    let mut found = None;
+    let attrs = |batch: &mut Batch| {
+        batch.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    };
+    let shown = requests.dump(RTM_GETLINK, &encode::link_body(0, None), attrs, |message| {
+        if let Some(raw) = decode::link(message)
+            && raw.link().kind.excludes(wanted)
+        {
+            found = found.or(raw.name);
+        }
+    });
+    shown.ok().and(found)
 }
 
 /// Checksum offload, the one setting that needs a request of another kind.

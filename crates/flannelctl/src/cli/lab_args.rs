@@ -68,8 +68,8 @@ pub(crate) struct Shape {
     /// Where the leases live
     #[arg(long, value_enum, default_value_t = StoreArg::Directory)]
     pub(crate) store: StoreArg,
-    /// vxlan, host-gw or alloc, or a backend as JSON, such as '{"Type":"vxlan","DirectRouting":true}'
-    #[arg(long, default_value = "vxlan", value_parser = backend)]
+    /// vxlan, host-gw, ipip, udp or alloc, or a backend as JSON, such as '{"Type":"vxlan","DirectRouting":true}'
+    #[arg(long, default_value = "vxlan", value_parser = backend_named)]
     pub(crate) backend: Value,
     /// Pods have IPv6 and no IPv4
     #[arg(long, conflicts_with = "dual")]
@@ -166,11 +166,13 @@ impl Shape {
     }
 }
 
-fn backend(text: &str) -> Result<Value, String> {
+fn backend_named(text: &str) -> Result<Value, String> {
     if !text.trim_start().starts_with('{') {
-        return match text {
-            "vxlan" | "host-gw" | "alloc" => Ok(json!({ "Type": text })),
-            _ => Err("expected vxlan, host-gw, alloc or a JSON object".into()),
+        let names = backend::HAVE.map(|kind| kind.to_string());
+        return if names.iter().any(|name| name == text) {
+            Ok(json!({ "Type": text }))
+        } else {
+            Err(format!("expected {} or a JSON object", names.join(", ")))
         };
     }
     let value: Value = serde_json::from_str(text).map_err(|e| e.to_string())?;

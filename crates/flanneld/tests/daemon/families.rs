@@ -352,3 +352,48 @@ fn a_translated_address_is_published_and_the_tunnel_is_local() {
             .has(&["link flannel.1", "local 192.168.78.1 "])
     );
 }
+
+/// What the ipip backend does on this kernel: where it has such devices (`make test-vm`), pods reach each
+/// other; where it has none, the log says what to do.
+#[test]
+fn ipip_carries_pods_or_says_what_the_kernel_lacks() {
+    for direct in [false, true] {
+        let backend = json!({"Type": "ipip", "DirectRouting": direct});
+        let lab = scene::lab()
+            .nodes(2)
+            .store(ETCD)
+            .backend(backend)
+            .build()
+            .unwrap();
+        let (one, two) = (lab.node(1), lab.node(2));
+        let own = one.ip(V4);
+        let trial = format!("ip link add other type ipip local {own} remote any");
+        if run(one, &trial).is_err() {
+            one.flanneld().start().unwrap();
+            says(one.flanneld(), &["WARN", "flannel.ipip", "modprobe ipip"]);
+            assert!(one.subnet_env().is_err());
+            continue;
+        }
+        // A device with the same addresses is in the way, and is named.
+        one.flanneld().start().unwrap();
+        says(
+            one.flanneld(),
+            &["WARN", "ipip device other", &own.to_string()],
+        );
+        run(one, "ip link del other").unwrap();
+        two.flanneld().start_ready(SOON).unwrap();
+        mesh(&lab);
+        assert_eq!(one.subnet_env().unwrap().mtu, 1480);
+        assert_eq!(lease_of(&lab, one).1["BackendType"], json!("ipip"));
+        let peer = Peer::of(two, V4);
+        let route = if direct {
+            format!("route {} via {} dev eth0", peer.subnet, peer.underlay)
+        } else {
+            format!(
+                "route {} via {} dev flannel.ipip onlink",
+                peer.subnet, peer.underlay
+            )
+        };
+        assert!(one.picture().unwrap().has(&[&route]), "{route}");
+    }
+}

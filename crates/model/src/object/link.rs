@@ -59,6 +59,9 @@ trait Tunnel {
     /// recreated.
     fn in_place(&self, old: &Self) -> bool;
 
+    /// Returns whether the kernel refuses one of both where the other exists.
+    fn excludes(&self, other: &Self) -> bool;
+
     /// Returns the device that carries the outer packets.
     fn beneath(&self) -> Option<Beneath>;
 
@@ -118,6 +121,20 @@ impl LinkKind {
     /// Returns the UDP port on which the tunnel's packets arrive, if it uses UDP.
     pub fn port(&self) -> Option<u16> {
         for_kind!(self, tunnel => tunnel.port(), _kind => None)
+    }
+
+    /// Returns whether the kernel refuses a second device of such settings in one namespace, whatever
+    /// its name.
+    pub fn excludes(&self, other: &LinkKind) -> bool {
+        match (self, other) {
+            (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.excludes(b),
+            (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.excludes(b),
+            (LinkKind::Tun(a), LinkKind::Tun(b)) => a.excludes(b),
+            (
+                LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_),
+                _,
+            ) => false,
+        }
     }
 
     fn settled(&self, observed: &LinkKind) -> bool {

@@ -24,6 +24,11 @@ impl Tunnel for Ipip {
         self == old
     }
 
+    /// Local and remote address name the tunnel; every one of ours has the remote address "any".
+    fn excludes(&self, other: &Ipip) -> bool {
+        self.local == other.local
+    }
+
     fn beneath(&self) -> Option<Beneath> {
         None
     }

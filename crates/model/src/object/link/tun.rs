@@ -21,6 +21,10 @@ impl Tunnel for Tun {
         true
     }
 
+    fn excludes(&self, _other: &Tun) -> bool {
+        false
+    }
+
     fn beneath(&self) -> Option<Beneath> {
         None
     }

@@ -43,6 +43,11 @@ impl Tunnel for Vxlan {
         *self == any
     }
 
+    fn excludes(&self, other: &Vxlan) -> bool {
+        let same_family = self.local.is_ipv4() == other.local.is_ipv4();
+        self.vni == other.vni && self.port == other.port && same_family
+    }
+
     fn beneath(&self) -> Option<Beneath> {
         Some(self.beneath)
     }
