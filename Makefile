@@ -100,12 +100,15 @@ deb: $(PROGRAMS) ## Build a Debian package in target/debian
 
 .PHONY: packages
 packages: PROFILE = release
+packages: FEATURES =
 packages: image-programs ## Build deb, rpm, apk, Arch packages and a tarball of static programs in target/packages
 	@BIN_DIR=$(BUILT)/$(MUSL)/release CNI_PLUGIN=$(BUILT)/$(MUSL)/release/flannel dist/packages -o $(BUILT)/packages
 	@cd $(BUILT)/packages && sha256sum flannel[-_]* >SHA256SUMS
 
 # How the programs of the image are built; `make image PROFILE=dev` is quick and large.
 PROFILE ?= release
+# The image's flannelctl has no `lab` and no `demo`; that of the packages has.
+FEATURES = --no-default-features
 PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Paths of this machine are nobody's business, and would make every machine's programs different ones.
 MUSL_FLAGS = --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=.
@@ -121,7 +124,7 @@ image-tree: image-programs
 .PHONY: image-programs
 image-programs:
 	@scripts/setup image
-	RUSTFLAGS='$(MUSL_FLAGS)' $(CARGO) build --locked --profile $(PROFILE) --target $(MUSL) --no-default-features -p flanneld -p cni -p flannelctl
+	RUSTFLAGS='$(MUSL_FLAGS)' $(CARGO) build --locked --profile $(PROFILE) --target $(MUSL) $(FEATURES) -p flanneld -p cni -p flannelctl
 
 IMAGE = $(CARGO) run --locked --quiet -p image -- --programs $(BUILT)/$(MUSL)/$(PROFILE_DIR) $(if $(filter release,$(PROFILE)),,--any-size)
 

@@ -1,6 +1,6 @@
 //! TUN devices: `IFLA_TUN_*`, and `/dev/net/tun`, which alone creates them.
 
-#![allow(unsafe_code, reason = "calls that no library wraps")]
+#![allow(unsafe_code, reason = "ioctls of the TUN driver")]
 
 use std::fs::OpenOptions;
 use std::io;
