@@ -302,3 +302,51 @@ fn two_nodes_with_one_public_ip_are_reported() {
         assert!(changed.is_empty(), "{store:?}: {changed:#?}");
     }
 }
+
+/// However often a supervisor starts the newcomer again, with and without a pause, the one that was there keeps its subnet.
+fn a_newcomer_never_wins(store: StoreKind, pauses: &[u64]) {
+    let lab = scene::lab().nodes(2).store(store).build().unwrap();
+    let (one, two) = (lab.node(1), lab.node(2));
+    one.flanneld().start_ready(SOON).unwrap();
+    let lease = || {
+        let (key, value) = lease_of(&lab, one);
+        (key, value["PublicIP"].clone(), value["BackendData"].clone())
+    };
+    let before = lease();
+    let picture = one.picture().unwrap();
+    two.flanneld()
+        .set_args([format!("-public-ip={}", one.ipv4())]);
+    for pause in pauses {
+        // What a supervisor waits.
+        std::thread::sleep(Duration::from_secs(*pause));
+        two.flanneld().start().unwrap();
+        let status = two.flanneld().wait_ended(SOON).unwrap();
+        assert_eq!(status.code(), Some(1));
+        assert!(two.subnet_env().is_err(), "the newcomer took a subnet");
+        assert_eq!(lease(), before);
+        assert_eq!(one.flanneld().ended().unwrap(), None);
+    }
+    let changed = picture.difference(&one.picture().unwrap());
+    assert!(changed.is_empty(), "{store:?}: {changed:#?}");
+    let log = one.flanneld().log();
+    let told = log
+        .lines()
+        .filter(|line| line.contains("asks for our"))
+        .count();
+    assert!((1..=2).contains(&told), "{told} lines:\n{log}");
+}
+
+#[test]
+fn a_newcomer_that_is_restarted_never_wins() {
+    for store in STORES {
+        a_newcomer_never_wins(store, &[0, 0, 1]);
+    }
+}
+
+/// As long as it took before, when it always ended in two owners.
+#[test]
+#[ignore = "takes ten minutes"]
+fn a_newcomer_that_is_restarted_for_ten_minutes_never_wins() {
+    let pauses: Vec<u64> = (0..60).map(|n| [5, 5, 5, 20, 0][n % 5]).collect();
+    a_newcomer_never_wins(ETCD, &pauses);
+}

@@ -177,7 +177,7 @@ impl Client {
             Remedy::LogIn => self.failover.forget_token(connection.number).await,
             Remedy::TryElsewhere => self.leave(connection.number).await,
         }
-        Failure::Unreachable(describe(&connection.endpoint, status))
+        Failure::Unreachable(describe(&connection.endpoint, &connection.farewell, status))
     }
 }
 

@@ -12,6 +12,7 @@ use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::failure::innermost;
+use super::farewell::Farewell;
 use crate::endpoint::Endpoint;
 
 /// No message of etcd's is larger but a page of keys, which is read bit by bit (`page.rs`): etcd cuts what a
@@ -26,6 +27,7 @@ pub(super) struct Connection {
     /// Which connection it is, among all of a client.
     pub number: u64,
     pub endpoint: Arc<Endpoint>,
+    pub farewell: Farewell,
     /// It was made for this call.
     pub fresh: bool,
 }

@@ -1,5 +1,6 @@
 //! One connection at a time, logged in, to the next endpoint when one fails.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 
 use super::connection::{Connection, unary, within};
 use super::failure::{Failure, Remedy, USER_IS_EMPTY, describe, innermost, remedy};
+use super::farewell::{AttentiveConnector, Farewell};
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
 use crate::connect::{Connector, Proxy, ProxyError, Scheme};
@@ -29,6 +31,8 @@ const NAMES: Names = Names {
 /// etcd drops clients that ping more often than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(7);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// The `etcd grpc-proxy` of etcd 3.4 drops clients that ping more often than every 5 minutes.
+const PING_SELDOM: Duration = Duration::from_secs(310);
 
 /// The endpoints of one etcd, and the connection to one of them, made when it is first needed.
 pub(super) struct Failover {
@@ -46,6 +50,9 @@ struct State {
     /// Counts connections, so that a late failure of an old one does not end the new one.
     number: u64,
     channel: Option<Channel>,
+    farewell: Farewell,
+    /// Endpoints that ended a connection because of its pings.
+    ping_seldom: BTreeSet<usize>,
     token: Option<MetadataValue<Ascii>>,
     logged_in: bool,
 }
@@ -137,7 +144,7 @@ impl Failover {
                 if tries.left > 0 {
                     return Ok(());
                 }
-                let mut reason = describe(&connection.endpoint, status);
+                let mut reason = describe(&connection.endpoint, &connection.farewell, status);
                 if status.message().contains(USER_IS_EMPTY) {
                     reason += ": it asks for a user: give -etcd-username and -etcd-password-file";
                 }
@@ -163,11 +170,18 @@ impl Failover {
 
     async fn try_connect(&self) -> Result<Connection, Failure> {
         let mut state = self.state.lock().await;
-        let endpoint = self.endpoints[state.active % self.endpoints.len()].clone();
+        let index = state.active % self.endpoints.len();
+        let endpoint = self.endpoints[index].clone();
+        let ping_every = if state.ping_seldom.contains(&index) {
+            PING_SELDOM
+        } else {
+            PING_EVERY
+        };
         let (channel, fresh) = match &state.channel {
             Some(channel) => (channel.clone(), false),
-            None => match self.connect(&endpoint).await {
-                Ok(channel) => {
+            None => match self.connect(&endpoint, ping_every).await {
+                Ok((channel, farewell)) => {
+                    state.farewell = farewell;
                     state.number += 1;
                     state.logged_in = false;
                     state.channel = Some(channel.clone());
@@ -184,6 +198,7 @@ impl Failover {
             token: None,
             number: state.number,
             endpoint,
+            farewell: state.farewell.clone(),
             fresh,
         };
         if !state.logged_in {
@@ -202,7 +217,11 @@ impl Failover {
         Ok(connection)
     }
 
-    async fn connect(&self, endpoint: &Arc<Endpoint>) -> Result<Channel, String> {
+    async fn connect(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        ping_every: Duration,
+    ) -> Result<(Channel, Farewell), String> {
         let scheme = if endpoint.tls { "https" } else { "http" };
         let uri = format!("{scheme}://{}", endpoint.authority());
         // The transport must not see "https": TLS is the connector's business.
@@ -215,15 +234,21 @@ impl Failover {
             server_name: None,
             proxy: self.proxy(endpoint).map_err(|e| e.to_string())?,
         };
-        transport
+        let farewell = Farewell::default();
+        let connector = AttentiveConnector {
+            connector,
+            farewell: farewell.clone(),
+        };
+        let channel = transport
             .origin(origin)
-            .http2_keep_alive_interval(PING_EVERY)
+            .http2_keep_alive_interval(ping_every)
             .keep_alive_timeout(PING_TIMEOUT)
             .initial_stream_window_size(128 << 10)
             .initial_connection_window_size(256 << 10)
             .connect_with_connector(connector)
             .await
-            .map_err(|e| innermost(&e))
+            .map_err(|e| innermost(&e))?;
+        Ok((channel, farewell))
     }
 
     /// Gets a token, where the settings name a user. An etcd that knows no users needs none.
@@ -253,6 +278,7 @@ impl Failover {
             Err(status) => match remedy(&status) {
                 Remedy::TryElsewhere => Err(Failure::Unreachable(describe(
                     &connection.endpoint,
+                    &connection.farewell,
                     &status,
                 ))),
                 _ => Err(Failure::Refused(format!(
@@ -267,6 +293,10 @@ impl Failover {
     pub(super) async fn leave(&self, number: u64) {
         let mut state = self.state.lock().await;
         if state.number == number && state.channel.take().is_some() {
+            if state.farewell.too_many_pings() {
+                let index = state.active % self.endpoints.len();
+                state.ping_seldom.insert(index);
+            }
             state.active += 1;
         }
     }

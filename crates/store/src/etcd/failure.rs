@@ -4,6 +4,7 @@ use std::error::Error;
 
 use tonic::{Code, Status};
 
+use super::farewell::Farewell;
 use crate::endpoint::Endpoint;
 
 /// What an etcd with users says to a request without a token.
@@ -84,11 +85,12 @@ pub(super) fn is_about_login(text: &str) -> bool {
     reasons.iter().any(|reason| text.contains(reason))
 }
 
-/// Describes a failure at `endpoint`.
-pub(super) fn describe(endpoint: &Endpoint, status: &Status) -> String {
-    let mut text = match status.source() {
-        Some(source) => innermost(source),
-        None => status.message().to_string(),
+/// Describes a failure at `endpoint`, over a connection that ended with `farewell`.
+pub(super) fn describe(endpoint: &Endpoint, farewell: &Farewell, status: &Status) -> String {
+    let mut text = match (farewell.error(), status.source()) {
+        (Some(error), _) => error.to_string(),
+        (None, Some(source)) => innermost(source),
+        (None, None) => status.message().to_string(),
     };
     if text.is_empty() {
         text = status.code().to_string();

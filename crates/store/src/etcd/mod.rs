@@ -3,7 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`settings`] | endpoints, prefix, log-in, as given by flags |
-//! | [`failure`], [`connection`], [`failover`], [`client`] | what a failure means, one connection, the next endpoint, calls |
+//! | [`failure`], [`farewell`], [`connection`], [`failover`], [`client`] | what a failure means, why a connection ended, one connection, the next endpoint, calls |
 //! | [`proto`], [`keyspace`], [`txn`] | the protocol |
 //! | [`page`], [`listing`] | all leases, as they arrive |
 //! | [`own_key`], [`etcd_lease`] | what the requests of [`crate::own_lease`] mean in etcd |
@@ -21,6 +21,7 @@ mod connection;
 mod etcd_lease;
 mod failover;
 mod failure;
+mod farewell;
 mod follow;
 mod history;
 mod keyspace;

@@ -1,9 +1,12 @@
 //! Servers that change under a connected client, or that are not what they should be.
 
-use store::{EtcdSettings, EtcdStore, Secret, Store};
+use std::time::Duration;
+
+use model::LeaseAttrs;
+use store::{AnyStore, EtcdSettings, EtcdStore, Secret, Store};
 
 use crate::etcd_server::Etcd;
-use crate::node::{CONFIG, local, within};
+use crate::node::{CONFIG, Node, attrs, key, local, value, waits_for, within};
 use crate::world::{PREFIX, World, settings};
 
 #[test]
@@ -25,9 +28,7 @@ fn users_that_come_while_it_is_connected_are_logged_in() {
             }
         })
         .await;
-        etcd.ctl(&["user", "add", "root:secret"]);
-        etcd.ctl(&["user", "grant-role", "root", "root"]);
-        etcd.ctl(&["auth", "enable"]);
+        enable_auth(&etcd);
         etcd.ctl_stdin(
             &["--user", "root:secret", "put", &format!("{PREFIX}/config")],
             CONFIG,
@@ -110,5 +111,85 @@ fn a_server_without_the_v3_api_is_named() {
         .await;
         waiting.abort();
         assert!(reason.contains("v3 API"), "{reason}");
+    });
+}
+
+/// Makes etcd ask for the user `root`.
+fn enable_auth(etcd: &Etcd) {
+    etcd.ctl(&["user", "add", "root:secret"]);
+    etcd.ctl(&["user", "grant-role", "root", "root"]);
+    etcd.ctl(&["auth", "enable"]);
+}
+
+/// Publishes other data than before.
+async fn publish(node: &mut Node<AnyStore>, n: u32) {
+    let data = attrs(n).data;
+    node.store.publish(LeaseAttrs { data, ..attrs(1) }).await;
+}
+
+async fn until_published(node: &mut Node<AnyStore>, n: u32) {
+    let data = attrs(n).data;
+    let wanted = LeaseAttrs { data, ..attrs(1) };
+    node.until("the publication", |node| {
+        let mut known = node.known.values();
+        node.complete && known.any(|lease| lease.attrs == wanted)
+    })
+    .await;
+    assert_eq!(node.revoked, None);
+}
+
+#[test]
+fn a_node_that_runs_logs_in_when_users_come() {
+    local(async {
+        let etcd = <Etcd as World>::new();
+        let mut node = Node::start(
+            AnyStore::from(
+                EtcdStore::new(EtcdSettings {
+                    username: Some("root".into()),
+                    password: Some(Secret::new("secret")),
+                    ..settings(&etcd)
+                })
+                .unwrap(),
+            ),
+            1,
+        )
+        .await;
+        publish(&mut node, 2).await;
+        until_published(&mut node, 2).await;
+        enable_auth(&etcd);
+        publish(&mut node, 3).await;
+        until_published(&mut node, 3).await;
+        // It still follows.
+        let name = format!("{PREFIX}/subnets/10.20.250.0-24");
+        etcd.ctl_stdin(&["--user", "root:secret", "put", &name], &value(250));
+        node.until("a peer", |node| {
+            node.complete && node.known.contains_key(&key("10.20.250.0-24"))
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_node_without_a_user_goes_on_with_what_it_knows() {
+    local(async {
+        let etcd = <Etcd as World>::new();
+        etcd.put(&format!("{PREFIX}/subnets/10.20.250.0-24"), &value(250));
+        let mut node = Node::start(etcd.store(), 1).await;
+        publish(&mut node, 2).await;
+        until_published(&mut node, 2).await;
+        enable_auth(&etcd);
+        publish(&mut node, 3).await;
+        let status = node.store.status();
+        let told = waits_for(&status, "-etcd-username");
+        tokio::pin!(told);
+        while tokio::time::timeout(Duration::from_millis(1), &mut told)
+            .await
+            .is_err()
+        {
+            node.follow(Duration::from_millis(50)).await;
+        }
+        assert_eq!((node.known.len(), &node.revoked), (2, &None));
+        etcd.ctl(&["--user", "root:secret", "auth", "disable"]);
+        until_published(&mut node, 3).await;
     });
 }

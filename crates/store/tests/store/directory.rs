@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use store::{Store, Timing};
 use tokio::time::Instant;
 
-use crate::node::{CONFIG, Node, attrs, claim, key, local, value, within};
+use crate::node::{CONFIG, LIMIT, Node, attrs, claim, key, local, value, within};
 use crate::world::{Directory, World};
 
 crate::suite!(Directory);
@@ -215,7 +215,7 @@ fn leases_removed_all_at_once_are_published_again() {
             .await;
         let mut before = dir.subnets();
         std::fs::rename(dir.path("subnets"), dir.path("old")).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
         while !dir.path("subnets").exists() || dir.subnets().len() < 2 {
             assert!(Instant::now() < deadline, "not published again");
             tokio::join!(
@@ -304,7 +304,7 @@ fn every_foreign_write_is_answered() {
         let file = format!("subnets/{}", node.own_key().unwrap());
         for _ in 0..3 {
             dir.put(&file, &value(1).replace("02:00:00", "02:ff:ff"));
-            let deadline = Instant::now() + Duration::from_secs(15);
+            let deadline = Instant::now() + LIMIT;
             while !dir.get(&file).is_some_and(|now| now.contains("02:00:00")) {
                 assert!(Instant::now() < deadline, "{:?}", dir.get(&file));
                 node.follow(Duration::from_millis(50)).await;

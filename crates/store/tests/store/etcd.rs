@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use model::LeaseAttrs;
 use store::{AnyStore, EtcdSettings, EtcdStore, Secret, Store, Timing};
 use tokio::time::Instant;
 
 use crate::etcd_server::Etcd;
 use crate::gate::Gate;
-use crate::node::{CONFIG, Node, key, local, value, within};
+use crate::node::{CONFIG, LIMIT, Node, attrs, key, local, value, waits_for, within};
+use crate::own_lease::until_stored;
 use crate::world::{PREFIX, World, settings};
 
 crate::suite!(Etcd);
@@ -99,11 +101,13 @@ fn a_restart_leaves_one_etcd_lease() {
         let etcd = Etcd::new();
         let mut leases = Vec::new();
         for _ in 0..3 {
+            let before = etcd.calls();
             let mut node = Node::start(etcd.store_with(short(60, 58)), 1).await;
             node.until("own", |node| node.complete && node.own_key().is_some())
                 .await;
-            // Renewed after two seconds.
-            node.follow(Duration::from_secs(3)).await;
+            // Taken over at the start, and renewed two seconds after it.
+            let renewals = || calls_since(&etcd, &before).get("LeaseKeepAlive").copied();
+            until_stored(&mut node, "two renewals", || renewals() >= Some(2)).await;
             leases.push(etcd.leases());
         }
         assert_eq!(leases[0].len(), 1);
@@ -153,29 +157,43 @@ fn a_user_logs_in_again_when_the_token_ends() {
         let store = EtcdStore::new(EtcdSettings {
             username: Some("root".into()),
             password_file: Some(file.path().into()),
-            timing: short(4, 2),
             ..settings(&etcd)
         });
-        let mut store = store.unwrap();
-        let waited = tokio::time::timeout(Duration::from_millis(1500), store.config()).await;
-        assert!(waited.is_err(), "a wrong password was taken");
-        std::fs::write(file.path(), "secret\n").unwrap();
-        within(store.config()).await;
+        let mut store: AnyStore = store.unwrap().into();
+        let status = store.status();
+        let corrected = async {
+            waits_for(&status, "invalid user ID or password").await;
+            std::fs::write(file.path(), "secret\n").unwrap();
+        };
+        within(async { tokio::join!(store.config(), corrected) }).await;
         let mut node = Node::start(store, 1).await;
         node.until("own", |node| node.complete && node.own_key().is_some())
             .await;
-        // Two renewals, long after the token ended.
-        node.follow(Duration::from_secs(6)).await;
+        let own = node.own_key().unwrap();
+        let before = etcd.calls();
+        let log_ins = || calls_since(&etcd, &before).get("Authenticate").copied();
+        // Each publication needs a token; one that is used lives on, so the pauses are longer than its life.
+        let deadline = Instant::now() + LIMIT;
+        for n in 2.. {
+            let wanted = LeaseAttrs {
+                data: attrs(n).data,
+                ..attrs(1)
+            };
+            node.store.publish(wanted.clone()).await;
+            node.until("the publication", |node| {
+                let known = node.known.get(&own);
+                known.is_some_and(|lease| lease.attrs == wanted)
+            })
+            .await;
+            if log_ins() >= Some(2) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it never logged in again");
+            node.follow(Duration::from_millis(1500)).await;
+        }
         assert_eq!((node.complete, &node.revoked), (true, &None));
-        let as_root = [
-            "--user",
-            "root:secret",
-            "get",
-            "--prefix",
-            "--keys-only",
-            PREFIX,
-        ];
-        assert!(etcd.ctl(&as_root).contains("subnets/"));
+        let value = etcd.ctl(&["--user", "root:secret", "get", "--prefix", PREFIX]);
+        assert!(value.contains(&own.to_string()), "{value}");
     });
 }
 
@@ -215,12 +233,13 @@ fn a_lease_may_be_made_a_reservation_under_a_running_daemon() {
     local(async {
         let etcd = Etcd::new();
         etcd.put(&format!("{PREFIX}/subnets/10.20.9.0-24"), &value(2));
-        let mut node = Node::start(etcd.store_with(short(6, 3)), 1).await;
+        let mut node = Node::start(etcd.store_with(short(3, 2)), 1).await;
         node.until("own", |node| node.complete && node.own_key().is_some())
             .await;
         let own = node.own_key().unwrap().to_string();
         assert!(!etcd.is_reservation(&own));
         etcd.put(&format!("{PREFIX}/subnets/{own}"), &value(1));
+        // Longer than the lease that it had would have lived.
         node.follow(Duration::from_secs(4)).await;
         assert!(etcd.is_reservation(&own));
         assert_eq!(node.revoked, None);
@@ -249,18 +268,14 @@ fn a_user_who_may_not_write_is_told_so() {
         });
         let mut node = Node::new(store.unwrap(), 1);
         node.config = within(node.store.config()).await;
-        let claim = crate::node::claim(1);
-        let early = node.store.acquire(&node.config, &claim);
-        assert!(
-            tokio::time::timeout(Duration::from_secs(1), early)
-                .await
-                .is_err()
-        );
-        // Healed without a restart.
-        let grant = "--user root:secret role grant-permission reader readwrite --prefix=true /";
-        etcd.ctl(&grant.split(' ').collect::<Vec<_>>());
-        within(node.store.acquire(&node.config, &claim))
-            .await
-            .unwrap();
+        let status = node.store.status();
+        let granted = async {
+            waits_for(&status, "permission denied").await;
+            // Healed without a restart.
+            let grant = "--user root:secret role grant-permission reader readwrite --prefix=true /";
+            etcd.ctl(&grant.split(' ').collect::<Vec<_>>());
+        };
+        let (lease, ()) = tokio::join!(node.acquire(), granted);
+        lease.unwrap();
     });
 }

@@ -6,6 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,8 @@ use tempfile::TempDir;
 /// A running etcd server, or a stopped one.
 pub struct Etcd {
     child: Option<Child>,
+    /// Where its programs are.
+    programs: PathBuf,
     dir: TempDir,
     client_port: u16,
     peer_port: u16,
@@ -38,10 +41,20 @@ impl Etcd {
     }
 
     pub fn start_with(extra: &[&str], tls: Option<Tls>) -> Etcd {
+        Etcd::start_as(crate::programs::system(), extra, tls)
+    }
+
+    /// Starts another version of it.
+    pub fn start_from(programs: PathBuf, extra: &[&str]) -> Etcd {
+        Etcd::start_as(programs, extra, None)
+    }
+
+    fn start_as(programs: PathBuf, extra: &[&str], tls: Option<Tls>) -> Etcd {
         let extra: Vec<String> = extra.iter().map(|s| s.to_string()).collect();
         for _ in 0..5 {
             let mut etcd = Etcd {
                 child: None,
+                programs: programs.clone(),
                 dir: TempDir::new().unwrap(),
                 client_port: free_port(),
                 peer_port: free_port(),
@@ -64,8 +77,8 @@ impl Etcd {
     // There is no runtime here that a sleep could block.
     #[allow(clippy::disallowed_methods)]
     fn try_run(&mut self) -> bool {
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let mut command = Command::new("etcd");
+        let peer = self.peer_url();
+        let mut command = Command::new(self.programs.join("etcd"));
         command.args([
             "--name",
             "test",
@@ -157,17 +170,21 @@ impl Etcd {
         self.ctl(&["snapshot", "save", file.to_str().unwrap()]);
     }
 
-    /// Kills it, and starts it with the data of the backup. Nobody else can reach it before `meanwhile` is over.
-    pub fn restore(&mut self, meanwhile: impl FnOnce(&Etcd)) {
+    /// Kills it, and starts it with the data of the backup, restored with `flags`. Nobody else can reach it before
+    /// `meanwhile` is over.
+    pub fn restore(&mut self, flags: &[&str], meanwhile: impl FnOnce(&Etcd)) {
         self.lose_data();
         let (backup, data) = (self.dir.path().join("backup"), self.dir.path().join("data"));
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let restored = Command::new("etcdctl")
+        let peer = self.peer_url();
+        let newer = Some(self.programs.join("etcdutl")).filter(|program| program.exists());
+        let program = newer.unwrap_or_else(|| self.programs.join("etcdctl"));
+        let restored = Command::new(program)
             .env("ETCDCTL_API", "3")
             .args(["snapshot", "restore", backup.to_str().unwrap()])
             .args(["--name", "test", "--data-dir", data.to_str().unwrap()])
             .args(["--initial-cluster", &format!("test={peer}")])
             .args(["--initial-advertise-peer-urls", &peer])
+            .args(flags)
             .output()
             .unwrap();
         assert!(restored.status.success(), "{restored:?}");
@@ -188,10 +205,26 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.client_port)
     }
 
+    /// Where other members reach it.
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
     fn get(&self, path: &str) -> Option<String> {
+        self.ask(&format!("GET {path} HTTP/1.0\r\n\r\n"))
+    }
+
+    /// Sends JSON to etcd's gateway.
+    pub fn post(&self, path: &str, json: &str) -> String {
+        let length = json.len();
+        let head = format!("POST {path} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n");
+        self.ask(&(head + json)).unwrap()
+    }
+
+    fn ask(&self, request: &str) -> Option<String> {
         let mut tcp = TcpStream::connect(("127.0.0.1", self.client_port)).ok()?;
         tcp.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(tcp, "GET {path} HTTP/1.0\r\n\r\n").ok()?;
+        tcp.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         tcp.read_to_string(&mut answer).ok()?;
         Some(answer)
@@ -222,10 +255,19 @@ impl Etcd {
     }
 
     pub fn ctl_stdin(&self, args: &[&str], input: &str) -> String {
-        let mut command = Command::new("etcdctl");
-        command
-            .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.url()]);
+        let result = self.try_ctl(args, input);
+        result.unwrap_or_else(|why| panic!("etcdctl {args:?}: {why}"))
+    }
+
+    /// Runs `etcdctl`; returns what it prints, or its errors if it fails.
+    pub fn try_ctl(&self, args: &[&str], input: &str) -> Result<String, String> {
+        self.try_ctl_at(&self.url(), args, input)
+    }
+
+    /// The same on another member.
+    pub fn try_ctl_at(&self, url: &str, args: &[&str], input: &str) -> Result<String, String> {
+        let mut command = Command::new(self.programs.join("etcdctl"));
+        command.env("ETCDCTL_API", "3").args(["--endpoints", url]);
         if let Some(tls) = &self.tls {
             command.args(["--cacert", &tls.ca]);
             if tls.mutual {
@@ -247,9 +289,18 @@ impl Etcd {
             .write_all(input.as_bytes())
             .unwrap();
         let output = child.wait_with_output().unwrap();
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "etcdctl {args:?}: {errors}");
-        String::from_utf8(output.stdout).unwrap()
+        if output.status.success() {
+            Ok(String::from_utf8(output.stdout).unwrap())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into())
+        }
+    }
+
+    /// Its present revision.
+    pub fn revision(&self) -> i64 {
+        let status = self.ctl(&["endpoint", "status", "-w", "json"]);
+        let revision = status.split("\"revision\":").nth(1).unwrap();
+        revision.split(',').next().unwrap().parse().unwrap()
     }
 
     pub fn put(&self, key: &str, value: &str) {
@@ -272,7 +323,7 @@ impl Drop for Etcd {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

@@ -72,23 +72,27 @@ impl Drop for LossyGate {
     }
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub const HEADERS: u8 = 1;
 
 /// Frames of HTTP/2 as they arrive.
 #[derive(Default)]
-struct Frames(Vec<u8>);
+pub struct Frames(Vec<u8>);
 
-struct Frame {
+pub struct Frame {
     bytes: Vec<u8>,
-    kind: u8,
-    stream: u32,
+    pub kind: u8,
+    pub stream: u32,
 }
 
 impl Frames {
+    pub fn arrived(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
     /// Takes out the first frame, if all of it is there.
-    fn take(&mut self) -> Option<Frame> {
+    pub fn take(&mut self) -> Option<Frame> {
         let header = self.0.get(..9)?;
         let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
         let kind = header[3];
@@ -119,11 +123,11 @@ async fn forward(mut client: TcpStream, mut server: TcpStream, plan: Rc<Plan>) {
     loop {
         tokio::select! {
             n = client.read(&mut up) => match n {
-                Ok(n) if n > 0 => calls.0.extend_from_slice(&up[..n]),
+                Ok(n) if n > 0 => calls.arrived(&up[..n]),
                 _ => return,
             },
             n = server.read(&mut down) => match n {
-                Ok(n) if n > 0 => answers.0.extend_from_slice(&down[..n]),
+                Ok(n) if n > 0 => answers.arrived(&down[..n]),
                 _ => return,
             },
         }

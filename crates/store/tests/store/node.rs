@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use model::{Dual, Lease, LeaseAttrs, NetConfig, SubnetKey};
-use store::{AcquireError, Claim, Store, StoreEvent, Who};
+use store::{AcquireError, Claim, Store, StoreEvent, StoreStatus, Who};
 use tokio::time::{Instant, timeout_at};
 
 /// Longer than anything takes that works, on a machine with much else to do.
@@ -142,6 +142,15 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future)
         .await
         .expect("takes too long")
+}
+
+/// Waits until the store reports that it waits, for a reason with `text` in it.
+pub async fn waits_for(status: &StoreStatus, text: &str) {
+    let deadline = Instant::now() + LIMIT;
+    while !status.get().is_some_and(|why| why.contains(text)) {
+        assert!(Instant::now() < deadline, "{text}: {:?}", status.get());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Runs a test as the daemon runs: on one thread.

@@ -8,7 +8,8 @@ use tokio::time::Instant;
 use crate::etcd::{calls_since, short, through};
 use crate::etcd_server::Etcd;
 use crate::gate::{Gate, State};
-use crate::node::{CONFIG, Node, key, local, value, within};
+use crate::node::{CONFIG, LIMIT, Node, key, local, value, waits_for, within};
+use crate::own_lease::until_stored;
 use crate::world::{PREFIX, World};
 
 #[test]
@@ -53,16 +54,7 @@ fn a_compaction_during_an_outage_is_survived() {
         etcd.ctl(&["del", &format!("{PREFIX}/subnets/10.20.5.0-24")]);
         etcd.put(&format!("{PREFIX}/subnets/10.20.6.0-24"), &value(66));
         etcd.put(&format!("{PREFIX}/subnets/10.20.10.0-24"), &value(10));
-        let status = etcd.ctl(&["endpoint", "status", "-w", "json"]);
-        let revision = status
-            .split("\"revision\":")
-            .nth(1)
-            .unwrap()
-            .split(',')
-            .next()
-            .unwrap()
-            .to_string();
-        etcd.ctl(&["compact", &revision]);
+        etcd.ctl(&["compact", &etcd.revision().to_string()]);
         let before = etcd.calls();
         gate.set(State::Open);
         node.until("back", |node| {
@@ -94,7 +86,7 @@ fn a_lease_that_ran_out_during_an_outage_is_taken_again() {
             .await;
         let own = node.own_key().unwrap();
         gate.set(State::Shut);
-        let deadline = Instant::now() + Duration::from_secs(15);
+        let deadline = Instant::now() + LIMIT;
         while !etcd.subnets().is_empty() {
             assert!(Instant::now() < deadline, "etcd does not end the lease");
             node.follow(Duration::from_millis(200)).await;
@@ -102,9 +94,11 @@ fn a_lease_that_ran_out_during_an_outage_is_taken_again() {
         // By our clock, too, which began earlier.
         gate.set(State::Open);
         node.until("back", |node| node.complete).await;
-        node.follow(Duration::from_secs(1)).await;
+        until_stored(&mut node, "taken again", || {
+            etcd.subnets() == [own.to_string()]
+        })
+        .await;
         assert_eq!(node.revoked, None);
-        assert_eq!(etcd.subnets(), [own.to_string()]);
     });
 }
 
@@ -122,16 +116,7 @@ fn a_lease_deleted_during_an_outage_is_revoked() {
             etcd.delete(&format!("subnets/{}", node.own_key().unwrap()));
             if compact {
                 etcd.put("other", "x");
-                let status = etcd.ctl(&["endpoint", "status", "-w", "json"]);
-                let revision = status
-                    .split("\"revision\":")
-                    .nth(1)
-                    .unwrap()
-                    .split(',')
-                    .next()
-                    .unwrap()
-                    .to_string();
-                etcd.ctl(&["compact", &revision]);
+                etcd.ctl(&["compact", &etcd.revision().to_string()]);
             }
             gate.set(State::Open);
             node.until("revoked", |node| node.revoked.is_some()).await;
@@ -156,7 +141,7 @@ fn an_etcd_that_lost_everything_gets_it_back() {
         etcd.put(&format!("{PREFIX}/config"), CONFIG);
         let known = |node: &Node<AnyStore>| node.complete && node.known.len() == 2;
         tokio::join!(one.until("back", known), two.until("back", known));
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + LIMIT;
         while etcd.subnets().len() < 2 {
             assert!(Instant::now() < deadline, "not published again");
             tokio::join!(
@@ -220,8 +205,9 @@ fn etcd_may_come_later_than_the_daemon() {
         let mut etcd = Etcd::new();
         etcd.kill();
         let mut store = etcd.store();
+        let status = store.status();
         let starting = tokio::task::spawn_local(async move { store.config().await });
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        waits_for(&status, &etcd.url()).await;
         assert!(!starting.is_finished());
         etcd.run();
         let began = Instant::now();

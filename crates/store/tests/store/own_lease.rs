@@ -3,18 +3,17 @@
 
 use std::time::Duration;
 
-use store::{AcquireError, AnyStore, EtcdSettings, EtcdStore, Secret, Store, Timing, Who};
+use store::{AcquireError, AnyStore, EtcdSettings, EtcdStore, Secret, Store, Who};
 use tokio::time::Instant;
 
-use crate::etcd::{short, through};
+use crate::etcd::short;
 use crate::etcd_server::Etcd;
-use crate::gate::{Gate, State};
-use crate::node::{Node, attrs, claim, key, local, public_ip, value, within};
+use crate::node::{LIMIT, Node, attrs, claim, key, local, public_ip, value, waits_for, within};
 use crate::world::{PREFIX, World, settings};
 
 /// Follows the news of `node` until `so` holds of the store.
-async fn until_stored(node: &mut Node<AnyStore>, what: &str, so: impl Fn() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+pub async fn until_stored(node: &mut Node<AnyStore>, what: &str, so: impl Fn() -> bool) {
+    let deadline = Instant::now() + LIMIT;
     while !so() {
         assert!(
             Instant::now() < deadline,
@@ -63,14 +62,7 @@ fn a_user_who_may_not_write_yet_keeps_the_subnet() {
             tokio::task::spawn_local(
                 async move { within(store.acquire(&config, &claim(1))).await },
             );
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while waits.get().is_none() {
-            assert!(
-                Instant::now() < deadline,
-                "it does not say what it waits for"
-            );
-            tokio::task::yield_now().await;
-        }
+        waits_for(&waits, "permission denied").await;
         let grant = "--user root:secret role grant-permission reader readwrite --prefix=true /";
         etcd.ctl(&grant.split(' ').collect::<Vec<_>>());
         let lease = acquiring.await.unwrap().unwrap();
@@ -152,76 +144,6 @@ fn a_device_of_ours_in_a_lease_keeps_the_subnet_after_a_change_of_address() {
             attrs(2)
         );
         assert_eq!(etcd.subnets().len(), 1);
-    });
-}
-
-#[test]
-fn an_etcd_restored_from_a_backup_gets_the_leases_back_whatever_its_revision() {
-    for others in [0, 1, 3, 40] {
-        local(async {
-            let mut etcd = Etcd::new();
-            let mut one = ready(etcd.store(), 1).await;
-            etcd.back_up();
-            let mut two = ready(etcd.store(), 2).await;
-            let own = two.own_key().unwrap();
-            etcd.put(&format!("{PREFIX}/subnets/10.20.240.0-24"), &value(240));
-            one.until("all", |node| node.known.len() == 3).await;
-            two.until("all", |node| node.known.len() == 3).await;
-            etcd.restore(|etcd| {
-                assert!(!etcd.subnets().contains(&own.to_string()));
-                for n in 0..others {
-                    etcd.put(&format!("{PREFIX}/subnets/10.20.241.0-24"), &value(300 + n));
-                }
-            });
-            let name = own.to_string();
-            until_stored(&mut two, "published again", || {
-                etcd.subnets().contains(&name)
-            })
-            .await;
-            // Both learn what was written while they were away, and neither gives its own lease up.
-            let new = key("10.20.241.0-24");
-            let sees = |node: &Node<AnyStore>| {
-                node.complete && (others == 0 || node.known.contains_key(&new))
-            };
-            one.until("the new one", sees).await;
-            two.until("the new one", sees).await;
-            assert_eq!((&one.revoked, &two.revoked), (&None, &None));
-            assert!(one.known.contains_key(&own), "a peer was given up");
-        });
-    }
-}
-
-#[test]
-fn a_listing_of_two_histories_begins_again() {
-    local(async {
-        let mut etcd = Etcd::start_with(&["--max-request-bytes", "10000000"], None);
-        crate::etcd::fill(&etcd, 12_000);
-        for n in 0..5 {
-            etcd.put("other", &n.to_string());
-        }
-        let gate = Gate::to(etcd.port()).await;
-        let mut store = through(&[&gate], Timing::default());
-        let config = within(store.config()).await;
-        let mut node = Node::new(store, 1);
-        node.config = config.clone();
-        let who = node.who();
-        // Cut off somewhere in the first listing.
-        let _ =
-            tokio::time::timeout(Duration::from_millis(30), node.store.own(&config, &who)).await;
-        gate.set(State::Shut);
-        etcd.lose_data();
-        etcd.run();
-        World::put(
-            &etcd,
-            "config",
-            r#"{"Network":"10.0.0.0/8","SubnetLen":24}"#,
-        );
-        gate.set(State::Open);
-        node.acquire().await.unwrap();
-        node.until("only what there is", |node| {
-            node.complete && node.known.len() == 1
-        })
-        .await;
     });
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use model::{Lease, LeaseAttrs, NetConfig};
 use store::{AcquireError, AnyStore, Claim, Store, Timing};
+use tokio::time::Instant;
 
-use crate::node::{CONFIG, Node, attrs, claim, key, public_ip, value, within};
+use crate::node::{CONFIG, LIMIT, Node, attrs, claim, key, public_ip, value, waits_for, within};
 use crate::world::World;
 
 /// Short enough to see renewals in a test.
@@ -332,11 +333,11 @@ pub async fn a_change_is_published_to_the_others<W: World>() {
     let mut moved = attrs(1);
     moved.public_ip.v4 = Some(public_ip(3).into());
     one.store.publish(moved.clone()).await;
-    let watching = async { one.follow(Duration::from_secs(1)).await };
     let has = |lease: &Lease| lease.attrs == moved;
+    let change = |node: &Node<AnyStore>| node.complete && node.known.values().any(has);
     tokio::join!(
-        watching,
-        two.until("the change", |node| node.known.values().any(has))
+        one.until("its own change", change),
+        two.until("the change", change)
     );
     assert_eq!(one.revoked, None);
     assert_eq!(world.subnets().len(), 2);
@@ -346,15 +347,22 @@ pub async fn a_config_heals_without_a_restart<W: World>() {
     let world = W::new();
     world.delete("config");
     let mut store: AnyStore = world.store_of(1);
+    let status = store.status();
     let waiting = async { store.config().await };
+    // Where subnets are assigned, a small network can be used.
+    let length = if W::ASSIGNED { 33 } else { 30 };
+    let small = format!(r#"{{"Network":"10.20.0.0/{length}"}}"#);
     let writing = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        world.put("config", "{ not json");
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        // Where subnets are assigned, a small network can be used.
-        let length = if W::ASSIGNED { 33 } else { 30 };
-        world.put("config", &format!(r#"{{"Network":"10.20.0.0/{length}"}}"#));
-        tokio::time::sleep(Duration::from_millis(1300)).await;
+        waits_for(&status, "config").await;
+        for bad in ["{ not json", &small] {
+            let before = status.get();
+            world.put("config", bad);
+            let deadline = Instant::now() + LIMIT;
+            while status.get() == before {
+                assert!(Instant::now() < deadline, "{bad}: {before:?}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
         world.put("config", CONFIG);
     };
     let (config, ()) = within(async { tokio::join!(waiting, writing) }).await;

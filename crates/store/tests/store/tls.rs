@@ -1,7 +1,6 @@
 //! TLS to etcd, with certificates made on the spot.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -11,7 +10,8 @@ use store::{EtcdSettings, EtcdStore, Store};
 use tempfile::TempDir;
 
 use crate::etcd_server::{Etcd, Tls};
-use crate::node::{CONFIG, Node, local, within};
+use crate::gate::Gate;
+use crate::node::{CONFIG, Node, local, waits_for, within};
 use crate::world::{PREFIX, settings};
 
 /// Certificates in a directory: `ca`, `server`, `client`, and what a stranger has.
@@ -144,12 +144,20 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// Whether the configuration can be read with these settings.
-async fn reads(settings: EtcdSettings) -> bool {
+/// The configuration can be read with these settings.
+async fn reads(settings: EtcdSettings) {
+    within(EtcdStore::new(settings).unwrap().config()).await;
+}
+
+/// It cannot, for a reason that has `text` in it.
+async fn refused(settings: EtcdSettings, text: &str) {
     let mut store = EtcdStore::new(settings).unwrap();
-    tokio::time::timeout(Duration::from_millis(1500), store.config())
-        .await
-        .is_ok()
+    let status = store.status();
+    tokio::select! {
+        biased;
+        _ = store.config() => panic!("it was read"),
+        () = waits_for(&status, text) => {}
+    }
 }
 
 #[test]
@@ -167,23 +175,24 @@ fn mutual_tls_lets_us_in_and_nobody_else() {
         let mut node = Node::start(store, 1).await;
         node.until("own", |node| node.complete && node.own_key().is_some())
             .await;
-        assert!(
-            reads(with("client.pem", "client-key.sec1", "ca.pem")).await,
-            "a SEC1 key"
-        );
-        assert!(
-            !reads(with("stranger.pem", "stranger-key.pem", "ca.pem")).await,
-            "let a stranger in"
-        );
-        assert!(
-            !reads(with("client.pem", "client-key.pem", "stranger-ca.pem")).await,
-            "believed a stranger"
-        );
+        reads(with("client.pem", "client-key.sec1", "ca.pem")).await;
+        // let a stranger in
+        refused(
+            with("stranger.pem", "stranger-key.pem", "ca.pem"),
+            "ertificate",
+        )
+        .await;
+        // believed a stranger
+        refused(
+            with("client.pem", "client-key.pem", "stranger-ca.pem"),
+            "ertificate",
+        )
+        .await;
         let none = EtcdSettings {
             cafile: Some(pki.file("ca.pem")),
             ..settings(&etcd)
         };
-        assert!(!reads(none).await, "let us in without a certificate");
+        refused(none, "ertificate").await;
     });
 }
 
@@ -196,22 +205,20 @@ fn a_ca_alone_verifies_the_server() {
             cafile: ca.map(|ca| pki.file(ca)),
             ..settings(&etcd)
         };
-        assert!(reads(with(Some("ca.pem"))).await);
-        assert!(!reads(with(Some("stranger-ca.pem"))).await);
-        assert!(
-            !reads(with(None)).await,
-            "the system's authorities know nothing of this server"
-        );
+        reads(with(Some("ca.pem"))).await;
+        refused(with(Some("stranger-ca.pem")), "ertificate").await;
+        // the system's authorities know nothing of this server
+        refused(with(None), "ertificate").await;
         let by_name = |host: &str| EtcdSettings {
             endpoints: etcd.url().replace("127.0.0.1", host),
             ..with(Some("ca.pem"))
         };
-        assert!(reads(by_name("localhost")).await);
+        reads(by_name("localhost")).await;
         let plain = EtcdSettings {
             endpoints: etcd.url().replace("https", "http"),
             ..settings(&etcd)
         };
-        assert!(!reads(plain).await);
+        refused(plain, "http://127.0.0.1").await;
     });
 }
 
@@ -239,13 +246,14 @@ fn a_server_certificate_for_another_name_is_refused() {
             &format!("{PREFIX}/config"),
             CONFIG,
         ]);
-        assert!(
-            !reads(EtcdSettings {
+        refused(
+            EtcdSettings {
                 cafile: Some(pki.file("names-ca.pem")),
                 ..settings(&etcd)
-            })
-            .await
-        );
+            },
+            "ertificate",
+        )
+        .await;
     });
 }
 
@@ -259,27 +267,26 @@ fn a_self_signed_authority_that_is_the_server_is_believed() {
         pki.write("self.pem", &params.self_signed(&key).unwrap().pem());
         pki.write("self-key.pem", &key.serialize_pem());
         let etcd = pki.server("self", "self.pem", false);
-        assert!(
-            reads(EtcdSettings {
-                cafile: Some(pki.file("self.pem")),
-                ..settings(&etcd)
-            })
-            .await
-        );
-        assert!(
-            !reads(EtcdSettings {
+        reads(EtcdSettings {
+            cafile: Some(pki.file("self.pem")),
+            ..settings(&etcd)
+        })
+        .await;
+        refused(
+            EtcdSettings {
                 cafile: Some(pki.file("ca.pem")),
                 ..settings(&etcd)
-            })
-            .await
-        );
-        let other_name = etcd.url().replace("127.0.0.1", "127.0.0.2");
+            },
+            "ertificate",
+        )
+        .await;
+        let other_name = Gate::at("127.0.0.2", etcd.port()).await;
         let elsewhere = EtcdSettings {
-            endpoints: other_name,
+            endpoints: format!("https://127.0.0.2:{}", other_name.port),
             cafile: Some(pki.file("self.pem")),
             ..settings(&etcd)
         };
-        assert!(!reads(elsewhere).await);
+        refused(elsewhere, "ertificate").await;
     });
 }
 
@@ -297,13 +304,15 @@ fn renewed_certificates_are_used_without_a_restart() {
             ..settings(&etcd)
         })
         .unwrap();
-        let early = tokio::time::timeout(Duration::from_millis(700), store.config()).await;
-        assert!(early.is_err());
-        // One after the other, as a script would: in between they do not belong together.
-        std::fs::copy(pki.file("client.pem"), pki.file("live.pem")).unwrap();
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        std::fs::copy(pki.file("client-key.pem"), pki.file("live-key.pem")).unwrap();
-        within(store.config()).await;
+        let status = store.status();
+        let replaced = async {
+            waits_for(&status, "alert").await;
+            // One after the other, as a script would: in between they do not belong together.
+            std::fs::copy(pki.file("client.pem"), pki.file("live.pem")).unwrap();
+            waits_for(&status, "live.pem").await;
+            std::fs::copy(pki.file("client-key.pem"), pki.file("live-key.pem")).unwrap();
+        };
+        within(async { tokio::join!(store.config(), replaced) }).await;
     });
 }
 
@@ -528,8 +537,9 @@ fn the_very_certificate_that_was_named_is_believed() {
         };
         let mut store = EtcdStore::new(at(etcd.url())).unwrap();
         within(store.config()).await;
-        let elsewhere = etcd.url().replace("127.0.0.1", "127.0.0.2");
-        assert!(!reads(at(elsewhere)).await, "its name was not checked");
+        let elsewhere = Gate::at("127.0.0.2", etcd.port()).await;
+        let url = format!("https://127.0.0.2:{}", elsewhere.port);
+        refused(at(url), "ertificate").await;
         let mut old = server_params();
         old.not_after = rcgen::date_time_ymd(2020, 1, 1);
         pki.issue("old", old, &stranger);
@@ -546,7 +556,7 @@ fn the_very_certificate_that_was_named_is_believed() {
             cafile: Some(pki.file("old.pem")),
             ..settings(&expired)
         };
-        assert!(!reads(settings).await, "its time was not checked");
+        refused(settings, "ertificate").await;
     });
 }
 
