@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint as Transport, Uri};
 use tracing::{info, warn};
 
 use super::connection::{Connection, unary, within};
-use super::failure::{Failure, Remedy, USER_IS_EMPTY, describe, innermost, remedy};
+use super::failure::{Failure, Remedy, describe, innermost, remedy};
 use super::farewell::{AttentiveConnector, Farewell};
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
@@ -144,10 +144,7 @@ impl Failover {
                 if tries.left > 0 {
                     return Ok(());
                 }
-                let mut reason = describe(&connection.endpoint, &connection.farewell, status);
-                if status.message().contains(USER_IS_EMPTY) {
-                    reason += ": it asks for a user: give -etcd-username and -etcd-password-file";
-                }
+                let reason = describe(&connection.endpoint, &connection.farewell, status);
                 Err(Failure::Unreachable(reason))
             }
         }

@@ -8,7 +8,7 @@ use super::farewell::Farewell;
 use crate::endpoint::Endpoint;
 
 /// What an etcd with users says to a request without a token.
-pub(super) const USER_IS_EMPTY: &str = "user name is empty";
+const USER_IS_EMPTY: &str = "user name is empty";
 
 /// What it says to a grant of an etcd lease that it has granted before.
 pub(super) const LEASE_EXISTS: &str = "lease already exists";
@@ -97,6 +97,8 @@ pub(super) fn describe(endpoint: &Endpoint, farewell: &Farewell, status: &Status
     }
     let hint = if lacks_v3_api(status, &text) {
         NO_V3_API
+    } else if text.contains(USER_IS_EMPTY) {
+        NO_USER
     } else {
         ""
     };
@@ -105,6 +107,8 @@ pub(super) fn describe(endpoint: &Endpoint, farewell: &Farewell, status: &Status
 
 const NO_V3_API: &str = ": this server has no etcd v3 API, which flannel needs: it is etcd before 3.0, etcd's \
                          v2 proxy, or no etcd";
+
+const NO_USER: &str = ": it asks for a user: give -etcd-username and -etcd-password-file";
 
 /// Returns whether a failure shows a server that does not have the v3 API: it does not know the service, or
 /// speaks HTTP/1.1 only, which is no frame of HTTP/2.
