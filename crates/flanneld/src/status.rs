@@ -85,7 +85,7 @@ impl Default for Status {
             ask,
             questions: Some(questions),
             started: false,
-            store_away_since: None,
+            store_unreachable_since: None,
             device_problem: None,
             routes_missing_since: None,
             file_problem: None,
@@ -141,7 +141,7 @@ impl Status {
             problems,
             degraded,
             store: inner.store.clone(),
-            store_reachable: inner.store_away_since.is_none(),
+            store_reachable: inner.store_unreachable_since.is_none(),
             network,
             counts: Counts {
                 peers: n.peers as u64,
