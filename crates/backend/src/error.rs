@@ -85,10 +85,11 @@ impl BackendError {
 }
 
 /// The types that this version has; those of [`crate::new`].
-pub const HAVE: [BackendType; 5] = [
+pub const HAVE: [BackendType; 6] = [
     BackendType::Vxlan,
     BackendType::HostGw,
     BackendType::Ipip,
+    BackendType::Wireguard,
     BackendType::Udp,
     BackendType::Alloc,
 ];

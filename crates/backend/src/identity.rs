@@ -1,6 +1,6 @@
 //! What a backend must know of its node before the node's lease is taken.
 
-use model::{Dual, IfName, Mac};
+use model::{Dual, IfName, Mac, WgKey, WgSecret};
 
 /// What must be found out before the lease is taken. Pure: the daemon does it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub enum Need {
     Nothing,
     /// The MACs that these devices have, if they exist: the backend keeps them.
     Macs(Dual<IfName>),
+    /// WireGuard's key of this node, made if there is none.
+    WgKey,
 }
 
 /// The answer to a [`Need`].
@@ -19,6 +21,13 @@ pub enum Identity {
     Nothing,
     /// The MACs of the devices that exist.
     Macs(Dual<Mac>),
+    /// WireGuard's key of this node.
+    WgKey {
+        /// The private key.
+        private: WgSecret,
+        /// The public key that belongs to it.
+        public: WgKey,
+    },
 }
 
 impl Identity {
@@ -28,13 +37,14 @@ impl Identity {
         match self {
             Identity::Nothing => Vec::new(),
             Identity::Macs(macs) => macs.iter().map(|(_, mac)| mac.to_string()).collect(),
+            Identity::WgKey { public, .. } => vec![public.to_string()],
         }
     }
 
     /// Returns the MAC that the device of each family has.
     pub(crate) fn macs(&self) -> Dual<Mac> {
         match self {
-            Identity::Nothing => Dual::default(),
+            Identity::Nothing | Identity::WgKey { .. } => Dual::default(),
             Identity::Macs(macs) => *macs,
         }
     }

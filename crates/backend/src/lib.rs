@@ -14,6 +14,7 @@ mod ipip;
 mod served;
 mod udp;
 pub mod vxlan;
+mod wireguard;
 
 pub use check::check;
 pub use error::{BackendError, Fault, HAVE};
@@ -107,6 +108,7 @@ impl PeerPlan {
 pub fn need(config: &NetConfig) -> Need {
     match &config.backend.kind {
         BackendType::Vxlan => vxlan::need(config),
+        BackendType::Wireguard => Need::WgKey,
         _ => Need::Nothing,
     }
 }
@@ -117,6 +119,7 @@ pub fn options(kind: &BackendType) -> &'static [&'static str] {
         BackendType::Vxlan => &vxlan::OPTIONS,
         BackendType::Udp => &udp::OPTIONS,
         BackendType::Ipip => &ipip::OPTIONS,
+        BackendType::Wireguard => &wireguard::OPTIONS,
         _ => &[],
     }
 }
@@ -138,6 +141,7 @@ pub fn new(
         BackendType::HostGw => Ok(Box::new(host_gw::HostGw::new(config, host)?)),
         BackendType::Udp => Ok(Box::new(udp::Udp::new(config, host)?)),
         BackendType::Ipip => Ok(Box::new(ipip::Ipip::new(config, host)?)),
+        BackendType::Wireguard => Ok(Box::new(wireguard::Wireguard::new(config, host, identity)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
         known => Err(BackendError::NotYet(known.clone())),

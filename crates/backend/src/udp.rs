@@ -132,6 +132,7 @@ impl Backend for Udp {
         let packet_loop = PacketLoop {
             listen: SocketAddr::new(local, self.port),
             mtu: self.mtu,
+            keys: None,
         };
         vec![
             Object::Link(dev, link),

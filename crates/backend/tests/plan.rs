@@ -12,10 +12,10 @@ use std::path::Path;
 
 use model::object::LinkKind;
 use model::{Family, Object, Op};
-use nodes::{config, host, identity, lease};
+use nodes::{config, host, identity, identity_of, lease};
 
 /// Name, and the options of `Backend`.
-const BACKENDS: [(&str, &str); 9] = [
+const BACKENDS: [(&str, &str); 11] = [
     ("vxlan", r#""Type":"vxlan""#),
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
@@ -27,6 +27,11 @@ const BACKENDS: [(&str, &str); 9] = [
     (
         "ipip-direct",
         r#""Type":"ipip","DirectRouting":true,"MTU":1400"#,
+    ),
+    ("wireguard", r#""Type":"wireguard""#),
+    (
+        "wireguard-auto",
+        r#""Type":"wireguard","Mode":"auto","ListenPort":4500,"MTU":1400,"PSK":"CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=","PersistentKeepaliveInterval":25"#,
     ),
     ("udp", r#""Type":"udp""#),
     ("udp-options", r#""Type":"udp","Port":9000,"MTU":1400"#),
@@ -67,7 +72,7 @@ fn plans_are_as_written_down() {
 /// The plan of node 1 with two peers: node 2 on its link, node 3 behind a router.
 fn plan(options: &str, families: &[Family]) -> String {
     let (config, host) = (config(options, families), host(1, families));
-    let backend = match backend::new(&config, &host, &identity(1), None) {
+    let backend = match backend::new(&config, &host, &identity_of(options, 1), None) {
         Ok(backend) => backend,
         Err(error) => return format!("refused: {error}\n"),
     };

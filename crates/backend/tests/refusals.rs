@@ -67,8 +67,8 @@ fn options_that_cannot_be() {
             r#"Backend.Type is "gre": expected one of vxlan, host-gw, wireguard, ipip, ipsec, udp, alloc, extension"#,
         ),
         (
-            r#""Type":"wireguard""#,
-            "backend type wireguard: not in this version, which has vxlan, host-gw, ipip, udp, alloc",
+            r#""Type":"ipsec""#,
+            "backend type ipsec: not in this version, which has vxlan, host-gw, ipip, wireguard, udp, alloc",
         ),
         (
             r#""Type":"vxlan","VNI":0"#,

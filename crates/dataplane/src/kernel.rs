@@ -60,7 +60,7 @@ doors! {
     /// Devices, addresses, neighbours and routes.
     rtnetlink: Rtnetlink for Link | Addr | Neigh | Fdb | NextHop | Route;
     /// Tunnels in user space.
-    packet_loops: PacketLoops for PacketLoop | TunnelRoute;
+    packet_loops: PacketLoops for PacketLoop | TunnelRoute | WgPeer;
 }
 
 impl Kernel {

@@ -11,7 +11,8 @@ pub fn is_flannels(name: &str, kind: &str, vni: Option<u32>) -> Option<bool> {
     }
     match name {
         "flannel.ipip" => Some(kind == "ipip"),
-        "flannel-wg" | "flannel-wg-v6" => Some(kind == "wireguard"),
+        // In user space a TUN device.
+        "flannel-wg" | "flannel-wg-v6" => Some(kind == "wireguard" || kind == "tun"),
         // The udp backend's; it goes with its daemon, unless somebody made it last.
         _ => number("flannel").map(|_| kind == "tun"),
     }
@@ -40,6 +41,7 @@ mod tests {
             ("flannel.ipip", "sit", None, Some(false)),
             ("flannel-wg", "wireguard", None, Some(true)),
             ("flannel-wg-v6", "wireguard", None, Some(true)),
+            ("flannel-wg", "tun", None, Some(true)),
             ("flannel0", "tun", None, Some(true)),
             ("flannel0", "veth", None, Some(false)),
             ("flannel", "vxlan", Some(1), None),

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::object::{PacketLoop, TunnelRouteKey};
-use model::{IfName, Object, Op};
-use proxy::{Config, Proxy, Table};
+use model::object::{PacketLoop, TunnelRouteKey, WgPeer, WgPeerKey};
+use model::{IfName, Object, Op, WgKey};
+use proxy::{Config, Peer, Proxy, Secret, Table, Wireguard};
 use tokio::time::Instant;
 
 use crate::door::Door;
@@ -36,7 +36,8 @@ struct Running {
     value: PacketLoop,
     state: State,
     routes: BTreeMap<IpNet, SocketAddr>,
-    /// The proxy does not have the routes yet.
+    peers: BTreeMap<WgKey, WgPeer>,
+    /// The proxy does not have the routes and peers yet.
     changed: bool,
 }
 
@@ -77,30 +78,52 @@ impl PacketLoops {
                 }
                 Outcome::Done
             }
+            Op::Put(Object::WgPeer(key, peer)) => {
+                let Some(running) = self.running.get_mut(&key.dev) else {
+                    let text = format!("no packet loop of {} runs", key.dev);
+                    return Outcome::Refused(Failure::because(libc::ENODEV, text).of(op));
+                };
+                let before = running.peers.insert(key.key, peer.clone());
+                running.changed |= before.as_ref() != Some(peer);
+                Outcome::Done
+            }
+            Op::Del(Object::WgPeer(key, _)) => {
+                if let Some(running) = self.running.get_mut(&key.dev) {
+                    running.changed |= running.peers.remove(&key.key).is_some();
+                }
+                Outcome::Done
+            }
             Op::Put(_) | Op::Del(_) => Outcome::Refused(Failure::errno(libc::EINVAL).of(op)),
         }
     }
 
-    /// Starts a loop, unless it runs. One with other settings is replaced, and its routes are kept.
+    /// Starts a loop, unless it runs. One with other settings is replaced, and its routes and peers
+    /// are kept.
     fn start(&mut self, name: &IfName, value: &PacketLoop) -> Result<State, Failure> {
         let other = self
             .running
             .get(name)
             .is_some_and(|running| running.value != *value);
         // Its port must be free before the next one's is opened: it may be the same.
-        let routes = if other {
+        let former = if other {
             self.running.remove(name)
         } else {
             None
         };
-        let routes = routes.map(|running| running.routes).unwrap_or_default();
+        let (routes, peers) = former
+            .map(|running| (running.routes, running.peers))
+            .unwrap_or_default();
         if !self.running.contains_key(name) {
             let queues = std::thread::available_parallelism().map_or(1, usize::from);
             let config = Config {
                 device: name.to_string(),
                 listen: value.listen,
                 mtu: value.mtu as usize,
-                wireguard: None,
+                wireguard: value.keys.map(|keys| Wireguard {
+                    private_key: Secret(keys.private.0),
+                    preshared_key: keys.preshared.map(|key| Secret(key.0)),
+                    keepalive: (keys.keepalive > 0).then_some(keys.keepalive),
+                }),
                 queues: queues.min(MOST_QUEUES),
             };
             let proxy = Proxy::start(config).map_err(|error| {
@@ -111,8 +134,9 @@ impl PacketLoops {
                 proxy,
                 value: *value,
                 state: State::Down,
-                changed: !routes.is_empty(),
+                changed: !routes.is_empty() || !peers.is_empty(),
                 routes,
+                peers,
             };
             self.running.insert(*name, running);
         }
@@ -136,6 +160,20 @@ impl PacketLoops {
 }
 
 impl Running {
+    fn publish(&self) {
+        if self.value.keys.is_none() {
+            let routes = self.routes.iter();
+            let routes = routes.map(|(dst, peer)| (*dst, *peer));
+            return self.proxy.set_table(Table::new(routes));
+        }
+        let peers = self.peers.iter().map(|(key, peer)| Peer {
+            public_key: key.0,
+            endpoint: Some(peer.endpoint),
+            allowed: peer.allowed.clone(),
+        });
+        self.proxy.set_peers(&peers.collect::<Vec<_>>());
+    }
+
     fn news(&mut self, name: &IfName) -> Option<KernelEvent> {
         let object = Object::PacketLoop(*name, self.value);
         match (self.state, self.proxy.problem()) {
@@ -175,6 +213,13 @@ impl Door for PacketLoops {
                 };
                 each(Object::TunnelRoute(key, *peer));
             }
+            for (key, peer) in &running.peers {
+                let key = WgPeerKey {
+                    dev: *name,
+                    key: *key,
+                };
+                each(Object::WgPeer(key, peer.clone()));
+            }
         }
         Ok(())
     }
@@ -184,7 +229,7 @@ impl Door for PacketLoops {
         // One table for all changes of a batch.
         for running in self.running.values_mut().filter(|running| running.changed) {
             running.changed = false;
-            running.proxy.set_table(table(&running.routes));
+            running.publish();
         }
         outcomes
     }
@@ -202,8 +247,4 @@ impl Door for PacketLoops {
             tokio::time::sleep(if soon { LOOK_SOON } else { LOOK }).await;
         }
     }
-}
-
-fn table(routes: &BTreeMap<IpNet, SocketAddr>) -> Table {
-    Table::new(routes.iter().map(|(dst, peer)| (*dst, *peer)))
 }

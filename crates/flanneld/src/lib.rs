@@ -43,5 +43,6 @@ pub mod subnet_file;
 pub mod systemd;
 mod teardown;
 pub mod traffic;
+mod wg_key_file;
 mod whole_file;
 mod withdraw;

@@ -14,7 +14,14 @@ use limit::Limit;
 use lines::{Form, Lines};
 
 /// Our own crates; others speak only of warnings.
-const OURS: [&str; 5] = ["flanneld", "store", "dataplane", "backend", "model"];
+const OURS: [&str; 6] = [
+    "flanneld",
+    "store",
+    "dataplane",
+    "proxy",
+    "backend",
+    "model",
+];
 
 /// Starts logging. `verbosity` is `-v`: 0 tells what changed, 1 every operation, 5 everything.
 pub fn start(verbosity: u8, json: bool) {
@@ -25,7 +32,9 @@ pub fn start(verbosity: u8, json: bool) {
     };
     let targets = Targets::new()
         .with_default(LevelFilter::WARN)
-        .with_targets(OURS.map(|target| (target, level)));
+        .with_targets(OURS.map(|target| (target, level)))
+        // It reports each handshake that a stopped peer does not answer, as a warning, every five seconds.
+        .with_target("boringtun", LevelFilter::OFF);
     let form = if json {
         Form::Json
     } else if std::io::stderr().is_terminal() {

@@ -74,7 +74,17 @@ pub(crate) async fn settle(
         let Some(host) = search.run(options, &config, store, status).await else {
             continue;
         };
-        let identity = identity::answer(&backend::need(&config), device_mac);
+        let identity = match identity::answer(&backend::need(&config), device_mac) {
+            Ok(identity) => identity,
+            Err(problem) => {
+                if problem != told {
+                    warn!("{problem}; looking again every second");
+                    told = problem;
+                }
+                tokio::time::sleep(CONFIG_AGAIN).await;
+                continue;
+            }
+        };
         let who = Who {
             public_ip: host.public_ip,
             previous,

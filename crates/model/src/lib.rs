@@ -38,6 +38,7 @@ pub mod rules;
 pub mod state;
 pub mod subnet;
 pub mod table;
+mod wg_key;
 
 pub use config::{BackendConfig, ConfigError, ConfigFaults, NetConfig, Pool};
 pub use family::{Dual, Family};
@@ -52,3 +53,4 @@ pub use rules::TrafficRules;
 pub use state::{KernelState, Owner};
 pub use subnet::SubnetKey;
 pub use table::Table;
+pub use wg_key::{BadKey, WgKey, WgSecret};

@@ -15,6 +15,7 @@ pub mod next_hop;
 pub mod packet_loop;
 pub mod route;
 pub mod tunnel_route;
+pub mod wg_peer;
 
 use std::fmt;
 use std::hash::Hash;
@@ -24,12 +25,13 @@ pub use fdb::{Fdb, FdbKey, Remote};
 pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Tun, Vxlan};
 pub use neigh::{NeighKey, Neighs};
 pub use next_hop::{NextHop, NextHops};
-pub use packet_loop::{PacketLoop, PacketLoops};
+pub use packet_loop::{PacketLoop, PacketLoops, WgKeys};
 pub use route::{
     BOOT_PROTOCOL, KERNEL_PROTOCOL, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, Routes,
     default_metric,
 };
 pub use tunnel_route::{TunnelRouteKey, TunnelRoutes};
+pub use wg_peer::{WgPeer, WgPeerKey, WgPeers};
 
 use crate::IfName;
 use crate::table::{Audit, Retry, Table};
@@ -265,6 +267,8 @@ kinds! {
     PacketLoop: PacketLoops in packet_loops;
     /// A route inside a packet loop.
     TunnelRoute: TunnelRoutes in tunnel_routes;
+    /// A peer of a WireGuard tunnel.
+    WgPeer: WgPeers in wg_peers;
     /// A neighbour entry.
     Neigh: Neighs in neighs;
     /// A forwarding-database entry.

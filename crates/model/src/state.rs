@@ -363,6 +363,7 @@ impl KernelState {
         let tables = &mut self.tables;
         if may_delete {
             dels(&mut tables.tunnel_routes, limit, &mut ops, |_, _| true);
+            dels(&mut tables.wg_peers, limit, &mut ops, |_, _| true);
             dels(&mut tables.routes, limit, &mut ops, |_, _| true);
             dels(&mut tables.neighs, limit, &mut ops, |_, _| true);
             dels(&mut tables.fdb, limit, &mut ops, |_, _| true);
@@ -371,6 +372,7 @@ impl KernelState {
         puts(&mut tables.addrs, limit, &mut ops);
         puts(&mut tables.packet_loops, limit, &mut ops);
         puts(&mut tables.tunnel_routes, limit, &mut ops);
+        puts(&mut tables.wg_peers, limit, &mut ops);
         puts(&mut tables.neighs, limit, &mut ops);
         puts(&mut tables.fdb, limit, &mut ops);
         puts(&mut tables.hops, limit, &mut ops);

@@ -3,7 +3,7 @@
 
 use backend::Identity;
 use ipnet::IpNet;
-use model::{Dual, Family, Host, Lease, Mac, NetConfig, SubnetKey};
+use model::{Dual, Family, Host, Lease, Mac, NetConfig, SubnetKey, WgKey, WgSecret};
 
 pub fn config(options: &str, families: &[Family]) -> NetConfig {
     let (v4, v6) = (
@@ -46,6 +46,18 @@ pub fn identity(n: u8) -> Identity {
     })
 }
 
+/// The identity of node `n` with these options.
+pub fn identity_of(options: &str, n: u8) -> Identity {
+    if options.contains("wireguard") {
+        Identity::WgKey {
+            private: WgSecret([n; 32]),
+            public: WgKey([100 + n; 32]),
+        }
+    } else {
+        identity(n)
+    }
+}
+
 pub fn key(n: u8, families: &[Family]) -> SubnetKey {
     let v4: IpNet = format!("172.30.{n}.0/24").parse().unwrap();
     let v6: IpNet = format!("fd00:30:0:{n}::/64").parse().unwrap();
@@ -56,7 +68,13 @@ pub fn key(n: u8, families: &[Family]) -> SubnetKey {
 /// What node `n` publishes when it runs our backend too.
 pub fn lease(n: u8, options: &str, families: &[Family]) -> Lease {
     let own = host(n, families);
-    let backend = backend::new(&config(options, families), &own, &identity(n), None).unwrap();
+    let backend = backend::new(
+        &config(options, families),
+        &own,
+        &identity_of(options, n),
+        None,
+    )
+    .unwrap();
     Lease {
         key: key(n, families),
         attrs: backend.publish(),

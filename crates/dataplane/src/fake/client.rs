@@ -218,7 +218,8 @@ fn shapes_host(object: &Object) -> bool {
         | Object::Fdb(..)
         | Object::NextHop(..)
         | Object::PacketLoop(..)
-        | Object::TunnelRoute(..) => false,
+        | Object::TunnelRoute(..)
+        | Object::WgPeer(..) => false,
     }
 }
 
@@ -249,7 +250,10 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
     let ours = dev.is_some_and(|dev| is_ours(scope, tables, &dev));
     match object {
         Object::Link(..) | Object::Addr(..) | Object::Neigh(..) | Object::Fdb(..) => ours,
-        Object::NextHop(..) | Object::PacketLoop(..) | Object::TunnelRoute(..) => ours,
+        Object::NextHop(..)
+        | Object::PacketLoop(..)
+        | Object::TunnelRoute(..)
+        | Object::WgPeer(..) => ours,
         Object::Route(key, route) => match dev {
             _ if ours => route.protocol != KERNEL_PROTOCOL,
             None => {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::object::{
     AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, PacketLoop, Remote, Route, RouteKey,
-    RouteTo, TunnelRouteKey,
+    RouteTo, TunnelRouteKey, WgPeer, WgPeerKey,
 };
 use model::{Family, IfName, Mac, Object, Op};
 
@@ -61,6 +61,8 @@ pub struct Tables {
     pub packet_loops: BTreeMap<IfName, PacketLoop>,
     /// Routes inside packet loops.
     pub tunnel_routes: BTreeMap<TunnelRouteKey, SocketAddr>,
+    /// Peers of WireGuard tunnels.
+    pub wg_peers: BTreeMap<WgPeerKey, WgPeer>,
     /// Neighbours.
     pub neighs: BTreeMap<NeighKey, Mac>,
     /// Forwarding-database entries.
@@ -115,6 +117,8 @@ impl Tables {
         let packet_loops = packet_loops.map(|(k, v)| Object::PacketLoop(*k, *v));
         let tunnel_routes = self.tunnel_routes.iter();
         let tunnel_routes = tunnel_routes.map(|(k, v)| Object::TunnelRoute(*k, *v));
+        let wg_peers = self.wg_peers.iter();
+        let wg_peers = wg_peers.map(|(k, v)| Object::WgPeer(*k, v.clone()));
         let fdb = self.fdb.iter().map(|(k, v)| Object::Fdb(*k, *v));
         let next_hops = self
             .next_hops
@@ -126,6 +130,7 @@ impl Tables {
             .chain(addrs)
             .chain(packet_loops)
             .chain(tunnel_routes)
+            .chain(wg_peers)
             .chain(neighs)
             .chain(fdb)
             .chain(next_hops)
@@ -171,6 +176,13 @@ impl Tables {
                     return Err(no_device(&key.dev));
                 }
                 self.tunnel_routes.insert(*key, *peer);
+                return Ok(());
+            }
+            Object::WgPeer(key, peer) => {
+                if !self.packet_loops.contains_key(&key.dev) {
+                    return Err(no_device(&key.dev));
+                }
+                self.wg_peers.insert(*key, peer.clone());
                 return Ok(());
             }
             Object::Neigh(key, mac) => {
@@ -378,11 +390,16 @@ impl Tables {
             }
             Object::PacketLoop(name, _) => {
                 self.tunnel_routes.retain(|key, _| key.dev != *name);
+                self.wg_peers.retain(|key, _| key.dev != *name);
                 self.packet_loops.remove(name);
                 return;
             }
             Object::TunnelRoute(key, _) => {
                 self.tunnel_routes.remove(key);
+                return;
+            }
+            Object::WgPeer(key, _) => {
+                self.wg_peers.remove(key);
                 return;
             }
             Object::Neigh(key, _) => self.neighs.remove(key).is_some(),

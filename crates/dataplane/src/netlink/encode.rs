@@ -106,7 +106,10 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool, over: bool) -> R
                 RouteTo::Blackhole | RouteTo::Foreign(_) => {}
             }
         }
-        Object::Link(..) | Object::PacketLoop(..) | Object::TunnelRoute(..) => {
+        Object::Link(..)
+        | Object::PacketLoop(..)
+        | Object::TunnelRoute(..)
+        | Object::WgPeer(..) => {
             return Err(Failure::because(
                 libc::EOPNOTSUPP,
                 "it is no single message",

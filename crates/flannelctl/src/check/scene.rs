@@ -1,7 +1,7 @@
 //! The node as far as it can be told: what the store says, what flanneld would choose.
 
 use anyhow::Result;
-use backend::Backend;
+use backend::{Backend, Identity, Need};
 use dataplane::host::{Interface, interfaces, standing};
 use flanneld::identity;
 use flanneld::iface::{self, NoIface};
@@ -102,7 +102,11 @@ fn find_backend(
     let own = subnet::own_leases(leases, &host.public_ip);
     let own = own.first().and_then(|lease| lease.attrs.as_ref().ok());
     let mac_of = |name: &IfName| standing(name).ok().flatten().and_then(|found| found.mac);
-    let identity = identity::answer(&backend::need(config), mac_of);
+    // A check makes no key.
+    let identity = match backend::need(config) {
+        Need::WgKey => Identity::Nothing,
+        need => identity::answer(&need, mac_of).unwrap_or_default(),
+    };
     let made = backend::new(config, host, &identity, own);
     match made {
         Ok(backend) => {

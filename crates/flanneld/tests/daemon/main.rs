@@ -63,3 +63,4 @@ mod udp;
 mod underlay;
 mod upgrade;
 mod usage;
+mod wireguard;

@@ -31,7 +31,7 @@ fn started(nodes: usize) -> Lab {
     lab
 }
 
-fn reaches(from: &Node, to: &Node) -> Result<(), String> {
+pub fn reaches(from: &Node, to: &Node) -> Result<(), String> {
     let pod = to.pods()[0].ip(V4).unwrap().to_string();
     let output = from.pods()[0]
         .output(["ping", "-c", "1", "-W", "1", &pod])
@@ -44,7 +44,7 @@ fn reaches(from: &Node, to: &Node) -> Result<(), String> {
 }
 
 /// A stream from a pod of each node to one of the other.
-fn streams(one: &Node, two: &Node) {
+pub fn streams(one: &Node, two: &Node) {
     for (from, to) in [(one, two), (two, one)] {
         let (from, to) = (&from.pods()[0], &to.pods()[0]);
         bulk(from, to, to.ip(V4).unwrap(), SOME).unwrap();

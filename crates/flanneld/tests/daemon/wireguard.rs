@@ -1,0 +1,178 @@
+//! The wireguard backend, in user space.
+
+use std::time::Duration;
+
+use lab::{Flow, Lab, Node, StoreKind, bulk, wait_for};
+use model::Family::{V4, V6};
+use serde_json::{Value, json};
+
+use crate::scene::{self, SOON, run};
+use crate::udp::{reaches, streams};
+
+fn started(nodes: usize, backend: Value, dual: bool) -> Lab {
+    let builder = scene::lab()
+        .nodes(nodes)
+        .store(StoreKind::Directory)
+        .backend(backend);
+    let lab = if dual { builder.dual() } else { builder }.build().unwrap();
+    for node in lab.nodes() {
+        node.flanneld().start_ready(SOON).unwrap();
+        node.add_pods(1).unwrap();
+    }
+    lab.wait_mesh(SOON).unwrap();
+    lab
+}
+
+/// Counts packets between pods that leave a node unencrypted.
+fn watch(node: &Node) {
+    let rules = "add table inet seen; \
+        add chain inet seen out { type filter hook postrouting priority 300; }; \
+        add rule inet seen out oifname eth0 ip daddr 172.30.0.0/16 counter; \
+        add rule inet seen out oifname eth0 ip6 daddr fd00:30::/48 counter";
+    node.exec(["nft", rules]).unwrap();
+}
+
+fn must_have_seen_nothing(node: &Node) {
+    let said = node.exec(["nft", "list", "table", "inet", "seen"]).unwrap();
+    assert_eq!(
+        said.matches("counter packets 0 bytes 0").count(),
+        2,
+        "{said}"
+    );
+}
+
+#[test]
+fn pods_of_both_families_talk_in_every_mode() {
+    for (mode, devices) in [("separate", 2), ("auto", 1), ("ipv6", 1)] {
+        let backend = json!({
+            "Type": "wireguard",
+            "Mode": mode,
+            "PSK": "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=",
+        });
+        let lab = started(2, backend, true);
+        let (one, two) = (lab.node(1), lab.node(2));
+        streams(one, two);
+        let (from, to) = (&one.pods()[0], &two.pods()[0]);
+        bulk(from, to, to.ip(V6).unwrap(), 1 << 20).unwrap();
+        let said = one.exec(["ip", "-o", "link"]).unwrap();
+        assert_eq!(
+            said.matches(": flannel-wg").count(),
+            devices,
+            "{mode}: {said}"
+        );
+        assert_eq!(one.subnet_env().unwrap().mtu, 1420);
+        let (_, lease) = scene::lease_of(&lab, one);
+        assert_eq!(lease["BackendData"]["Port"], 51820, "{lease}");
+        assert!(
+            !one.flanneld().log().contains("CQkJ"),
+            "the log shows the PSK"
+        );
+    }
+}
+
+#[test]
+fn the_key_and_connections_outlive_a_restart() {
+    let lab = started(2, json!({ "Type": "wireguard" }), false);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let key = one.read("/run/flannel/wgkey").unwrap();
+    let mode = one
+        .exec(["stat", "-c", "%a", "/run/flannel/wgkey"])
+        .unwrap();
+    assert_eq!(mode.trim(), "400");
+    let lease = scene::lease_of(&lab, one);
+    let to = &two.pods()[0];
+    let flow = Flow::start(
+        &one.pods()[0],
+        to,
+        to.ip(V4).unwrap(),
+        Duration::from_millis(20),
+    )
+    .unwrap();
+    one.flanneld().restart(SOON).unwrap();
+    two.flanneld().kill9().unwrap();
+    two.flanneld().start_ready(SOON).unwrap();
+    wait_for("the pods reach each other", SOON, || reaches(one, two)).unwrap();
+    assert_eq!(flow.stop().broken, None);
+    assert_eq!(one.read("/run/flannel/wgkey").unwrap(), key);
+    assert_eq!(scene::lease_of(&lab, one), lease);
+    assert!(
+        !one.flanneld().log().contains(key.trim()),
+        "the log shows the key"
+    );
+
+    // A new key is followed.
+    one.flanneld().stop().unwrap();
+    run(one, "rm /run/flannel/wgkey").unwrap();
+    one.flanneld().start_ready(SOON).unwrap();
+    assert_ne!(one.read("/run/flannel/wgkey").unwrap(), key);
+    wait_for("the new key is known", SOON, || reaches(one, two)).unwrap();
+    wait_for("the new key is known", SOON, || reaches(two, one)).unwrap();
+}
+
+#[test]
+fn nothing_leaves_unencrypted() {
+    let lab = started(2, json!({ "Type": "wireguard" }), true);
+    let (one, two) = (lab.node(1), lab.node(2));
+    watch(one);
+    watch(two);
+    for node in [one, two] {
+        for pod in node.pods() {
+            // Traffic all the time.
+            let peer = if node.index() == 1 { two } else { one };
+            for ip in peer.pods()[0].ips() {
+                let script = format!("ping -n -i 0.02 {ip} >/dev/null 2>&1 &");
+                pod.exec(["sh", "-c", &script]).unwrap();
+            }
+        }
+    }
+    let whole = || reaches(one, two);
+    for damage in [
+        "ip link delete flannel-wg",
+        "ip link set flannel-wg down",
+        "ip link delete flannel-wg-v6",
+    ] {
+        run(one, damage).unwrap();
+        wait_for(&format!("{damage} is repaired"), SOON, whole).unwrap();
+    }
+    // Without a daemon nothing is repaired, and nothing leaves.
+    one.flanneld().kill9().unwrap();
+    run(one, "ip link delete flannel-wg").unwrap();
+    assert!(reaches(one, two).is_err());
+    one.flanneld().start_ready(SOON).unwrap();
+    wait_for("the pods reach each other", SOON, whole).unwrap();
+    // A peer that nobody knows.
+    two.flanneld().stop().unwrap();
+    lab.delete_lease(&scene::lease_of(&lab, two).0).unwrap();
+    wait_for("it is unreachable", SOON, || match reaches(one, two) {
+        Ok(()) => Err("reached".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .unwrap();
+    must_have_seen_nothing(one);
+    must_have_seen_nothing(two);
+}
+
+#[test]
+fn a_bad_key_file_is_named_and_waited_for() {
+    let lab = scene::lab()
+        .nodes(1)
+        .store(StoreKind::Directory)
+        .backend(json!({ "Type": "wireguard" }))
+        .build()
+        .unwrap();
+    let one = lab.node(1);
+    one.write("/run/flannel/wgkey", "nonsense").unwrap();
+    one.flanneld().start().unwrap();
+    wait_for("the log names the file", SOON, || {
+        let log = one.flanneld().log();
+        let named = log.contains("/run/flannel/wgkey") && log.contains("wg genkey");
+        if named && !log.contains("nonsense") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .unwrap();
+    run(one, "rm /run/flannel/wgkey").unwrap();
+    one.flanneld().wait_ready(SOON).unwrap();
+}
