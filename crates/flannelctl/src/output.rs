@@ -100,6 +100,7 @@ impl Ink {
         self.wrap("1", text)
     }
 
+    #[cfg(feature = "lab")]
     pub(crate) fn dim(self, text: &str) -> String {
         self.wrap("2", text)
     }
