@@ -30,6 +30,9 @@
     reason = "tests"
 )]
 
+#[path = "../../../store/tests/store/kube/api.rs"]
+#[allow(dead_code, reason = "more of it is used by the store's own tests")]
+mod api;
 mod between_runs;
 mod connected;
 mod crowd;
@@ -45,6 +48,7 @@ mod guard;
 mod health;
 mod host;
 mod hostile;
+mod hostile_stores;
 mod hung_directory;
 mod lies;
 mod mixed;
