@@ -19,6 +19,7 @@
 //! 4. When the own key is seen to change, or to be gone, send [`Event::Observed`]. Do not send
 //!    states that are older than the last one that was sent or answered. When the store has lost
 //!    data or is another one, send [`Event::HistoryLost`] first.
+//!    Where the subnet is assigned, send [`Event::Reassigned`] when another one is.
 //! 5. Send [`Event::Tick`] at the last [`Action::WakeAt`], and [`Event::Publish`] when the node
 //!    wants to have something else published.
 //!
