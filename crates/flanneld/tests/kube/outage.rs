@@ -36,7 +36,7 @@ fn the_api_server_is_killed_and_comes_back() {
     lab.node(2).flanneld().start().unwrap();
     says(lab.node(2).flanneld(), &["waiting"]);
     kube.start().unwrap();
-    says(one.flanneld(), &["the API server is back"]);
+    says(one.flanneld(), &["the API server is reachable again"]);
     lab.node(2).flanneld().wait_ready(SOON).unwrap();
     annotate(
         kube,
