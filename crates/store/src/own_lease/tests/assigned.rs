@@ -124,3 +124,170 @@ fn what_was_gone_is_written_again_and_is_nobodys_foreign_write() {
     );
     assert!(lease.is_over());
 }
+
+/// The object whose annotations are the lease, and a node that keeps it.
+struct Cluster {
+    machine: OwnLease<u32>,
+    todo: Vec<Action<u32>>,
+    /// What the object says; `None`: it does not exist.
+    object: Option<Entry<u32>>,
+    /// A state that was not reported yet.
+    unseen: bool,
+    wanted: LeaseAttrs,
+    mark: u32,
+    writes: u32,
+    wake: Option<Time>,
+    now: Time,
+}
+
+impl Cluster {
+    fn new() -> Cluster {
+        let mut cluster = Cluster {
+            machine: start(),
+            todo: Vec::new(),
+            object: Some(entry(None, 1)),
+            unseen: false,
+            wanted: attrs(1, 1),
+            mark: 1,
+            writes: 0,
+            wake: None,
+            now: at(1),
+        };
+        cluster.send(Event::Want(attrs(1, 1)));
+        cluster
+    }
+
+    fn send(&mut self, event: Event<u32>) {
+        self.wake = None;
+        for action in self.machine.on(event, self.now) {
+            match action {
+                Action::WakeAt(at) => self.wake = Some(at),
+                Action::Revoked(why) => panic!("revoked: {why}"),
+                action => self.todo.push(action),
+            }
+        }
+    }
+
+    fn put(&mut self, attrs: Option<LeaseAttrs>) {
+        self.mark += 1;
+        self.object = Some(entry(attrs, self.mark));
+        self.unseen = true;
+    }
+
+    fn look(&self) -> Look<u32> {
+        match &self.object {
+            Some(entry) => Look::There(entry.clone()),
+            None => Look::Gone(Cause::Lost),
+        }
+    }
+
+    /// Carries out one request; `fault` loses it, or its answer. Returns whether there was one.
+    fn work(&mut self, fault: Option<bool>) -> bool {
+        if self.todo.is_empty() {
+            return false;
+        }
+        let Action::Do(request) = self.todo.remove(0) else {
+            return true;
+        };
+        if fault == Some(false) {
+            self.send(Event::Answer(Answer::Failed));
+            return true;
+        }
+        let answer = match request {
+            Request::Write { value, over, .. } => {
+                let unchanged = self.object.as_ref().map(|entry| entry.mark) == over;
+                if unchanged {
+                    self.put(Some(value.attrs));
+                    self.writes += 1;
+                    let entry = self.object.clone().unwrap();
+                    Answer::Written { entry, rival: None }
+                } else {
+                    Answer::Differs(self.object.clone())
+                }
+            }
+            Request::Look { .. } => Answer::Looked {
+                look: self.look(),
+                rival: None,
+            },
+            other => panic!("not for an assigned subnet: {other:?}"),
+        };
+        let answer = if fault.is_some() {
+            Answer::Failed
+        } else {
+            answer
+        };
+        self.send(Event::Answer(answer));
+        true
+    }
+
+    fn report(&mut self) {
+        if std::mem::take(&mut self.unseen) {
+            let look = self.look();
+            self.send(Event::Observed(look));
+        }
+    }
+
+    /// Runs without faults until nothing is left to be done.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            if self.work(None) {
+                continue;
+            }
+            self.send(Event::Retry);
+            self.report();
+            if !self.todo.is_empty() {
+                continue;
+            }
+            let Some(wake) = self.wake else { return };
+            assert!(wake <= self.now + Duration::from_secs(10), "not in time");
+            self.now = self.now.max(wake);
+            self.send(Event::Tick);
+        }
+        panic!("it never comes to rest");
+    }
+}
+
+#[test]
+fn after_every_history_the_object_says_what_is_desired() {
+    for seed in 0..20_000 {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut cluster = Cluster::new();
+        let mut changes = 1;
+        for _ in 0..rng.u32(5..60) {
+            match rng.u32(..12) {
+                0 => cluster.put(Some(attrs(rng.u8(1..4), rng.u8(1..4)))),
+                1 => cluster.put(None),
+                2 => {
+                    cluster.object = None;
+                    cluster.unseen = true;
+                }
+                3 => {
+                    cluster.wanted = attrs(1, rng.u8(1..4));
+                    cluster.send(Event::Publish(cluster.wanted.clone()));
+                }
+                4 => cluster.report(),
+                5 => cluster.now += Duration::from_millis(rng.u64(..20_000)),
+                6 => cluster.send(Event::Retry),
+                7 => cluster.send(Event::Tick),
+                8 => drop(cluster.work(Some(rng.bool()))),
+                _ => drop(cluster.work(None)),
+            }
+            changes += 1;
+        }
+        cluster.settle();
+        if cluster.object.is_none() {
+            cluster.put(None);
+            cluster.settle();
+        }
+        let shown = cluster
+            .object
+            .as_ref()
+            .and_then(|entry| entry.attrs.clone());
+        assert_eq!(shown.as_ref(), Some(&cluster.wanted), "seed {seed}");
+        assert!(
+            cluster.writes <= 2 * changes,
+            "seed {seed}: {}",
+            cluster.writes
+        );
+    }
+}
