@@ -88,6 +88,8 @@ pub struct RulesKeeper {
     iptables: Option<Iptables>,
     /// Kubernetes was last found to use the variant of iptables that is not used here.
     kubernetes_elsewhere: bool,
+    /// What is kept of the legacy tables.
+    legacy: legacy::Briefs,
     watch: Option<Watch>,
     /// What the silent tables looked like when all was well; `None` calls for a look.
     seen: Option<Vec<Option<u64>>>,
@@ -108,6 +110,7 @@ impl RulesKeeper {
             nft: None,
             iptables: None,
             kubernetes_elsewhere: false,
+            legacy: legacy::Briefs::default(),
             watch: None,
             seen: None,
             next_look: Instant::now() + resync,
@@ -238,8 +241,11 @@ impl RulesKeeper {
                 let chosen = variant::choose(&self.tools, self.nft.as_mut()).await?;
                 change.notes.push(chosen.why.clone());
                 let place = Place::of(chosen.variant);
-                self.kubernetes_elsewhere =
-                    variant::kubernetes_is_elsewhere(chosen.variant, self.nft.as_mut());
+                self.kubernetes_elsewhere = variant::kubernetes_is_elsewhere(
+                    chosen.variant,
+                    self.nft.as_mut(),
+                    &mut self.legacy,
+                );
                 self.iptables = Some(chosen);
                 place
             }
@@ -262,7 +268,8 @@ impl RulesKeeper {
         let Some(iptables) = self.iptables.as_ref().filter(|_| !self.desired.is_empty()) else {
             return false;
         };
-        let elsewhere = variant::kubernetes_is_elsewhere(iptables.variant, self.nft.as_mut());
+        let elsewhere =
+            variant::kubernetes_is_elsewhere(iptables.variant, self.nft.as_mut(), &mut self.legacy);
         let moved = elsewhere && !self.kubernetes_elsewhere;
         self.kubernetes_elsewhere = elsewhere;
         if moved {
@@ -285,7 +292,7 @@ impl RulesKeeper {
             .is_some_and(|i| i.variant == Variant::Legacy);
         match (self.silent(), legacy) {
             (false, _) => None,
-            (true, true) => Some(place::fingerprints()),
+            (true, true) => Some(place::fingerprints(&mut self.legacy)),
             (true, false) => {
                 let generation = self.nft.as_mut()?.generation();
                 Some(vec![generation.map(u64::from)])

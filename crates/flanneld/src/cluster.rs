@@ -1,6 +1,6 @@
 //! The other nodes: which of their leases are used, and what the kernel must hold for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use backend::Backend;
@@ -21,6 +21,8 @@ pub struct Cluster {
     host: Host,
     /// Accepted leases that the backend cannot use, or not in every family. Logged once.
     unusable: BTreeMap<SubnetKey, Unusable>,
+    /// Objects that two owners want, as the log says.
+    conflicts: BTreeSet<String>,
 }
 
 /// Why an accepted lease is not used, or only in part.
@@ -49,6 +51,7 @@ impl Cluster {
             backend,
             host,
             unusable: BTreeMap::new(),
+            conflicts: BTreeSet::new(),
         }
     }
 
@@ -160,6 +163,32 @@ impl Cluster {
                 other => report(other),
             }
         }
+    }
+
+    /// Logs, once each, the objects that two owners want: only one of them gets what it needs.
+    pub fn report_conflicts<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+        let name = |owner| match owner {
+            Owner::Node => "this node".to_owned(),
+            Owner::Network => "the network as a whole".to_owned(),
+            Owner::Peer(id) => match self.roster.key_of(id) {
+                Some(key) => format!("lease {key}"),
+                None => "a lease that is gone".to_owned(),
+            },
+        };
+        let conflicts = reconciler.conflicts().into_iter();
+        let found: BTreeSet<String> = conflicts
+            .map(|conflict| {
+                let (holder, loser) = (name(conflict.holder), name(conflict.loser));
+                format!(
+                    "{holder} and {loser} both need `{}`: {loser} does not get it",
+                    conflict.object
+                )
+            })
+            .collect();
+        for line in found.difference(&self.conflicts) {
+            warn!("{line}; delete the lease that is wrong");
+        }
+        self.conflicts = found;
     }
 
     /// The backend in use.

@@ -396,6 +396,7 @@ impl Daemon {
     }
 
     async fn pass(&mut self, repairing: bool) {
+        self.cluster.report_conflicts(&self.reconciler);
         let began = std::time::Instant::now();
         let pass = self.reconciler.pass().await;
         if repairing {

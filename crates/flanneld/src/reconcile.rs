@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dataplane::{Dataplane, KernelError, KernelEvent, Outcome, Scope};
-use model::state::Progress;
+use model::state::{Conflict, Progress};
 use model::{IfName, KernelState, Object, Op, Owner};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -410,6 +410,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// How many operations the kernel refused and are still needed.
     pub fn refused_len(&self) -> usize {
         self.state.refused_len()
+    }
+
+    /// Returns the objects that more than one owner wants.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.state.conflicts()
     }
 
     /// How many routes there should be.

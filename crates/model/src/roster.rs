@@ -201,6 +201,11 @@ impl Roster {
         self.find(key)
     }
 
+    /// Returns the key of the lease with this number; see [`Roster::id`].
+    pub fn key_of(&self, id: u32) -> Option<SubnetKey> {
+        self.slot(id).map(|slot| slot.lease.key)
+    }
+
     /// The lease under `key`, accepted or not, our own included.
     pub fn lease(&self, key: &SubnetKey) -> Option<&Lease> {
         self.find(key)

@@ -78,7 +78,7 @@ pub struct Conflict {
     pub holder: Owner,
     /// The owner that does not get it.
     pub loser: Owner,
-    /// The object.
+    /// The object, as the command that creates it for its holder.
     pub object: String,
 }
 

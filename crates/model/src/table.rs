@@ -8,6 +8,7 @@
 //! map that holds them, and a position is a name for an object that fits into its owner's list.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
@@ -681,6 +682,15 @@ impl<K: Kind> Table<K> {
     }
 }
 
+/// An object as the command that creates it.
+struct Shown<'a, K: Kind>(&'a K::Key, &'a K::Value);
+
+impl<K: Kind> fmt::Display for Shown<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        K::put(f, self.0, self.1)
+    }
+}
+
 impl<K: Kind> Slots for Table<K> {
     fn release(&mut self, slot: u32) -> Option<u32> {
         Table::release(self, slot)
@@ -752,7 +762,7 @@ impl<K: Kind> Slots for Table<K> {
         let waiting = self.waiting.keys();
         let known = waiting.filter_map(|(slot, loser)| {
             let entry = self.entry(*slot)?;
-            let object = format!("{} {:?}", K::NAME, entry.key);
+            let object = Shown::<K>(&entry.key, &entry.value).to_string();
             Some((entry.owner, *loser, object))
         });
         known.collect()

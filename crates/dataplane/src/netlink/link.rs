@@ -9,6 +9,9 @@ use super::uapi::*;
 use super::{distrust, encode, ethtool, kind, wire::Batch};
 use crate::failure::Failure;
 
+/// Below this MTU the kernel has no IPv6 on a device.
+const LEAST_OF_IPV6: u32 = 1280;
+
 /// A device as it was found.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -18,6 +21,8 @@ pub struct Found {
     pub master: u32,
     /// Up and with a carrier.
     pub running: bool,
+    /// Some program keeps its carrier off.
+    pub proto_down: bool,
     /// What it is.
     pub link: Link,
 }
@@ -92,6 +97,7 @@ pub fn look(requests: &mut Requests, name: &IfName) -> Result<Option<Found>, Fai
             index: raw.index,
             master: raw.master,
             running: raw.running(),
+            proto_down: raw.proto_down,
             link: raw.link(),
         });
     })?;
@@ -119,6 +125,11 @@ pub fn apply(requests: &mut Requests, op: &Op) -> Result<(), Failure> {
         Op::Put(Object::Link(name, link)) => match look(requests, name)? {
             None => {
                 check(requests, link)?;
+                if rename_back(requests, name, link)?
+                    && let Some(found) = look(requests, name)?
+                {
+                    return change(requests, name, &found, link);
+                }
                 create(requests, name, link)
             }
             Some(old) if old.link.can_become(link) => change(requests, name, &old, link),
@@ -134,6 +145,37 @@ pub fn apply(requests: &mut Requests, op: &Op) -> Result<(), Failure> {
             Ok(index) => delete(requests, index),
         },
         Op::Put(_) | Op::Del(_) => Err(Failure::errno(libc::EINVAL)),
+    }
+}
+
+/// Gives our device its name again, if somebody gave it another one: under that one it keeps the new
+/// device from being created. Returns whether there was such a device and it is called `name` now.
+fn rename_back(requests: &mut Requests, name: &IfName, link: &Link) -> Result<bool, Failure> {
+    if link.mark.is_none() {
+        return Ok(false);
+    }
+    let mut renamed = None;
+    let skip_stats = |batch: &mut Batch| {
+        batch.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    };
+    requests.dump(RTM_GETLINK, &[0; 16], skip_stats, |message| {
+        let raw = decode::link(message);
+        let ours = raw.filter(|raw| raw.mark == link.mark && raw.link().can_become(link));
+        renamed = renamed.or(ours.map(|raw| raw.index));
+    })?;
+    let Some(index) = renamed else {
+        return Ok(false);
+    };
+    let body = encode::link_body(index, None);
+    let attrs = |batch: &mut Batch| encode::link_name(batch, name);
+    match requests.call(RTM_NEWLINK, 0, &body, attrs, |_| {}) {
+        Ok(()) => Ok(true),
+        // Linux before 6.2 renames no device that is up.
+        Err(failure) if failure.errno == libc::EBUSY => {
+            delete(requests, index)?;
+            Ok(false)
+        }
+        Err(failure) => Err(failure),
     }
 }
 
@@ -280,6 +322,9 @@ fn change(
     let attrs = |batch: &mut Batch| {
         encode::link_settings(batch, mac, mtu);
         mark.iter().for_each(|mark| encode::link_mark(batch, mark));
+        if found.proto_down && up == Some(true) {
+            batch.attr(IFLA_PROTO_DOWN, &[0]);
+        }
         if free {
             batch.attr_u32(IFLA_MASTER, 0);
         }
@@ -292,5 +337,9 @@ fn change(
         }
         _ => failure,
     })?;
+    if old.mtu < LEAST_OF_IPV6 {
+        // IPv6 begins anew on it, with what new devices are given.
+        distrust::distrust(requests, *index, name, &link.kind);
+    }
     offload(name, found, link)
 }

@@ -128,8 +128,8 @@ impl View {
             return ours.then_some((Object::Fdb(FdbKey { dev, mac }, remote), permanent));
         }
         let dst = raw.dst?;
-        // The kernel keeps entries of its own for multicast and the like.
-        if dst.is_multicast() || (raw.state & NUD_NOARP != 0 && !permanent) {
+        // The kernel keeps entries of its own for multicast.
+        if dst.is_multicast() {
             return None;
         }
         Some((

@@ -3,10 +3,12 @@
 
 #![allow(unsafe_code, reason = "a socket option that takes a pointer")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use model::Family;
 
@@ -42,6 +44,65 @@ const ALIGN: usize = align_of::<u64>();
 const FIRST_ENTRY: usize = (NAME + 4).next_multiple_of(ALIGN);
 /// A table that changes under every try is looked at no longer.
 const TRIES: usize = 4;
+
+/// A table whose size, number of rules and chains' places are as before is read whole only so often: it
+/// may hold 100,000 rules, and the kernel copies all of them.
+const WHOLE_EVERY: Duration = Duration::from_secs(60);
+
+/// What is kept of tables, so that one that seems not to have changed need not be read.
+#[derive(Default)]
+pub struct Briefs(BTreeMap<(Family, &'static str), Known>);
+
+/// What is kept of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Brief {
+    /// See [`Look::fingerprint`].
+    pub fingerprint: u64,
+    /// Whether it has chains of Kubernetes.
+    pub kubernetes: bool,
+}
+
+struct Known {
+    /// What the kernel says about the table without its rules.
+    info: [u8; INFO],
+    brief: Brief,
+    read_at: Instant,
+}
+
+impl Briefs {
+    /// Returns what is kept of the table; `None` where it is not in use. A change that moves no rule and
+    /// changes no size is seen up to a minute later.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn of(&mut self, family: Family, table: &'static str) -> io::Result<Option<Brief>> {
+        if !tables(family).iter().any(|t| t == table) {
+            self.0.remove(&(family, table));
+            return Ok(None);
+        }
+        let mut info = [0; INFO];
+        name(&mut info, table);
+        ask(&socket(family)?, family, GET_INFO, &mut info)?;
+        let known = self.0.get(&(family, table));
+        let known = known.filter(|known| known.info == info);
+        if let Some(known) = known.filter(|known| known.read_at.elapsed() < WHOLE_EVERY) {
+            return Ok(Some(known.brief));
+        }
+        let brief = look(family, table, &[])?.map(|look| Brief {
+            fingerprint: look.fingerprint,
+            kubernetes: look.chains.iter().any(|chain| chain.starts_with("KUBE-")),
+        });
+        if let Some(brief) = brief {
+            let known = Known {
+                info,
+                brief,
+                read_at: Instant::now(),
+            };
+            self.0.insert((family, table), known);
+        }
+        Ok(brief)
+    }
+}
 
 /// How an entry begins, in bytes: the addresses and devices, then where its target and the next entry
 /// are, then counters.

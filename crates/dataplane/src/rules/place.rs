@@ -257,11 +257,11 @@ async fn table_difference(
 }
 
 /// What the legacy tables that we write to look like, counters apart. Starts no program.
-pub fn fingerprints() -> Vec<Option<u64>> {
-    let look = |family, chain| {
-        // What cannot be looked at is a change as long as it could before.
-        let look = legacy::look(family, iptables::table(chain), &[]).ok()?;
-        look.map(|look| look.fingerprint)
+pub fn fingerprints(known: &mut legacy::Briefs) -> Vec<Option<u64>> {
+    // What cannot be looked at is a change as long as it could before.
+    let mut look = |family, chain| {
+        let brief = known.of(family, iptables::table(chain)).ok()?;
+        brief.map(|brief| brief.fingerprint)
     };
     let chains = |family| Chain::ALL.into_iter().map(move |chain| (family, chain));
     let all = Family::ALL.into_iter().flat_map(chains);

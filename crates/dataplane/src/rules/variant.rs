@@ -5,9 +5,10 @@ use std::fmt;
 
 use model::Family;
 
+use super::RulesError;
+use super::legacy::{self, Briefs};
 use super::nfnetlink::NfTables;
 use super::tools::Tools;
-use super::{RulesError, legacy};
 
 /// A variant of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,11 +118,15 @@ pub async fn choose(tools: &Tools, nft: Option<&mut NfTables>) -> Result<Iptable
 
 /// Whether Kubernetes has chains among the rules of the variant that is not `variant`, and none among
 /// those of `variant`. Starts no program.
-pub fn kubernetes_is_elsewhere(variant: Variant, nft: Option<&mut NfTables>) -> bool {
+pub fn kubernetes_is_elsewhere(
+    variant: Variant,
+    nft: Option<&mut NfTables>,
+    legacy: &mut Briefs,
+) -> bool {
     let in_nft = || nft.is_some_and(kubernetes_in_nft);
     match variant {
-        Variant::Legacy => in_nft() && !kubernetes_in_legacy(),
-        Variant::Nft => kubernetes_in_legacy() && !in_nft(),
+        Variant::Legacy => in_nft() && !kubernetes_in_legacy(legacy),
+        Variant::Nft => kubernetes_in_legacy(legacy) && !in_nft(),
     }
 }
 
@@ -135,10 +140,10 @@ fn kubernetes_in_nft(nft: &mut NfTables) -> bool {
     })
 }
 
-fn kubernetes_in_legacy() -> bool {
-    let has = |family, table| {
-        let look = legacy::look(family, table, &[]).ok().flatten();
-        look.is_some_and(|look| look.chains.iter().any(|c| c.starts_with("KUBE-")))
+fn kubernetes_in_legacy(legacy: &mut Briefs) -> bool {
+    let mut has = |family, table| {
+        let brief = legacy.of(family, table).ok().flatten();
+        brief.is_some_and(|brief| brief.kubernetes)
     };
     Family::ALL
         .into_iter()

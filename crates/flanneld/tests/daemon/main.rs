@@ -33,6 +33,7 @@
 #[path = "../../../store/tests/store/kube/api.rs"]
 #[allow(dead_code, reason = "more of it is used by the store's own tests")]
 mod api;
+mod attributes;
 mod between_runs;
 mod connected;
 mod crowd;

@@ -22,6 +22,8 @@ pub struct RawLink<'a> {
     pub mac: Option<Mac>,
     /// The index of the bridge that it is plugged into; 0 for none.
     pub master: u32,
+    /// Some program keeps its carrier off (`protodown on`).
+    pub proto_down: bool,
     /// Whose it is, as its alias says.
     pub mark: Option<Mark>,
     /// The driver's name for what it is; empty for hardware.
@@ -42,6 +44,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
         mtu: 0,
         mac: None,
         master: 0,
+        proto_down: false,
         mark: None,
         kind: "",
         data: &[],
@@ -52,6 +55,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
             IFLA_IFNAME => link.name = text(value)?.parse().ok(),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_MASTER => link.master = u32_at(value, 0)?,
+            IFLA_PROTO_DOWN => link.proto_down = value.first().is_some_and(|on| *on != 0),
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(Mac),
             IFLA_IFALIAS => link.mark = text(value).and_then(Mark::parse),
             IFLA_LINKINFO => {
@@ -103,7 +107,8 @@ impl RawLink<'_> {
             kind: kind::decode(self.kind, self.data),
             mac: self.mac,
             mtu: self.mtu,
-            up: self.up(),
+            // Without a carrier it is as good as down.
+            up: self.up() && !self.proto_down,
             mark: self.mark,
             enslaved: self.master != 0,
         }

@@ -82,6 +82,9 @@ pub fn route<'a>(message: &Message<'a>) -> Option<RawRoute<'a>> {
             RTA_NH_ID => route.next_hop = u32_at(value, 0),
             RTA_PREFSRC => route.source = ip(value),
             RTA_MULTIPATH => route.multipath = value,
+            RTA_PREF => route.odd |= value.first().is_some_and(|pref| *pref != 0),
+            // A route of IPv6 that ends by itself.
+            RTA_CACHEINFO => route.odd |= u32_at(value, 8).is_some_and(|expires| expires != 0),
             RTA_METRICS | RTA_ENCAP | RTA_FLOW => route.odd = true,
             RTA_TABLE if u32_at(value, 0)? != u32::from(RT_TABLE_MAIN) => return None,
             _ => {}

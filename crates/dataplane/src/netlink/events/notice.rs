@@ -130,8 +130,7 @@ impl Events {
             (true, true) => {
                 self.gone(object);
             }
-            // Learned from traffic: none of ours, which cannot be overwritten so.
-            (_, false) if raw.family == AF_BRIDGE => {}
+            // Learned, or no longer permanent: whatever is there is none of ours.
             (_, false) => {
                 self.gone(object);
             }

@@ -46,6 +46,16 @@ pub fn decode(data: Attrs) -> Option<Vxlan> {
             IFLA_VXLAN_LEARNING => learning = value.first() == Some(&1),
             IFLA_VXLAN_GBP => gbp = true,
             IFLA_VXLAN_GROUP | IFLA_VXLAN_GROUP6 => return None,
+            // None of ours has another than the kernel's own choice, which is 0.
+            IFLA_VXLAN_TTL
+            | IFLA_VXLAN_TOS
+            | IFLA_VXLAN_TTL_INHERIT
+            | IFLA_VXLAN_DF
+            | IFLA_VXLAN_LABEL
+                if value.iter().any(|byte| *byte != 0) =>
+            {
+                return None;
+            }
             IFLA_VXLAN_COLLECT_METADATA if value.first() == Some(&1) => return None,
             _ => {}
         }
