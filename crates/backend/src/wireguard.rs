@@ -348,13 +348,15 @@ impl Backend for Wireguard {
             .into_iter()
             .filter(|family| self.has(peer, *family))
             .collect();
-        let mut done = false;
+        let data = families
+            .iter()
+            .find(|family| peer.attrs.data.get(**family).is_some());
+        let Some(of) = data.or(families.first()).copied() else {
+            return PeerPlan::by_family(|_, _| Ok(()));
+        };
         PeerPlan::by_family(|family, objects| {
-            if let (Some(tunnel), false) = (self.tunnels.get(family), done)
-                && self.has(peer, family)
-            {
-                done = true;
-                objects.push(self.peer_at(tunnel, &families, family, peer, host)?);
+            if let Some(tunnel) = self.tunnels.get(family).filter(|_| family == of) {
+                objects.push(self.peer_at(tunnel, &families, of, peer, host)?);
             }
             Ok(())
         })

@@ -72,18 +72,28 @@ pub struct Peer {
 /// A peer and the state of its tunnel, which outlives changes of the other peers.
 pub(crate) struct Tunnel {
     index: u32,
-    /// As the daemon says.
-    configured: Option<SocketAddr>,
     state: Mutex<State>,
 }
 
 struct State {
     noise: Tunn,
+    /// Where it is, as the daemon says.
+    configured: Option<SocketAddr>,
     /// Where its packets came from last, else as configured.
     endpoint: Option<SocketAddr>,
 }
 
 impl Tunnel {
+    /// Takes in where the peer is, if the daemon says something else than before: what was learnt from its
+    /// packets is kept otherwise. Its sessions go on.
+    fn move_to(&self, endpoint: Option<SocketAddr>) {
+        let mut state = self.state();
+        if state.configured != endpoint {
+            state.configured = endpoint;
+            state.endpoint = endpoint;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // A poisoned lock only means that another worker panicked while it held it.
         self.state
@@ -130,11 +140,11 @@ impl Identity {
         );
         let state = State {
             noise,
+            configured: peer.endpoint,
             endpoint: peer.endpoint,
         };
         Arc::new(Tunnel {
             index,
-            configured: peer.endpoint,
             state: Mutex::new(state),
         })
     }
@@ -173,8 +183,11 @@ impl Peers {
         for peer in peers {
             let kept = self.by_key.get(&peer.public_key);
             let tunnel = match kept {
-                Some(kept) if kept.configured == peer.endpoint => kept.clone(),
-                Some(_) | None => self.identity.tunnel(peer),
+                Some(kept) => {
+                    kept.move_to(peer.endpoint);
+                    kept.clone()
+                }
+                None => self.identity.tunnel(peer),
             };
             allowed.extend(peer.allowed.iter().map(|net| (*net, tunnel.index)));
             next.by_index.insert(tunnel.index, tunnel.clone());
