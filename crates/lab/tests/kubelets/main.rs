@@ -12,6 +12,7 @@
 mod families;
 mod manifest;
 mod pods;
+mod upstreams;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
