@@ -127,7 +127,7 @@ impl KubeStore {
 
     /// Returns what an administrator has this node use as its public addresses, on its Node.
     pub async fn assigned_ip(&mut self) -> Dual<IpAddr> {
-        let own = self.search.node().await;
+        let own = self.search.fresh_node().await;
         peer::assigned(&own.annotations, |bad| warn!("our Node: {bad}: ignored"))
     }
 

@@ -158,6 +158,12 @@ impl NodeSearch {
         }
     }
 
+    /// Reads our Node, also if that was done before: an administrator may have changed it.
+    pub(super) async fn fresh_node(&mut self) -> &OwnNode {
+        let own = self.read().await;
+        self.last.insert(own)
+    }
+
     /// Returns our Node; reads it if that has not been done since the last [`NodeSearch::subnets`].
     pub(super) async fn node(&mut self) -> &OwnNode {
         let own = match self.last.take() {

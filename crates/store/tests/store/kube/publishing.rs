@@ -139,6 +139,20 @@ async fn what_a_webhook_removes_is_not_written_again_and_again() {
 }
 
 #[tokio::test]
+async fn the_assigned_address_is_read_each_time() {
+    let api = Api::start();
+    let mut daemon = Daemon::of("n1", &api);
+    for ip in ["203.0.113.1", "203.0.113.2"] {
+        let mut assigned = node(&[OWN], None);
+        assigned["metadata"]["annotations"][format!("{PREFIX}node-public-ip")] = ip.into();
+        api.put("n1", "u1", assigned);
+        daemon.store.config().await;
+        let found = daemon.store.assigned_ip().await.v4;
+        assert_eq!(found.map(|ip| ip.to_string()).as_deref(), Some(ip));
+    }
+}
+
+#[tokio::test]
 async fn an_overwrite_counts_while_the_daemon_runs() {
     let api = Api::start();
     api.put("n1", "u1", node(&[OWN], None));
