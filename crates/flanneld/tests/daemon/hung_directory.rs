@@ -24,11 +24,11 @@ fn hang(lab: &Lab, node: &Node, dir: &str) -> Process {
     let process = Process::start("a hung file system", node, &mut command, &log).unwrap();
     wait_for("it hangs", SOON, || {
         process.must_run().map_err(|e| e.to_string())?;
-        let mounts = node.read("/proc/mounts").map_err(|e| e.to_string())?;
-        if mounts.contains("hung ") {
+        let said = process.log_tail(5);
+        if said.contains("hung") {
             Ok(())
         } else {
-            Err(process.log_tail(5))
+            Err(said)
         }
     })
     .unwrap();
