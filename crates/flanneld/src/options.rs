@@ -2,8 +2,10 @@
 //! expected.
 
 use std::fmt;
+use std::fs::Metadata;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use backend::{OFFLOAD_OPTION, TxChecksumOffload};
@@ -13,6 +15,9 @@ use regex_lite::Regex;
 
 use crate::flags::Given;
 use crate::traffic::TrafficOptions;
+
+/// How long a look at a path may take.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A flag that cannot be used as given. Exit status 2.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -199,6 +204,15 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
     })
 }
 
+/// Returns what `path` is, unless that cannot be found out within a moment: a file system whose server is gone
+/// never answers. The store then reports it.
+fn metadata(path: &Path) -> Option<Metadata> {
+    let (sender, receiver) = mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || sender.send(path.metadata().ok()));
+    receiver.recv_timeout(LOOK).ok().flatten()
+}
+
 /// Which store the flags name.
 ///
 /// # Errors
@@ -226,8 +240,8 @@ pub fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
     if !given.value("store-dir").is_empty() {
         let path = path(given, "store-dir")?;
         // One that is not there yet is made, or waited for if it is a mount to come.
-        return match path.metadata() {
-            Ok(found) if !found.is_dir() => Err(wrong(given, "store-dir", "a directory")),
+        return match metadata(&path) {
+            Some(found) if !found.is_dir() => Err(wrong(given, "store-dir", "a directory")),
             _ => Ok(StoreChoice::Directory(path)),
         };
     }
