@@ -209,7 +209,10 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
 fn metadata(path: &Path) -> Option<Metadata> {
     let (sender, receiver) = mpsc::channel();
     let path = path.to_owned();
-    std::thread::spawn(move || sender.send(path.metadata().ok()));
+    std::thread::spawn(move || {
+        // Nobody waits any more if this fails.
+        drop(sender.send(path.metadata().ok()));
+    });
     receiver.recv_timeout(LOOK).ok().flatten()
 }
 
