@@ -9,21 +9,30 @@ pub(crate) struct Sum(u64);
 impl Sum {
     /// Adds `bytes`, which must begin at an even offset of what is summed.
     pub(crate) fn bytes(self, bytes: &[u8]) -> Sum {
-        // Four independent accumulators of 32-bit words: the compiler turns this into vector
-        // instructions. A u64 holds the sum of 2^32 such words.
+        // Independent accumulators of 32-bit words, which the compiler turns into vector instructions: without
+        // iterators' adapters, which it does not always inline where the rest of the program is built for
+        // size. A u64 holds the sum of 2^32 such words.
         let mut lanes = [0u64; 8];
-        let mut chunks = bytes.chunks_exact(32);
-        for chunk in &mut chunks {
-            for (lane, word) in lanes.iter_mut().zip(chunk.chunks_exact(4)) {
-                *lane += u64::from(u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+        let mut rest = bytes;
+        while let Some((chunk, tail)) = rest.split_first_chunk::<32>() {
+            let mut lane = 0;
+            while lane < 8 {
+                let at = lane * 4;
+                let word = [chunk[at], chunk[at + 1], chunk[at + 2], chunk[at + 3]];
+                lanes[lane] += u64::from(u32::from_ne_bytes(word));
+                lane += 1;
             }
+            rest = tail;
         }
-        let mut sum = lanes.iter().fold(0, |sum, lane| sum + fold32(*lane));
-        let mut pairs = chunks.remainder().chunks_exact(2);
-        for pair in &mut pairs {
-            sum += u64::from(u16::from_ne_bytes([pair[0], pair[1]]));
+        let mut sum = 0;
+        for lane in lanes {
+            sum += fold32(lane);
         }
-        if let [last] = pairs.remainder() {
+        while let Some((pair, tail)) = rest.split_first_chunk::<2>() {
+            sum += u64::from(u16::from_ne_bytes(*pair));
+            rest = tail;
+        }
+        if let [last] = rest {
             sum += u64::from(u16::from_ne_bytes([*last, 0]));
         }
         Sum(fold32(self.0) + fold32(sum))
