@@ -236,7 +236,14 @@ impl Leases {
         if own.lease().key().is_some() {
             let look = match listed.and_then(|kv| self.own_key.entry(&kv)) {
                 Some(entry) => Look::There(entry),
-                None => Look::Gone(self.own_key.why_missing().await?),
+                None => match self.own_key.why_missing().await {
+                    Ok(cause) => Look::Gone(cause),
+                    Err(failure) => {
+                        // The next connection lists again, and checks again.
+                        self.listed = false;
+                        return Err(failure);
+                    }
+                },
             };
             if look == Look::Gone(Cause::Lost) && self.replica.set_data_lost(true) {
                 self.replica.remove_unlisted();

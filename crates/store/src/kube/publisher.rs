@@ -242,11 +242,13 @@ impl Publisher {
                 self.altered = if shown.as_ref() == Some(attrs) {
                     None
                 } else {
-                    warn!(
-                        "Node {}: the API server accepts what this node publishes but shows something else: does an \
+                    if self.altered.is_none() {
+                        warn!(
+                            "Node {}: the API server accepts what this node publishes but shows something else: does an \
                          admission webhook change it?",
-                        self.client.name()
-                    );
+                            self.client.name()
+                        );
+                    }
                     Some((own.annotations.clone(), attrs.clone()))
                 };
                 let entry = self.entry(&own);
@@ -262,7 +264,11 @@ impl Publisher {
                     Look::Gone(_) => None,
                 }))
             }
-            Err(Failure::NotFound(_)) => Ok(Answer::Differs(None)),
+            // The Node may be gone, or somebody refuses the patch in this way: that is tried again later.
+            Err(failure @ Failure::NotFound(_)) => match self.look(driver).await? {
+                Look::There(_) => Err(failure),
+                Look::Gone(_) => Ok(Answer::Differs(None)),
+            },
             Err(failure) => {
                 self.conflicts = 0;
                 Err(failure)
