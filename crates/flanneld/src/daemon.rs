@@ -29,7 +29,7 @@ use crate::settle::{
 use crate::status::{Question, Status};
 use crate::traffic::Guarding;
 use crate::withdraw::{Former, when_stale, withdrawn};
-use crate::{cni_conf, forwarding, iface, subnet_file, systemd, teardown, traffic};
+use crate::{cni_conf, forwarding, iface, status_socket, subnet_file, systemd, teardown, traffic};
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
 /// large cluster's first listing does not stand in memory as work to do.
@@ -323,6 +323,7 @@ impl Daemon {
             warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
         }
         teardown::remove_file("-subnet-file", &self.options.subnet_file);
+        let _ = std::fs::remove_file(status_socket::path(&self.options.subnet_file));
         let _ = std::fs::remove_file(withdrawn(&self.options.subnet_file));
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use flanneld::subnet_file;
+use flanneld::{status_socket, subnet_file};
 use serde_json::Value;
 
 use super::args::Cleanup;
@@ -42,6 +42,7 @@ pub(crate) fn find(args: &Cleanup) -> Found {
         if is_subnet_file(&withdrawn) {
             found.add(&withdrawn);
         }
+        found.add(&status_socket::path(file));
     }
     IN_RUN.iter().for_each(|file| found.add(Path::new(file)));
     if is_docker_options(Path::new(DOCKER_OPTS)) {

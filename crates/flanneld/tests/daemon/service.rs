@@ -22,14 +22,26 @@ fn the_subnet_file_is_never_half_written() {
     let ready = start.elapsed();
     node.flanneld().kill9().unwrap();
     let (mut absent, mut present) = (0, 0);
-    // From shortly before the file was there to shortly after; on a machine that has become slower
-    // since, ever later, until the file is there.
-    let around = (0..10).map(|round| 0.95 + f64::from(round) / 90.0);
-    let later = (1..4).map(|round| f64::from(1 << round));
-    for (round, late) in around.chain(later).enumerate() {
-        if round >= 10 && present > 0 {
-            break;
-        }
+    // From shortly before the file was there to shortly after; on a machine that has become slower or faster since,
+    // ever later or earlier, until both have been seen.
+    let mut moments: Vec<f64> = (0..10)
+        .map(|round| 0.95 + f64::from(round) / 90.0)
+        .collect();
+    let (mut later, mut earlier) = (vec![8.0, 4.0, 2.0], vec![0.1, 0.3, 0.6, 0.8]);
+    moments.reverse();
+    loop {
+        let late = match moments.pop() {
+            Some(late) => late,
+            None if present == 0 => match later.pop() {
+                Some(late) => late,
+                None => break,
+            },
+            None if absent == 0 => match earlier.pop() {
+                Some(late) => late,
+                None => break,
+            },
+            None => break,
+        };
         node.exec(["rm", "-rf", "/run/flannel"]).unwrap();
         node.flanneld().start().unwrap();
         let moment = Instant::now() + ready.mul_f64(late);

@@ -47,7 +47,10 @@ pub fn reaches(from: &Node, to: &Node) -> Result<(), String> {
 pub fn streams(one: &Node, two: &Node) {
     for (from, to) in [(one, two), (two, one)] {
         let (from, to) = (&from.pods()[0], &to.pods()[0]);
-        bulk(from, to, to.ip(V4).unwrap(), SOME).unwrap();
+        wait_for("a stream from pod to pod", SOON, || {
+            bulk(from, to, to.ip(V4).unwrap(), SOME)
+        })
+        .unwrap();
     }
 }
 
