@@ -160,7 +160,12 @@ fn rename_back(requests: &mut Requests, name: &IfName, link: &Link) -> Result<bo
     };
     requests.dump(RTM_GETLINK, &[0; 16], skip_stats, |message| {
         let raw = decode::link(message);
-        let ours = raw.filter(|raw| raw.mark == link.mark && raw.link().can_become(link));
+        // A device that does not keep the new one from being created may be another one of ours: of TUN devices a
+        // dual-stack node has two, alike but for their names.
+        let ours = raw.filter(|raw| {
+            let found = raw.link();
+            raw.mark == link.mark && found.can_become(link) && found.kind.excludes(&link.kind)
+        });
         renamed = renamed.or(ours.map(|raw| raw.index));
     })?;
     let Some(index) = renamed else {
