@@ -1,6 +1,5 @@
 //! `alloc`: a subnet, and no traffic. For those who bring their own.
 
-use model::roster::Claims;
 use model::{BackendType, Dual, Family, Host, Lease, LeaseAttrs, NetConfig, Object};
 
 use crate::served::Served;
@@ -49,10 +48,6 @@ impl Backend for Alloc {
 
     fn peer(&self, _peer: &Lease, _host: &Host) -> PeerPlan {
         PeerPlan::by_family(|_, _| Ok(()))
-    }
-
-    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
-        Claims::default()
     }
 
     fn missing(&self) -> &[(Family, BackendError)] {

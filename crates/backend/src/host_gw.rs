@@ -2,7 +2,6 @@
 //! no header, no device.
 
 use model::object::{NextHop, Route, RouteKey, RouteTo};
-use model::roster::Claims;
 use model::{BackendType, Dual, Family, Host, Lease, LeaseAttrs, NetConfig, Object};
 
 use crate::error::underlay;
@@ -93,10 +92,6 @@ impl Backend for HostGw {
             objects.extend(self.route(peer, family, host)?);
             Ok(())
         })
-    }
-
-    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
-        Claims::default()
     }
 
     fn missing(&self) -> &[(Family, BackendError)] {

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use model::object::{
     AddrKey, Ipip as Tunnel, Link, LinkKind, Mark, NextHop, Route, RouteKey, RouteTo,
 };
-use model::roster::Claims;
 use model::subnet::first;
 use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
 
@@ -140,10 +139,6 @@ impl Backend for Ipip {
             objects.extend(self.route(peer, family, host)?);
             Ok(())
         })
-    }
-
-    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
-        Claims::default()
     }
 
     fn missing(&self) -> &[(Family, BackendError)] {

@@ -53,8 +53,10 @@ pub trait Backend {
 
     /// Reads from a lease, for each family, what no two peers may have in common (vxlan: the MAC, which
     /// is a key of the forwarding database). Of two that have, the newer lease is used. Depends on the
-    /// lease alone.
-    fn claims(&self, attrs: &LeaseAttrs) -> Claims;
+    /// lease alone. By default nothing.
+    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
+        Claims::default()
+    }
 
     /// Returns the families of the network that this node does not serve, and why not. The other one
     /// is served.

@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use model::object::{
     AddrKey, Link, LinkKind, Mark, PacketLoop, Route, RouteKey, RouteTo, Tun, TunnelRouteKey,
 };
-use model::roster::Claims;
 use model::subnet::first;
 use model::{BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
 
@@ -156,10 +155,6 @@ impl Backend for Udp {
             }
             Ok(())
         })
-    }
-
-    fn claims(&self, _attrs: &LeaseAttrs) -> Claims {
-        Claims::default()
     }
 
     fn missing(&self) -> &[(Family, BackendError)] {

@@ -11,6 +11,7 @@
 //! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | `lock` | one daemon for each network and device |
+//! | `socket_peer` | who is at the other end of a Unix socket |
 //! | `allowance` | how often something may be done |
 //! | [`announce`] | when this node is announced as ready |
 //! | [`daemon`] | the order of it all |
@@ -37,6 +38,7 @@ pub mod options;
 pub mod reconcile;
 pub mod report;
 pub mod settle;
+mod socket_peer;
 pub mod status;
 pub mod status_socket;
 pub mod subnet_file;

@@ -7,7 +7,6 @@
 
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use model::{Dual, IfName};
 use tokio::net::UnixStream;
 use tracing::{debug, info, warn};
 
+use crate::socket_peer::is_root_or_own_user;
 use crate::status::Status;
 
 /// How long after the end of a holder's connection the lock is tried again.
@@ -142,11 +142,10 @@ async fn holder(name: &str) -> io::Result<Option<Holder>> {
     // Nobody accepts the connection: that it exists is enough to see its end.
     let connect = UnixStream::connect(format!("\0{}", text(name)));
     let connection = tokio::time::timeout(CONNECT, connect).await??;
-    let theirs = connection.peer_cred()?;
-    let own = std::fs::metadata("/proc/self")?.uid();
+    let is_daemons = is_root_or_own_user(&connection)?;
     // The kernel says 0 for a process that our process namespace does not show.
-    let pid = theirs.pid().filter(|pid| *pid > 0);
-    Ok((theirs.uid() == 0 || theirs.uid() == own).then(|| Holder {
+    let pid = connection.peer_cred()?.pid().filter(|pid| *pid > 0);
+    Ok(is_daemons.then(|| Holder {
         name: name.to_owned(),
         pid,
         connection,

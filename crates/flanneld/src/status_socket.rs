@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
 use crate::http::{self, Connections, Handler};
+use crate::socket_peer::is_root_or_own_user;
 use crate::status::{Question, Status};
 
 /// How long an answer of the daemon's main loop is waited for: it may be writing thousands of objects.
@@ -54,7 +55,9 @@ pub fn serve(path: PathBuf, status: Status) {
         let handler = Rc::new(StatusHandler(status));
         loop {
             match listener.accept().await {
-                Ok((stream, _)) if is_allowed(&stream) => open.serve(stream, &handler),
+                Ok((stream, _)) if is_root_or_own_user(&stream).unwrap_or(false) => {
+                    open.serve(stream, &handler);
+                }
                 Ok(_) => {}
                 Err(error) => {
                     debug!(%error, "status socket: accept");
@@ -84,14 +87,6 @@ async fn listen(path: &Path) -> io::Result<UnixListener> {
     fs::set_permissions(&new, Permissions::from_mode(0o600))?;
     fs::rename(&new, path)?;
     Ok(listener)
-}
-
-/// Root, and the daemon's own user.
-fn is_allowed(stream: &UnixStream) -> bool {
-    let own = fs::metadata("/proc/self").map(|meta| std::os::unix::fs::MetadataExt::uid(&meta));
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || own.is_ok_and(|own| own == peer.uid()))
 }
 
 struct StatusHandler(Status);
