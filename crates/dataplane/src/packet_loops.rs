@@ -1,6 +1,7 @@
 //! The door to the packet loops of this process: tunnels in user space.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -25,14 +26,25 @@ const ATTACH: Duration = Duration::from_millis(500);
 const LOOK_SOON: Duration = Duration::from_millis(2);
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The packet loops that run. They end with this value.
-#[derive(Default)]
+/// The packet loops of this process. They end with this value.
 pub(crate) struct PacketLoops {
-    running: BTreeMap<IfName, Running>,
+    loops: BTreeMap<IfName, Loop>,
+    start: fn(Config) -> io::Result<Proxy>,
 }
 
-struct Running {
-    proxy: Proxy,
+impl Default for PacketLoops {
+    fn default() -> Self {
+        PacketLoops {
+            loops: BTreeMap::new(),
+            start: Proxy::start,
+        }
+    }
+}
+
+/// A loop that was asked for. Its routes and peers were acknowledged, so they are kept whether it runs or not.
+struct Loop {
+    /// What runs; `None` while its threads cannot be started.
+    proxy: Option<Proxy>,
     value: PacketLoop,
     state: State,
     routes: BTreeMap<IpNet, SocketAddr>,
@@ -61,35 +73,33 @@ impl PacketLoops {
                 Err(failure) => Outcome::Refused(failure.of(op)),
             },
             Op::Del(Object::PacketLoop(name, _)) => {
-                self.running.remove(name);
+                self.loops.remove(name);
                 Outcome::Done
             }
             Op::Put(Object::TunnelRoute(key, peer)) => {
-                let Some(running) = self.running.get_mut(&key.dev) else {
-                    let text = format!("no packet loop of {} runs", key.dev);
-                    return Outcome::Refused(Failure::because(libc::ENODEV, text).of(op));
+                let Some(the_loop) = self.loops.get_mut(&key.dev) else {
+                    return no_loop(op, &key.dev);
                 };
-                running.changed |= running.routes.insert(key.dst, *peer) != Some(*peer);
+                the_loop.changed |= the_loop.routes.insert(key.dst, *peer) != Some(*peer);
                 Outcome::Done
             }
             Op::Del(Object::TunnelRoute(key, _)) => {
-                if let Some(running) = self.running.get_mut(&key.dev) {
-                    running.changed |= running.routes.remove(&key.dst).is_some();
+                if let Some(the_loop) = self.loops.get_mut(&key.dev) {
+                    the_loop.changed |= the_loop.routes.remove(&key.dst).is_some();
                 }
                 Outcome::Done
             }
             Op::Put(Object::WgPeer(key, peer)) => {
-                let Some(running) = self.running.get_mut(&key.dev) else {
-                    let text = format!("no packet loop of {} runs", key.dev);
-                    return Outcome::Refused(Failure::because(libc::ENODEV, text).of(op));
+                let Some(the_loop) = self.loops.get_mut(&key.dev) else {
+                    return no_loop(op, &key.dev);
                 };
-                let before = running.peers.insert(key.key, peer.clone());
-                running.changed |= before.as_ref() != Some(peer);
+                let before = the_loop.peers.insert(key.key, peer.clone());
+                the_loop.changed |= before.as_ref() != Some(peer);
                 Outcome::Done
             }
             Op::Del(Object::WgPeer(key, _)) => {
-                if let Some(running) = self.running.get_mut(&key.dev) {
-                    running.changed |= running.peers.remove(&key.key).is_some();
+                if let Some(the_loop) = self.loops.get_mut(&key.dev) {
+                    the_loop.changed |= the_loop.peers.remove(&key.key).is_some();
                 }
                 Outcome::Done
             }
@@ -97,86 +107,95 @@ impl PacketLoops {
         }
     }
 
-    /// Starts a loop, unless it runs. One with other settings is replaced, and its routes and peers
-    /// are kept.
+    /// Starts a loop, unless it runs. One with other settings is replaced. Routes and peers are kept, also
+    /// where the threads cannot be started: the next attempt passes them on.
     fn start(&mut self, name: &IfName, value: &PacketLoop) -> Result<State, Failure> {
-        let other = self
-            .running
-            .get(name)
-            .is_some_and(|running| running.value != *value);
-        // Its port must be free before the next one's is opened: it may be the same.
-        let former = if other {
-            self.running.remove(name)
-        } else {
-            None
-        };
-        let (routes, peers) = former
-            .map(|running| (running.routes, running.peers))
-            .unwrap_or_default();
-        if !self.running.contains_key(name) {
-            let queues = std::thread::available_parallelism().map_or(1, usize::from);
-            let config = Config {
-                device: name.to_string(),
-                listen: value.listen,
-                mtu: value.mtu as usize,
-                wireguard: value.keys.map(|keys| Wireguard {
-                    private_key: Secret(keys.private.0),
-                    preshared_key: keys.preshared.map(|key| Secret(key.0)),
-                    keepalive: (keys.keepalive > 0).then_some(keys.keepalive),
-                }),
-                queues: queues.min(MOST_QUEUES),
-            };
-            let proxy = Proxy::start(config).map_err(|error| {
-                let text = format!("no thread for a packet loop: {error}");
-                Failure::because(error.raw_os_error().unwrap_or(libc::EAGAIN), text)
-            })?;
-            let running = Running {
-                proxy,
-                value: *value,
-                state: State::Down,
-                changed: !routes.is_empty() || !peers.is_empty(),
-                routes,
-                peers,
-            };
-            self.running.insert(*name, running);
+        let the_loop = self.loops.entry(*name).or_insert_with(|| Loop {
+            proxy: None,
+            value: *value,
+            state: State::Down,
+            routes: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            changed: false,
+        });
+        if the_loop.value != *value {
+            // Its port must be free before the next one's is opened: it may be the same.
+            the_loop.proxy = None;
+            the_loop.state = State::Down;
+            the_loop.value = *value;
         }
-        let Some(running) = self.running.get_mut(name) else {
-            return Ok(State::Down);
+        let proxy = match the_loop.proxy.take() {
+            Some(proxy) => proxy,
+            None => {
+                let proxy = (self.start)(config(name, value)).map_err(|error| {
+                    let text = format!("no thread for a packet loop: {error}");
+                    Failure::because(error.raw_os_error().unwrap_or(libc::EAGAIN), text)
+                })?;
+                the_loop.changed = true;
+                proxy
+            }
         };
-        running.state = match (running.proxy.problem(), running.state) {
+        the_loop.state = match (proxy.problem(), the_loop.state) {
             (None, _) => State::Up,
             (Some(_), State::Attaching(since)) => State::Attaching(since),
             (Some(_), State::Up | State::Down) => State::Attaching(Instant::now()),
         };
-        Ok(running.state)
+        the_loop.proxy = Some(proxy);
+        Ok(the_loop.state)
     }
 
     /// Returns what has changed by itself since it was asked last.
     fn news(&mut self) -> Option<KernelEvent> {
-        self.running
+        self.loops
             .iter_mut()
-            .find_map(|(name, running)| running.news(name))
+            .find_map(|(name, the_loop)| the_loop.news(name))
     }
 }
 
-impl Running {
-    fn publish(&self) {
+fn no_loop(op: &Op, dev: &IfName) -> Outcome {
+    let text = format!("no packet loop of {dev} was asked for");
+    Outcome::Refused(Failure::because(libc::ENODEV, text).of(op))
+}
+
+fn config(name: &IfName, value: &PacketLoop) -> Config {
+    let queues = std::thread::available_parallelism().map_or(1, usize::from);
+    Config {
+        device: name.to_string(),
+        listen: value.listen,
+        mtu: value.mtu as usize,
+        wireguard: value.keys.map(|keys| Wireguard {
+            private_key: Secret(keys.private.0),
+            preshared_key: keys.preshared.map(|key| Secret(key.0)),
+            keepalive: (keys.keepalive > 0).then_some(keys.keepalive),
+        }),
+        queues: queues.min(MOST_QUEUES),
+    }
+}
+
+impl Loop {
+    /// Passes routes and peers on, if they changed since.
+    fn publish(&mut self) {
+        let Some(proxy) = self.proxy.as_ref().filter(|_| self.changed) else {
+            return;
+        };
+        self.changed = false;
         if self.value.keys.is_none() {
             let routes = self.routes.iter();
             let routes = routes.map(|(dst, peer)| (*dst, *peer));
-            return self.proxy.set_table(Table::new(routes));
+            return proxy.set_table(Table::new(routes));
         }
         let peers = self.peers.iter().map(|(key, peer)| Peer {
             public_key: key.0,
             endpoint: Some(peer.endpoint),
             allowed: peer.allowed.clone(),
         });
-        self.proxy.set_peers(&peers.collect::<Vec<_>>());
+        proxy.set_peers(&peers.collect::<Vec<_>>());
     }
 
     fn news(&mut self, name: &IfName) -> Option<KernelEvent> {
         let object = Object::PacketLoop(*name, self.value);
-        match (self.state, self.proxy.problem()) {
+        // One without threads was refused, and is asked for again.
+        match (self.state, self.proxy.as_ref()?.problem()) {
             (State::Attaching(_) | State::Down, None) => {
                 self.state = State::Up;
                 Some(KernelEvent::Saw(object))
@@ -201,19 +220,20 @@ impl Door for PacketLoops {
     fn set_scope(&mut self, _: &Scope) {}
 
     async fn observe(&mut self, each: &mut dyn FnMut(Object)) -> Result<(), KernelError> {
-        for (name, running) in &mut self.running {
-            if running.proxy.problem().is_none() {
-                running.state = State::Up;
-                each(Object::PacketLoop(*name, running.value));
+        for (name, the_loop) in &mut self.loops {
+            let proxy = the_loop.proxy.as_ref();
+            if proxy.is_some_and(|proxy| proxy.problem().is_none()) {
+                the_loop.state = State::Up;
+                each(Object::PacketLoop(*name, the_loop.value));
             }
-            for (dst, peer) in &running.routes {
+            for (dst, peer) in &the_loop.routes {
                 let key = TunnelRouteKey {
                     dev: *name,
                     dst: *dst,
                 };
                 each(Object::TunnelRoute(key, *peer));
             }
-            for (key, peer) in &running.peers {
+            for (key, peer) in &the_loop.peers {
                 let key = WgPeerKey {
                     dev: *name,
                     key: *key,
@@ -227,24 +247,24 @@ impl Door for PacketLoops {
     async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
         let outcomes = ops.iter().map(|op| self.change(op)).collect();
         // One table for all changes of a batch.
-        for running in self.running.values_mut().filter(|running| running.changed) {
-            running.changed = false;
-            running.publish();
-        }
+        self.loops.values_mut().for_each(Loop::publish);
         outcomes
     }
 
     async fn event(&mut self) -> KernelEvent {
-        if self.running.is_empty() {
+        if self.loops.is_empty() {
             return std::future::pending().await;
         }
         loop {
             if let Some(event) = self.news() {
                 return event;
             }
-            let attaching = |running: &Running| matches!(running.state, State::Attaching(_));
-            let soon = self.running.values().any(attaching);
+            let attaching = |the_loop: &Loop| matches!(the_loop.state, State::Attaching(_));
+            let soon = self.loops.values().any(attaching);
             tokio::time::sleep(if soon { LOOK_SOON } else { LOOK }).await;
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
