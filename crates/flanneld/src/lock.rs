@@ -4,7 +4,13 @@
 //! their names for each network namespace, which is what the devices and routes belong to, whatever
 //! files a container sees; and a name is free again as soon as its process has ended, however it ended.
 //! So a restart is not delayed, and whoever waits is woken by the end of a connection.
+//!
+//! Anybody on the host can bind such a name, or fill the queue of one. So a holder counts only if root or this
+//! process's own user could have made it, and if it can be waited for.
 
+mod owner;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -13,10 +19,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use model::{Dual, IfName};
 use tokio::net::UnixStream;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::socket_peer::is_root_or_own_user;
 use crate::status::Status;
+use owner::Owner;
 
 /// How long after the end of a holder's connection the lock is tried again.
 const SOON: Duration = Duration::from_millis(10);
@@ -30,17 +38,18 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// The lock is tried again after this time also if the holder's end was not seen.
 const LATEST: Duration = Duration::from_secs(5);
 
+/// How long a holder is waited for that takes no connection, until it is looked for in `/proc`.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a holder is waited for that does not listen, which a flanneld does.
+const MUTE: Duration = Duration::from_secs(5);
+
+/// How long a holder is waited for whose queue is full and whose user is unknown.
+const UNKNOWN: Duration = Duration::from_secs(30);
+
 /// The lock on a network and its devices, for as long as it is not dropped.
 pub(crate) struct Lock {
     _sockets: Vec<UnixListener>,
-}
-
-/// The one that has a name.
-struct Holder {
-    name: String,
-    /// Its process, as far as this process can see it.
-    pid: Option<i32>,
-    connection: UnixStream,
 }
 
 impl Lock {
@@ -52,46 +61,187 @@ impl Lock {
         status: &Status,
         waiting: &mut Waiting,
     ) -> Option<Lock> {
-        match try_all(&names(networks, devices)).await {
+        match waiting.try_all(&names(networks, devices)).await {
             Ok(sockets) => {
-                if waiting.0.take().is_some() {
-                    info!("the other flanneld has ended");
+                if waiting.logged.take().is_some() {
+                    info!("no other flanneld is waited for any more");
                     status.set_host_problem(None);
                 }
                 return Some(Lock { _sockets: sockets });
             }
-            Err(Some(holder)) => {
-                waiting.report(&holder, status);
-                // Ends when the holder does.
-                let _ = tokio::time::timeout(LATEST, holder.connection.readable()).await;
-                tokio::time::sleep(SOON).await;
+            Err(Obstacle::Daemon(text)) => {
+                let remedy = "waiting until it ends; a second network on one host needs its own Network and VNI";
+                waiting.report(text, remedy, status);
+                waiting.wait().await;
             }
-            Err(None) => tokio::time::sleep(AGAIN).await,
+            Err(Obstacle::Silent(text, pause)) => {
+                waiting.report(text, "waiting for an answer for a while", status);
+                tokio::time::sleep(pause).await;
+            }
+            Err(Obstacle::Changing) => tokio::time::sleep(AGAIN).await,
         }
         None
     }
 }
 
-/// Who is waited for, as the log said last.
+/// Why a name cannot be had.
+#[derive(Debug, PartialEq, Eq)]
+enum Obstacle {
+    /// Another daemon has it, as this text says.
+    Daemon(String),
+    /// Somebody has it who takes no connection, as this text says: try again after this time.
+    Silent(String, Duration),
+    /// It was bound or released just now: try again soon.
+    Changing,
+}
+
+/// What was found about the holders of names.
 #[derive(Default)]
-pub(crate) struct Waiting(Option<String>);
+pub(crate) struct Waiting {
+    /// Who is waited for, as the log said last.
+    logged: Option<String>,
+    /// The connection to the holder that is waited for. There is one only: nobody accepts it, so a new one
+    /// for each attempt would fill the holder's queue.
+    holder: Option<Holder>,
+    /// Since when the holder of a name takes no connection.
+    silent: BTreeMap<String, Instant>,
+    /// The names without which this daemon goes on, as the log said.
+    ignored: BTreeSet<String>,
+}
+
+/// A daemon that has a name.
+struct Holder {
+    name: String,
+    /// Its process, as far as this process can see it.
+    pid: Option<i32>,
+    connection: UnixStream,
+}
+
+impl Holder {
+    /// Returns whether it still has the name.
+    fn lives(&self) -> bool {
+        let read = self.connection.try_read(&mut [0]);
+        matches!(read, Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+}
 
 impl Waiting {
-    fn report(&mut self, holder: &Holder, status: &Status) {
-        let pid = holder.pid.map(|pid| format!(" (pid {pid})"));
-        let text = format!(
-            "another flanneld{} serves {} on this host",
-            pid.unwrap_or_default(),
-            holder.name
-        );
-        if self.0.as_ref() != Some(&text) {
-            warn!(
-                "{text}: waiting until it ends; a second network on one host needs its own Network and VNI"
-            );
+    fn report(&mut self, text: String, remedy: &str, status: &Status) {
+        if self.logged.as_ref() != Some(&text) {
+            warn!("{text}: {remedy}");
         }
         status.set_host_problem(Some(format!("waiting: {text}")));
-        self.0 = Some(text);
+        self.logged = Some(text);
     }
+
+    /// Waits for the end of the holder.
+    async fn wait(&self) {
+        match &self.holder {
+            Some(holder) => {
+                let _ = tokio::time::timeout(LATEST, holder.connection.readable()).await;
+                tokio::time::sleep(SOON).await;
+            }
+            None => tokio::time::sleep(LATEST).await,
+        }
+    }
+
+    /// Takes every name, or none and says what keeps it from one.
+    async fn try_all(&mut self, names: &[String]) -> Result<Vec<UnixListener>, Obstacle> {
+        let mut sockets = Vec::new();
+        for name in names {
+            match bind(name) {
+                Ok(socket) => {
+                    self.ignored.remove(name);
+                    self.silent.remove(name);
+                    sockets.push(socket);
+                }
+                Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                    if let Some(stranger) = self.stranger(name).await? {
+                        // Anybody on the host may use the name; only another daemon counts.
+                        if self.ignored.insert(name.clone()) {
+                            warn!("the lock on {name} is held by {stranger}; going on without it");
+                        }
+                    }
+                }
+                // The lock is a help, and no condition for a network.
+                Err(error) => debug!("the lock on {name} cannot be taken: {error}"),
+            }
+        }
+        Ok(sockets)
+    }
+
+    /// Returns who has `name` if that is no daemon, and the obstacle if it may be one.
+    async fn stranger(&mut self, name: &str) -> Result<Option<String>, Obstacle> {
+        if let Some(holder) = self.holder.take_if(|holder| holder.name == name)
+            && holder.lives()
+        {
+            let text = serves(holder.pid, name);
+            self.holder = Some(holder);
+            return Err(Obstacle::Daemon(text));
+        }
+        match connect(name).await {
+            Ok((connection, true)) => {
+                self.silent.remove(name);
+                // The kernel says 0 for a process that our process namespace does not show.
+                let pid = connection.peer_cred().ok().and_then(|peer| peer.pid());
+                let pid = pid.filter(|pid| *pid > 0);
+                self.holder = Some(Holder {
+                    name: name.to_owned(),
+                    pid,
+                    connection,
+                });
+                Err(Obstacle::Daemon(serves(pid, name)))
+            }
+            Ok((_, false)) => Ok(Some("a program that is not flanneld's user".to_owned())),
+            Err(error) => {
+                let now = Instant::now();
+                let since = *self.silent.entry(name.to_owned()).or_insert(now);
+                let silent_for = now - since;
+                if silent_for < LOOK_AFTER {
+                    return Err(Obstacle::Changing);
+                }
+                let owner = owner::find(&text(name));
+                judge(name, &error, owner.as_ref(), owner::own_user(), silent_for)
+            }
+        }
+    }
+}
+
+/// Decides about a holder that has taken no connection for some time: returns who it is if it is no daemon.
+fn judge(
+    name: &str,
+    error: &io::Error,
+    owner: Option<&Owner>,
+    own_user: Option<u32>,
+    silent_for: Duration,
+) -> Result<Option<String>, Obstacle> {
+    let listens = error.kind() != ErrorKind::ConnectionRefused;
+    let who = owner.map_or_else(
+        || "a process that cannot be seen from here".to_owned(),
+        Owner::to_string,
+    );
+    match owner {
+        Some(owner) if !owner.is_root_or(own_user) => {
+            return Ok(Some(format!("{who}, which is not flanneld's user")));
+        }
+        // Somebody filled its queue.
+        Some(owner) if listens => return Err(Obstacle::Daemon(serves(Some(owner.pid), name))),
+        Some(_) | None => {}
+    }
+    let limit = if listens { UNKNOWN } else { MUTE };
+    if silent_for >= limit {
+        return Ok(Some(format!("{who}, which takes no connection ({error})")));
+    }
+    let text = format!("the lock on {name} is held by {who}, which takes no connection ({error})");
+    Err(Obstacle::Silent(text, LATEST.min(limit - silent_for)))
+}
+
+fn serves(pid: Option<i32>, name: &str) -> String {
+    let pid = pid.map(|pid| format!(" (pid {pid})"));
+    format!(
+        "another flanneld{} serves {name} on this host",
+        pid.unwrap_or_default()
+    )
 }
 
 fn names(networks: &Dual<IpNet>, devices: &[IfName]) -> Vec<String> {
@@ -104,31 +254,6 @@ fn names(networks: &Dual<IpNet>, devices: &[IfName]) -> Vec<String> {
     names
 }
 
-/// Takes every name, or none and returns who has one. `Err(None)`: it was let go just now.
-async fn try_all(names: &[String]) -> Result<Vec<UnixListener>, Option<Holder>> {
-    let mut sockets = Vec::new();
-    for name in names {
-        match bind(name) {
-            Ok(socket) => sockets.push(socket),
-            Err(error) if error.kind() == ErrorKind::AddrInUse => match holder(name).await {
-                Ok(Some(holder)) => return Err(Some(holder)),
-                // Anybody on the host may use the name; only another daemon counts.
-                Ok(None) => warn!(
-                    "the lock on {name} is held by a program that is not flanneld's user; \
-                     going on without it"
-                ),
-                Err(error) => {
-                    debug!("the holder of the lock on {name}: {error}");
-                    return Err(None);
-                }
-            },
-            // The lock is a help, and no condition for a network.
-            Err(error) => debug!("the lock on {name} cannot be taken: {error}"),
-        }
-    }
-    Ok(sockets)
-}
-
 fn bind(name: &str) -> io::Result<UnixListener> {
     UnixListener::bind_addr(&SocketAddr::from_abstract_name(text(name))?)
 }
@@ -137,17 +262,14 @@ fn text(name: &str) -> String {
     format!("flannel-rs {name}")
 }
 
-/// Returns who holds `name`; `None` if it is a program of a user who could not be running a daemon.
-async fn holder(name: &str) -> io::Result<Option<Holder>> {
-    // Nobody accepts the connection: that it exists is enough to see its end.
+/// Connects to the holder of `name`. Nobody accepts the connection: that it exists is enough to see the
+/// holder's end. Returns also whether it is a program of a user who could be running a daemon.
+async fn connect(name: &str) -> io::Result<(UnixStream, bool)> {
     let connect = UnixStream::connect(format!("\0{}", text(name)));
     let connection = tokio::time::timeout(CONNECT, connect).await??;
     let is_daemons = is_root_or_own_user(&connection)?;
-    // The kernel says 0 for a process that our process namespace does not show.
-    let pid = connection.peer_cred()?.pid().filter(|pid| *pid > 0);
-    Ok(is_daemons.then(|| Holder {
-        name: name.to_owned(),
-        pid,
-        connection,
-    }))
+    Ok((connection, is_daemons))
 }
+
+#[cfg(test)]
+mod tests;

@@ -100,3 +100,40 @@ fn a_name_that_another_user_holds_keeps_no_daemon_waiting() {
     );
     drop(held);
 }
+
+#[test]
+fn a_name_that_is_bound_and_cannot_be_asked_keeps_no_daemon_waiting() {
+    let lab = scene::lab()
+        .nodes(1)
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    let node = lab.node(1);
+    let held = node.run(|| {
+        let socket = tokio::net::UnixSocket::new_stream().unwrap();
+        socket.bind("\0flannel-rs device flannel.1").unwrap();
+        socket
+    });
+    let held = held.unwrap();
+    lab.start().unwrap();
+    node.flanneld().wait_ready(SOON).unwrap();
+    says(
+        node.flanneld(),
+        &[
+            "WARN",
+            "device flannel.1",
+            "takes no connection",
+            "waiting for an answer",
+        ],
+    );
+    says(
+        node.flanneld(),
+        &[
+            "WARN",
+            "device flannel.1",
+            "takes no connection",
+            "going on without it",
+        ],
+    );
+    drop(held);
+}

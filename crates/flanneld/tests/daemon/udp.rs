@@ -7,7 +7,7 @@ use model::Family::V4;
 use serde_json::json;
 
 use crate::mixed;
-use crate::scene::{self, SOON, run};
+use crate::scene::{self, SOON, run, says};
 
 const SOME: u64 = 4 << 20;
 
@@ -112,6 +112,25 @@ fn a_connection_outlives_a_restart_and_the_loss_of_the_device() {
         wait_for(&format!("{damage} is repaired"), SOON, whole).unwrap();
     }
     assert_eq!(flow.stop().broken, None);
+}
+
+#[test]
+fn a_packet_loop_that_cannot_be_replaced_keeps_its_routes_until_it_can() {
+    let lab = started(2);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let pid = one.flanneld().pid().unwrap();
+    let limit = |most: &str| {
+        let status = std::process::Command::new("prlimit")
+            .args([&format!("--pid={pid}"), &format!("--nofile={most}")])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    limit("3:4096");
+    run(one, "ip link set eth0 mtu 1400").unwrap();
+    says(one.flanneld(), &["no thread for a packet loop"]);
+    limit("1024:4096");
+    wait_for("the pods reach each other", SOON, || reaches(one, two)).unwrap();
+    assert_eq!(one.subnet_env().unwrap().mtu, 1372);
 }
 
 #[test]
