@@ -35,6 +35,11 @@ use crate::{cni_conf, forwarding, iface, status_socket, subnet_file, systemd, te
 /// large cluster's first listing does not stand in memory as work to do.
 const LEASES_A_PASS: usize = 1024;
 
+/// How soon the host's interface is looked at again after a look that failed, and how often without any
+/// notification.
+const HOST_RETRY: Duration = Duration::from_secs(5);
+const HOST_AUDIT: Duration = Duration::from_secs(120);
+
 /// How often `subnet.env` is looked at: somebody may have deleted or changed it.
 const FILE_EVERY: Duration = Duration::from_secs(2);
 
@@ -77,6 +82,8 @@ pub struct Daemon {
     /// The host's interface may have changed since it was looked at.
     host_may_differ: bool,
     host_looks: Allowance,
+    /// When it is looked at again without a notification.
+    host_due: Instant,
     /// When `subnet.env` is looked at again.
     file_due: Instant,
     /// When the log may say again that it was written.
@@ -174,6 +181,7 @@ impl Daemon {
             wakes: Allowance::new(WAKES.0, WAKES.1),
             host_may_differ: true,
             host_looks: Allowance::new(HOST_LOOKS.0, HOST_LOOKS.1),
+            host_due: Instant::now(),
             file_due: Instant::now(),
             file_line_due: Instant::now(),
         })
@@ -189,7 +197,7 @@ impl Daemon {
         let mut bark = Instant::now();
         let mut questions = self.status.questions();
         // It may have changed while a subnet was waited for.
-        self.host_changed().await?;
+        self.host_changed().await;
         self.pass(false).await;
         loop {
             self.announce().await?;
@@ -200,6 +208,7 @@ impl Daemon {
             if self.announcement.is_made() {
                 due = due.min(self.file_due);
             }
+            due = due.min(self.host_due);
             if self.host_may_differ {
                 due = due.min(self.host_looks.next());
             }
@@ -238,8 +247,9 @@ impl Daemon {
                 }
                 () = tokio::time::sleep_until(due) => false,
             };
-            if self.host_may_differ && Instant::now() >= self.host_looks.next() {
-                self.host_changed().await?;
+            let now = Instant::now();
+            if now >= self.host_due || (self.host_may_differ && now >= self.host_looks.next()) {
+                self.host_changed().await;
             }
             self.pass(repairing).await;
         }
@@ -476,12 +486,12 @@ impl Daemon {
 
     /// Follows the host's interface until it is as we know it: what changes before the kernel is
     /// told that it still concerns us is announced to nobody.
-    async fn host_changed(&mut self) -> anyhow::Result<()> {
+    async fn host_changed(&mut self) {
         self.host_looks.take(Instant::now());
         self.host_may_differ = false;
+        self.host_due = Instant::now() + HOST_AUDIT.mul_f64(0.5 + fastrand::f64());
         self.follow_connected();
-        while self.follow_host().await? {}
-        Ok(())
+        while self.follow_host().await {}
     }
 
     /// Refuses the leases of networks to which this host's interfaces are connected.
@@ -495,16 +505,18 @@ impl Daemon {
 
     /// If the host's interface is not what it was: new tunnels, a new public address, another MTU.
     /// Returns whether so.
-    async fn follow_host(&mut self) -> anyhow::Result<bool> {
+    async fn follow_host(&mut self) -> bool {
         let (host, lost) = match self.same_host() {
             Ok(found) => found,
             Err(problem) => {
+                // The look itself may have failed: then no notification follows.
+                self.host_due = Instant::now() + HOST_RETRY;
                 let text = problem.to_string();
                 if self.status.set_host_problem(Some(text.clone())) {
                     warn!("{text}; keeping what is there");
                     self.report(interface_missing(&problem));
                 }
-                return Ok(false);
+                return false;
             }
         };
         if self.status.set_host_problem(None) {
@@ -512,7 +524,7 @@ impl Daemon {
         }
         report_unserved(self.cluster.backend(), lost.as_ref(), &self.status);
         if host == *self.cluster.host() {
-            return Ok(false);
+            return false;
         }
         let underlay_only = Host {
             underlay: self.cluster.host().underlay.clone(),
@@ -520,7 +532,7 @@ impl Daemon {
         };
         if underlay_only == *self.cluster.host() {
             self.cluster.set_host(host, &mut self.reconciler);
-            return Ok(false);
+            return false;
         }
         let backend =
             match backend::new(&self.config, &host, &self.identity, Some(&self.lease.attrs)) {
@@ -530,7 +542,7 @@ impl Daemon {
                         "after a change of interface {}: {error}; keeping what is there",
                         host.iface
                     );
-                    return Ok(false);
+                    return false;
                 }
             };
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
@@ -550,9 +562,11 @@ impl Daemon {
             self.store.publish(attrs).await;
         }
         if self.announcement.is_made() {
-            self.write_subnet_file()?;
+            if let Err(error) = self.write_subnet_file() {
+                self.report_file_problem(Some(error.to_string()));
+            }
         }
-        Ok(true)
+        true
     }
 
     fn same_host(&self) -> Result<(Host, Option<Lost>), NoIface> {
@@ -589,6 +603,10 @@ impl Daemon {
             }
             Err(error) => Some(error.to_string()),
         };
+        self.report_file_problem(problem);
+    }
+
+    fn report_file_problem(&mut self, problem: Option<String>) {
         if self.status.set_file_problem(problem.clone())
             && let Some(problem) = problem
         {

@@ -115,7 +115,7 @@ fn a_connection_outlives_a_restart_and_the_loss_of_the_device() {
 }
 
 #[test]
-fn a_packet_loop_that_cannot_be_replaced_keeps_its_routes_until_it_can() {
+fn a_change_of_the_host_is_followed_although_the_first_look_at_it_failed() {
     let lab = started(2);
     let (one, two) = (lab.node(1), lab.node(2));
     let pid = one.flanneld().pid().unwrap();
@@ -125,12 +125,15 @@ fn a_packet_loop_that_cannot_be_replaced_keeps_its_routes_until_it_can() {
             .status();
         assert!(status.unwrap().success());
     };
+    let mtu = || match one.subnet_env().unwrap().mtu {
+        1372 => reaches(one, two),
+        other => Err(format!("MTU {other}")),
+    };
     limit("3:4096");
     run(one, "ip link set eth0 mtu 1400").unwrap();
-    says(one.flanneld(), &["no thread for a packet loop"]);
+    says(one.flanneld(), &["Too many open files"]);
     limit("1024:4096");
-    wait_for("the pods reach each other", SOON, || reaches(one, two)).unwrap();
-    assert_eq!(one.subnet_env().unwrap().mtu, 1372);
+    wait_for("the change is followed", SOON, mtu).unwrap();
 }
 
 #[test]
