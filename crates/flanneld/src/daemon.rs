@@ -561,10 +561,10 @@ impl Daemon {
             self.lease.attrs = attrs.clone();
             self.store.publish(attrs).await;
         }
-        if self.announcement.is_made() {
-            if let Err(error) = self.write_subnet_file() {
-                self.report_file_problem(Some(error.to_string()));
-            }
+        if self.announcement.is_made()
+            && let Err(error) = self.write_subnet_file()
+        {
+            self.report_file_problem(Some(error.to_string()));
         }
         true
     }
