@@ -9,14 +9,17 @@ tier: node
 {{- end }}
 
 {{/*
-"ignore" if the image is one that upstream publishes, which lacks the programs that this chart starts; "refuse" if it
-looks like a copy of it in another registry; else nothing.
+"ignore" if the image is one that upstream publishes, which lacks the programs that this chart starts, or if the tag is
+one of upstream's and no repository is given; "refuse" if it looks like a copy of upstream's in another registry; else
+nothing.
 */}}
 {{- define "flannel.foreignImage" -}}
 {{- $image := .Values.flannel.image -}}
 {{- $repository := $image.repository -}}
 {{- $upstreamTag := regexMatch "^v?0\\.([7-9]|1[0-9]|2[0-9])\\." (toString $image.tag) -}}
 {{- if regexMatch "^((ghcr\\.io/flannel-io|quay\\.io/coreos|(docker\\.io/)?flannel|(docker\\.io/)?flannelcni)/flannel|(docker\\.io/)?rancher/(hardened-flannel|mirrored-flannelcni-flannel|mirrored-flannel-io-flannel))$" $repository -}}
+ignore
+{{- else if and $upstreamTag (eq $repository (include "flannel.defaults" . | fromYaml).flannel.image.repository) (ne (toString $image.tag) (printf "v%s" .Chart.AppVersion)) (not $image.digest) -}}
 ignore
 {{- else if and $upstreamTag (regexMatch "(flannel-io/flannel|coreos/flannel|flannelcni/flannel|flannel/flannel|hardened-flannel|mirrored-flannelcni-flannel|mirrored-flannel-io-flannel)$" $repository) -}}
 refuse
@@ -54,7 +57,7 @@ refuse
 {{- define "flannel.healthzIp" -}}
 {{- if .Values.flannel.healthz.ip -}}
 {{ .Values.flannel.healthz.ip }}
-{{- else if include "flannel.true" .Values.metrics.enabled -}}
+{{- else if or (include "flannel.true" .Values.metrics.enabled) (include "flannel.true" .Values.metrics.podMonitor.enabled) -}}
 0.0.0.0
 {{- else -}}
 127.0.0.1

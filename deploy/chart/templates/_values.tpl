@@ -25,14 +25,23 @@ this one (helm upgrade --reuse-values) renders too. To be included first in ever
 {{- if eq (toString .) "true" }}true{{ end -}}
 {{- end }}
 
-{{/* A container's security context: what the user gives, completed with no rights but the capabilities in `add`. */}}
+{{/*
+A container's security context: what the user gives, completed with no rights but the capabilities in `add`, which a
+list of the user's extends.
+*/}}
 {{- define "flannel.securityContext" -}}
-{{- $capabilities := dict "drop" (list "ALL") -}}
-{{- with .add }}{{ $_ := set $capabilities "add" . }}{{ end -}}
-{{- $ours := dict "allowPrivilegeEscalation" false "readOnlyRootFilesystem" true -}}
-{{- $_ := set $ours "seccompProfile" (dict "type" "RuntimeDefault") -}}
-{{- $_ := set $ours "capabilities" $capabilities -}}
 {{- $context := deepCopy .user -}}
+{{- $given := dig "capabilities" "add" list $context | default list -}}
+{{- $add := concat .add $given | uniq -}}
+{{- $capabilities := dict "drop" (list "ALL") -}}
+{{- if $add }}{{ $_ := set $capabilities "add" $add }}{{ end -}}
+{{- if $given }}{{ $_ := set $context.capabilities "add" $add }}{{ end -}}
+{{- $privileged := include "flannel.true" $context.privileged -}}
+{{- /* The API server refuses to deny the escalation of privileges to a container that has them all. */ -}}
+{{- $everything := or $privileged (has "SYS_ADMIN" $add) (has "CAP_SYS_ADMIN" $add) (has "ALL" $add) -}}
+{{- $ours := dict "readOnlyRootFilesystem" true "capabilities" $capabilities -}}
+{{- if not $everything }}{{ $_ := set $ours "allowPrivilegeEscalation" false }}{{ end -}}
+{{- if not $privileged }}{{ $_ := set $ours "seccompProfile" (dict "type" "RuntimeDefault") }}{{ end -}}
 {{- include "flannel.fill" (dict "into" $context "from" $ours) -}}
 {{- toYaml $context -}}
 {{- end }}

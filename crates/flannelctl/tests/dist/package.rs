@@ -190,7 +190,9 @@ fn packages_of_other_distributions() {
         assert!(tar.lines().any(ends), "{file} is not in {tar}");
     }
     assert!(
-        apk.contains(".post-install") && apk.contains(".pre-deinstall"),
+        [".post-install", ".post-upgrade", ".pre-deinstall"]
+            .iter()
+            .all(|script| apk.contains(script)),
         "{apk}"
     );
 }

