@@ -258,6 +258,19 @@ impl Cluster {
         }
     }
 
+    /// Returns how many leases of other nodes are in each state.
+    pub fn peer_states<D: Dataplane>(
+        &self,
+        reconciler: &mut Reconciler<D>,
+    ) -> BTreeMap<PeerStatus, usize> {
+        let mut states = BTreeMap::from([(PeerStatus::Refused, self.roster.refused_len())]);
+        for lease in self.roster.all_accepted() {
+            let (state, _) = self.progress(lease, reconciler);
+            *states.entry(state).or_default() += 1;
+        }
+        states
+    }
+
     /// How many peers are in use, and how many leases cannot be used.
     pub fn counts(&self) -> (usize, usize) {
         let unusable = self.unusable.values().filter(|u| !u.served).count();

@@ -44,6 +44,7 @@ fn keep(conf: &CniConf, status: &Status) {
         }
         Err(problem) => Some(problem),
     };
+    status.set_cni_installed(problem.is_none());
     if status.set_cni_problem(problem.clone())
         && let Some(problem) = problem
     {

@@ -196,6 +196,10 @@ impl Daemon {
         let watchdog = systemd::watchdog_period();
         let mut bark = Instant::now();
         let mut questions = self.status.questions();
+        if self.options.cni_conf.is_some() {
+            self.status.set_cni_installed(false);
+        }
+        self.report_network();
         // It may have changed while a subnet was waited for.
         self.host_changed().await;
         self.pass(false).await;
@@ -258,47 +262,36 @@ impl Daemon {
     /// Answers the status socket; an asker that is gone is no failure.
     fn answer(&mut self, question: Question) {
         match question {
-            Question::Network(reply) => {
-                let host = self.cluster.host();
-                let report = NetworkReport {
-                    networks: self
-                        .config
-                        .pools
-                        .iter()
-                        .map(|(_, pool)| pool.network.to_string())
-                        .collect(),
-                    subnets: self
-                        .lease
-                        .key
-                        .nets()
-                        .iter()
-                        .map(|(_, net)| net.to_string())
-                        .collect(),
-                    public_ips: self
-                        .lease
-                        .attrs
-                        .public_ip
-                        .iter()
-                        .map(|(_, ip)| *ip)
-                        .collect(),
-                    backend: self.cluster.backend().kind().to_string(),
-                    mtu: self.cluster.backend().mtu(),
-                    interface: host.iface.to_string(),
-                    devices: self
-                        .cluster
-                        .backend()
-                        .devices()
-                        .iter()
-                        .map(|d| d.name.to_string())
-                        .collect(),
-                };
-                drop(reply.send(report));
+            Question::PeerStates(reply) => {
+                let states = self.cluster.peer_states(&mut self.reconciler);
+                drop(reply.send(states));
             }
             Question::Peers(reply) => {
                 let peers = self.cluster.peers(&mut self.reconciler);
                 drop(reply.send(PeersReport { peers }));
             }
         }
+    }
+
+    /// Passes on what this node is in the network.
+    fn report_network(&self) {
+        let backend = self.cluster.backend();
+        let devices = backend.devices();
+        self.status.set_network(NetworkReport {
+            networks: texts(self.config.pools.iter().map(|(_, pool)| pool.network)),
+            subnets: texts(self.lease.key.nets().iter().map(|(_, net)| net)),
+            public_ips: self
+                .lease
+                .attrs
+                .public_ip
+                .iter()
+                .map(|(_, ip)| *ip)
+                .collect(),
+            backend: backend.kind().to_string(),
+            mtu: backend.mtu(),
+            interface: self.cluster.host().iface.to_string(),
+            devices: texts(devices.iter().map(|device| device.name)),
+        });
     }
 
     /// Whether a stop is to take the network down.
@@ -403,6 +396,7 @@ impl Daemon {
         }
         if let Some(conf) = &self.options.cni_conf {
             cni_conf::remove(conf);
+            self.status.set_cni_installed(false);
         }
     }
 
@@ -422,13 +416,23 @@ impl Daemon {
             self.reconciler.routes_desired(),
             self.reconciler.refused_len(),
         );
+        let reconciler = &self.reconciler;
         self.status.update(|n| {
+            n.passes.observe(began.elapsed());
+            if repairing {
+                for (kind, count) in reconciler.last_done() {
+                    *n.repairs.entry(kind).or_default() += count;
+                }
+            }
+            // Some arrive between two passes.
+            if n.refusals != *reconciler.refusals() {
+                n.refusals.clone_from(reconciler.refusals());
+            }
             (n.peers, n.refused_leases, n.routes, n.parked) =
                 (peers, refused_leases, routes, parked);
             n.written += pass.put as u64;
             n.deleted += pass.deleted as u64;
-            n.refused += pass.refused as u64;
-            n.audits = self.reconciler.audits();
+            n.audits = reconciler.audits();
             n.repaired += if repairing {
                 (pass.put + pass.deleted) as u64
             } else {
@@ -561,6 +565,7 @@ impl Daemon {
             self.lease.attrs = attrs.clone();
             self.store.publish(attrs).await;
         }
+        self.report_network();
         if self.announcement.is_made()
             && let Err(error) = self.write_subnet_file()
         {
@@ -622,6 +627,10 @@ impl Daemon {
             self.options.traffic.rules.masquerade,
         )
     }
+}
+
+fn texts(items: impl Iterator<Item = impl ToString>) -> Vec<String> {
+    items.map(|item| item.to_string()).collect()
 }
 
 /// The next question; waits for ever if somebody else answers them.

@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tracing::{debug, info};
 
 use crate::http::{self, Connections, Handler};
+use crate::metrics;
 use crate::status::Status;
 
 /// Connections accepted in a row before those accepted are served. Much smaller than
@@ -90,6 +91,9 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
 
 impl Handler for Status {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.uri().path() == "/metrics" {
+            self.refresh_peer_states().await;
+        }
         answer(&request, self)
     }
 }
@@ -113,5 +117,5 @@ fn answer(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>>
         ),
         _ => (StatusCode::METHOD_NOT_ALLOWED, "only GET".to_owned()),
     };
-    http::response(code, "text/plain; version=0.0.4; charset=utf-8", body)
+    http::response(code, metrics::CONTENT_TYPE, body)
 }

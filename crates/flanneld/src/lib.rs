@@ -17,6 +17,7 @@
 //! | [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`report`] | what the daemon says of itself: figures, reasons, peers |
+//! | [`metrics`] | the figures as Prometheus reads them |
 //! | [`health`], [`status_socket`], `http`, [`systemd`], [`logging`] | to whom, and how |
 
 #![forbid(unsafe_code)]
@@ -34,6 +35,7 @@ pub mod identity;
 pub mod iface;
 mod lock;
 pub mod logging;
+pub mod metrics;
 pub mod options;
 pub mod reconcile;
 pub mod report;

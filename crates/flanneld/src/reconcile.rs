@@ -84,6 +84,10 @@ pub struct Reconciler<D> {
     device_refusal: Option<String>,
     passes: u64,
     audits: u64,
+    /// What the last pass wrote and deleted, by kind of object.
+    last_done: BTreeMap<&'static str, u64>,
+    /// Refusals since the start, by kind of object and errno.
+    refusals: BTreeMap<(&'static str, i32), u64>,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -108,6 +112,8 @@ impl<D: Dataplane> Reconciler<D> {
             device_refusal: None,
             passes: 0,
             audits: 0,
+            last_done: BTreeMap::new(),
+            refusals: BTreeMap::new(),
         }
     }
 
@@ -199,6 +205,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub async fn pass(&mut self) -> Pass {
         let now = Instant::now();
         self.passes += 1;
+        self.last_done.clear();
         self.offer_again(now);
         let mut sum = Pass::default();
         for _ in 0..MAX_BATCHES {
@@ -283,6 +290,7 @@ impl<D: Dataplane> Reconciler<D> {
                     let deleted = matches!(op, Op::Del(_));
                     sum.deleted += usize::from(deleted);
                     sum.put += usize::from(!deleted);
+                    *self.last_done.entry(op.object().kind()).or_default() += 1;
                     // What was on a device that was deleted or replaced went with it, unannounced.
                     self.look_again |= matches!(op.object(), Object::Link(..));
                     let fought = self.fights.done(&op, &self.state, now);
@@ -306,6 +314,8 @@ impl<D: Dataplane> Reconciler<D> {
     fn refused(&mut self, op: &Op, error: KernelError, now: Instant) {
         // An answer that was lost leaves open whether the operation was done.
         self.look_again |= error.errno == libc::ENOBUFS;
+        let refusal = (op.object().kind(), error.errno);
+        *self.refusals.entry(refusal).or_default() += 1;
         if matches!(op.object(), Object::Link(..) | Object::Addr(..)) {
             self.device_refusal = Some(error.to_string());
         }
@@ -405,6 +415,16 @@ impl<D: Dataplane> Reconciler<D> {
     /// How many full looks were made without any notification that asked for one.
     pub fn audits(&self) -> u64 {
         self.audits
+    }
+
+    /// Returns how many objects the last pass wrote or deleted, by kind of object.
+    pub fn last_done(&self) -> &BTreeMap<&'static str, u64> {
+        &self.last_done
+    }
+
+    /// Returns how many operations the kernel has refused since the start, by kind of object and errno.
+    pub fn refusals(&self) -> &BTreeMap<(&'static str, i32), u64> {
+        &self.refusals
     }
 
     /// How many operations the kernel refused and are still needed.

@@ -109,6 +109,15 @@ pub enum PeerStatus {
 }
 
 impl PeerStatus {
+    /// All states.
+    pub const ALL: [PeerStatus; 5] = [
+        PeerStatus::Installed,
+        PeerStatus::Pending,
+        PeerStatus::Failing,
+        PeerStatus::Unusable,
+        PeerStatus::Refused,
+    ];
+
     /// The name, as in JSON.
     pub fn name(self) -> &'static str {
         match self {

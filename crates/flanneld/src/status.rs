@@ -2,13 +2,14 @@
 //! loop, read by the health server.
 
 use std::cell::RefCell;
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::report::{Counts, NetworkReport, NodeReport, PeersReport};
+use crate::metrics::{self, Histogram, Snapshot};
+use crate::report::{Counts, NetworkReport, NodeReport, PeerStatus, PeersReport};
 
 /// How long the store may be unreachable before the node is called not ready: its packets still flow, but
 /// it learns of no change.
@@ -17,14 +18,18 @@ pub const STORE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long routes may be missing before the node is called not ready.
 pub const ROUTES_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How often the main loop is asked for the peers' states, and how long its answer is waited for.
+const PEER_STATES_EVERY: Duration = Duration::from_secs(1);
+const PEER_STATES_LIMIT: Duration = Duration::from_secs(2);
+
 /// The daemon's state, shared between the main loop and the health server (one thread).
 #[derive(Clone)]
 pub struct Status(Rc<RefCell<Inner>>);
 
 /// What the status socket asks the main loop, which alone knows the peers.
 pub enum Question {
-    /// This node in the network.
-    Network(oneshot::Sender<NetworkReport>),
+    /// How many of the other nodes are in each state.
+    PeerStates(oneshot::Sender<BTreeMap<PeerStatus, usize>>),
     /// The other nodes.
     Peers(oneshot::Sender<PeersReport>),
 }
@@ -34,6 +39,7 @@ const QUESTIONS: usize = 16;
 
 struct Inner {
     began: Instant,
+    began_at: SystemTime,
     store: String,
     ask: mpsc::Sender<Question>,
     /// Until the main loop takes it.
@@ -48,11 +54,18 @@ struct Inner {
     cni_problem: Option<String>,
     unserved: Vec<String>,
     store_waits: store::StoreStatus,
+    network: Option<NetworkReport>,
+    rules_in_place: bool,
+    guard_in_place: bool,
+    /// Whether the CNI configuration is in its place; `None` if it is not ours to put there.
+    cni_installed: Option<bool>,
+    peer_states: BTreeMap<PeerStatus, usize>,
+    peer_states_at: Option<Instant>,
     numbers: Numbers,
 }
 
 /// The figures of `/metrics`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Numbers {
     /// Leases of other nodes that are in use.
     pub peers: usize,
@@ -72,8 +85,12 @@ pub struct Numbers {
     pub audits: u64,
     /// Sets of traffic rules written because somebody else had changed them, since the start.
     pub rules_repaired: u64,
-    /// Operations refused by the kernel since the start.
-    pub refused: u64,
+    /// Operations refused by the kernel since the start, by kind of object and errno.
+    pub refusals: BTreeMap<(&'static str, i32), u64>,
+    /// Repaired objects since the start, by kind of object.
+    pub repairs: BTreeMap<&'static str, u64>,
+    /// How long the passes over the kernel took.
+    pub passes: Histogram,
 }
 
 impl Default for Status {
@@ -81,6 +98,7 @@ impl Default for Status {
         let (ask, questions) = mpsc::channel(QUESTIONS);
         Status(Rc::new(RefCell::new(Inner {
             began: Instant::now(),
+            began_at: SystemTime::now(),
             store: String::new(),
             ask,
             questions: Some(questions),
@@ -94,6 +112,12 @@ impl Default for Status {
             cni_problem: None,
             unserved: Vec::new(),
             store_waits: store::StoreStatus::default(),
+            network: None,
+            rules_in_place: false,
+            guard_in_place: false,
+            cni_installed: None,
+            peer_states: BTreeMap::new(),
+            peer_states_at: None,
             numbers: Numbers::default(),
         })))
     }
@@ -129,7 +153,7 @@ impl Status {
     }
 
     /// Returns what the status socket says of this node.
-    pub fn report(&self, network: Option<NetworkReport>) -> NodeReport {
+    pub fn report(&self) -> NodeReport {
         let (problems, degraded) = (self.problems(), self.degraded());
         let inner = self.0.borrow();
         let n = &inner.numbers;
@@ -142,7 +166,7 @@ impl Status {
             degraded,
             store: inner.store.clone(),
             store_reachable: inner.store_unreachable_since.is_none(),
-            network,
+            network: inner.network.clone(),
             counts: Counts {
                 peers: n.peers as u64,
                 refused_leases: n.refused_leases as u64,
@@ -217,6 +241,57 @@ impl Status {
         news
     }
 
+    /// Records what this node is in the network.
+    pub fn set_network(&self, network: NetworkReport) {
+        self.0.borrow_mut().network = Some(network);
+    }
+
+    /// Records whether the traffic rules are as they should be.
+    pub fn set_rules_in_place(&self, in_place: bool) {
+        self.0.borrow_mut().rules_in_place = in_place;
+    }
+
+    /// Records whether forged packets are dropped.
+    pub fn set_guard_in_place(&self, in_place: bool) {
+        self.0.borrow_mut().guard_in_place = in_place;
+    }
+
+    /// Records whether the CNI configuration is in its place.
+    pub fn set_cni_installed(&self, installed: bool) {
+        self.0.borrow_mut().cni_installed = Some(installed);
+    }
+
+    /// Asks the main loop again how many peers are in each state, at most once a second.
+    pub async fn refresh_peer_states(&self) {
+        let read = self.0.borrow().peer_states_at;
+        if read.is_some_and(|read| read.elapsed() < PEER_STATES_EVERY) {
+            return;
+        }
+        // Set first: many that ask at once are one question.
+        self.0.borrow_mut().peer_states_at = Some(Instant::now());
+        if let Some(states) = self.ask(PEER_STATES_LIMIT, Question::PeerStates).await {
+            self.0.borrow_mut().peer_states = states;
+        }
+    }
+
+    /// Returns the figures in Prometheus' text format.
+    pub fn metrics(&self) -> String {
+        let ready = self.problems().is_empty();
+        let inner = self.0.borrow();
+        metrics::render(&Snapshot {
+            ready,
+            began_at: inner.began_at,
+            store_up: inner.store_unreachable_since.is_none(),
+            store: &inner.store_waits,
+            network: inner.network.as_ref(),
+            rules_in_place: inner.rules_in_place,
+            guard_in_place: inner.guard_in_place,
+            cni_installed: inner.cni_installed,
+            peer_states: &inner.peer_states,
+            numbers: &inner.numbers,
+        })
+    }
+
     /// Where the store says what it waits for.
     pub fn set_store_waits(&self, waits: store::StoreStatus) {
         self.0.borrow_mut().store_waits = waits;
@@ -287,94 +362,6 @@ impl Status {
         problems.extend(inner.cni_problem.clone());
         problems
     }
-
-    /// The figures in Prometheus' text format.
-    pub fn metrics(&self) -> String {
-        let ready = self.problems().is_empty();
-        let inner = self.0.borrow();
-        let n = &inner.numbers;
-        let mut text = String::new();
-        let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
-            let _ = writeln!(
-                text,
-                "# HELP flannel_{name} {help}\n# TYPE flannel_{name} {kind}\nflannel_{name} {value}"
-            );
-        };
-        metric("ready", "gauge", "1 when the node is ready", ready.into());
-        metric(
-            "store_up",
-            "gauge",
-            "1 when the store answers",
-            inner.store_unreachable_since.is_none().into(),
-        );
-        metric(
-            "peers",
-            "gauge",
-            "Leases of other nodes in use",
-            n.peers as u64,
-        );
-        metric(
-            "refused_leases",
-            "gauge",
-            "Leases of other nodes that cannot be used",
-            n.refused_leases as u64,
-        );
-        metric(
-            "store_skipped_keys",
-            "gauge",
-            "Keys of the store that are no leases",
-            inner.store_waits.skipped_keys() as u64,
-        );
-        metric(
-            "routes",
-            "gauge",
-            "Routes that this node should hold",
-            n.routes as u64,
-        );
-        metric(
-            "kernel_pending_operations",
-            "gauge",
-            "Operations the kernel refused, still needed",
-            n.parked as u64,
-        );
-        metric(
-            "kernel_writes_total",
-            "counter",
-            "Kernel objects written",
-            n.written,
-        );
-        metric(
-            "kernel_deletes_total",
-            "counter",
-            "Kernel objects deleted",
-            n.deleted,
-        );
-        metric(
-            "kernel_repairs_total",
-            "counter",
-            "Kernel objects put right after others changed them",
-            n.repaired,
-        );
-        metric(
-            "kernel_audits_total",
-            "counter",
-            "Full looks at the kernel that no notification asked for",
-            n.audits,
-        );
-        metric(
-            "rules_repairs_total",
-            "counter",
-            "Sets of traffic rules put right after others changed them",
-            n.rules_repaired,
-        );
-        metric(
-            "kernel_refusals_total",
-            "counter",
-            "Operations refused by the kernel",
-            n.refused,
-        );
-        text
-    }
 }
 
 #[cfg(test)]
@@ -404,6 +391,5 @@ mod tests {
         assert!(status.problems()[0].starts_with("the store has been unreachable"));
         status.set_store_unreachable(false);
         assert!(status.problems().is_empty());
-        assert!(status.metrics().contains("\nflannel_ready 1\n"));
     }
 }

@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, warn};
 
 use crate::http::{self, Connections, Handler};
+use crate::metrics;
 use crate::socket_peer::is_root_or_own_user;
 use crate::status::{Question, Status};
 
@@ -101,9 +102,10 @@ impl Handler for StatusHandler {
             );
         }
         match request.uri().path() {
-            "/v1/status" => {
-                let network = self.0.ask(ANSWER, Question::Network).await;
-                json(&self.0.report(network))
+            "/v1/status" => json(&self.0.report()),
+            "/v1/metrics" => {
+                self.0.refresh_peer_states().await;
+                http::response(StatusCode::OK, metrics::CONTENT_TYPE, self.0.metrics())
             }
             "/v1/peers" => json(
                 &self
@@ -115,7 +117,7 @@ impl Handler for StatusHandler {
             _ => http::response(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "try /v1/status or /v1/peers\n".to_owned(),
+                "try /v1/status, /v1/peers or /v1/metrics\n".to_owned(),
             ),
         }
     }

@@ -173,6 +173,7 @@ impl Guarding {
 
 /// Reports a fault of the guard once, and its end.
 fn report_guard(ensured: Result<bool, RulesError>, fault: &mut Option<String>, status: &Status) {
+    status.set_guard_in_place(ensured.is_ok());
     match ensured {
         Ok(repaired) => {
             if fault.take().is_some() {
@@ -279,6 +280,7 @@ impl Reporter {
 
     fn report(&mut self, ensured: Result<Change, RulesError>, took: Duration) {
         let first = std::mem::take(&mut self.first);
+        self.status.set_rules_in_place(ensured.is_ok());
         match ensured {
             Ok(change) => {
                 change.notes.iter().for_each(|note| info!("using {note}"));

@@ -13,6 +13,7 @@
 //! | [`reachability`] | whether the store can be reached, reported to daemon and log |
 //! | [`admin`] | the administrator's access to a store: configuration and leases, without waiting |
 //! | [`secret`] | passwords and tokens |
+//! | [`activity`] | what the store was asked and how it answered, for metrics |
 //! | [`backoff`], [`retry`], [`retry_log`] | waiting, and logging it once |
 //! | [`skip_log`] | keys that are no leases |
 
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use model::{Lease, LeaseAttrs, NetConfig, SubnetKey};
 
+mod activity;
 mod admin;
 mod any;
 mod backoff;
@@ -45,6 +47,7 @@ mod subnet_allocator;
 mod task;
 mod tls;
 
+pub use activity::Activity;
 pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
 pub use connect::ProxyError;

@@ -9,6 +9,7 @@ use model::{Dual, SubnetKey};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::activity::Activity;
 use crate::backoff::Backoff;
 use crate::retry_log::RetryLog;
 
@@ -26,6 +27,7 @@ struct Shared {
     degraded: Mutex<Option<String>>,
     assigned: watch::Sender<Assigned>,
     skipped: AtomicUsize,
+    activity: Activity,
 }
 
 /// Which subnet is this node's, as far as the store has shown.
@@ -84,6 +86,11 @@ impl StoreStatus {
     /// Returns how many keys of the store are skipped because they are no leases.
     pub fn skipped_keys(&self) -> usize {
         self.0.skipped.load(Ordering::Relaxed)
+    }
+
+    /// Returns what the store was asked and how it answered.
+    pub fn activity(&self) -> &Activity {
+        &self.0.activity
     }
 
     pub(crate) fn set_skipped_keys(&self, count: usize) {

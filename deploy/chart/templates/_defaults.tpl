@@ -103,6 +103,10 @@ metrics:
   prometheusRule:
     enabled: false
     labels: {}
+  dashboard:
+    enabled: false
+    labels:
+      grafana_dashboard: "1"
 netpol:
   enabled: false
   args:

@@ -52,6 +52,7 @@ mod hostile;
 mod hostile_stores;
 mod hung_directory;
 mod lies;
+mod metrics;
 mod mixed;
 mod offload;
 mod repair;

@@ -68,6 +68,7 @@ impl Follower {
             leases.finish_listing(own).await?;
             if leases.is_listed() {
                 leases.worker().set_reachable();
+                self.status.activity().heard();
                 self.status.set(None);
             }
             leases.queue().flush();

@@ -6,12 +6,13 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tonic::{Status, Streaming};
 
-use super::connection::{Connection, streaming, unary, within};
+use super::connection::{Connection, count, streaming, unary, within};
 use super::failover::{CALL, Failover};
 use super::failure::{Failure, Remedy, describe, is_about_login, remedy};
 use super::page::Page;
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
+use crate::activity::Activity;
 use crate::endpoint::Endpoint;
 
 /// A page of the listing may have to wait while thousands of nodes list at once.
@@ -28,10 +29,18 @@ pub(super) struct Client {
 
 impl Client {
     /// Checks the settings; opens nothing yet.
-    pub(super) fn new(settings: EtcdSettings) -> Result<Client, SettingsError> {
+    pub(super) fn new(
+        settings: EtcdSettings,
+        activity: Activity,
+    ) -> Result<Client, SettingsError> {
         Ok(Client {
-            failover: Failover::new(settings)?,
+            failover: Failover::new(settings, activity)?,
         })
+    }
+
+    /// Returns what etcd was asked and how it answered.
+    pub(super) fn activity(&self) -> &Activity {
+        self.failover.activity()
     }
 
     /// Ends connection `number`, if it is still the one in use; the next endpoint is tried next.
@@ -56,7 +65,9 @@ impl Client {
                 query.clone(),
                 connection.token.clone(),
             );
-            match within(deadline, answer).await {
+            let answer = within(deadline, answer).await;
+            count(self.activity(), path, &answer);
+            match answer {
                 Ok(answer) => return Ok(answer),
                 Err(status) => {
                     self.failover
@@ -72,7 +83,9 @@ impl Client {
         let mut tries = self.failover.tries();
         loop {
             let connection = self.failover.connection(&mut tries).await?;
-            match within(LISTING, Page::open(&connection, &query)).await {
+            let page = within(LISTING, Page::open(&connection, &query)).await;
+            count(self.activity(), path::RANGE, &page);
+            match page {
                 Ok(page) => {
                     let deadline = Instant::now() + WHOLE_PAGE;
                     return Ok(Incoming {
@@ -123,6 +136,7 @@ impl Client {
                     .ok_or_else(|| Status::unavailable("etcd ended the stream"))
             };
             let answer: Result<proto::LeaseResponse, Status> = within(CALL, answer).await;
+            count(self.activity(), path::LEASE_KEEP_ALIVE, &answer);
             match answer {
                 Ok(answer) if answer.ttl > 0 => return Ok(answer.ttl),
                 Ok(_) => return Err(Failure::NoLease),
@@ -145,7 +159,9 @@ impl Client {
             };
             // The request's side stays open: its end would end the watch.
             let query = tokio_stream::once(query).chain(tokio_stream::pending());
-            match within(CALL, streaming(&connection, path::WATCH, query)).await {
+            let stream = within(CALL, streaming(&connection, path::WATCH, query)).await;
+            count(self.activity(), path::WATCH, &stream);
+            match stream {
                 Ok(stream) => return Ok(Watch { stream, connection }),
                 Err(status) => {
                     self.failover
@@ -163,7 +179,10 @@ impl Client {
             Ok(Some(answer)) if answer.canceled && is_about_login(&answer.cancel_reason) => {
                 Status::unauthenticated(answer.cancel_reason)
             }
-            Ok(Some(answer)) => return Ok(answer),
+            Ok(Some(answer)) => {
+                self.activity().heard();
+                return Ok(answer);
+            }
             Ok(None) => Status::unavailable("etcd ended the watch"),
             Err(status) => status,
         };

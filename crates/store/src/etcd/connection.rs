@@ -8,11 +8,12 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use super::failure::innermost;
 use super::farewell::Farewell;
+use crate::activity::Activity;
 use crate::endpoint::Endpoint;
 
 /// No message of etcd's is larger but a page of keys, which is read bit by bit (`page.rs`): etcd cuts what a
@@ -90,6 +91,17 @@ pub(super) async fn within<T>(
 ) -> Result<T, Status> {
     let late = |_| Err(Status::deadline_exceeded("no answer in time"));
     timeout(limit, call).await.unwrap_or_else(late)
+}
+
+/// Counts a call of `path` that ended, by the last part of its name.
+pub(super) fn count<T>(activity: &Activity, path: &'static str, ended: &Result<T, Status>) {
+    let verb = path.rsplit('/').next().unwrap_or(path);
+    let code = ended.as_ref().err().map_or(Code::Ok, Status::code);
+    let silent = matches!(
+        code,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
+    );
+    activity.ended(verb, format_args!("{code:?}"), !silent);
 }
 
 async fn ready(grpc: &mut Grpc<Channel>) -> Result<(), Status> {

@@ -10,11 +10,12 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint as Transport, Uri};
 use tracing::{info, warn};
 
-use super::connection::{Connection, unary, within};
+use super::connection::{Connection, count, unary, within};
 use super::failure::{Failure, Remedy, describe, innermost, remedy};
 use super::farewell::{AttentiveConnector, Farewell};
 use super::proto::{self, path};
 use super::settings::{EtcdSettings, SettingsError};
+use crate::activity::Activity;
 use crate::connect::{Connector, Proxy, ProxyError, Scheme};
 use crate::endpoint::Endpoint;
 use crate::tls::{Names, Pem, TlsFiles};
@@ -39,6 +40,7 @@ pub(super) struct Failover {
     settings: EtcdSettings,
     endpoints: Vec<Arc<Endpoint>>,
     files: Arc<TlsFiles>,
+    activity: Activity,
     state: Mutex<State>,
 }
 
@@ -68,7 +70,10 @@ pub(super) struct Tries {
 
 impl Failover {
     /// Checks the settings; opens nothing yet.
-    pub(super) fn new(settings: EtcdSettings) -> Result<Failover, SettingsError> {
+    pub(super) fn new(
+        settings: EtcdSettings,
+        activity: Activity,
+    ) -> Result<Failover, SettingsError> {
         let endpoints: Vec<_> = settings
             .parse_endpoints()?
             .into_iter()
@@ -84,6 +89,7 @@ impl Failover {
         };
         if endpoints.iter().any(|e| e.tls) {
             files.check()?;
+            activity.set_files(&files);
         }
         if let Some(plain) = endpoints.iter().find(|e| !e.tls).filter(|_| files.any()) {
             warn!(
@@ -95,6 +101,7 @@ impl Failover {
             settings,
             endpoints,
             files: Arc::new(files),
+            activity,
             state: Mutex::default(),
         };
         for endpoint in &failover.endpoints {
@@ -108,6 +115,10 @@ impl Failover {
     /// The proxy that the environment names for an endpoint, as for every gRPC client in Go.
     fn proxy(&self, endpoint: &Endpoint) -> Result<Option<Proxy>, ProxyError> {
         Proxy::from_environment(endpoint, Scheme::Https, |name| std::env::var(name).ok())
+    }
+
+    pub(super) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     pub(super) fn tries(&self) -> Tries {
@@ -185,6 +196,7 @@ impl Failover {
                     (channel, true)
                 }
                 Err(reason) => {
+                    self.activity.ended("Connect", "Unavailable", false);
                     state.active += 1;
                     return Err(Failure::Unreachable(format!("{endpoint}: {reason}")));
                 }
@@ -266,6 +278,7 @@ impl Failover {
         };
         let answer = unary(&connection.channel, path::AUTHENTICATE, query, None);
         let answer: Result<proto::AuthenticateResponse, Status> = within(CALL, answer).await;
+        count(&self.activity, path::AUTHENTICATE, &answer);
         match answer {
             Ok(answer) => match answer.token.parse() {
                 Ok(token) => Ok(Some(token)),

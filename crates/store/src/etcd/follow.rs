@@ -90,6 +90,9 @@ impl Follower {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
+            if joined.is_some() {
+                self.client.activity().watch_restarted();
+            }
             let lasted = joined.is_some_and(|at: Instant| at.elapsed() >= LASTING);
             if lasted {
                 backoff.reset();

@@ -64,12 +64,14 @@ impl EtcdStore {
     pub fn new(settings: EtcdSettings) -> Result<EtcdStore, SettingsError> {
         let keys = Keyspace::new(settings.parse_prefix()?);
         let timing = settings.timing;
-        let client = Arc::new(Client::new(settings)?);
+        let work = StoreTask::new();
+        let activity = work.status().activity().clone();
+        let client = Arc::new(Client::new(settings, activity)?);
         Ok(EtcdStore {
             client,
             keys,
             timing,
-            work: StoreTask::new(),
+            work,
         })
     }
 

@@ -117,6 +117,9 @@ impl Follower {
                 Err(end) => end,
             };
             self.queue.flush();
+            if joined.is_some() {
+                self.nodes.activity().watch_restarted();
+            }
             let lasted = joined.is_some_and(|at: Instant| at.elapsed() >= LASTING);
             if lasted {
                 backoff.reset();
@@ -200,7 +203,10 @@ impl Follower {
             };
             tokio::select! {
                 more = timeout_at(deadline, body.more(&mut frames.buffer)) => match more {
-                    Ok(Ok(true)) => last_arrival = Instant::now(),
+                    Ok(Ok(true)) => {
+                        last_arrival = Instant::now();
+                        self.nodes.activity().heard();
+                    }
                     Ok(Ok(false)) => return Err(End::Over),
                     Ok(Err(reason)) => return Err(away(format!("{}: {reason}", self.nodes.place()))),
                     Err(_) => {

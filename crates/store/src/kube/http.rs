@@ -19,6 +19,7 @@ use super::access_error::AccessError;
 use super::body::Body;
 use super::failure::{Failure, innermost};
 use super::status;
+use crate::activity::Activity;
 
 /// Until an answer begins.
 const CALL: Duration = Duration::from_secs(15);
@@ -54,6 +55,26 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// Returns what is asked for, as Kubernetes calls it.
+    fn verb(&self) -> &'static str {
+        if self.method == Method::GET {
+            let (path, query) = self.path.split_once('?').unwrap_or((self.path, ""));
+            if query.contains("watch=true") {
+                "watch"
+            } else if path.ends_with("/nodes") {
+                "list"
+            } else {
+                "get"
+            }
+        } else if self.method == Method::PATCH {
+            "patch"
+        } else if self.method == Method::POST {
+            "create"
+        } else {
+            "update"
+        }
+    }
+
     /// A list of all Nodes.
     pub(super) fn list(path: &'a str, accept: &'static str) -> Ask<'a> {
         Ask {
@@ -80,6 +101,7 @@ impl<'a> Ask<'a> {
 /// The API server. One for a daemon: its tasks share the connection.
 pub(super) struct Client {
     access: Access,
+    activity: Activity,
     connection: Mutex<Option<Connection>>,
     /// [`Target::identity`] of the last request.
     identity: AtomicU64,
@@ -94,16 +116,22 @@ struct Connection {
 
 impl Client {
     /// Opens nothing yet.
-    pub(super) fn new(access: Access) -> Client {
+    pub(super) fn new(access: Access, activity: Activity) -> Client {
         // One that cannot be used is reported when it is connected through.
         if let Ok(Some(proxy)) = access.proxy() {
             info!("the API server is reached through the proxy {proxy}");
         }
         Client {
             access,
+            activity,
             connection: Mutex::default(),
             identity: AtomicU64::new(0),
         }
+    }
+
+    /// Returns what the API server was asked and how it answered.
+    pub(super) fn activity(&self) -> &Activity {
+        &self.activity
     }
 
     /// The server's address, for messages.
@@ -126,7 +154,13 @@ impl Client {
     pub(super) async fn send(&self, ask: &Ask<'_>) -> Result<Body, Failure> {
         // Not part of the time that the server has: it may run a program.
         let target = self.access.target().await.map_err(|e| self.problem(&e))?;
-        let answer = match timeout(ask.retry, self.try_send(&target, ask)).await {
+        self.activity.set_files(&target.connector.files);
+        let answer = timeout(ask.retry, self.try_send(&target, ask)).await;
+        match &answer {
+            Ok(Ok(answer)) => self.activity.ended(ask.verb(), answer.status().as_str(), true),
+            Ok(Err(_)) | Err(_) => self.activity.ended(ask.verb(), "none", false),
+        }
+        let answer = match answer {
             Ok(answer) => answer?,
             Err(_) => {
                 self.hang_up().await;

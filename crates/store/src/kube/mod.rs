@@ -111,7 +111,8 @@ impl KubeStore {
         let prefix = Prefix::parse(&settings.annotation_prefix)?;
         settings.node.check()?;
         let access = Access::new(&settings.api_url, settings.kubeconfig.as_deref(), env)?;
-        let (client, status) = (Arc::new(Client::new(access)), StoreStatus::default());
+        let status = StoreStatus::default();
+        let client = Arc::new(Client::new(access, status.activity().clone()));
         Ok(KubeStore {
             nodes: NodesClient::new(client.clone(), prefix.clone()),
             search: NodeSearch::new(client, settings.node.clone(), prefix, status.clone()),

@@ -13,6 +13,7 @@ use super::http::{Ask, Client};
 use super::listing::List;
 use super::node::Node;
 use super::wire::Malformed;
+use crate::activity::Activity;
 
 const NODES: &str = "/api/v1/nodes";
 const LIST: &str = "application/vnd.kubernetes.protobuf,application/json;q=0.5";
@@ -62,6 +63,11 @@ impl NodesClient {
     /// Whether server, certificates or proxy have changed since the last request.
     pub(super) async fn has_moved(&self) -> bool {
         self.client.has_moved().await
+    }
+
+    /// Returns what the API server was asked and how it answered.
+    pub(super) fn activity(&self) -> &Activity {
+        self.client.activity()
     }
 
     /// Closes the connection: the next request opens another one.

@@ -19,7 +19,7 @@ use model::{Lease, LeaseAttrs};
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-use super::{Action, Answer, Event, Notice, OwnLease, Request, Revocation, Time};
+use super::{Action, Answer, Event, Life, Notice, OwnLease, Request, Revocation, Time};
 use crate::event_queue::EventQueue;
 use crate::retry::{Assigned, Retry, StoreStatus};
 use crate::retry_log::RetryLog;
@@ -110,6 +110,11 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
                 action => self.pending.push_back(action),
             }
         }
+        let ends = match self.lease.held().map(|entry| entry.life) {
+            Some(Life::Until { ends, .. }) => Some(ends),
+            Some(Life::Reserved | Life::Foreign) | None => None,
+        };
+        self.status.activity().set_lease_end(ends);
     }
 
     /// Has `desired` published. Returns whether that changes the public address.
