@@ -272,7 +272,11 @@ fn kernel(text: &mut Text, n: &Numbers) {
     let mut others = 0;
     for (at, ((kind, errno), count)) in n.refusals.iter().enumerate() {
         if at < REFUSALS {
-            text.series(name, &[("kind", kind), ("errno", &errno_name(*errno))], count);
+            text.series(
+                name,
+                &[("kind", kind), ("errno", &errno_name(*errno))],
+                count,
+            );
         } else {
             others += count;
         }

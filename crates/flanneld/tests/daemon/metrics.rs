@@ -53,7 +53,10 @@ fn promtool(args: &[&str], input: &str) {
     let output = child.wait_with_output().unwrap();
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text);
-    assert!(output.status.success(), "promtool {args:?}: {text}\n{input}");
+    assert!(
+        output.status.success(),
+        "promtool {args:?}: {text}\n{input}"
+    );
 }
 
 fn metrics(node: &Node) -> String {
@@ -145,7 +148,10 @@ fn every_metric_is_documented_and_clean() {
             continue;
         };
         let (_, labels_documented) = &documented[name.trim_end_matches("_bucket")];
-        for label in labels.split("\",").filter_map(|label| label.split('=').next()) {
+        for label in labels
+            .split("\",")
+            .filter_map(|label| label.split('=').next())
+        {
             let label = format!("`{}`", label.trim());
             assert!(labels_documented.contains(&label), "{name}: {label}");
         }
@@ -179,7 +185,9 @@ fn fires(lab: &Lab, wanted: &[(&str, String)]) {
     wait_for(&format!("{wanted:?} fire"), SOON, || {
         let url = "http://127.0.0.1:9090/api/v1/alerts";
         let place = lab.node(1);
-        let text = place.exec(["curl", "-sS", url]).map_err(|e| e.to_string())?;
+        let text = place
+            .exec(["curl", "-sS", url])
+            .map_err(|e| e.to_string())?;
         let json: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
         let alerts = json["data"]["alerts"].as_array().cloned();
         let alerts = alerts.unwrap_or_default();
@@ -203,23 +211,23 @@ fn fires(lab: &Lab, wanted: &[(&str, String)]) {
 fn a_prometheus_scrapes_two_daemons_and_alerts() {
     let rules = root("deploy/chart/alerts.yaml");
     promtool(&["check", "rules", rules.to_str().unwrap()], "");
-    let lab = scene::lab()
-        .nodes(2)
-        .store(scene::ETCD)
-        .build()
-        .unwrap();
+    let lab = scene::lab().nodes(2).store(scene::ETCD).build().unwrap();
     for node in lab.nodes() {
         node.flanneld().set_args(["--healthz-ip=0.0.0.0"]);
     }
     lab.start().unwrap();
     mesh(&lab);
     let (node, other) = (lab.node(1), lab.node(2));
-    let instances = ["127.0.0.1:10471".to_owned(), format!("{}:10471", other.ipv4())];
+    let instances = [
+        "127.0.0.1:10471".to_owned(),
+        format!("{}:10471", other.ipv4()),
+    ];
     let config = format!(
         "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [alerts.yaml]\n\
          scrape_configs: [{{job_name: flannel, static_configs: [{{targets: {instances:?}}}]}}]\n"
     );
-    node.write("/run/prometheus/prometheus.yml", &config).unwrap();
+    node.write("/run/prometheus/prometheus.yml", &config)
+        .unwrap();
     node.write("/run/prometheus/alerts.yaml", &impatient_rules())
         .unwrap();
     let dir = tempfile::tempdir().unwrap();

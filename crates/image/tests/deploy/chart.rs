@@ -496,3 +496,42 @@ fn versions_agree() {
     }
     assert!(crate::read("chart/values.yaml").contains(&format!("tag: v{version}\n")));
 }
+
+/// The lines after `head` that are indented by at least `indent` blanks, without these.
+fn block(text: &str, head: &str, indent: usize) -> String {
+    let after = text.split_once(head).unwrap().1;
+    let blanks = " ".repeat(indent);
+    let lines = after.trim_start_matches('\n').lines();
+    let within = lines.map_while(|line| line.strip_prefix(&blanks));
+    within.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn alerts_and_dashboard_are_whole() {
+    let Some(helm) = helm("alerts and dashboard") else {
+        return;
+    };
+    let values = [
+        "metrics.enabled=true",
+        "metrics.prometheusRule.enabled=true",
+        "metrics.dashboard.enabled=true",
+    ];
+    let output = template(&helm, &values);
+    assert!(output.status.success(), "{}", said(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let dashboard: Value = serde_json::from_str(&block(&text, "flannel.json: |", 4)).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 8);
+    // Every metric that it shows is documented.
+    let docs = crate::read("../docs/metrics.md");
+    let exprs = dashboard.to_string();
+    let words = exprs.split(|c: char| !(c.is_ascii_lowercase() || c == '_'));
+    for name in words.filter(|word| word.starts_with("flannel_") || word.starts_with("process_")) {
+        let name = name.trim_end_matches("_bucket");
+        assert!(docs.contains(&format!("| `{name}` |")), "{name}");
+    }
+    let rule = text.split("kind: PrometheusRule").nth(1).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules.yaml");
+    fs::write(&file, block(rule, "\nspec:", 2)).unwrap();
+    must(Command::new("promtool").args(["check", "rules"]).arg(&file));
+}

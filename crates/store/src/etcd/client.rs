@@ -29,10 +29,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Checks the settings; opens nothing yet.
-    pub(super) fn new(
-        settings: EtcdSettings,
-        activity: Activity,
-    ) -> Result<Client, SettingsError> {
+    pub(super) fn new(settings: EtcdSettings, activity: Activity) -> Result<Client, SettingsError> {
         Ok(Client {
             failover: Failover::new(settings, activity)?,
         })

@@ -157,7 +157,9 @@ impl Client {
         self.activity.set_files(&target.connector.files);
         let answer = timeout(ask.retry, self.try_send(&target, ask)).await;
         match &answer {
-            Ok(Ok(answer)) => self.activity.ended(ask.verb(), answer.status().as_str(), true),
+            Ok(Ok(answer)) => self
+                .activity
+                .ended(ask.verb(), answer.status().as_str(), true),
             Ok(Err(_)) | Err(_) => self.activity.ended(ask.verb(), "none", false),
         }
         let answer = match answer {
