@@ -85,13 +85,14 @@ impl BackendError {
 }
 
 /// The types that this version has; those of [`crate::new`].
-pub const HAVE: [BackendType; 6] = [
+pub const HAVE: [BackendType; 7] = [
     BackendType::Vxlan,
     BackendType::HostGw,
     BackendType::Ipip,
     BackendType::Wireguard,
     BackendType::Udp,
     BackendType::Alloc,
+    BackendType::Extension,
 ];
 
 fn names(kinds: &[BackendType]) -> String {

@@ -1,5 +1,9 @@
 //! What a backend must know of its node before the node's lease is taken.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::object::CommandEnv;
 use model::{Dual, IfName, Mac, WgKey, WgSecret};
 
 /// What must be found out before the lease is taken. Pure: the daemon does it.
@@ -11,6 +15,17 @@ pub enum Need {
     Macs(Dual<IfName>),
     /// WireGuard's key of this node, made if there is none.
     WgKey,
+    /// What a command prints.
+    Command {
+        /// The option that holds it.
+        name: &'static str,
+        /// Program and arguments, separated by white space.
+        line: Arc<str>,
+        /// What it gets as environment variables.
+        env: CommandEnv,
+        /// How long it may take.
+        limit: Duration,
+    },
 }
 
 /// The answer to a [`Need`].
@@ -28,6 +43,8 @@ pub enum Identity {
         /// The public key that belongs to it.
         public: WgKey,
     },
+    /// What a command printed.
+    Data(Box<str>),
 }
 
 impl Identity {
@@ -35,7 +52,7 @@ impl Identity {
     /// is this node's, whatever its address.
     pub fn published_names(&self) -> Vec<String> {
         match self {
-            Identity::Nothing => Vec::new(),
+            Identity::Nothing | Identity::Data(_) => Vec::new(),
             Identity::Macs(macs) => macs.iter().map(|(_, mac)| mac.to_string()).collect(),
             Identity::WgKey { public, .. } => vec![public.to_string()],
         }
@@ -44,7 +61,7 @@ impl Identity {
     /// Returns the MAC that the device of each family has.
     pub(crate) fn macs(&self) -> Dual<Mac> {
         match self {
-            Identity::Nothing | Identity::WgKey { .. } => Dual::default(),
+            Identity::Nothing | Identity::WgKey { .. } | Identity::Data(_) => Dual::default(),
             Identity::Macs(macs) => *macs,
         }
     }

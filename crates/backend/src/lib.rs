@@ -8,6 +8,7 @@
 mod alloc;
 mod check;
 mod error;
+mod extension;
 mod host_gw;
 mod identity;
 mod ipip;
@@ -111,6 +112,7 @@ pub fn need(config: &NetConfig) -> Need {
     match &config.backend.kind {
         BackendType::Vxlan => vxlan::need(config),
         BackendType::Wireguard => Need::WgKey,
+        BackendType::Extension => extension::need(config),
         _ => Need::Nothing,
     }
 }
@@ -122,6 +124,7 @@ pub fn options(kind: &BackendType) -> &'static [&'static str] {
         BackendType::Udp => &udp::OPTIONS,
         BackendType::Ipip => &ipip::OPTIONS,
         BackendType::Wireguard => &wireguard::OPTIONS,
+        BackendType::Extension => &extension::OPTIONS,
         _ => &[],
     }
 }
@@ -145,6 +148,7 @@ pub fn new(
         BackendType::Ipip => Ok(Box::new(ipip::Ipip::new(config, host)?)),
         BackendType::Wireguard => Ok(Box::new(wireguard::Wireguard::new(config, host, identity)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
+        BackendType::Extension => Ok(Box::new(extension::Extension::new(config, host, identity)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
         known => Err(BackendError::NotYet(known.clone())),
     }

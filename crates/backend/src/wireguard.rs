@@ -165,7 +165,9 @@ impl Wireguard {
         })?;
         let (private, public) = match identity {
             Identity::WgKey { private, public } => (*private, *public),
-            Identity::Nothing | Identity::Macs(_) => (WgSecret([0; 32]), WgKey([0; 32])),
+            Identity::Nothing | Identity::Macs(_) | Identity::Data(_) => {
+                (WgSecret([0; 32]), WgKey([0; 32]))
+            }
         };
         Ok(Wireguard {
             served,

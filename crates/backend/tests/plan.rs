@@ -15,7 +15,7 @@ use model::{Family, Object, Op};
 use nodes::{config, host, identity, identity_of, lease};
 
 /// Name, and the options of `Backend`.
-const BACKENDS: [(&str, &str); 11] = [
+const BACKENDS: [(&str, &str); 13] = [
     ("vxlan", r#""Type":"vxlan""#),
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
@@ -36,6 +36,15 @@ const BACKENDS: [(&str, &str); 11] = [
     ("udp", r#""Type":"udp""#),
     ("udp-options", r#""Type":"udp","Port":9000,"MTU":1400"#),
     ("alloc", r#""Type":"alloc""#),
+    (
+        "extension",
+        r#""Type":"extension","PreStartupCommand":"/opt/net pre","PostStartupCommand":"/opt/net post $SUBNET","SubnetAddCommand":"/opt/net  add","SubnetRemoveCommand":"/opt/net remove","CommandTimeout":10"#,
+    ),
+    // As in upstream's manual, for a shell.
+    (
+        "extension-shell",
+        r#""Type":"extension","SubnetAddCommand":"export A=1; ip route add \"$SUBNET\" via \"$PUBLIC_IP\" | cat","SubnetRemoveCommand":"  ""#,
+    ),
 ];
 
 const FAMILIES: [(&str, &[Family]); 3] = [

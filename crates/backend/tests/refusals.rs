@@ -68,7 +68,7 @@ fn options_that_cannot_be() {
         ),
         (
             r#""Type":"ipsec""#,
-            "backend type ipsec: not in this version, which has vxlan, host-gw, ipip, wireguard, udp, alloc",
+            "backend type ipsec: not in this version, which has vxlan, host-gw, ipip, wireguard, udp, alloc, extension",
         ),
         (
             r#""Type":"vxlan","VNI":0"#,

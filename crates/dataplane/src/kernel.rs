@@ -1,9 +1,11 @@
 //! The kernel as the reconciler sees it: one value, with a door for each kind of object.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use model::{Object, Op};
 
+use crate::commands::Commands;
 use crate::door::Door;
 use crate::netlink::Rtnetlink;
 use crate::packet_loops::PacketLoops;
@@ -61,6 +63,8 @@ doors! {
     rtnetlink: Rtnetlink for Link | Addr | Neigh | Fdb | NextHop | Route;
     /// Tunnels in user space.
     packet_loops: PacketLoops for PacketLoop | TunnelRoute | WgPeer;
+    /// Commands of the network configuration.
+    commands: Commands for PostStartup | PeerCommand;
 }
 
 impl Kernel {
@@ -73,7 +77,17 @@ impl Kernel {
         Ok(Kernel {
             rtnetlink: Rtnetlink::open(plain_routes)?,
             packet_loops: PacketLoops::default(),
+            commands: Commands::new(None),
         })
+    }
+
+    /// Keeps journals in `dir` of the commands that are run for peers, so that the next run of the daemon
+    /// knows of them.
+    pub fn with_journals(self, dir: PathBuf) -> Kernel {
+        Kernel {
+            commands: Commands::new(Some(dir)),
+            ..self
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
+mod commands;
 mod door;
 mod failure;
 mod kernel;
@@ -19,6 +20,7 @@ use std::future::Future;
 use ipnet::IpNet;
 use model::{Dual, IfName, Object, Op};
 
+pub use commands::run as run_command;
 pub use kernel::Kernel;
 
 /// Which of the kernel's objects concern this daemon; everything else is neither reported nor

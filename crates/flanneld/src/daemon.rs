@@ -321,7 +321,10 @@ impl Daemon {
             cluster.host(),
             cluster.backend(),
         );
-        let left = teardown::clear_kernel(scope, self.options.plain_routes).await;
+        // Its commands are not to run beside those that remove what they made.
+        drop(self.reconciler);
+        let journals = subnet_file::command_journals(&self.options.subnet_file);
+        let left = teardown::clear_kernel(scope, self.options.plain_routes, journals).await;
         if left > 0 {
             warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
         }

@@ -316,7 +316,10 @@ impl<D: Dataplane> Reconciler<D> {
         self.look_again |= error.errno == libc::ENOBUFS;
         let refusal = (op.object().kind(), error.errno);
         *self.refusals.entry(refusal).or_default() += 1;
-        if matches!(op.object(), Object::Link(..) | Object::Addr(..)) {
+        if matches!(
+            op.object(),
+            Object::Link(..) | Object::Addr(..) | Object::PostStartup(..)
+        ) {
             self.device_refusal = Some(error.to_string());
         }
         self.report(&error, op, now);
@@ -400,7 +403,11 @@ impl<D: Dataplane> Reconciler<D> {
         if self.state.devices_in_sync() {
             return None;
         }
-        let problem = "a flannel device or its address is missing";
+        let problem = if self.state.is_prepared() {
+            "a flannel device or its address is missing"
+        } else {
+            "PostStartupCommand has not ended with success yet"
+        };
         Some(match &self.device_refusal {
             Some(refusal) => format!("{problem}: {refusal}"),
             None => problem.to_owned(),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backend::{Backend, Identity};
+use backend::{Backend, Identity, Need};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use ipnet::IpNet;
 use model::object::ROUTE_PROTOCOL;
@@ -16,14 +16,18 @@ use store::{
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::identity::Answers;
+use crate::iface;
 use crate::iface::{Lost, NoIface};
 use crate::lock::{Lock, Waiting};
 use crate::options::{Options, StoreChoice};
 use crate::status::Status;
-use crate::{identity, iface};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
+
+/// A command that fails is run again after a second, then after twice as long each time, up to this.
+const COMMAND_AGAIN_AT_MOST: Duration = Duration::from_secs(30);
 
 /// How often the host is looked at while it lacks an interface or an address.
 const HOST_AGAIN: Duration = Duration::from_secs(1);
@@ -60,6 +64,7 @@ pub(crate) async fn settle(
     let mut told = String::new();
     let given = options.public_ip;
     let mut search = HostSearch::default();
+    let (mut answers, mut answer_again) = (Answers::default(), CONFIG_AGAIN);
     loop {
         let mut config = store.config().await;
         options.overrule(&mut config);
@@ -74,14 +79,18 @@ pub(crate) async fn settle(
         let Some(host) = search.run(options, &config, store, status).await else {
             continue;
         };
-        let identity = match identity::answer(&backend::need(&config), device_mac) {
+        let need = backend::need(&config);
+        let identity = match answers.find(&need, device_mac).await {
             Ok(identity) => identity,
             Err(problem) => {
                 if problem != told {
-                    warn!("{problem}; looking again every second");
+                    warn!("{problem}; trying again until it succeeds");
                     told = problem;
                 }
-                tokio::time::sleep(CONFIG_AGAIN).await;
+                tokio::time::sleep(answer_again).await;
+                if matches!(need, Need::Command { .. }) {
+                    answer_again = (answer_again * 2).min(COMMAND_AGAIN_AT_MOST);
+                }
                 continue;
             }
         };

@@ -55,6 +55,16 @@ pub fn write(path: &Path, text: &str) -> Result<bool, SubnetFileError> {
     Ok(wrote)
 }
 
+/// Returns where it is kept which commands were run for peers: `commands` beside `subnet.env`, and for a
+/// subnet file of another name its name with the ending `.commands`.
+pub fn command_journals(subnet_file: &Path) -> PathBuf {
+    if subnet_file.file_name() == Some("subnet.env".as_ref()) {
+        subnet_file.with_file_name("commands")
+    } else {
+        subnet_file.with_extension("commands")
+    }
+}
+
 /// The text of an older file, of a withdrawn one if there is no other.
 fn older(path: &Path) -> Option<String> {
     let read = fs::read_to_string(path).or_else(|_| fs::read_to_string(withdrawn(path)));

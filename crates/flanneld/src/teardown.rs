@@ -2,17 +2,23 @@
 //! taken away again. Without the flag a stop leaves the data path in place.
 
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dataplane::{Kernel, Scope};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::reconcile::Reconciler;
 
+/// How long the commands that remove peers may take in all.
+const COMMANDS: Duration = Duration::from_secs(60);
+
 /// Removes every object of `scope` from the kernel. Returns how many could not be removed.
-pub(crate) async fn clear_kernel(scope: Scope, plain_routes: bool) -> usize {
+/// `journals` says which commands were run for peers; their removal is waited for.
+pub(crate) async fn clear_kernel(scope: Scope, plain_routes: bool, journals: PathBuf) -> usize {
     let kernel = match Kernel::open(plain_routes) {
-        Ok(kernel) => kernel,
+        Ok(kernel) => kernel.with_journals(journals),
         Err(error) => {
             warn!("the kernel is not asked to remove anything: {error}");
             return 1;
@@ -20,8 +26,20 @@ pub(crate) async fn clear_kernel(scope: Scope, plain_routes: bool) -> usize {
     };
     let mut reconciler = Reconciler::new(kernel, scope);
     reconciler.set_may_delete(true);
-    let pass = reconciler.pass().await;
+    let mut pass = reconciler.pass().await;
     info!(removed = pass.deleted, "routes and devices are removed");
+    let deadline = Instant::now() + COMMANDS;
+    while pass.refused == 0 && !reconciler.in_sync() {
+        if Instant::now() >= deadline {
+            warn!("commands that remove peers still run, and are killed");
+            return 1;
+        }
+        let due = deadline.min(reconciler.due());
+        if let Ok(event) = tokio::time::timeout_at(due, reconciler.event()).await {
+            reconciler.note(event);
+        }
+        pass = reconciler.pass().await;
+    }
     reconciler.refused_len()
 }
 

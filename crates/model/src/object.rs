@@ -8,6 +8,7 @@
 //! Objects name their device, not its index: an index changes when the device is recreated.
 
 pub mod addr;
+pub mod command;
 pub mod fdb;
 pub mod link;
 pub mod neigh;
@@ -21,6 +22,9 @@ use std::fmt;
 use std::hash::Hash;
 
 pub use addr::{AddrKey, Addrs};
+pub use command::{
+    CommandEnv, PeerCommand, PeerCommandRuns, PeerCommands, PostStartup, PostStartups,
+};
 pub use fdb::{Fdb, FdbKey, Remote};
 pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Tun, Vxlan};
 pub use neigh::{NeighKey, Neighs};
@@ -277,6 +281,10 @@ kinds! {
     NextHop: NextHops in hops;
     /// A route.
     Route: Routes in routes;
+    /// A command that prepares this node.
+    PostStartup: PostStartups in post_startups;
+    /// A command for a peer.
+    PeerCommand: PeerCommandRuns in peer_commands;
 }
 
 /// Names one object of an owner in 4 bytes: its kind and its place in that kind's table.

@@ -362,6 +362,7 @@ impl KernelState {
         let mut ops = Vec::new();
         let tables = &mut self.tables;
         if may_delete {
+            dels(&mut tables.peer_commands, limit, &mut ops, |_, _| true);
             dels(&mut tables.tunnel_routes, limit, &mut ops, |_, _| true);
             dels(&mut tables.wg_peers, limit, &mut ops, |_, _| true);
             dels(&mut tables.routes, limit, &mut ops, |_, _| true);
@@ -377,7 +378,10 @@ impl KernelState {
         puts(&mut tables.fdb, limit, &mut ops);
         puts(&mut tables.hops, limit, &mut ops);
         puts(&mut tables.routes, limit, &mut ops);
+        puts(&mut tables.post_startups, limit, &mut ops);
+        puts(&mut tables.peer_commands, limit, &mut ops);
         if may_delete {
+            dels(&mut tables.post_startups, limit, &mut ops, |(), _| true);
             if tables.hops.stray_len() > 0 {
                 let used: HashSet<u32> = tables
                     .routes
@@ -472,6 +476,12 @@ impl KernelState {
         self.tables.links.missing_len() == 0
             && self.tables.addrs.missing_len() == 0
             && self.tables.packet_loops.missing_len() == 0
+            && self.is_prepared()
+    }
+
+    /// Returns whether the command that prepares this node has ended with success, if there is one.
+    pub fn is_prepared(&self) -> bool {
+        self.tables.post_startups.missing_len() == 0
     }
 
     /// Returns how many routes are missing that should be there.

@@ -48,7 +48,9 @@ pub fn identity(n: u8) -> Identity {
 
 /// The identity of node `n` with these options.
 pub fn identity_of(options: &str, n: u8) -> Identity {
-    if options.contains("wireguard") {
+    if options.contains("PreStartupCommand") {
+        Identity::Data(format!("02:00:00:00:04:{n:02x}\n\"second line\"").into())
+    } else if options.contains("wireguard") {
         Identity::WgKey {
             private: WgSecret([n; 32]),
             public: WgKey([100 + n; 32]),

@@ -219,7 +219,9 @@ fn shapes_host(object: &Object) -> bool {
         | Object::NextHop(..)
         | Object::PacketLoop(..)
         | Object::TunnelRoute(..)
-        | Object::WgPeer(..) => false,
+        | Object::WgPeer(..)
+        | Object::PostStartup(..)
+        | Object::PeerCommand(..) => false,
     }
 }
 
@@ -254,6 +256,8 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
         | Object::PacketLoop(..)
         | Object::TunnelRoute(..)
         | Object::WgPeer(..) => ours,
+        Object::PostStartup(..) => true,
+        Object::PeerCommand(_, peer) => peer.env.network == scope.network,
         Object::Route(key, route) => match dev {
             _ if ours => route.protocol != KERNEL_PROTOCOL,
             None => {

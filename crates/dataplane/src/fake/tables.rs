@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::object::{
-    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, PacketLoop, Remote, Route, RouteKey,
-    RouteTo, TunnelRouteKey, WgPeer, WgPeerKey,
+    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, PacketLoop, PeerCommand, PostStartup,
+    Remote, Route, RouteKey, RouteTo, TunnelRouteKey, WgPeer, WgPeerKey,
 };
-use model::{Family, IfName, Mac, Object, Op};
+use model::{Family, IfName, Mac, Object, Op, SubnetKey};
 
 use crate::KernelEvent;
 use crate::failure::Failure;
@@ -71,6 +71,10 @@ pub struct Tables {
     pub next_hops: Option<BTreeMap<u32, NextHop>>,
     /// Routes of the main table, one per key.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// The command that prepared this node.
+    pub post_startup: Option<PostStartup>,
+    /// Commands that were run for peers.
+    pub peer_commands: BTreeMap<SubnetKey, PeerCommand>,
     /// What a kernel would have announced, in order, in scope or not.
     pub notices: Vec<Notice>,
     /// A change of a device or the deletion of an address may have taken other objects along.
@@ -126,6 +130,10 @@ impl Tables {
             .flatten()
             .map(|(k, v)| Object::NextHop(*k, *v));
         let routes = self.routes.iter().map(|(k, v)| Object::Route(*k, *v));
+        let post_startup = self.post_startup.iter();
+        let post_startup = post_startup.map(|v| Object::PostStartup((), v.clone()));
+        let peer_commands = self.peer_commands.iter();
+        let peer_commands = peer_commands.map(|(k, v)| Object::PeerCommand(*k, v.clone()));
         links
             .chain(addrs)
             .chain(packet_loops)
@@ -135,6 +143,8 @@ impl Tables {
             .chain(fdb)
             .chain(next_hops)
             .chain(routes)
+            .chain(post_startup)
+            .chain(peer_commands)
             .collect()
     }
 
@@ -183,6 +193,14 @@ impl Tables {
                     return Err(no_device(&key.dev));
                 }
                 self.wg_peers.insert(*key, peer.clone());
+                return Ok(());
+            }
+            Object::PostStartup((), value) => {
+                self.post_startup = Some(value.clone());
+                return Ok(());
+            }
+            Object::PeerCommand(key, value) => {
+                self.peer_commands.insert(*key, value.clone());
                 return Ok(());
             }
             Object::Neigh(key, mac) => {
@@ -400,6 +418,14 @@ impl Tables {
             }
             Object::WgPeer(key, _) => {
                 self.wg_peers.remove(key);
+                return;
+            }
+            Object::PostStartup((), _) => {
+                self.post_startup = None;
+                return;
+            }
+            Object::PeerCommand(key, _) => {
+                self.peer_commands.remove(key);
                 return;
             }
             Object::Neigh(key, _) => self.neighs.remove(key).is_some(),

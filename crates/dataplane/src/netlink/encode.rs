@@ -109,7 +109,9 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool, over: bool) -> R
         Object::Link(..)
         | Object::PacketLoop(..)
         | Object::TunnelRoute(..)
-        | Object::WgPeer(..) => {
+        | Object::WgPeer(..)
+        | Object::PostStartup(..)
+        | Object::PeerCommand(..) => {
             return Err(Failure::because(
                 libc::EOPNOTSUPP,
                 "it is no single message",
