@@ -2,6 +2,7 @@
 //! and in nftables mode and without any other traffic rule, and is written through netlink, so that it
 //! needs nothing but `CAP_NET_ADMIN` and a kernel with nf_tables.
 
+mod shown;
 mod table;
 
 use ipnet::IpNet;
@@ -9,11 +10,11 @@ use model::guard::Guard;
 use tokio::time::{Duration, sleep, sleep_until};
 
 use crate::netlink::socket::Failure;
-use crate::netlink::wire::{Attrs, text};
 use crate::rules::RulesError;
 use crate::rules::contention::Contention;
-use crate::rules::nfnetlink::{CHAIN_NAME, NfTables, RULE_CHAIN, TABLE, attr};
+use crate::rules::nfnetlink::NfTables;
 use crate::rules::watch::{Realm, Watch};
+use shown::Shown;
 
 /// How the names of our tables begin. Each network on a host has a table of its own.
 pub const PREFIX: &str = "flannel-guard-";
@@ -73,18 +74,12 @@ pub struct GuardKeeper {
     former: Vec<IpNet>,
     nft: Option<NfTables>,
     watch: Option<Watch>,
-    /// How the kernel showed the table right after it was written.
-    written: Option<Shown>,
     failed: bool,
+    /// What the kernel showed right after it was written, where that is not what was sent.
+    written: Option<Shown>,
+    /// Afterwards there was no table, or another number of rules: somebody acted in between.
+    unsure: bool,
     contention: Contention,
-}
-
-/// A table as the kernel shows it, without handles and counters.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Shown {
-    flags: Vec<u8>,
-    chains: Vec<Vec<u8>>,
-    rules: Vec<Vec<u8>>,
 }
 
 impl GuardKeeper {
@@ -96,8 +91,9 @@ impl GuardKeeper {
             former,
             nft: None,
             watch: None,
-            written: None,
             failed: false,
+            written: None,
+            unsure: false,
             contention: Contention::default(),
         }
     }
@@ -113,8 +109,8 @@ impl GuardKeeper {
         changed
     }
 
-    /// Reads the table and writes it if it is not as this keeper left it; the first call always
-    /// writes. The replacement is atomic: no packet passes in between. Returns whether it wrote.
+    /// Reads the table and writes it if it is not as it should be, also by an earlier run. The
+    /// replacement is atomic: no packet passes in between. Returns whether it wrote.
     ///
     /// # Errors
     /// The kernel's refusal; [`GuardKeeper::changed`] then returns when it is time to try again.
@@ -140,27 +136,33 @@ impl GuardKeeper {
         if let Some(watch) = &mut self.watch {
             watch.forget();
         }
-        let shown = show(nft, &self.name).map_err(|failure| refused(&self.name, failure))?;
-        if self.written.is_some() && shown == self.written {
-            return Ok(false);
-        }
-        let rules = self.desired.rules();
-        nft.transact(&mut table::replace(&self.name, &rules))
-            .map_err(|failure| refused(&self.name, failure))?;
-        for network in self.former.drain(..) {
-            let former = table_name(&network);
+        while let Some(network) = self.former.last() {
+            let former = table_name(network);
             if former != self.name && nft.has_inet_table(&former).unwrap_or_default() {
                 nft.transact(&mut table::delete(&former))
                     .map_err(|failure| refused(&former, failure))?;
             }
+            self.former.pop();
         }
+        let shown = Shown::read(nft, &self.name).map_err(|failure| refused(&self.name, failure))?;
+        let rules = self.desired.rules();
+        let mut batch = table::replace(&self.name, &rules);
+        let is_right =
+            |shown: &Shown| shown.is_as_by(&batch) || self.written.as_ref() == Some(shown);
+        if shown.as_ref().is_some_and(is_right) {
+            return Ok(false);
+        }
+        nft.transact(&mut batch)
+            .map_err(|failure| refused(&self.name, failure))?;
         if let Some(watch) = &mut self.watch {
             // The notifications of our own transaction are already queued.
             watch.forget();
         }
-        let shown = show(nft, &self.name).map_err(|failure| refused(&self.name, failure))?;
-        // Somebody may have changed it in between: then the next look writes again.
-        self.written = shown.filter(|shown| shown.rules.len() == rules.len());
+        let shown = Shown::read(nft, &self.name).map_err(|failure| refused(&self.name, failure))?;
+        self.unsure = shown
+            .as_ref()
+            .is_none_or(|shown| shown.rules() != rules.len());
+        self.written = shown.filter(|shown| !shown.is_as_by(&batch));
         Ok(true)
     }
 
@@ -176,7 +178,7 @@ impl GuardKeeper {
     /// failed. Cancel-safe.
     pub async fn changed(&mut self) {
         match &mut self.watch {
-            _ if self.failed => {}
+            _ if self.failed || self.unsure => {}
             Some(watch) => {
                 watch.told().await;
                 sleep(SETTLE).await;
@@ -185,50 +187,6 @@ impl GuardKeeper {
         }
         sleep_until(self.contention.not_before).await;
     }
-}
-
-/// The table as it is; `None` where there is none.
-fn show(nft: &mut NfTables, name: &str) -> Result<Option<Shown>, Failure> {
-    let mut shown = Shown::default();
-    let exists = nft.get_inet_table(name, |message| {
-        shown.flags = attr(message, table::TABLE_FLAGS)
-            .unwrap_or_default()
-            .to_vec();
-    })?;
-    if !exists {
-        return Ok(None);
-    }
-    nft.dump_inet_chains(|message| {
-        if attr(message, TABLE).and_then(text) == Some(name) {
-            let kinds = [
-                CHAIN_NAME,
-                table::CHAIN_HOOK,
-                table::CHAIN_POLICY,
-                table::CHAIN_TYPE,
-            ];
-            let parts = kinds.map(|kind| attr(message, kind).unwrap_or_default());
-            shown.chains.push(parts.concat());
-        }
-    })?;
-    let mut rules = Vec::new();
-    nft.dump_inet_rules(name, |message| {
-        if attr(message, TABLE).and_then(text) != Some(name) {
-            return;
-        }
-        let mut bytes = attr(message, RULE_CHAIN).unwrap_or_default().to_vec();
-        let expressions = attr(message, table::RULE_EXPRESSIONS).unwrap_or_default();
-        for (_, element) in Attrs(expressions) {
-            let named = Attrs(element).find(|(kind, _)| *kind == table::EXPRESSION_NAME);
-            if named.and_then(|(_, name)| text(name)) != Some("counter") {
-                bytes.extend_from_slice(element);
-            }
-        }
-        bytes.extend_from_slice(attr(message, table::RULE_USERDATA).unwrap_or_default());
-        rules.push(bytes);
-    })?;
-    shown.rules = rules;
-    shown.chains.sort();
-    Ok(Some(shown))
 }
 
 fn refused(table: &str, failure: Failure) -> RulesError {

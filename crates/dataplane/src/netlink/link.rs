@@ -223,7 +223,7 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
     // at the moment a device comes up.
     let body = encode::link_body(0, None);
     let done = requests.call(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &body, attrs, |_| {});
-    done.map_err(|failure| explain(requests, &link.kind, failure))?;
+    done.map_err(|failure| explain(requests, name, &link.kind, failure))?;
     let Some(made) = look(requests, name)? else {
         return Ok(());
     };
@@ -249,7 +249,7 @@ fn create(requests: &mut Requests, name: &IfName, link: &Link) -> Result<(), Fai
 }
 
 /// Adds to the kernel's refusal to create a device of this kind what can be done about it.
-fn explain(requests: &mut Requests, wanted: &LinkKind, failure: Failure) -> Failure {
+fn explain(requests: &mut Requests, name: &IfName, wanted: &LinkKind, failure: Failure) -> Failure {
     let kind = wanted.name();
     let text = match failure.errno {
         // The kernel has loaded the module by itself if it could.
@@ -258,22 +258,37 @@ fn explain(requests: &mut Requests, wanted: &LinkKind, failure: Failure) -> Fail
             failure.text
         ),
         libc::EEXIST => match in_the_way(requests, wanted) {
-            Some(name) => {
+            Some(other) => {
                 let what = match wanted {
                     LinkKind::Vxlan(vxlan) => format!("VNI {} and port {}", vxlan.vni, vxlan.port),
                     LinkKind::Ipip(ipip) => format!("addresses (local {}, remote any)", ipip.local),
                     LinkKind::Tun(_) | LinkKind::Foreign(_) => "settings".to_owned(),
                 };
                 format!(
-                    "{}: the {kind} device {name} has the same {what}: delete it (ip link del {name}) if nobody needs it",
+                    "{}: the {kind} device {other} has the same {what}: delete it (ip link del {other}) if nobody needs it",
                     failure.text
                 )
             }
-            None => return failure,
+            None => match called_also(requests, name) {
+                Some(other) => format!(
+                    "{}: {name} is an alternative name of {other}: ip link property del dev {other} altname {name}",
+                    failure.text
+                ),
+                None => return failure,
+            },
         },
         _ => return failure,
     };
     Failure::because(failure.errno, text)
+}
+
+/// Returns the device that has `name` as an alternative name.
+fn called_also(requests: &mut Requests, name: &IfName) -> Option<IfName> {
+    let mut found = None;
+    let shown = get(requests, 0, Some(name), |link| {
+        found = link.name.filter(|other| other != name);
+    });
+    shown.ok().and(found)
 }
 
 /// Returns the device beside which the kernel does not create one of this kind.

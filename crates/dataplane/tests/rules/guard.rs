@@ -226,12 +226,22 @@ fn the_table_is_kept_and_removed() {
         // Traffic that is counted is no change.
         sh("nft reset counters >/dev/null 2>&1 || true");
         assert!(!keeper.ensure().unwrap());
+        let restarted = self::keeper;
+        assert!(
+            !restarted().ensure().unwrap(),
+            "what an earlier run wrote is not written again"
+        );
 
         let name = "flannel-guard-10.1.0.0-16";
         for damage in [
             format!("nft delete table inet {name}"),
             format!("nft flush chain inet {name} input"),
             format!("nft insert rule inet {name} input accept"),
+            format!(
+                "handle=$(nft -a list chain inet {name} input | sed -n 's/.*nd-redirect.*handle //p')
+                 nft replace rule inet {name} input handle $handle iifname 'flannel*' icmpv6 type nd-router-solicit \
+                     counter drop comment '\"flanneld: no routers or redirects behind the tunnel\"'"
+            ),
             format!("nft 'add chain inet {name} forward {{ policy drop; }}'"),
             format!("nft 'add table inet {name} {{ flags dormant; }}'"),
             "nft flush ruleset".into(),
@@ -241,6 +251,10 @@ fn the_table_is_kept_and_removed() {
             assert!(noticed.is_ok(), "{damage}: not noticed");
             assert!(keeper.ensure().unwrap(), "{damage}");
             assert_eq!(table(), right, "{damage}");
+            sh(&damage);
+            assert!(restarted().ensure().unwrap(), "{damage}, between two runs");
+            assert_eq!(table(), right, "{damage}");
+            assert!(!keeper.ensure().unwrap(), "{damage}, after another's repair");
         }
         // Others' changes, and its own writing, wake it not.
         sh("nft add table inet firewalld");

@@ -1,13 +1,15 @@
 //! The daemon is stopped and started again: what changed meanwhile, what flows meanwhile, what stays.
 
-use std::time::Instant;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use lab::{Lab, StoreKind};
+use lab::{Lab, Node, StoreKind, wait_for};
 use model::Family;
 use serde_json::json;
 
 use crate::flow::{Traffic, forgets};
-use crate::scene::{self, ETCD, Peer, SOON, device, lease_of, measuring, mesh};
+use crate::scene::{self, ETCD, Peer, SOON, device, lease_of, measuring, mesh, run};
 
 /// How often a daemon is restarted, in each way.
 const ROUNDS: usize = 10;
@@ -102,6 +104,75 @@ fn a_restart_loses_no_packet_and_keeps_subnet_and_mac() {
         let changed = before.1.difference(&node.picture().unwrap());
         assert!(changed.is_empty(), "{label}: {changed:#?}");
     }
+}
+
+/// The node's rules with their handles, without counters.
+fn rules(node: &Node) -> String {
+    let listed = node.exec(["nft", "-a", "list", "ruleset"]).unwrap();
+    let mut words: Vec<&str> = listed.split_whitespace().collect();
+    for at in 1..words.len() {
+        if matches!(words[at - 1], "packets" | "bytes") {
+            words[at] = "N";
+        }
+    }
+    words.join(" ")
+}
+
+#[test]
+fn a_restart_writes_nothing_into_the_kernel() {
+    for (label, backend, store, args) in NETWORKS {
+        let args: Vec<&str> = args.iter().copied().chain(["-ip-masq"]).collect();
+        let lab = built(2, backend, store, &args);
+        let node = lab.node(1);
+        let before = rules(node);
+        assert!(before.contains("FLANNEL-POSTRTG") && before.contains("flannel-guard-"));
+        let mut monitor = Command::new("ip");
+        let monitor = monitor.args(["monitor", "link", "address", "route", "neigh", "nexthop"]);
+        let mut monitor = node.spawn(monitor.stdout(Stdio::piped())).unwrap();
+        // It listens: this is the first thing that it shows, and the one after the restarts the last.
+        let mark = |n: u32| {
+            run(node, &format!("ip address add 192.0.2.{n}/32 dev lo")).unwrap();
+        };
+        let lines = BufReader::new(monitor.stdout.take().unwrap());
+        let (send, shown) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        let mut next = 0;
+        let listens = || {
+            next += 1;
+            mark(next);
+            shown.recv_timeout(Duration::from_millis(100))
+        };
+        wait_for("ip monitor listens", SOON, listens).unwrap();
+        for _ in 0..3 {
+            node.flanneld().restart(SOON).unwrap();
+            node.flanneld().kill9().unwrap();
+            node.flanneld().start_ready(SOON).unwrap();
+            mesh(&lab);
+        }
+        mark(250);
+        let mut written = Vec::new();
+        while let Ok(line) = shown.recv_timeout(SOON) {
+            if line.contains("192.0.2.250/32") {
+                break;
+            }
+            written.push(line);
+        }
+        // Neighbours of the underlay come and go by themselves.
+        let ours = |line: &&String| line.contains("flannel") || line.contains("proto 241");
+        let ours: Vec<&String> = written.iter().filter(ours).collect();
+        assert!(ours.is_empty(), "{label}: {ours:#?}");
+        assert_eq!(rules(node), before, "{label}");
+        stop(monitor);
+    }
+}
+
+fn stop(mut child: Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 #[test]
