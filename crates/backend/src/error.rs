@@ -28,6 +28,9 @@ pub enum BackendError {
         /// The name that is too long.
         name: String,
     },
+    /// The node's WireGuard key is not known.
+    #[error("this node's WireGuard key is not known: without it nothing can be encrypted")]
+    NoKey,
     /// The interface lacks an address of a family that the network has.
     #[error(
         "interface {iface} has no {family} address, which the network configuration asks for: give it one, choose another interface, or set Enable{family} to false"
@@ -77,7 +80,8 @@ impl BackendError {
             | BackendError::NotYet(_)
             | BackendError::V4Only(_)
             | BackendError::DeviceName { .. } => true,
-            BackendError::NoAddress { .. }
+            BackendError::NoKey
+            | BackendError::NoAddress { .. }
             | BackendError::Translated { .. }
             | BackendError::SmallMtu { .. } => false,
         }

@@ -42,6 +42,10 @@ pub enum Identity {
         private: WgSecret,
         /// The public key that belongs to it.
         public: WgKey,
+        /// A key that all nodes share, from a file of this node. Without, the configuration's is used, if any.
+        preshared: Option<WgSecret>,
+        /// Whether the kernel's WireGuard carries the packets, and not this process.
+        in_kernel: bool,
     },
     /// What a command printed.
     Data(Box<str>),

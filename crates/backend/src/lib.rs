@@ -59,6 +59,12 @@ pub trait Backend {
         Claims::default()
     }
 
+    /// Returns whether packets between nodes are encrypted. Then none may leave as it is: what would lead one out is
+    /// removed at once.
+    fn encrypts(&self) -> bool {
+        false
+    }
+
     /// Returns the families of the network that this node does not serve, and why not. The other one
     /// is served.
     fn missing(&self) -> &[(Family, BackendError)];

@@ -1,5 +1,5 @@
-//! `wireguard`: encrypted tunnels. Run in user space by this process; the packets on the wire are those of any
-//! WireGuard, so that nodes of both kinds are peers.
+//! `wireguard`: encrypted tunnels, in the kernel or run in user space by this process. The packets on the wire are
+//! the same, so that nodes of both kinds are peers.
 //!
 //! A blackhole route below the tunnel's own keeps packets for the network from leaving unencrypted while
 //! the device does not exist.
@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use ipnet::IpNet;
 use model::object::{
-    AddrKey, Link, LinkKind, Mark, PacketLoop, Route, RouteKey, RouteTo, Tun, WgKeys, WgPeer,
-    WgPeerKey,
+    AddrKey, Link, LinkKind, Mark, PacketLoop, Route, RouteKey, RouteTo, Tun, TunnelPeer, WgDevice,
+    WgKeys, WgPeer, WgPeerKey,
 };
 use model::roster::Claims;
 use model::subnet::first;
@@ -61,15 +61,22 @@ struct Tunnel {
     port: u16,
 }
 
+/// What packets are encrypted with, and by whom.
+#[derive(Clone, Copy)]
+struct Keys {
+    private: WgSecret,
+    public: WgKey,
+    preshared: Option<WgSecret>,
+    in_kernel: bool,
+}
+
 /// The wireguard backend.
 pub(crate) struct Wireguard {
     served: Served<()>,
     /// For each family of the pods its tunnel; one for both, unless `Mode` is `separate`.
     tunnels: Dual<Tunnel>,
     separate: bool,
-    private: WgSecret,
-    public: WgKey,
-    preshared: Option<WgSecret>,
+    keys: Keys,
     keepalive: u16,
     ports: Dual<u16>,
     mtu: u32,
@@ -106,7 +113,18 @@ impl Wireguard {
         };
         let mode = options.choice("Mode", "separate", &["separate", "auto", "ipv4", "ipv6"])?;
         let keepalive = options.u16("PersistentKeepaliveInterval", 0, 0..=u16::MAX)?;
-        let preshared = match options.string("PSK")?.filter(|text| !text.is_empty()) {
+        let (private, public, from_file, in_kernel) = match identity {
+            Identity::WgKey {
+                private,
+                public,
+                preshared,
+                in_kernel,
+            } => (*private, *public, *preshared, *in_kernel),
+            Identity::Nothing | Identity::Macs(_) | Identity::Data(_) => {
+                return Err(BackendError::NoKey);
+            }
+        };
+        let configured = match options.string("PSK")?.filter(|text| !text.is_empty()) {
             Some(text) => Some(text.parse().map_err(|_| ConfigError::Value {
                 key: "Backend.PSK".into(),
                 value: "(not shown)".into(),
@@ -163,19 +181,17 @@ impl Wireguard {
             );
             Ok(())
         })?;
-        let (private, public) = match identity {
-            Identity::WgKey { private, public } => (*private, *public),
-            Identity::Nothing | Identity::Macs(_) | Identity::Data(_) => {
-                (WgSecret([0; 32]), WgKey([0; 32]))
-            }
-        };
         Ok(Wireguard {
             served,
             tunnels,
             separate,
-            private,
-            public,
-            preshared,
+            keys: Keys {
+                private,
+                public,
+                // The node's own file wins over what everybody can read.
+                preshared: from_file.or(configured),
+                in_kernel,
+            },
             keepalive,
             ports,
             mtu: outer_mtu.saturating_sub(OVERHEAD),
@@ -207,7 +223,7 @@ impl Wireguard {
             .public_key
             .parse()
             .map_err(|error| bad(format!("PublicKey: {error}")))?;
-        if key == self.public {
+        if key == self.keys.public {
             return Err(bad("PublicKey is this node's own".into()));
         }
         let port = if wire.port == 0 {
@@ -232,15 +248,43 @@ impl Wireguard {
         let nets = families
             .iter()
             .filter_map(|family| peer.key.nets().get(*family));
-        let value = WgPeer {
-            endpoint,
-            allowed: nets.copied().collect(),
-        };
+        let allowed = nets.copied().collect();
         let key = WgPeerKey {
             dev: tunnel.device,
             key,
         };
-        Ok(Object::WgPeer(key, value))
+        if self.keys.in_kernel {
+            let value = WgPeer {
+                endpoint: Some(endpoint),
+                allowed,
+                preshared: self.keys.preshared,
+                keepalive: self.keepalive,
+            };
+            Ok(Object::WgPeer(key, value))
+        } else {
+            Ok(Object::TunnelPeer(key, TunnelPeer { endpoint, allowed }))
+        }
+    }
+
+    /// Returns what encrypts the packets of a tunnel's device.
+    fn carrier(&self, tunnel: &Tunnel) -> Object {
+        let Keys {
+            private, preshared, ..
+        } = self.keys;
+        if self.keys.in_kernel {
+            let port = tunnel.port;
+            return Object::WgDevice(tunnel.device, WgDevice { private, port });
+        }
+        let packet_loop = PacketLoop {
+            listen: SocketAddr::new(tunnel.local, tunnel.port),
+            mtu: self.mtu,
+            keys: Some(WgKeys {
+                private,
+                preshared,
+                keepalive: self.keepalive,
+            }),
+        };
+        Object::PacketLoop(tunnel.device, packet_loop)
     }
 
     fn has(&self, peer: &Lease, family: Family) -> bool {
@@ -268,7 +312,7 @@ impl Backend for Wireguard {
             // With one device there is one port, whatever the option for IPv6 says.
             let of = if self.separate { family } else { Family::V4 };
             let wire = Wire {
-                public_key: self.public.to_string().into(),
+                public_key: self.keys.public.to_string().into(),
                 port: self.ports.get(of).copied().unwrap_or(PORT),
             };
             serde_json::value::to_raw_value(&wire).ok()
@@ -289,14 +333,21 @@ impl Backend for Wireguard {
         devices
             .map(|(tunnel, _)| OwnDevice {
                 name: tunnel.device,
-                kind: "tun",
+                kind: if self.keys.in_kernel {
+                    "wireguard"
+                } else {
+                    "tun"
+                },
             })
             .collect()
     }
 
+    fn encrypts(&self) -> bool {
+        true
+    }
+
     fn node(&self, own: &Lease, _host: &Host) -> Vec<Object> {
         let mut objects = Vec::new();
-        // First, so that there is no moment without it.
         for (_, network) in self.networks.iter() {
             let key = RouteKey::with_metric(*network, LAST_METRIC);
             objects.push(Object::Route(key, Route::ours(RouteTo::Blackhole)));
@@ -304,7 +355,11 @@ impl Backend for Wireguard {
         for (tunnel, families) in self.each_device() {
             let dev = tunnel.device;
             let link = Link {
-                kind: LinkKind::Tun(Tun),
+                kind: if self.keys.in_kernel {
+                    LinkKind::Wireguard(model::object::Wireguard)
+                } else {
+                    LinkKind::Tun(Tun)
+                },
                 mac: None,
                 mtu: self.mtu,
                 up: true,
@@ -316,16 +371,7 @@ impl Backend for Wireguard {
                 let net = own.key.nets().get(*family).map(first);
                 objects.extend(net.map(|net| Object::Addr(AddrKey { dev, net }, ())));
             }
-            let packet_loop = PacketLoop {
-                listen: SocketAddr::new(tunnel.local, tunnel.port),
-                mtu: self.mtu,
-                keys: Some(WgKeys {
-                    private: self.private,
-                    preshared: self.preshared,
-                    keepalive: self.keepalive,
-                }),
-            };
-            objects.push(Object::PacketLoop(dev, packet_loop));
+            objects.push(self.carrier(tunnel));
             for family in &families {
                 let network = self.networks.get(*family);
                 objects.extend(network.map(|network| {

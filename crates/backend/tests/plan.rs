@@ -10,12 +10,13 @@ mod nodes;
 use std::fmt::Write;
 use std::path::Path;
 
+use backend::Identity;
 use model::object::LinkKind;
-use model::{Family, Object, Op};
+use model::{Family, Object, Op, WgSecret};
 use nodes::{config, host, identity, identity_of, lease};
 
 /// Name, and the options of `Backend`.
-const BACKENDS: [(&str, &str); 13] = [
+const BACKENDS: [(&str, &str); 14] = [
     ("vxlan", r#""Type":"vxlan""#),
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
@@ -32,6 +33,10 @@ const BACKENDS: [(&str, &str); 13] = [
     (
         "wireguard-auto",
         r#""Type":"wireguard","Mode":"auto","ListenPort":4500,"MTU":1400,"PSK":"CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=","PersistentKeepaliveInterval":25"#,
+    ),
+    (
+        "wireguard-kernel",
+        r#""Type":"wireguard","PersistentKeepaliveInterval":25"#,
     ),
     ("udp", r#""Type":"udp""#),
     ("udp-options", r#""Type":"udp","Port":9000,"MTU":1400"#),
@@ -62,7 +67,7 @@ fn plans_are_as_written_down() {
             let path = Path::new(env!("CARGO_MANIFEST_DIR"))
                 .join("tests/golden")
                 .join(&file);
-            let plan = plan(options, families);
+            let plan = plan(options, families, name.ends_with("-kernel"));
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
                 std::fs::write(&path, &plan).unwrap();
             }
@@ -79,9 +84,19 @@ fn plans_are_as_written_down() {
 }
 
 /// The plan of node 1 with two peers: node 2 on its link, node 3 behind a router.
-fn plan(options: &str, families: &[Family]) -> String {
+fn plan(options: &str, families: &[Family], kernel: bool) -> String {
     let (config, host) = (config(options, families), host(1, families));
-    let backend = match backend::new(&config, &host, &identity_of(options, 1), None) {
+    let mut identity = identity_of(options, 1);
+    if let Identity::WgKey {
+        preshared,
+        in_kernel,
+        ..
+    } = &mut identity
+    {
+        *in_kernel = kernel;
+        *preshared = kernel.then_some(WgSecret([9; 32]));
+    }
+    let backend = match backend::new(&config, &host, &identity, None) {
         Ok(backend) => backend,
         Err(error) => return format!("refused: {error}\n"),
     };

@@ -9,6 +9,7 @@ use crate::commands::Commands;
 use crate::door::Door;
 use crate::netlink::Rtnetlink;
 use crate::packet_loops::PacketLoops;
+use crate::wireguard::KernelWireguard;
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
 
 /// Lists the doors, in the order in which they are looked through. For each: its field, its type, and the
@@ -62,7 +63,9 @@ doors! {
     /// Devices, addresses, neighbours and routes.
     rtnetlink: Rtnetlink for Link | Addr | Neigh | Fdb | NextHop | Route;
     /// Tunnels in user space.
-    packet_loops: PacketLoops for PacketLoop | TunnelRoute | WgPeer;
+    packet_loops: PacketLoops for PacketLoop | TunnelRoute | TunnelPeer;
+    /// WireGuard in the kernel.
+    wireguard: KernelWireguard for WgDevice | WgPeer;
     /// Commands of the network configuration.
     commands: Commands for PostStartup | PeerCommand;
 }
@@ -77,6 +80,7 @@ impl Kernel {
         Ok(Kernel {
             rtnetlink: Rtnetlink::open(plain_routes)?,
             packet_loops: PacketLoops::default(),
+            wireguard: KernelWireguard::default(),
             commands: Commands::new(None),
         })
     }

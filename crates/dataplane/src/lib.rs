@@ -7,6 +7,7 @@ mod kernel;
 mod names;
 mod netlink;
 mod packet_loops;
+mod wireguard;
 
 pub mod fake;
 pub mod guard;
@@ -22,6 +23,7 @@ use model::{Dual, IfName, Object, Op};
 
 pub use commands::run as run_command;
 pub use kernel::Kernel;
+pub use wireguard::is_available as has_wireguard;
 
 /// Which of the kernel's objects concern this daemon; everything else is neither reported nor
 /// touched. See ADR 1.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use model::object::{PacketLoop, TunnelRouteKey, WgPeer, WgPeerKey};
+use model::object::{PacketLoop, TunnelPeer, TunnelRouteKey, WgPeerKey};
 use model::{IfName, Object, Op, WgKey};
 use proxy::{Config, Peer, Proxy, Secret, Table, Wireguard};
 use tokio::time::Instant;
@@ -48,7 +48,7 @@ struct Loop {
     value: PacketLoop,
     state: State,
     routes: BTreeMap<IpNet, SocketAddr>,
-    peers: BTreeMap<WgKey, WgPeer>,
+    peers: BTreeMap<WgKey, TunnelPeer>,
     /// The proxy does not have the routes and peers yet.
     changed: bool,
 }
@@ -89,7 +89,7 @@ impl PacketLoops {
                 }
                 Outcome::Done
             }
-            Op::Put(Object::WgPeer(key, peer)) => {
+            Op::Put(Object::TunnelPeer(key, peer)) => {
                 let Some(the_loop) = self.loops.get_mut(&key.dev) else {
                     return no_loop(op, &key.dev);
                 };
@@ -97,7 +97,7 @@ impl PacketLoops {
                 the_loop.changed |= before.as_ref() != Some(peer);
                 Outcome::Done
             }
-            Op::Del(Object::WgPeer(key, _)) => {
+            Op::Del(Object::TunnelPeer(key, _)) => {
                 if let Some(the_loop) = self.loops.get_mut(&key.dev) {
                     the_loop.changed |= the_loop.peers.remove(&key.key).is_some();
                 }
@@ -238,7 +238,7 @@ impl Door for PacketLoops {
                     dev: *name,
                     key: *key,
                 };
-                each(Object::WgPeer(key, peer.clone()));
+                each(Object::TunnelPeer(key, peer.clone()));
             }
         }
         Ok(())

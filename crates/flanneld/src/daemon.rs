@@ -158,6 +158,7 @@ impl Daemon {
         let mut scope = scope(&config, &lease.key, &host, &*backend);
         scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
         let mut reconciler = Reconciler::new(kernel, scope);
+        reconciler.set_encrypted(backend.encrypts());
         reconciler.set(Owner::Node, objects);
         reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
         reconciler.pass().await;

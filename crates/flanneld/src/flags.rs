@@ -162,6 +162,16 @@ pub const FLAGS: &[Flag] = &[
         "",
         "vxlan: who makes checksums, the device beneath (on) or the tunnel's (off); auto knows devices that get it wrong (default: TxChecksumOffload in the network configuration)",
     ),
+    value(
+        "wireguard-implementation",
+        "auto",
+        "wireguard: what carries the packets, the kernel's module (kernel) or flanneld (userspace); auto takes the kernel's where there is one",
+    ),
+    value(
+        "wireguard-psk-file",
+        "",
+        "wireguard: file with the key that all nodes share, in place of PSK in the network configuration",
+    ),
     boolean(
         "ip-masq",
         "false",

@@ -1,10 +1,65 @@
 //! What a backend must know of this node before its lease is taken.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
 use backend::{Identity, Need};
-use model::{IfName, Mac, WgKey};
+use model::{IfName, Mac, WgKey, WgSecret};
 use tracing::info;
 
 use crate::wg_key_file;
+
+/// What carries WireGuard's packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Implementation {
+    /// The kernel if it has WireGuard, else this process.
+    #[default]
+    Auto,
+    /// The kernel.
+    Kernel,
+    /// This process.
+    UserSpace,
+}
+
+impl Implementation {
+    /// Reads the value of `-wireguard-implementation`.
+    pub fn parse(text: &str) -> Option<Implementation> {
+        match text {
+            "auto" => Some(Implementation::Auto),
+            "kernel" => Some(Implementation::Kernel),
+            "userspace" => Some(Implementation::UserSpace),
+            _ => None,
+        }
+    }
+}
+
+/// What the flags say of WireGuard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WireguardOptions {
+    /// `-wireguard-implementation`.
+    pub implementation: Implementation,
+    /// `-wireguard-psk-file`.
+    pub psk_file: Option<PathBuf>,
+}
+
+/// An answer, and what somebody should look into.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// The answer.
+    pub identity: Identity,
+    /// For the log.
+    pub warnings: Vec<String>,
+}
+
+impl From<Identity> for Answer {
+    fn from(identity: Identity) -> Answer {
+        Answer {
+            identity,
+            warnings: Vec::new(),
+        }
+    }
+}
 
 /// The answers that were found, so that a command is run once a start.
 #[derive(Default)]
@@ -20,19 +75,16 @@ impl Answers {
     pub async fn find(
         &mut self,
         need: &Need,
+        options: &WireguardOptions,
         mac_of: impl Fn(&IfName) -> Option<Mac>,
-    ) -> Result<Identity, String> {
+    ) -> Result<Answer, String> {
         match need {
-            Need::Nothing => Ok(Identity::Nothing),
+            Need::Nothing => Ok(Identity::Nothing.into()),
             Need::Macs(devices) => {
                 let found = |family| devices.get(family).and_then(&mac_of);
-                Ok(Identity::Macs(model::Dual::from_fn(found)))
+                Ok(Identity::Macs(model::Dual::from_fn(found)).into())
             }
-            Need::WgKey => {
-                let private = wg_key_file::read_or_make(&wg_key_file::path())?;
-                let public = WgKey(proxy::Secret(private.0).public_key());
-                Ok(Identity::WgKey { private, public })
-            }
+            Need::WgKey => wireguard(options),
             Need::Command {
                 name,
                 line,
@@ -42,15 +94,98 @@ impl Answers {
                 if let Some((asked, answer)) = &self.last
                     && asked == need
                 {
-                    return Ok(answer.clone());
+                    return Ok(answer.clone().into());
                 }
                 let printed = dataplane::run_command(line, &env.variables(), "", *limit).await;
                 let printed = printed.map_err(|why| format!("Backend.{name} `{line}`: {why}"))?;
                 info!("Backend.{name} printed {} bytes", printed.len());
                 let answer = Identity::Data(printed.into());
                 self.last = Some((need.clone(), answer.clone()));
-                Ok(answer)
+                Ok(answer.into())
             }
         }
+    }
+}
+
+/// Returns the keys of this node, and makes the one that nobody has yet.
+fn wireguard(options: &WireguardOptions) -> Result<Answer, String> {
+    let key = wg_key_file::read_or_make(&wg_key_file::own_places())?;
+    let in_kernel = match options.implementation {
+        Implementation::Auto => dataplane::has_wireguard(),
+        Implementation::Kernel => true,
+        Implementation::UserSpace => false,
+    };
+    let mut warnings = key.warnings;
+    let preshared = preshared(options, &mut warnings)?;
+    Ok(Answer {
+        identity: wg_key(key.secret, preshared, in_kernel),
+        warnings,
+    })
+}
+
+/// Returns the identity of a node with this private key.
+pub fn wg_key(private: WgSecret, preshared: Option<WgSecret>, in_kernel: bool) -> Identity {
+    Identity::WgKey {
+        private,
+        public: WgKey(proxy::Secret(private.0).public_key()),
+        preshared,
+        in_kernel,
+    }
+}
+
+fn preshared(
+    options: &WireguardOptions,
+    warnings: &mut Vec<String>,
+) -> Result<Option<WgSecret>, String> {
+    let Some(path) = &options.psk_file else {
+        return Ok(None);
+    };
+    warnings.extend(is_open(path));
+    read_psk(path).map(Some)
+}
+
+fn read_psk(path: &Path) -> Result<WgSecret, String> {
+    let shown = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("-wireguard-psk-file {shown}: cannot read it: {error}"))?;
+    text.parse()
+        .map_err(|error| format!("-wireguard-psk-file {shown}: {error} (wg genpsk > {shown})"))
+}
+
+/// Returns a warning if others than the owner may read the file.
+fn is_open(path: &Path) -> Option<String> {
+    let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
+    // A group is often meant: a Secret that is mounted for a pod.
+    let open = mode & 0o007 != 0;
+    let shown = path.display();
+    open.then(|| {
+        format!(
+            "-wireguard-psk-file {shown}: its mode is {mode:o}, so that every user of this host may read it: chmod 400 {shown}"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_psk_file_is_read_and_what_is_wrong_with_it_is_said_without_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("psk");
+        let missing = read_psk(&path).unwrap_err();
+        assert!(missing.contains("-wireguard-psk-file") && missing.contains("cannot read it"));
+        fs::write(&path, "nonsense").unwrap();
+        let bad = read_psk(&path).unwrap_err();
+        assert!(
+            bad.contains("wg genpsk") && !bad.contains("nonsense"),
+            "{bad}"
+        );
+        fs::write(&path, format!("{}\n", WgSecret([7; 32]).to_file())).unwrap();
+        assert_eq!(read_psk(&path), Ok(WgSecret([7; 32])));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(is_open(&path).unwrap().contains("644"));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
+        assert_eq!(is_open(&path), None);
     }
 }

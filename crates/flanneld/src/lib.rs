@@ -47,6 +47,6 @@ pub mod subnet_file;
 pub mod systemd;
 mod teardown;
 pub mod traffic;
-mod wg_key_file;
+pub mod wg_key_file;
 mod whole_file;
 mod withdraw;

@@ -14,6 +14,7 @@ use model::{Dual, NetConfig};
 use regex_lite::Regex;
 
 use crate::flags::Given;
+use crate::identity::{Implementation, WireguardOptions};
 use crate::traffic::TrafficOptions;
 
 /// How long a look at a path may take.
@@ -40,6 +41,8 @@ pub struct Options {
     pub traffic: TrafficOptions,
     /// `-tx-checksum-offload`, which wins over the network configuration.
     pub tx_checksum_offload: Option<String>,
+    /// `-wireguard-implementation` and `-wireguard-psk-file`.
+    pub wireguard: WireguardOptions,
     /// `-cni-conf-source` and `-cni-conf-file`, unless off.
     pub cni_conf: Option<CniConf>,
     /// `-teardown-on-stop`.
@@ -140,6 +143,7 @@ impl Options {
             renew_margin: Duration::from_secs(margin * 60),
             traffic: traffic(given)?,
             tx_checksum_offload: tx_checksum_offload(given)?,
+            wireguard: wireguard(given)?,
             cni_conf: match given.value("cni-conf-source") {
                 "" => None,
                 source => Some(CniConf {
@@ -170,6 +174,18 @@ impl Options {
             config.backend.set(OFFLOAD_OPTION, value.as_str());
         }
     }
+}
+
+fn wireguard(given: &Given) -> Result<WireguardOptions, UsageError> {
+    const FLAG: &str = "wireguard-implementation";
+    let implementation = Implementation::parse(given.value(FLAG));
+    Ok(WireguardOptions {
+        implementation: implementation
+            .ok_or_else(|| wrong(given, FLAG, "auto, kernel or userspace"))?,
+        psk_file: Some(given.value("wireguard-psk-file"))
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
+    })
 }
 
 fn tx_checksum_offload(given: &Given) -> Result<Option<String>, UsageError> {

@@ -132,6 +132,11 @@ impl<D: Dataplane> Reconciler<D> {
         self.may_delete = may;
     }
 
+    /// Sets whether packets between nodes must be encrypted; see [`KernelState::set_encrypted`].
+    pub fn set_encrypted(&mut self, encrypted: bool) {
+        self.state.set_encrypted(encrypted);
+    }
+
     /// Sets which objects concern us from now on; the kernel is looked at anew.
     pub fn set_scope(&mut self, scope: Scope) {
         self.state.set_devices(scope.devices.clone());

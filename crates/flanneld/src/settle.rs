@@ -16,7 +16,7 @@ use store::{
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::identity::Answers;
+use crate::identity::{Answer, Answers};
 use crate::iface;
 use crate::iface::{Lost, NoIface};
 use crate::lock::{Lock, Waiting};
@@ -80,8 +80,9 @@ pub(crate) async fn settle(
             continue;
         };
         let need = backend::need(&config);
-        let identity = match answers.find(&need, device_mac).await {
-            Ok(identity) => identity,
+        let answer = answers.find(&need, &options.wireguard, device_mac).await;
+        let Answer { identity, warnings } = match answer {
+            Ok(answer) => answer,
             Err(problem) => {
                 if problem != told {
                     warn!("{problem}; trying again until it succeeds");
@@ -117,6 +118,7 @@ pub(crate) async fn settle(
                 for warning in backend.warnings() {
                     warn!("network configuration: {warning}");
                 }
+                warnings.iter().for_each(|warning| warn!("{warning}"));
                 report_unserved(&*backend, None, status);
                 info!(
                     "using interface {} (MTU {}){}",

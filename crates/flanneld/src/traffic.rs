@@ -98,6 +98,7 @@ pub fn tunnel_ports(objects: &[Object]) -> BTreeSet<u16> {
     let port = |object: &Object| match object {
         Object::Link(_, link) => link.kind.port(),
         Object::PacketLoop(_, packet_loop) => Some(packet_loop.listen.port()),
+        Object::WgDevice(_, device) => Some(device.port),
         _ => None,
     };
     objects.iter().filter_map(port).collect()

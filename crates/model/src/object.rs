@@ -15,7 +15,9 @@ pub mod neigh;
 pub mod next_hop;
 pub mod packet_loop;
 pub mod route;
+pub mod tunnel_peer;
 pub mod tunnel_route;
+pub mod wg_device;
 pub mod wg_peer;
 
 use std::fmt;
@@ -26,7 +28,7 @@ pub use command::{
     CommandEnv, PeerCommand, PeerCommandRuns, PeerCommands, PostStartup, PostStartups,
 };
 pub use fdb::{Fdb, FdbKey, Remote};
-pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Tun, Vxlan};
+pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Tun, Vxlan, Wireguard};
 pub use neigh::{NeighKey, Neighs};
 pub use next_hop::{NextHop, NextHops};
 pub use packet_loop::{PacketLoop, PacketLoops, WgKeys};
@@ -34,7 +36,9 @@ pub use route::{
     BOOT_PROTOCOL, KERNEL_PROTOCOL, ROUTE_PROTOCOL, Route, RouteKey, RouteTo, Routes,
     default_metric,
 };
+pub use tunnel_peer::{TunnelPeer, TunnelPeers};
 pub use tunnel_route::{TunnelRouteKey, TunnelRoutes};
+pub use wg_device::{WgDevice, WgDevices};
 pub use wg_peer::{WgPeer, WgPeerKey, WgPeers};
 
 use crate::IfName;
@@ -271,7 +275,11 @@ kinds! {
     PacketLoop: PacketLoops in packet_loops;
     /// A route inside a packet loop.
     TunnelRoute: TunnelRoutes in tunnel_routes;
-    /// A peer of a WireGuard tunnel.
+    /// A peer of a packet loop that encrypts.
+    TunnelPeer: TunnelPeers in tunnel_peers;
+    /// The key and port of a WireGuard device.
+    WgDevice: WgDevices in wg_devices;
+    /// A peer of a WireGuard device.
     WgPeer: WgPeers in wg_peers;
     /// A neighbour entry.
     Neigh: Neighs in neighs;

@@ -90,6 +90,8 @@ pub struct KernelState {
     owners: Vec<Handle>,
     /// Whether routes on our devices go through next-hop objects.
     next_hops: bool,
+    /// Whether packets between nodes must be encrypted.
+    encrypted: bool,
     /// Our own devices; the only ones whose routes get next-hop objects.
     devices: Vec<IfName>,
     /// Ids that next-hop objects of other programs have.
@@ -110,6 +112,12 @@ impl KernelState {
     /// Sets which devices are our own. Takes effect for objects that are set from now on.
     pub fn set_devices(&mut self, devices: Vec<IfName>) {
         self.devices = devices;
+    }
+
+    /// Sets whether packets between nodes must be encrypted. Then a route that is not desired is deleted at once, even
+    /// while nothing else may be: it may lead packets out of this node as they are.
+    pub fn set_encrypted(&mut self, encrypted: bool) {
+        self.encrypted = encrypted;
     }
 
     /// Makes `objects` all that `owner` wants. What it wanted before and is not among them is no
@@ -351,21 +359,25 @@ impl KernelState {
     }
 
     /// Returns the next operations, at most about `limit`, in an order that the kernel can follow:
-    /// forwarding entries that must go, then everything that must be there from the device up,
+    /// routes that lead nowhere, forwarding entries that must go, then everything that must be there from the device up,
     /// then next-hop objects, addresses and devices that must go (the last address of a device takes
-    /// its routes along, so the new ones come first). Deletions only if `may_delete`; an object that must be
-    /// recreated is replaced in any case.
+    /// its routes along, so the new ones come first). Deletions only if `may_delete`, but for routes where packets must
+    /// be encrypted; an object that must be recreated is replaced in any case.
     ///
     /// A next-hop object is deleted only once no route that is to be replaced uses it: the route that
     /// takes that one's place may be refused.
     pub fn batch(&mut self, limit: usize, may_delete: bool) -> Vec<Op> {
         let mut ops = Vec::new();
         let tables = &mut self.tables;
+        // Nothing may leave by another route in the place of one that is about to be deleted.
+        let leads_nowhere = |_: &RouteKey, route: &Route| route.to == RouteTo::Blackhole;
+        puts_where(&mut tables.routes, limit, &mut ops, leads_nowhere);
+        if may_delete || self.encrypted {
+            dels(&mut tables.routes, limit, &mut ops, |_, _| true);
+        }
         if may_delete {
             dels(&mut tables.peer_commands, limit, &mut ops, |_, _| true);
             dels(&mut tables.tunnel_routes, limit, &mut ops, |_, _| true);
-            dels(&mut tables.wg_peers, limit, &mut ops, |_, _| true);
-            dels(&mut tables.routes, limit, &mut ops, |_, _| true);
             dels(&mut tables.neighs, limit, &mut ops, |_, _| true);
             dels(&mut tables.fdb, limit, &mut ops, |_, _| true);
         }
@@ -373,11 +385,20 @@ impl KernelState {
         puts(&mut tables.addrs, limit, &mut ops);
         puts(&mut tables.packet_loops, limit, &mut ops);
         puts(&mut tables.tunnel_routes, limit, &mut ops);
+        puts(&mut tables.tunnel_peers, limit, &mut ops);
+        puts(&mut tables.wg_devices, limit, &mut ops);
         puts(&mut tables.wg_peers, limit, &mut ops);
+        if may_delete {
+            // After the peer that has the same subnets under a new key, which takes them over.
+            dels(&mut tables.wg_peers, limit, &mut ops, |_, _| true);
+            dels(&mut tables.tunnel_peers, limit, &mut ops, |_, _| true);
+        }
         puts(&mut tables.neighs, limit, &mut ops);
         puts(&mut tables.fdb, limit, &mut ops);
         puts(&mut tables.hops, limit, &mut ops);
-        puts(&mut tables.routes, limit, &mut ops);
+        puts_where(&mut tables.routes, limit, &mut ops, |key, route| {
+            !leads_nowhere(key, route)
+        });
         puts(&mut tables.post_startups, limit, &mut ops);
         puts(&mut tables.peer_commands, limit, &mut ops);
         if may_delete {
@@ -396,6 +417,7 @@ impl KernelState {
                 });
             }
             dels(&mut tables.packet_loops, limit, &mut ops, |_, _| true);
+            dels(&mut tables.wg_devices, limit, &mut ops, |_, _| true);
             dels(&mut tables.addrs, limit, &mut ops, |_, ()| true);
             dels(&mut tables.links, limit, &mut ops, |_, _| true);
         }
@@ -476,6 +498,7 @@ impl KernelState {
         self.tables.links.missing_len() == 0
             && self.tables.addrs.missing_len() == 0
             && self.tables.packet_loops.missing_len() == 0
+            && self.tables.wg_devices.missing_len() == 0
             && self.is_prepared()
     }
 
@@ -580,8 +603,17 @@ fn derived_id(dst: &IpNet) -> u32 {
 }
 
 fn puts<K: Offers>(table: &mut Table<K>, limit: usize, ops: &mut Vec<Op>) {
+    puts_where(table, limit, ops, |_, _| true);
+}
+
+fn puts_where<K: Offers>(
+    table: &mut Table<K>,
+    limit: usize,
+    ops: &mut Vec<Op>,
+    may: impl Fn(&K::Key, &K::Value) -> bool,
+) {
     let left = limit.saturating_sub(ops.len());
-    table.puts(left, |key, change| match change {
+    table.puts(left, may, |key, change| match change {
         Change::Put(value) => ops.push(Op::Put(K::object(key, value))),
         Change::Recreate { old, new } => {
             ops.push(Op::Del(K::object(key, old)));

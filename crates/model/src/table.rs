@@ -447,9 +447,14 @@ impl<K: Kind> Table<K> {
         slots.into_iter().for_each(|slot| self.file(slot));
     }
 
-    /// Hands out keys to write, at most `limit`, and what each needs.
-    pub fn puts(&mut self, limit: usize, each: impl FnMut(K::Key, Change<K::Value>)) {
-        self.offer(Work::Put, limit, |_, _| true, each);
+    /// Hands out keys to write for which `may` holds, at most `limit`, and what each needs.
+    pub fn puts(
+        &mut self,
+        limit: usize,
+        may: impl Fn(&K::Key, &K::Value) -> bool,
+        each: impl FnMut(K::Key, Change<K::Value>),
+    ) {
+        self.offer(Work::Put, limit, may, each);
     }
 
     /// Hands out keys to delete for which `may` holds, at most `limit`, and what each needs.

@@ -54,6 +54,8 @@ pub fn identity_of(options: &str, n: u8) -> Identity {
         Identity::WgKey {
             private: WgSecret([n; 32]),
             public: WgKey([100 + n; 32]),
+            preshared: None,
+            in_kernel: false,
         }
     } else {
         identity(n)

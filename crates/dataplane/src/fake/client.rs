@@ -219,6 +219,8 @@ fn shapes_host(object: &Object) -> bool {
         | Object::NextHop(..)
         | Object::PacketLoop(..)
         | Object::TunnelRoute(..)
+        | Object::TunnelPeer(..)
+        | Object::WgDevice(..)
         | Object::WgPeer(..)
         | Object::PostStartup(..)
         | Object::PeerCommand(..) => false,
@@ -255,6 +257,8 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
         Object::NextHop(..)
         | Object::PacketLoop(..)
         | Object::TunnelRoute(..)
+        | Object::TunnelPeer(..)
+        | Object::WgDevice(..)
         | Object::WgPeer(..) => ours,
         Object::PostStartup(..) => true,
         Object::PeerCommand(_, peer) => peer.env.network == scope.network,

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use model::object::{
     AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, PacketLoop, PeerCommand, PostStartup,
-    Remote, Route, RouteKey, RouteTo, TunnelRouteKey, WgPeer, WgPeerKey,
+    Remote, Route, RouteKey, RouteTo, TunnelPeer, TunnelRouteKey, WgDevice, WgPeer, WgPeerKey,
 };
 use model::{Family, IfName, Mac, Object, Op, SubnetKey};
 
@@ -26,7 +26,11 @@ fn settings(wanted: &Link, before: Option<&Link>) -> Link {
             };
             vxlan.tx_checksum = offload;
         }
-        LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => {}
+        LinkKind::Vxlan(_)
+        | LinkKind::Ipip(_)
+        | LinkKind::Tun(_)
+        | LinkKind::Wireguard(_)
+        | LinkKind::Foreign(_) => {}
     }
     link
 }
@@ -35,7 +39,9 @@ fn settings(wanted: &Link, before: Option<&Link>) -> Link {
 fn has_fdb(kind: &LinkKind) -> bool {
     match kind {
         LinkKind::Vxlan(_) => true,
-        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => false,
+        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Wireguard(_) | LinkKind::Foreign(_) => {
+            false
+        }
     }
 }
 
@@ -61,7 +67,11 @@ pub struct Tables {
     pub packet_loops: BTreeMap<IfName, PacketLoop>,
     /// Routes inside packet loops.
     pub tunnel_routes: BTreeMap<TunnelRouteKey, SocketAddr>,
-    /// Peers of WireGuard tunnels.
+    /// Peers of packet loops.
+    pub tunnel_peers: BTreeMap<WgPeerKey, TunnelPeer>,
+    /// Keys and ports of WireGuard devices.
+    pub wg_devices: BTreeMap<IfName, WgDevice>,
+    /// Peers of WireGuard devices.
     pub wg_peers: BTreeMap<WgPeerKey, WgPeer>,
     /// Neighbours.
     pub neighs: BTreeMap<NeighKey, Mac>,
@@ -121,6 +131,10 @@ impl Tables {
         let packet_loops = packet_loops.map(|(k, v)| Object::PacketLoop(*k, *v));
         let tunnel_routes = self.tunnel_routes.iter();
         let tunnel_routes = tunnel_routes.map(|(k, v)| Object::TunnelRoute(*k, *v));
+        let tunnel_peers = self.tunnel_peers.iter();
+        let tunnel_peers = tunnel_peers.map(|(k, v)| Object::TunnelPeer(*k, v.clone()));
+        let wg_devices = self.wg_devices.iter();
+        let wg_devices = wg_devices.map(|(k, v)| Object::WgDevice(*k, *v));
         let wg_peers = self.wg_peers.iter();
         let wg_peers = wg_peers.map(|(k, v)| Object::WgPeer(*k, v.clone()));
         let fdb = self.fdb.iter().map(|(k, v)| Object::Fdb(*k, *v));
@@ -138,6 +152,8 @@ impl Tables {
             .chain(addrs)
             .chain(packet_loops)
             .chain(tunnel_routes)
+            .chain(tunnel_peers)
+            .chain(wg_devices)
             .chain(wg_peers)
             .chain(neighs)
             .chain(fdb)
@@ -166,6 +182,15 @@ impl Tables {
         self.links.get(name).ok_or_else(|| no_device(name))
     }
 
+    fn check_wireguard(&self, name: &IfName) -> Result<(), Failure> {
+        match self.device(name)?.link.kind {
+            LinkKind::Wireguard(_) => Ok(()),
+            LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => {
+                Err(Failure::errno(libc::EOPNOTSUPP))
+            }
+        }
+    }
+
     fn put(&mut self, object: &Object) -> Result<(), Failure> {
         match object {
             Object::Link(name, link) => return self.put_link(name, link),
@@ -188,9 +213,25 @@ impl Tables {
                 self.tunnel_routes.insert(*key, *peer);
                 return Ok(());
             }
-            Object::WgPeer(key, peer) => {
+            Object::TunnelPeer(key, peer) => {
                 if !self.packet_loops.contains_key(&key.dev) {
                     return Err(no_device(&key.dev));
+                }
+                self.tunnel_peers.insert(*key, peer.clone());
+                return Ok(());
+            }
+            // The kernel announces no changes of these.
+            Object::WgDevice(name, value) => {
+                self.check_wireguard(name)?;
+                self.wg_devices.insert(*name, *value);
+                return Ok(());
+            }
+            Object::WgPeer(key, peer) => {
+                self.check_wireguard(&key.dev)?;
+                let others = self.wg_peers.iter_mut();
+                for (_, other) in others.filter(|(other, _)| other.dev == key.dev) {
+                    // A subnet is behind one peer only.
+                    other.allowed.retain(|net| !peer.allowed.contains(net));
                 }
                 self.wg_peers.insert(*key, peer.clone());
                 return Ok(());
@@ -408,12 +449,20 @@ impl Tables {
             }
             Object::PacketLoop(name, _) => {
                 self.tunnel_routes.retain(|key, _| key.dev != *name);
-                self.wg_peers.retain(|key, _| key.dev != *name);
+                self.tunnel_peers.retain(|key, _| key.dev != *name);
                 self.packet_loops.remove(name);
                 return;
             }
             Object::TunnelRoute(key, _) => {
                 self.tunnel_routes.remove(key);
+                return;
+            }
+            Object::TunnelPeer(key, _) => {
+                self.tunnel_peers.remove(key);
+                return;
+            }
+            Object::WgDevice(name, _) => {
+                self.wg_devices.remove(name);
                 return;
             }
             Object::WgPeer(key, _) => {

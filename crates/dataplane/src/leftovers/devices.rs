@@ -150,6 +150,8 @@ pub async fn with_what_they_hold(
 pub fn kind_of(link: &Link) -> String {
     match &link.kind {
         LinkKind::Vxlan(vxlan) => format!("vxlan {}", vxlan.vni),
-        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => link.kind.name().to_owned(),
+        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Wireguard(_) | LinkKind::Foreign(_) => {
+            link.kind.name().to_owned()
+        }
     }
 }

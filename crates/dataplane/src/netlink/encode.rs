@@ -109,6 +109,8 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool, over: bool) -> R
         Object::Link(..)
         | Object::PacketLoop(..)
         | Object::TunnelRoute(..)
+        | Object::TunnelPeer(..)
+        | Object::WgDevice(..)
         | Object::WgPeer(..)
         | Object::PostStartup(..)
         | Object::PeerCommand(..) => {

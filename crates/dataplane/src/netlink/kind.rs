@@ -4,7 +4,7 @@ mod ipip;
 pub(crate) mod tun;
 mod vxlan;
 
-use model::object::LinkKind;
+use model::object::{LinkKind, Wireguard};
 
 use super::uapi::*;
 use super::wire::{Attrs, Batch};
@@ -19,6 +19,8 @@ pub fn encode(batch: &mut Batch, kind: &LinkKind) {
     match kind {
         LinkKind::Vxlan(vxlan) => vxlan::encode(batch, vxlan),
         LinkKind::Ipip(ipip) => ipip::encode(batch, ipip),
+        // Has no settings of its own; see `crate::wireguard`.
+        LinkKind::Wireguard(_) => {}
         // They do not come to this; see `link::create`.
         LinkKind::Tun(_) | LinkKind::Foreign(_) => {}
     }
@@ -33,6 +35,7 @@ pub fn decode(name: &str, data: &[u8]) -> LinkKind {
         "vxlan" => vxlan::decode(Attrs(data)).map(LinkKind::Vxlan),
         "ipip" => ipip::decode(Attrs(data)).map(LinkKind::Ipip),
         "tun" => tun::decode(Attrs(data)).map(LinkKind::Tun),
+        "wireguard" => Some(LinkKind::Wireguard(Wireguard)),
         "" => Some(LinkKind::Foreign("hardware".into())),
         _ => None,
     };

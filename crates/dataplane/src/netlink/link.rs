@@ -111,7 +111,7 @@ pub fn look(requests: &mut Requests, name: &IfName) -> Result<Option<Found>, Fai
 pub fn look_closer(index: u32, name: &IfName, link: &mut Link) {
     match &mut link.kind {
         LinkKind::Vxlan(vxlan) => vxlan.tx_checksum = ethtool::tx_checksum(index, name),
-        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_) => {}
+        LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Wireguard(_) | LinkKind::Foreign(_) => {}
     }
 }
 
@@ -262,7 +262,9 @@ fn explain(requests: &mut Requests, name: &IfName, wanted: &LinkKind, failure: F
                 let what = match wanted {
                     LinkKind::Vxlan(vxlan) => format!("VNI {} and port {}", vxlan.vni, vxlan.port),
                     LinkKind::Ipip(ipip) => format!("addresses (local {}, remote any)", ipip.local),
-                    LinkKind::Tun(_) | LinkKind::Foreign(_) => "settings".to_owned(),
+                    LinkKind::Tun(_) | LinkKind::Wireguard(_) | LinkKind::Foreign(_) => {
+                        "settings".to_owned()
+                    }
                 };
                 format!(
                     "{}: the {kind} device {other} has the same {what}: delete it (ip link del {other}) if nobody needs it",
@@ -311,7 +313,14 @@ fn in_the_way(requests: &mut Requests, wanted: &LinkKind) -> Option<IfName> {
 fn offload(name: &IfName, found: &Found, link: &Link) -> Result<(), Failure> {
     let (wanted, is) = match (&link.kind, &found.link.kind) {
         (LinkKind::Vxlan(wanted), LinkKind::Vxlan(is)) => (wanted.tx_checksum, is.tx_checksum),
-        (LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_), _) => {
+        (
+            LinkKind::Vxlan(_)
+            | LinkKind::Ipip(_)
+            | LinkKind::Tun(_)
+            | LinkKind::Wireguard(_)
+            | LinkKind::Foreign(_),
+            _,
+        ) => {
             return Ok(());
         }
     };

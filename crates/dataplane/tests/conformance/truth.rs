@@ -92,11 +92,12 @@ impl Device {
             }),
             ("ipip", Some(local)) => LinkKind::Ipip(Ipip { local }),
             ("tun", _) => LinkKind::Tun(Tun),
+            ("wireguard", _) => LinkKind::Wireguard(Wireguard),
             ("", _) => LinkKind::Foreign("hardware".into()),
             (other, _) => LinkKind::Foreign(other.into()),
         };
         let mac = match kind {
-            LinkKind::Ipip(_) | LinkKind::Tun(_) => None,
+            LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Wireguard(_) => None,
             LinkKind::Vxlan(_) | LinkKind::Foreign(_) => text(shown, "address").parse().ok(),
         };
         let link = Link {

@@ -3,9 +3,10 @@
 use anyhow::Result;
 use backend::{Backend, Identity, Need};
 use dataplane::host::{Interface, interfaces, standing};
-use flanneld::identity;
+use flanneld::identity::{self, Implementation, WireguardOptions};
 use flanneld::iface::{self, NoIface};
-use model::{Host, IfName, NetConfig};
+use flanneld::wg_key_file;
+use model::{Host, IfName, NetConfig, WgSecret};
 
 use super::report::Report;
 use super::settings::Settings;
@@ -33,7 +34,8 @@ impl Scene {
         let host = stored.config.as_ref();
         let host = host.and_then(|config| find_host(report, settings, config));
         let both = stored.config.as_ref().zip(host.as_ref());
-        let backend = both.and_then(|(config, host)| find_backend(report, config, host, &stored));
+        let backend =
+            both.and_then(|(config, host)| find_backend(report, settings, config, host, &stored));
         Ok(Scene {
             stored,
             host,
@@ -91,8 +93,41 @@ fn find_host(report: &mut Report, settings: &Settings, config: &NetConfig) -> Op
     }
 }
 
+/// Returns the node's WireGuard key. A check makes none: without one it goes on with a key that nobody uses.
+fn wg_key(report: &mut Report, options: &WireguardOptions) -> Identity {
+    const ABOUT: &str = "wireguard key";
+    let nobodys = WgSecret([0x40; 32]);
+    let secret = match wg_key_file::read(&wg_key_file::own_places()) {
+        Ok(Some(key)) => {
+            for warning in key.warnings {
+                report.warn(ABOUT, warning, "as the line says");
+            }
+            key.secret
+        }
+        Ok(None) => nobodys,
+        Err(error) => {
+            report.fail(ABOUT, error, "flanneld waits until the file is fixed");
+            nobodys
+        }
+    };
+    let in_kernel = match options.implementation {
+        Implementation::UserSpace => false,
+        Implementation::Kernel => true,
+        // Asking may load the module.
+        Implementation::Auto => standing_is_kernels(),
+    };
+    identity::wg_key(secret, None, in_kernel)
+}
+
+fn standing_is_kernels() -> bool {
+    let name = "flannel-wg".parse();
+    let found = name.ok().and_then(|name| standing(&name).ok().flatten());
+    found.is_some_and(|found| found.kind.name() == "wireguard")
+}
+
 fn find_backend(
     report: &mut Report,
+    settings: &Settings,
     config: &NetConfig,
     host: &Host,
     stored: &Stored,
@@ -102,10 +137,15 @@ fn find_backend(
     let own = subnet::own_leases(leases, &host.public_ip);
     let own = own.first().and_then(|lease| lease.attrs.as_ref().ok());
     let mac_of = |name: &IfName| standing(name).ok().flatten().and_then(|found| found.mac);
-    // A check makes no key.
+    let options = &settings.options.wireguard;
     let identity = match backend::need(config) {
-        Need::WgKey => Identity::Nothing,
-        need => identity::answer(&need, mac_of).unwrap_or_default(),
+        Need::WgKey => wg_key(report, options),
+        Need::Macs(devices) => {
+            let found = |family| devices.get(family).and_then(mac_of);
+            Identity::Macs(model::Dual::from_fn(found))
+        }
+        // A check runs no commands.
+        Need::Nothing | Need::Command { .. } => Identity::Nothing,
     };
     let made = backend::new(config, host, &identity, own);
     match made {

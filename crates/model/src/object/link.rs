@@ -5,6 +5,7 @@ mod ipip;
 mod mark;
 mod tun;
 mod vxlan;
+mod wireguard;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ pub use ipip::Ipip;
 pub use mark::Mark;
 pub use tun::Tun;
 pub use vxlan::Vxlan;
+pub use wireguard::Wireguard;
 
 use super::Kind;
 use crate::{IfName, Mac};
@@ -43,6 +45,8 @@ pub enum LinkKind {
     Ipip(Ipip),
     /// A device whose other end is a program.
     Tun(Tun),
+    /// A WireGuard device.
+    Wireguard(Wireguard),
     /// Observed only: a device of another kind, or in a form that we never create.
     Foreign(String),
 }
@@ -89,6 +93,7 @@ macro_rules! for_kind {
             LinkKind::Vxlan($tunnel) => $body,
             LinkKind::Ipip($tunnel) => $body,
             LinkKind::Tun($tunnel) => $body,
+            LinkKind::Wireguard($tunnel) => $body,
             LinkKind::Foreign($name) => $foreign,
         }
     };
@@ -130,8 +135,13 @@ impl LinkKind {
             (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.excludes(b),
             (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.excludes(b),
             (LinkKind::Tun(a), LinkKind::Tun(b)) => a.excludes(b),
+            (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.excludes(b),
             (
-                LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_),
+                LinkKind::Vxlan(_)
+                | LinkKind::Ipip(_)
+                | LinkKind::Tun(_)
+                | LinkKind::Wireguard(_)
+                | LinkKind::Foreign(_),
                 _,
             ) => false,
         }
@@ -142,8 +152,13 @@ impl LinkKind {
             (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.settled(b),
             (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.settled(b),
             (LinkKind::Tun(a), LinkKind::Tun(b)) => a.settled(b),
+            (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.settled(b),
             (
-                LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_),
+                LinkKind::Vxlan(_)
+                | LinkKind::Ipip(_)
+                | LinkKind::Tun(_)
+                | LinkKind::Wireguard(_)
+                | LinkKind::Foreign(_),
                 _,
             ) => false,
         }
@@ -154,8 +169,13 @@ impl LinkKind {
             (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.in_place(b),
             (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.in_place(b),
             (LinkKind::Tun(a), LinkKind::Tun(b)) => a.in_place(b),
+            (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.in_place(b),
             (
-                LinkKind::Vxlan(_) | LinkKind::Ipip(_) | LinkKind::Tun(_) | LinkKind::Foreign(_),
+                LinkKind::Vxlan(_)
+                | LinkKind::Ipip(_)
+                | LinkKind::Tun(_)
+                | LinkKind::Wireguard(_)
+                | LinkKind::Foreign(_),
                 _,
             ) => false,
         }

@@ -190,3 +190,58 @@ fn v6_ids_of_one_network_differ() {
     assert_eq!(ids.len(), 5000);
     assert!(ids.iter().all(|id| *id >= 1 << 31));
 }
+
+#[test]
+fn where_packets_must_be_encrypted_plaintext_routes_go_at_once() {
+    let dev: IfName = "flannel-wg".parse().unwrap();
+    let network: IpNet = "10.1.0.0/16".parse().unwrap();
+    let nowhere = Object::Route(
+        RouteKey::with_metric(network, 7),
+        Route::ours(RouteTo::Blackhole),
+    );
+    let tunnel = Object::Route(RouteKey::to(network), Route::ours(RouteTo::Dev(dev)));
+    let left = || route("10.1.2.0/24", "192.168.0.2", "eth0");
+    let mut state = KernelState::new(true, vec![dev]);
+    state.observe(left());
+    state.set(Owner::Node, [tunnel, nowhere]);
+    let batch = |state: &mut KernelState| -> Vec<String> {
+        let ops = state.batch(100, false);
+        ops.iter().map(Op::to_string).collect()
+    };
+    assert!(!batch(&mut state).iter().any(|op| op.contains("del")));
+    state.set_encrypted(true);
+    assert_eq!(
+        batch(&mut state),
+        [
+            // First, so that nothing finds another way out.
+            "ip route replace blackhole 10.1.0.0/16 proto 241 metric 7",
+            "ip route del 10.1.2.0/24 via 192.168.0.2 dev eth0 onlink",
+            "ip route replace 10.1.0.0/16 dev flannel-wg scope link proto 241",
+        ]
+    );
+}
+
+#[test]
+fn a_peer_with_another_key_takes_over_before_the_old_one_goes() {
+    use crate::WgKey;
+    use crate::object::{WgPeer, WgPeerKey};
+    let peer = |key: u8| {
+        let key = WgPeerKey {
+            dev: "flannel-wg".parse().unwrap(),
+            key: WgKey([key; 32]),
+        };
+        let value = WgPeer {
+            endpoint: Some(([192, 0, 2, 1], 51_820).into()),
+            allowed: vec!["10.1.2.0/24".parse().unwrap()],
+            preshared: None,
+            keepalive: 0,
+        };
+        Object::WgPeer(key, value)
+    };
+    let mut state = KernelState::default();
+    state.set(PEER, [peer(1)]);
+    acknowledge(&mut state);
+    state.set(PEER, [peer(2)]);
+    let ops = state.batch(100, true);
+    assert_eq!(ops, [Op::Put(peer(2)), Op::Del(peer(1))]);
+}

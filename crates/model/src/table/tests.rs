@@ -27,7 +27,7 @@ impl Kind for Num {
 
 fn puts(t: &mut Table<Num>) -> Vec<u8> {
     let mut keys = Vec::new();
-    t.puts(usize::MAX, |key, _| keys.push(key));
+    t.puts(usize::MAX, |_, _| true, |key, _| keys.push(key));
     keys
 }
 
