@@ -176,7 +176,14 @@ fn read_one(path: &Path) -> Result<Option<WgSecret>, String> {
                 "WireGuard key file {shown}: {error}; write a key there (wg genkey), or delete the file, and a new key is made"
             )
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            Ok(None)
+        }
         Err(error) => Err(format!("WireGuard key file {shown}: cannot read it: {error}")),
     }
 }

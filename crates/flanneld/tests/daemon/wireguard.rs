@@ -112,7 +112,12 @@ fn the_key_and_connections_outlive_a_restart() {
 
     // A new key is followed.
     one.flanneld().stop().unwrap();
+    // One place that has it is enough.
     run(one, "rm /run/flannel/wgkey").unwrap();
+    one.flanneld().start_ready(SOON).unwrap();
+    assert_eq!(one.read("/run/flannel/wgkey").unwrap(), key);
+    one.flanneld().stop().unwrap();
+    run(one, "rm /run/flannel/wgkey /var/lib/flannel/wgkey").unwrap();
     one.flanneld().start_ready(SOON).unwrap();
     assert_ne!(one.read("/run/flannel/wgkey").unwrap(), key);
     wait_for("the new key is known", SOON, || reaches(one, two)).unwrap();
