@@ -21,6 +21,8 @@ use crate::netlink::{decode, link, refused};
 pub struct Interface {
     /// Its name.
     pub name: IfName,
+    /// The other names that it goes by (`altname` in `ip link`).
+    pub alt_names: Vec<String>,
     /// Its index.
     pub index: u32,
     /// Its MTU in bytes.
@@ -82,7 +84,7 @@ impl AddressState {
 pub struct DefaultRoute {
     /// The family it serves.
     pub family: Family,
-    /// The index of its interface; of several, the first.
+    /// The index of its interface. One with several next hops counts as several routes.
     pub index: u32,
     /// Its metric: the kernel uses the route with the lowest.
     pub metric: u32,
@@ -149,6 +151,7 @@ pub fn interfaces() -> Result<Vec<Interface>, KernelError> {
         };
         found.push(Interface {
             name,
+            alt_names: raw.alt_names().map(str::to_owned).collect(),
             index: raw.index,
             mtu: raw.mtu,
             kind: raw.kind.to_owned(),
@@ -194,7 +197,8 @@ pub fn link_routes(index: u32) -> Result<LinkRoutes, KernelError> {
     for family in Family::ALL {
         let shown = main_routes(&mut requests, family, index, &mut |raw| {
             if raw.dst.prefix_len() == 0 {
-                found.defaults.extend(default_route(family, &raw));
+                let all = default_routes_of(family, &raw);
+                found.defaults.extend(all.filter(|route| route.index == index));
             } else if raw.via.is_none() && raw.next_hop.is_none() && !raw.is_multipath() {
                 found.on_link.push(raw.dst);
             }
@@ -251,13 +255,18 @@ fn main_routes(
     })
 }
 
-fn default_route(family: Family, raw: &decode::RawRoute) -> Option<DefaultRoute> {
-    Some(DefaultRoute {
+/// A default route, once for each of its next hops.
+fn default_routes_of<'a>(
+    family: Family,
+    raw: &decode::RawRoute<'a>,
+) -> impl Iterator<Item = DefaultRoute> + use<'a> {
+    let (metric, source) = (raw.metric, raw.source);
+    raw.hops().map(move |(index, via)| DefaultRoute {
         family,
-        index: raw.indexes().next()?,
-        metric: raw.metric,
-        via: raw.via,
-        source: raw.source,
+        index,
+        metric,
+        via,
+        source,
     })
 }
 
@@ -326,7 +335,7 @@ pub fn default_routes() -> Result<Vec<DefaultRoute>, KernelError> {
     for family in Family::ALL {
         let shown = main_routes(&mut requests, family, 0, &mut |raw| {
             if raw.dst.prefix_len() == 0 {
-                found.extend(default_route(family, &raw));
+                found.extend(default_routes_of(family, &raw));
             }
         });
         shown.map_err(|failure| refused(format!("ip route show default ({family})"), failure))?;

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use crate::allowance::Allowance;
 use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
-use crate::iface::{Lost, NoIface};
+use crate::iface::{Look, NoIface};
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, RepairLog, tell_each};
@@ -514,10 +514,14 @@ impl Daemon {
     /// If the host's interface is not what it was: new tunnels, a new public address, another MTU.
     /// Returns whether so.
     async fn follow_host(&mut self) -> bool {
-        let (host, lost) = match self.same_host() {
+        let Look {
+            host,
+            lost,
+            is_partial,
+        } = match self.same_host() {
             Ok(found) => found,
             Err(problem) => {
-                // The look itself may have failed: then no notification follows.
+                // No notification follows if the look itself failed, or if another interface gets the addresses.
                 self.host_due = Instant::now() + HOST_RETRY;
                 let text = problem.to_string();
                 if self.status.set_host_problem(Some(text.clone())) {
@@ -527,6 +531,9 @@ impl Daemon {
                 return false;
             }
         };
+        if is_partial {
+            self.host_due = Instant::now() + HOST_RETRY;
+        }
         if self.status.set_host_problem(None) {
             info!("interface {} is usable again", host.iface);
         }
@@ -578,7 +585,7 @@ impl Daemon {
         true
     }
 
-    fn same_host(&self) -> Result<(Host, Option<Lost>), NoIface> {
+    fn same_host(&self) -> Result<Look, NoIface> {
         iface::find_again(
             self.cluster.host(),
             &self.options.iface,

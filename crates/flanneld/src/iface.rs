@@ -3,7 +3,7 @@
 mod address;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use dataplane::host::{
     DefaultRoute, Interface, LinkRoutes, Path, default_routes, interfaces, link_routes, route_to,
@@ -13,7 +13,15 @@ use ipnet::IpNet;
 use model::{Dual, Family, Host, IfName, NetConfig};
 
 use crate::options::IfaceChoice;
-use address::{Rank, addresses, best, rank, rank_of};
+use address::{Rank, addresses, best, rank, rank_on};
+
+/// Addresses of public services. Nothing is sent to them: the kernel is asked which way they are.
+const ELSEWHERE: Dual<IpAddr> = Dual {
+    v4: Some(IpAddr::V4(Ipv4Addr::new(8, 8, 8, 8))),
+    v6: Some(IpAddr::V6(Ipv6Addr::new(
+        0x2001, 0x4860, 0x4860, 0, 0, 0, 0, 0x8888,
+    ))),
+};
 
 /// What the kernel reports about its interfaces, as far as the choice depends on it.
 #[derive(Debug, Default)]
@@ -32,15 +40,66 @@ impl View {
             Some(ip) => route_to(ip)?,
             None => None,
         };
-        Ok(View {
+        let mut view = View {
             interfaces: interfaces()?,
             default_routes: default_routes()?,
             reach,
+        };
+        for (family, ip) in ELSEWHERE.iter() {
+            if default_ifaces(family, &view).is_empty() {
+                // Another table than main may have the route, or the route may name a next-hop object only.
+                let path = route_to(*ip)?;
+                let found = path.and_then(|path| view.route_along(family, &path));
+                view.default_routes.extend(found);
+            }
+        }
+        Ok(view)
+    }
+
+    /// The path to an address elsewhere, as a default route.
+    fn route_along(&self, family: Family, path: &Path) -> Option<DefaultRoute> {
+        let iface = self.named(path.iface.as_str())?;
+        Some(DefaultRoute {
+            family,
+            index: iface.index,
+            metric: u32::MAX,
+            via: path.via,
+            // Of IPv6 the kernel prefers temporary addresses to send from; they are none to send to.
+            source: path.source.filter(|_| family == Family::V4),
         })
     }
 
+    /// The interface with this name, or this other name if none has it.
     fn named(&self, name: &str) -> Option<&Interface> {
-        self.interfaces.iter().find(|i| i.name.as_str() == name)
+        let mut by_name = self.interfaces.iter().filter(|i| i.name.as_str() == name);
+        let mut by_other = self.interfaces.iter();
+        by_name
+            .next()
+            .or_else(|| by_other.find(|i| i.alt_names.iter().any(|other| other == name)))
+    }
+
+    /// The interface whose address `ip` is. Packets to and from an address of the loopback go through another
+    /// one: the default route's.
+    fn holders(&self, ip: &IpAddr, families: &[Family]) -> Vec<&Interface> {
+        let all = self.interfaces.iter().filter(|i| holds(i, ip));
+        let (loopback, others): (Vec<_>, Vec<_>) = all.partition(|i| i.loopback);
+        let through = by_default_route(families, self).ok();
+        let through = through.filter(|_| others.is_empty() && !ip.is_loopback());
+        let through = through.filter(|_| !loopback.is_empty());
+        others.into_iter().chain(through).chain(loopback).collect()
+    }
+
+    /// The MTU of packets through the interface. The loopback's says nothing of the way to the peers: that of
+    /// the default routes' interfaces counts, or of all that have a carrier.
+    fn mtu(&self, iface: &Interface) -> u32 {
+        if !iface.loopback {
+            return iface.mtu;
+        }
+        let usable = || self.interfaces.iter().filter(|i| is_candidate(i));
+        let by_default = |i: &&Interface| self.default_routes.iter().any(|r| r.index == i.index);
+        let through = usable().filter(by_default).map(|i| i.mtu).min();
+        let smallest = || usable().filter(|i| i.running).map(|i| i.mtu).min();
+        through.or_else(smallest).unwrap_or(iface.mtu)
     }
 }
 
@@ -80,6 +139,7 @@ pub enum NoIface {
 #[derive(Debug)]
 pub struct Choice<'a> {
     iface: &'a Interface,
+    mtu: u32,
     addr: Dual<IpAddr>,
     /// A better address may come: the chosen one is still checked for duplicates, or does not last, or one
     /// family has none.
@@ -115,8 +175,19 @@ pub fn find(
     Ok((chosen.host(public_ip, routes), chosen.may_improve))
 }
 
-/// Looks at the interface chosen before, as it is now: see [`again`]. The second value says that one family
-/// has lost its address.
+/// The interface chosen before, as it is now.
+#[derive(Debug)]
+pub struct Look {
+    /// The host with it.
+    pub host: Host,
+    /// One family has lost its address.
+    pub lost: Option<Lost>,
+    /// The interface's own notifications do not show every change that matters: an address in use is not its own.
+    pub is_partial: bool,
+}
+
+/// Looks at the interface chosen before, as it is now: see [`again`]. If it cannot be used any more, but another
+/// one has its addresses now, that is the one: the interface became a port of a bridge or a bond.
 ///
 /// # Errors
 /// [`NoIface::Unfit`]: it is gone, or has no address left of a family; or the kernel's refusal.
@@ -125,18 +196,41 @@ pub fn find_again(
     choice: &IfaceChoice,
     public_ip: &Dual<IpAddr>,
     config: &NetConfig,
-) -> Result<(Host, Option<Lost>), NoIface> {
+) -> Result<Look, NoIface> {
     let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
     let interfaces = interfaces().map_err(kernel)?;
-    let index = interfaces.iter().find(|i| i.name == before.iface);
-    let routes = link_routes(index.map_or(before.ifindex, |i| i.index)).map_err(kernel)?;
+    let iface = interfaces.iter().find(|i| i.name == before.iface);
+    let is_loopback = iface.is_some_and(|i| i.loopback);
+    let routes = link_routes(iface.map_or(before.ifindex, |i| i.index)).map_err(kernel)?;
     let view = View {
+        default_routes: if is_loopback {
+            default_routes().map_err(kernel)?
+        } else {
+            routes.defaults.clone()
+        },
         interfaces,
-        default_routes: routes.defaults.clone(),
         reach: None,
     };
-    let chosen = again(before, choice, public_ip, config, &view)?;
-    Ok((chosen.host(public_ip, routes), chosen.lost))
+    let problem = match again(before, choice, public_ip, config, &view) {
+        Ok(chosen) => {
+            let iface = chosen.iface;
+            let is_own = chosen.addr.iter().all(|(_, ip)| holds(iface, ip));
+            return Ok(Look {
+                host: chosen.host(public_ip, routes),
+                is_partial: !is_own || iface.loopback,
+                lost: chosen.lost,
+            });
+        }
+        Err(problem) => problem,
+    };
+    match find(choice, public_ip, config) {
+        Ok((host, _)) if host.addr == before.addr => Ok(Look {
+            host,
+            lost: None,
+            is_partial: false,
+        }),
+        _ => Err(problem),
+    }
 }
 
 /// As [`choose`]; but where no interface has an address of each family, chooses one that has an address of one of
@@ -187,13 +281,13 @@ pub fn choose<'a>(
     };
     let (iface, wanted) = match named {
         Some((iface, ip)) => (iface, Dual::from_fn(|_| ip)),
-        None => (by_default_route(&families, view)?, Dual::default()),
+        None => (by_default_route(&families, view)?, *public_ip),
     };
     Choice::of(iface, &families, &wanted, view)
 }
 
-/// The interface chosen before, as it is now: the same name, and the same addresses as far as it
-/// still has them and they still work. A default route that moves or goes away for a while changes
+/// The interface chosen before, as it is now: the same name, or another name and its addresses still; and the
+/// same addresses as far as it still has them and they still work. A default route that moves or goes away for a while changes
 /// nothing. Where one family has no address left, its former one is kept ([`Lost`]).
 ///
 /// # Errors
@@ -206,7 +300,12 @@ pub fn again<'a>(
     view: &'a View,
 ) -> Result<Choice<'a>, NoIface> {
     let families: Vec<Family> = config.families().collect();
-    let iface = view.named(before.iface.as_str());
+    let renamed = |i: &&Interface| {
+        let mut addrs = before.addr.iter();
+        i.index == before.ifindex && addrs.any(|(_, ip)| holds(i, ip))
+    };
+    let named = || view.interfaces.iter().find(|i| i.name == before.iface);
+    let iface = named().or_else(|| view.interfaces.iter().find(renamed));
     let iface = iface.ok_or_else(|| NoIface::Unfit(format!("{} is gone", before.iface)))?;
     let named = |ip: &IpAddr| {
         let mut exact = choice.exact.iter().filter_map(|name| name.parse().ok());
@@ -215,10 +314,8 @@ pub fn again<'a>(
     let kept = Dual::from_fn(|family| {
         let ip = before.addr.get(family)?;
         let better = |(_, rank): (IpAddr, Rank)| rank < Rank::Temporary;
-        let given_up = match rank_of(iface, ip)? {
-            Rank::Deprecated => {
-                !named(ip) && best(iface, family, &view.default_routes).is_some_and(better)
-            }
+        let given_up = match rank_on(iface, ip, view)? {
+            Rank::Deprecated => !named(ip) && best(iface, family, view).is_some_and(better),
             _ => false,
         };
         (!given_up).then_some(*ip)
@@ -256,11 +353,12 @@ impl<'a> Choice<'a> {
         wanted: &Dual<IpAddr>,
         view: &View,
     ) -> Result<Choice<'a>, NoIface> {
-        let found = addresses(iface, families, wanted, &view.default_routes);
+        let found = addresses(iface, families, wanted, view);
         let found = found.map_err(NoIface::Unfit)?;
         let passing = |rank: &Rank| !matches!(rank, Rank::Lasting | Rank::Loopback);
         Ok(Choice {
             iface,
+            mtu: view.mtu(iface),
             addr: found.map(|_, (ip, _)| *ip),
             may_improve: found.iter().any(|(_, (_, rank))| passing(rank)),
             lost: None,
@@ -276,12 +374,13 @@ impl<'a> Choice<'a> {
         });
         let mut underlay: BTreeSet<IpNet> = routes.on_link.iter().copied().collect();
         let addrs = iface.addrs.iter().map(|address| address.net.addr());
+        let addrs = addrs.chain(self.addr.iter().map(|(_, ip)| *ip));
         let gateways = routes.defaults.iter().filter_map(|route| route.via);
         underlay.extend(addrs.chain(gateways).map(IpNet::from));
         Host {
             iface: iface.name,
             ifindex: iface.index,
-            mtu: iface.mtu,
+            mtu: self.mtu,
             kind: iface.kind.clone(),
             addr: self.addr,
             public_ip,
@@ -322,6 +421,19 @@ fn is_candidate(iface: &Interface) -> bool {
     iface.up && !iface.loopback && !is_own(&iface.name)
 }
 
+/// Whether a device is the bridge of a container runtime or of virtual machines, by its name: a regular
+/// expression that matches other interfaces too means those.
+fn is_container_bridge(name: &IfName) -> bool {
+    const PREFIXES: [&str; 5] = ["docker", "virbr", "podman", "lxcbr", "lxdbr"];
+    const NAMES: [&str; 3] = ["kube-bridge", "nodelocaldns", "kube-ipvs0"];
+    let name = name.as_str();
+    // Docker's other networks: `br-` and the first half of a number.
+    let hex = |rest: &str| rest.len() == 12 && rest.bytes().all(|b| b.is_ascii_hexdigit());
+    PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || NAMES.contains(&name)
+        || name.strip_prefix("br-").is_some_and(hex)
+}
+
 /// The interface that has a public address which was given. `None` if none has: then the address is
 /// only published, for hosts behind a translating router.
 fn by_public_ip<'a>(
@@ -331,12 +443,13 @@ fn by_public_ip<'a>(
 ) -> Option<(&'a Interface, Option<IpAddr>)> {
     let given = families.iter().filter_map(|family| public_ip.get(*family));
     let mut found = given.filter_map(|ip| {
-        let mut candidates = view.interfaces.iter().filter(|i| is_candidate(i));
-        Some((candidates.find(|i| holds(i, ip))?, Some(*ip)))
+        let mut holders = view.holders(ip, families).into_iter();
+        let usable = |i: &&Interface| is_candidate(i) || (i.loopback && !ip.is_loopback());
+        Some((holders.find(usable)?, Some(*ip)))
     });
     found.find(|(iface, ip)| {
         let wanted = Dual::from_fn(|_| *ip);
-        addresses(iface, families, &wanted, &view.default_routes).is_ok()
+        addresses(iface, families, &wanted, view).is_ok()
     })
 }
 
@@ -391,7 +504,12 @@ fn by_flags<'a>(
     let mut why = Vec::new();
     let mut fit = |found: Vec<(&'a Interface, Option<IpAddr>)>, what: String| {
         if found.is_empty() {
-            why.push(format!("{what} is not there"));
+            let alias = what.split_once(':').map(|(iface, _)| iface);
+            let alias = alias.filter(|iface| view.named(iface).is_some());
+            why.push(match alias {
+                Some(iface) => format!("{what} is an alias of {iface}: give its address"),
+                None => format!("{what} is not there"),
+            });
         }
         found.into_iter().find(|(iface, ip)| {
             if is_own(&iface.name) {
@@ -399,10 +517,10 @@ fn by_flags<'a>(
                 return false;
             }
             let wanted = Dual::from_fn(|_| *ip);
-            let unusable = ip.filter(|ip| rank_of(iface, ip).is_none());
+            let unusable = ip.filter(|ip| rank_on(iface, ip, view).is_none());
             let problem = match unusable {
                 Some(ip) => Some(format!("peers cannot send to {ip} of {}", iface.name)),
-                None => addresses(iface, families, &wanted, &view.default_routes).err(),
+                None => addresses(iface, families, &wanted, view).err(),
             };
             why.extend(problem.clone());
             problem.is_none()
@@ -411,8 +529,8 @@ fn by_flags<'a>(
     for name in &choice.exact {
         let found = match name.parse::<IpAddr>() {
             Ok(ip) => {
-                let having = view.interfaces.iter().filter(|i| holds(i, &ip));
-                having.map(|i| (i, Some(ip))).collect()
+                let holders = view.holders(&ip, families).into_iter();
+                holders.map(|i| (i, Some(ip))).collect()
             }
             Err(_) => view.named(name).map(|i| (i, None)).into_iter().collect(),
         };
@@ -421,14 +539,17 @@ fn by_flags<'a>(
         }
     }
     for regex in &choice.regex {
-        let candidates = || view.interfaces.iter().filter(|i| is_candidate(i));
+        let mut candidates: Vec<&Interface> =
+            view.interfaces.iter().filter(|i| is_candidate(i)).collect();
+        candidates.sort_by_key(|i| (is_container_bridge(&i.name), !i.running));
+        let candidates = || candidates.iter().copied();
         let mut by_address: Vec<(Rank, &Interface, Option<IpAddr>)> = candidates()
             .flat_map(|i| i.addrs.iter().map(move |a| (i, a)))
             .filter(|(_, a)| families.contains(&Family::of_net(&a.net)))
             .filter(|(_, a)| regex.is_match(&a.net.addr().to_string()))
             .filter_map(|(i, a)| Some((rank(i, a)?, i, Some(a.net.addr()))))
             .collect();
-        by_address.sort_by_key(|(rank, _, _)| *rank);
+        by_address.sort_by_key(|(rank, i, _)| (is_container_bridge(&i.name), !i.running, *rank));
         let by_name = candidates()
             .filter(|i| regex.is_match(i.name.as_str()))
             .map(|i| (i, None));
@@ -441,7 +562,14 @@ fn by_flags<'a>(
     if let Some(ip) = choice.can_reach {
         let found = view.reach.as_ref().and_then(|path| {
             let iface = view.named(path.iface.as_str())?;
-            let lasting = |ip: &IpAddr| rank_of(iface, ip) == Some(Rank::Lasting);
+            if iface.loopback {
+                // It is an address of this host: on the machine that all others are to reach.
+                return Some((*view.holders(&ip, families).first()?, Some(ip)));
+            }
+            let lasting = |ip: &IpAddr| {
+                let rank = rank_on(iface, ip, view);
+                matches!(rank, Some(Rank::Lasting | Rank::OfHost))
+            };
             // The kernel prefers temporary addresses to send from; they are none to send to.
             Some((iface, path.source.filter(lasting)))
         });

@@ -16,6 +16,7 @@ fn interfaces_as_they_are() {
         sh("ip route add 172.31.0.0/16 dev eth0 scope link");
         sh("ip link set eth1 mtu 1400");
         sh("ip link set peer1 down");
+        sh("ip link property add dev eth1 altname enp7s0f1np1-the-long-one altname lan");
         let found = host::interfaces().unwrap();
         let named = |name: &str| found.iter().find(|i| i.name == dev(name)).unwrap();
         let json: Vec<serde_json::Value> = serde_json::from_str(&sh("ip -j link show")).unwrap();
@@ -51,6 +52,7 @@ fn interfaces_as_they_are() {
         assert!(!on_link.contains(&"192.168.8.0/24".parse().unwrap()));
         assert!(named("lo").loopback);
         assert_eq!(named("eth1").mtu, 1400);
+        assert_eq!(named("eth1").alt_names, ["enp7s0f1np1-the-long-one", "lan"]);
         assert!(named("eth1").up && !named("peer1").up);
     });
 }
@@ -99,6 +101,28 @@ fn paths_and_default_routes() {
         assert_eq!(host::route_to(ip("8.8.8.8")).unwrap(), Some(far));
         let far = host::route_to(ip("2001:db8::1")).unwrap().unwrap();
         assert_eq!((far.iface, far.via), (dev("eth0"), Some(ip("fd07::9"))));
+    });
+}
+
+#[test]
+fn a_default_route_with_several_next_hops_is_one_for_each() {
+    in_namespace(|| async {
+        Real::new(true);
+        let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+        sh("ip route add default src 192.168.7.1 nexthop via 192.168.7.9 dev eth0 nexthop via inet6 fe80::9 dev eth1");
+        let found = host::interfaces().unwrap();
+        let index = |name: &str| found.iter().find(|i| i.name == dev(name)).unwrap().index;
+        let route = |iface, via: &str| DefaultRoute {
+            family: Family::V4,
+            index: index(iface),
+            metric: 0,
+            via: Some(ip(via)),
+            source: Some(ip("192.168.7.1")),
+        };
+        let both = [route("eth0", "192.168.7.9"), route("eth1", "fe80::9")];
+        assert_eq!(host::default_routes().unwrap(), both);
+        let of_eth1 = host::link_routes(index("eth1")).unwrap();
+        assert_eq!(of_eth1.defaults, both[1..]);
     });
 }
 

@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
-use dataplane::host::{Address, AddressState, DefaultRoute, Interface};
+use dataplane::host::{Address, AddressState, Interface};
 use model::{Dual, Family};
+
+use super::View;
 
 /// How well an address serves as the one that peers send to; the first is the best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +18,8 @@ pub(super) enum Rank {
     Temporary,
     /// It is on its way out.
     Deprecated,
+    /// The loopback has it, or another interface: every interface of this host answers for it.
+    OfHost,
     /// Valid on the link only; IPv4.
     LinkLocal,
     /// Nobody else reaches it: only for whoever names the loopback.
@@ -48,20 +52,33 @@ pub(super) fn rank_of(iface: &Interface, ip: &IpAddr) -> Option<Rank> {
     rank(iface, address)
 }
 
+/// The rank of `ip` for packets that leave by the interface: its own addresses, those of the loopback
+/// (routers that speak BGP have their address there), and the preferred source of its default routes,
+/// whichever interface has that.
+pub(super) fn rank_on(iface: &Interface, ip: &IpAddr, view: &View) -> Option<Rank> {
+    if let Some(rank) = rank_of(iface, ip) {
+        return Some(rank);
+    }
+    let mut routes = view.default_routes.iter();
+    let is_source =
+        routes.any(|route| route.index == iface.index && route.source.as_ref() == Some(ip));
+    let mut holders = view.interfaces.iter().filter(|i| i.loopback || is_source);
+    let lasting = holders.any(|i| rank_of(i, ip) == Some(Rank::Lasting));
+    lasting.then_some(Rank::OfHost)
+}
+
 /// The address of the family that the peers are to send to (contract §7): the preferred source of
 /// the interface's default route, else the best by [`Rank`]; of equals one whose prefix holds the
-/// gateway, then the first of IPv4 and the oldest of IPv6.
-pub(super) fn best(
-    iface: &Interface,
-    family: Family,
-    default_routes: &[DefaultRoute],
-) -> Option<(IpAddr, Rank)> {
-    let routes = default_routes
+/// gateway, then the first of IPv4 and the oldest of IPv6. An interface without an address of its own
+/// has the loopback's, as the kernel does it.
+pub(super) fn best(iface: &Interface, family: Family, view: &View) -> Option<(IpAddr, Rank)> {
+    let routes = view
+        .default_routes
         .iter()
         .filter(|route| route.index == iface.index && route.family == family);
     let first = routes.clone().min_by_key(|route| route.metric);
     if let Some(source) = first.and_then(|route| route.source)
-        && let Some(rank) = rank_of(iface, &source)
+        && let Some(rank) = rank_on(iface, &source, view)
     {
         return Some((source, rank));
     }
@@ -85,9 +102,22 @@ pub(super) fn best(
         let order = (rank, !holds_gateway(address), service, place);
         Some((order, (address.net.addr(), rank)))
     });
-    candidates
+    let own = candidates
         .min_by_key(|(order, _)| *order)
-        .map(|(_, found)| found)
+        .map(|(_, found)| found);
+    own.filter(|(_, rank)| *rank < Rank::OfHost)
+        .or_else(|| of_loopback(family, view))
+        .or(own)
+}
+
+/// The first lasting address of the loopback that is not the loopback's own.
+fn of_loopback(family: Family, view: &View) -> Option<(IpAddr, Rank)> {
+    let loopbacks = view.interfaces.iter().filter(|iface| iface.loopback);
+    let mut addrs = loopbacks.flat_map(|iface| iface.addrs.iter().map(move |a| (iface, a)));
+    let found = addrs.find(|(iface, address)| {
+        Family::of_net(&address.net) == family && rank(iface, address) == Some(Rank::Lasting)
+    });
+    found.map(|(_, address)| (address.net.addr(), Rank::OfHost))
 }
 
 /// The interface's address of each family, `wanted` before others, with its rank.
@@ -98,15 +128,15 @@ pub(super) fn addresses(
     iface: &Interface,
     families: &[Family],
     wanted: &Dual<IpAddr>,
-    default_routes: &[DefaultRoute],
+    view: &View,
 ) -> Result<Dual<(IpAddr, Rank)>, String> {
     let mut addrs = Dual::default();
     for &family in families {
         let wanted = wanted
             .get(family)
-            .and_then(|ip| Some((*ip, rank_of(iface, ip)?)))
+            .and_then(|ip| Some((*ip, rank_on(iface, ip, view)?)))
             .filter(|(ip, _)| Family::of(ip) == family);
-        let found = wanted.or_else(|| best(iface, family, default_routes));
+        let found = wanted.or_else(|| best(iface, family, view));
         let found = found.ok_or_else(|| {
             format!(
                 "{} has no {family} address that peers can send to",

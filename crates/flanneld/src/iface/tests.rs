@@ -13,6 +13,7 @@ fn iface(name: &str, index: u32, nets: &[&str]) -> Interface {
     };
     Interface {
         name: name.parse().unwrap(),
+        alt_names: Vec::new(),
         index,
         mtu: 1500,
         kind: String::new(),

@@ -29,6 +29,7 @@ pub struct RawLink<'a> {
     /// The driver's name for what it is; empty for hardware.
     pub kind: &'a str,
     data: &'a [u8],
+    properties: &'a [u8],
 }
 
 /// Reads a link message. `None` for notices about bridge ports, which look alike.
@@ -48,6 +49,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
         mark: None,
         kind: "",
         data: &[],
+        properties: &[],
     };
     let ethernet = u16_at(body, 2)? == ARPHRD_ETHER;
     for (kind, value) in message.attrs(16) {
@@ -57,6 +59,7 @@ pub fn link<'a>(message: &Message<'a>) -> Option<RawLink<'a>> {
             IFLA_MASTER => link.master = u32_at(value, 0)?,
             IFLA_PROTO_DOWN => link.proto_down = value.first().is_some_and(|on| *on != 0),
             IFLA_ADDRESS if ethernet => link.mac = value.try_into().ok().map(Mac),
+            IFLA_PROP_LIST => link.properties = value,
             IFLA_IFALIAS => link.mark = text(value).and_then(Mark::parse),
             IFLA_LINKINFO => {
                 for (kind, value) in Attrs(value) {
@@ -83,7 +86,13 @@ pub fn link_id(message: &Message) -> Option<(u32, Option<IfName>)> {
     Some((u32_at(message.body, 4)?, name))
 }
 
-impl RawLink<'_> {
+impl<'a> RawLink<'a> {
+    /// The other names that it goes by (`ip link property`).
+    pub fn alt_names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let names = Attrs(self.properties).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME);
+        names.filter_map(|(_, name)| text(name))
+    }
+
     /// Administratively up.
     pub fn up(&self) -> bool {
         self.flags & IFF_UP != 0

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use model::object::RouteKey;
 
 use crate::netlink::uapi::*;
-use crate::netlink::wire::{Message, ip, u16_at, u32_at};
+use crate::netlink::wire::{Attrs, Message, ip, u16_at, u32_at};
 
 /// A route as a message shows it.
 #[derive(Clone, Copy, Debug)]
@@ -111,17 +111,31 @@ impl<'a> RawRoute<'a> {
 
     /// Every device it leads out of.
     pub fn indexes(&self) -> impl Iterator<Item = u32> + use<'a> {
+        self.hops().map(|(index, _)| index)
+    }
+
+    /// Every device it leads out of, each with its gateway.
+    pub fn hops(&self) -> impl Iterator<Item = (u32, Option<IpAddr>)> + use<'a> {
         let mut rest = self.multipath;
         let hops = std::iter::from_fn(move || {
             let (len, index) = (u16_at(rest, 0)? as usize, u32_at(rest, 4)?);
+            let mut via = None;
+            for (kind, value) in Attrs(rest.get(8..len).unwrap_or_default()) {
+                match kind {
+                    RTA_GATEWAY => via = ip(value),
+                    RTA_VIA => via = value.get(2..).and_then(ip),
+                    _ => {}
+                }
+            }
             rest = if len < 8 {
                 &[]
             } else {
                 rest.get(len.next_multiple_of(4)..).unwrap_or_default()
             };
-            Some(index)
+            Some((index, via))
         });
-        self.index.into_iter().chain(hops)
+        let via = self.via;
+        self.index.map(|index| (index, via)).into_iter().chain(hops)
     }
 }
 
