@@ -198,7 +198,9 @@ pub fn link_routes(index: u32) -> Result<LinkRoutes, KernelError> {
         let shown = main_routes(&mut requests, family, index, &mut |raw| {
             if raw.dst.prefix_len() == 0 {
                 let all = default_routes_of(family, &raw);
-                found.defaults.extend(all.filter(|route| route.index == index));
+                found
+                    .defaults
+                    .extend(all.filter(|route| route.index == index));
             } else if raw.via.is_none() && raw.next_hop.is_none() && !raw.is_multipath() {
                 found.on_link.push(raw.dst);
             }

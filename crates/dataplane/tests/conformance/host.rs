@@ -109,7 +109,9 @@ fn a_default_route_with_several_next_hops_is_one_for_each() {
     in_namespace(|| async {
         Real::new(true);
         let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
-        sh("ip route add default src 192.168.7.1 nexthop via 192.168.7.9 dev eth0 nexthop via inet6 fe80::9 dev eth1");
+        sh(
+            "ip route add default src 192.168.7.1 nexthop via 192.168.7.9 dev eth0 nexthop via inet6 fe80::9 dev eth1",
+        );
         let found = host::interfaces().unwrap();
         let index = |name: &str| found.iter().find(|i| i.name == dev(name)).unwrap().index;
         let route = |iface, via: &str| DefaultRoute {

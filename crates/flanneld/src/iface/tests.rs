@@ -1,6 +1,6 @@
 //! Tests of `iface`.
 
-use dataplane::host::{Address, AddressState};
+use dataplane::host::{Address, AddressState, DefaultRoute, Path};
 
 use super::*;
 
@@ -456,4 +456,175 @@ fn what_cannot_be_found_is_named() {
         &view,
     );
     assert_eq!(none.unwrap_err(), NoIface::NoDefaultRoute(Family::V4));
+}
+
+/// A router that speaks BGP: its links have no address, the loopback has the host's.
+fn bgp_view() -> View {
+    let mut view = view();
+    view.interfaces[0] = Interface {
+        loopback: true,
+        mtu: 65_536,
+        ..iface(
+            "lo",
+            1,
+            &["127.0.0.1/8", "10.0.0.1/32", "::1/128", "fd99::1/128"],
+        )
+    };
+    view.interfaces[1] = iface("eth0", 2, &["fe80::1/64"]);
+    view.interfaces[2] = iface("eth1", 3, &["169.254.1.1/16", "fe80::2/64"]);
+    let route = |index, family| DefaultRoute {
+        family,
+        ..default_route(index, 20, "fe80::99")
+    };
+    view.default_routes = vec![
+        route(2, Family::V4),
+        route(3, Family::V4),
+        route(2, Family::V6),
+    ];
+    view
+}
+
+#[test]
+fn an_address_of_the_loopback_is_the_whole_hosts() {
+    let mut view = bgp_view();
+    for args in [
+        &[][..],
+        &["-public-ip=10.0.0.1"],
+        &["-iface=10.0.0.1"],
+        &["-iface=eth0"],
+        &["-iface-regex=^eth"],
+    ] {
+        assert_eq!(
+            chosen_in(&view, args, V4),
+            v4("eth0", "10.0.0.1"),
+            "{args:?}"
+        );
+    }
+    assert_eq!(chosen_in(&view, &[], V6), v6("eth0", "fd99::1"));
+    assert_eq!(
+        chosen_in(&view, &["-iface=eth1"], V4),
+        v4("eth1", "10.0.0.1"),
+        "before 169.254"
+    );
+    // Named, it is taken; its MTU says nothing of the links.
+    assert_eq!(chosen_in(&view, &["-iface=lo"], V4), v4("lo", "10.0.0.1"));
+    view.interfaces[1].mtu = 9000;
+    let host = |args: &[&str], view: &View| {
+        let none = Dual::default();
+        let found = choose(&choice(args), &none, &config(V4), view).unwrap();
+        found.host(&none, LinkRoutes::default())
+    };
+    assert_eq!(host(&["-iface=lo"], &view).mtu, 1500);
+    // It is kept, and one that moves is followed.
+    let before = host(&[], &view);
+    assert_eq!(again_in(&view, &before, &[], V4), Ok(before.addr));
+    view.interfaces[0].addrs[1].net = "10.0.0.2/32".parse().unwrap();
+    let moved = again_in(&view, &before, &[], V4).unwrap();
+    assert_eq!(moved.v4, Some("10.0.0.2".parse().unwrap()));
+    // A virtual address beside the interface's own is a service's, unless the route prefers it.
+    view.interfaces[1] = iface("eth0", 2, &["192.168.0.5/24"]);
+    assert_eq!(
+        chosen_in(&view, &["-iface=eth0"], V4),
+        v4("eth0", "192.168.0.5")
+    );
+    view.default_routes[0].source = Some("10.0.0.2".parse().unwrap());
+    assert_eq!(
+        chosen_in(&view, &["-iface=eth0"], V4),
+        v4("eth0", "10.0.0.2")
+    );
+    // Without any default route, too.
+    view.default_routes.clear();
+    assert_eq!(
+        chosen_in(&view, &["-public-ip=10.0.0.2"], V4),
+        v4("lo", "10.0.0.2")
+    );
+    assert!(chosen_in(&view, &["-public-ip=127.0.0.1"], V4).is_err());
+}
+
+#[test]
+fn the_address_that_all_nodes_can_reach_may_be_this_hosts() {
+    let mut view = view();
+    view.reach = Some(Path {
+        iface: "lo".parse().unwrap(),
+        source: Some("10.9.0.6".parse().unwrap()),
+        via: None,
+    });
+    let reach = |view: &View, ip: &str| chosen_in(view, &[&format!("-iface-can-reach={ip}")], V4);
+    assert_eq!(reach(&view, "10.9.0.6"), v4("eth1", "10.9.0.6"));
+    view.interfaces = bgp_view().interfaces;
+    assert_eq!(reach(&view, "10.0.0.1"), v4("eth0", "10.0.0.1"));
+}
+
+#[test]
+fn a_next_hop_whose_link_is_down_does_not_hide_the_others() {
+    let mut view = view();
+    view.default_routes = vec![
+        default_route(2, 0, "192.168.0.254"),
+        default_route(3, 0, "10.9.0.254"),
+    ];
+    assert_eq!(chosen_in(&view, &[], V4), v4("eth0", "192.168.0.5"));
+    view.interfaces[1].up = false;
+    assert_eq!(chosen_in(&view, &[], V4), v4("eth1", "10.9.0.5"));
+}
+
+#[test]
+fn an_interface_may_be_named_by_another_name() {
+    let mut view = view();
+    view.interfaces[2].alt_names = vec!["enp7s0f1np1-the-long-one".into(), "eth0".into()];
+    let long = ["-iface=enp7s0f1np1-the-long-one"];
+    assert_eq!(chosen_in(&view, &long, V4), v4("eth1", "10.9.0.5"));
+    assert_eq!(
+        chosen_in(&view, &["-iface=eth0"], V4),
+        v4("eth0", "192.168.0.5")
+    );
+    let alias = chosen_in(&view, &["-iface=eth0:1"], V4).unwrap_err();
+    assert!(alias.contains("eth0:1 is an alias of eth0"), "{alias}");
+}
+
+#[test]
+fn a_regular_expression_means_bridges_of_containers_last() {
+    let mut view = view();
+    let mut bridges = Vec::new();
+    for (i, name) in ["docker0", "br-0123456789ab", "virbr0"]
+        .into_iter()
+        .enumerate()
+    {
+        bridges.push(iface(name, 10 + i as u32, &["172.17.0.1/16"]));
+    }
+    view.interfaces.splice(1..1, bridges);
+    assert_eq!(
+        chosen_in(&view, &["-iface-regex=.*"], V4),
+        v4("eth0", "192.168.0.5")
+    );
+    assert_eq!(
+        chosen_in(&view, &["-iface-regex=^172"], V4),
+        v4("docker0", "172.17.0.1")
+    );
+    view.interfaces
+        .iter_mut()
+        .find(|i| i.name.as_str() == "eth0")
+        .unwrap()
+        .running = false;
+    assert_eq!(
+        chosen_in(&view, &["-iface-regex=.*"], V4),
+        v4("eth1", "10.9.0.5")
+    );
+}
+
+#[test]
+fn an_interface_with_another_name_is_the_same() {
+    let mut view = view();
+    let before = host_in(&view, V4);
+    view.interfaces[1].name = "lan0".parse().unwrap();
+    let none = Dual::default();
+    let renamed = |view: &View| {
+        let found = again(&before, &IfaceChoice::default(), &none, &config(V4), view);
+        found
+            .map(|found| found.iface.name.to_string())
+            .map_err(|e| e.to_string())
+    };
+    assert_eq!(renamed(&view), Ok("lan0".into()));
+    // Another one that got its number is not.
+    view.interfaces[1].addrs.clear();
+    assert_eq!(renamed(&view), Err("interface eth0 is gone".into()));
 }

@@ -196,3 +196,89 @@ fn an_underlay_that_vanishes_and_comes_back_is_followed() {
         assert!(warnings <= 5, "{}", daemon.log());
     }
 }
+
+/// The interface gets another name, then becomes the port of a bridge, which takes over its addresses.
+#[test]
+fn an_underlay_that_is_renamed_or_put_into_a_bridge_is_followed() {
+    let lab = scene::lab().nodes(2).dual().build().unwrap();
+    lab.start().unwrap();
+    mesh(&lab);
+    let node = lab.node(1);
+    let subnet = node.subnet_env().unwrap();
+    let ready = || {
+        let look = || match node.flanneld().http_get("/readyz") {
+            Ok((200, _)) => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        };
+        wait_for("it is ready", SOON, look).unwrap();
+    };
+    let routes = |dev: &str| {
+        format!(
+            "ip route replace 0.0.0.0/0 via 192.168.78.254 dev {dev}
+             ip route replace ::/0 via fd78:78::fe dev {dev}"
+        )
+    };
+    let rename = "ip link set eth0 down
+         ip link set eth0 name lan0
+         ip link set lan0 up
+         ip addr add fd78:78::1/64 dev lan0 nodad";
+    run(node, &format!("{rename}\n{}", routes("lan0"))).unwrap();
+    says(
+        node.flanneld(),
+        &["the host's interface changed", "iface=lan0"],
+    );
+    ready();
+    mesh(&lab);
+    let bridge = "ip link add br9 type bridge forward_delay 0 mcast_snooping 0
+         ip link set br9 up
+         ip addr flush dev lan0
+         ip link set lan0 master br9
+         ip addr add 192.168.78.1/24 dev br9
+         ip addr add fd78:78::1/64 dev br9 nodad";
+    run(node, &format!("{bridge}\n{}", routes("br9"))).unwrap();
+    says(
+        node.flanneld(),
+        &["the host's interface changed", "iface=br9"],
+    );
+    ready();
+    mesh(&lab);
+    assert_eq!(node.subnet_env().unwrap(), subnet);
+}
+
+/// The host's address is on the loopback, as where hosts speak BGP to their switches.
+#[test]
+fn an_address_on_the_loopback_carries_the_network() {
+    let lab = scene::lab().nodes(2).store(ETCD).build().unwrap();
+    let node = lab.node(1);
+    run(
+        node,
+        "ip addr add 203.0.113.1/32 dev lo
+         ip route replace 0.0.0.0/0 via 192.168.78.254 dev eth0 src 203.0.113.1",
+    )
+    .unwrap();
+    run(
+        lab.node(2),
+        "ip route add 203.0.113.1/32 via 192.168.78.1 dev eth0",
+    )
+    .unwrap();
+    lab.start().unwrap();
+    mesh(&lab);
+    shows(node, &["link flannel.1 ", "local 203.0.113.1 "]);
+    shows(lab.node(2), &["fdb ", "dev flannel.1 dst 203.0.113.1"]);
+    assert_eq!(node.subnet_env().unwrap().mtu, 1450);
+    // Changes of the loopback are no changes of the interface, and are followed all the same.
+    run(
+        lab.node(2),
+        "ip route add 203.0.113.2/32 via 192.168.78.1 dev eth0",
+    )
+    .unwrap();
+    run(
+        node,
+        "ip addr add 203.0.113.2/32 dev lo
+         ip addr del 203.0.113.1/32 dev lo
+         ip route replace 0.0.0.0/0 via 192.168.78.254 dev eth0 src 203.0.113.2",
+    )
+    .unwrap();
+    shows(lab.node(2), &["fdb ", "dev flannel.1 dst 203.0.113.2"]);
+    mesh(&lab);
+}
