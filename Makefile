@@ -94,14 +94,20 @@ install: $(PROGRAMS) ## Install below DESTDIR=, PREFIX=/usr/local (BIN_DIR= of p
 uninstall: ## Remove what `make install` installed
 	@dist/install uninstall
 
+.PHONY: notices
+notices: ## Write target/THIRD-PARTY-NOTICES: the licences of what the programs contain
+	@$(CARGO) run --locked --quiet -p image -- --notices $(BUILT)/THIRD-PARTY-NOTICES
+
+deb packages: export NOTICES = $(abspath $(BUILT))/THIRD-PARTY-NOTICES
+
 .PHONY: deb
-deb: $(PROGRAMS) ## Build a Debian package in target/debian
+deb: $(PROGRAMS) notices ## Build a Debian package in target/debian
 	@dist/packages -o $(BUILT)/debian deb
 
 .PHONY: packages
 packages: PROFILE = release
 packages: FEATURES =
-packages: image-programs ## Build deb, rpm, apk, Arch packages and a tarball of static programs in target/packages
+packages: image-programs notices ## Build deb, rpm, apk, Arch packages and a tarball of static programs in target/packages
 	@BIN_DIR=$(BUILT)/$(MUSL)/release CNI_PLUGIN=$(BUILT)/$(MUSL)/release/flannel dist/packages -o $(BUILT)/packages
 	@cd $(BUILT)/packages && sha256sum flannel[-_]* >SHA256SUMS
 

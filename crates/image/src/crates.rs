@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -26,6 +27,10 @@ pub struct Crate {
     pub ours: bool,
     /// What it is linked with, as `name@version`.
     pub needs: BTreeSet<String>,
+    /// Whom it names as its authors.
+    pub authors: Vec<String>,
+    /// Where its sources are on this machine.
+    pub directory: PathBuf,
 }
 
 impl Crate {
@@ -125,6 +130,13 @@ fn closure(metadata: &Value, roots: &[&str]) -> Option<Vec<Crate>> {
                 licence: text("license"),
                 ours: package["source"].is_null(),
                 needs,
+                authors: package["authors"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|a| a.as_str().map(str::to_owned))
+                    .collect(),
+                directory: PathBuf::from(text("manifest_path")?).parent()?.into(),
             },
         );
     }
@@ -141,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_only_builds_and_tests_need_is_left_out() {
-        let package = |name: &str, source: Value| json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT", "source": source});
+        let package = |name: &str, source: Value| json!({"id": name, "name": name, "version": "1.0.0", "license": "MIT", "source": source, "manifest_path": "/src/Cargo.toml"});
         let dep = |name: &str, kind: Value| json!({"pkg": name, "dep_kinds": [{"kind": kind}]});
         let metadata = json!({
             "packages": [

@@ -8,6 +8,7 @@
 //! | `ours` | our programs in it |
 //! | `debian` | the programs that flanneld calls, from this machine's Debian packages |
 //! | `crates` | the Rust packages that our programs are made of |
+//! | `notices` | the licences of those packages |
 //! | `sbom` | what is in it, as a CycloneDX document |
 //! | `archive` | a tree as the archive that `ctr images import` and `docker load` take |
 
@@ -16,6 +17,7 @@
 mod archive;
 mod crates;
 mod debian;
+mod notices;
 mod ours;
 mod sbom;
 mod tree;
@@ -27,8 +29,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use archive::Image;
+use tree::Tree;
 
 /// The image's name, as the manifests name it. It has no registry: who pushes it somewhere adds one.
 const NAME: &str = "flannel-rs/flannel";
@@ -40,10 +45,13 @@ const MOST: usize = 20 * 1000 * 1000;
 #[command(name = "flannel-image", version)]
 struct Args {
     /// Where the statically linked programs flanneld, flannel and flannelctl are
-    #[arg(long, value_name = "DIR")]
-    programs: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "notices")]
+    programs: Option<PathBuf>,
+    /// Write only the third-party notices, as text, to this file
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    notices: Option<PathBuf>,
     /// Write the archive and the bill of materials into this directory
-    #[arg(long, value_name = "DIR", required_unless_present = "tree")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["tree", "notices"])]
     out: Option<PathBuf>,
     /// Write the image's files below this directory, for a Containerfile to copy
     #[arg(long, value_name = "DIR", conflicts_with = "out")]
@@ -65,15 +73,19 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
+    let (rust, crates) = (crates::compiler()?, crates::of_programs()?);
+    let notices = notices::document(version, &rust, &crates)?;
+    if let Some(file) = &args.notices {
+        return write(file, notices.as_bytes());
+    }
+    let Some(dir) = &args.programs else {
+        bail!("--programs is needed");
+    };
     let debian = debian::collect()?;
-    let mut programs = ours::collect(&args.programs)?;
-    let sbom = sbom::document(
-        version,
-        &crates::compiler()?,
-        &crates::of_programs()?,
-        &debian.packages,
-    )?;
+    let mut programs = ours::collect(dir)?;
+    let sbom = sbom::document(version, &rust, &crates, &debian.packages)?;
     programs.file("usr/share/flannel-rs/sbom.cdx.json", 0o644, sbom.clone())?;
+    legal(&mut programs, &notices)?;
 
     let size = debian.tree.size() + programs.size();
     if size > MOST && !args.any_size {
@@ -109,6 +121,21 @@ fn run(args: &Args) -> Result<()> {
         size as f64 / 1e6
     );
     Ok(())
+}
+
+/// Our licence, and what the licences of others ask to be passed on. Debian's packages have their own files.
+fn legal(tree: &mut Tree, notices: &str) -> Result<()> {
+    const DIR: &str = "usr/share/doc/flannel-rs";
+    for (name, text) in [
+        ("LICENSE", include_str!("../../../LICENSE")),
+        ("NOTICE", include_str!("../../../NOTICE")),
+    ] {
+        tree.file(&format!("{DIR}/{name}"), 0o644, text.into())?;
+    }
+    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
+    packed.write_all(notices.as_bytes())?;
+    let name = format!("{DIR}/THIRD-PARTY-NOTICES.gz");
+    tree.file(&name, 0o644, packed.finish()?)
 }
 
 /// In one step, so that nobody reads half a file.

@@ -163,12 +163,16 @@ fn packages_of_other_distributions() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let paths = succeed(script("packages").arg("-o").arg(dir.path()).args([
-        "rpm",
-        "apk",
-        "archlinux",
-        "tar",
-    ]));
+    let notices = dir.path().join("notices");
+    fs::write(&notices, "others' licences\n").unwrap();
+    let out = dir.path().join("out");
+    let paths = succeed(
+        script("packages")
+            .env("NOTICES", &notices)
+            .arg("-o")
+            .arg(&out)
+            .args(["rpm", "apk", "archlinux", "tar"]),
+    );
     let paths: Vec<&Path> = paths.lines().map(Path::new).collect();
     assert_eq!(paths.len(), 4, "{paths:?}");
     let starts = |path: &Path, magic: &[u8]| fs::read(path).unwrap().starts_with(magic);
@@ -184,6 +188,7 @@ fn packages_of_other_distributions() {
         "usr/bin/flannelctl",
         "usr/libexec/cni/flannel",
         "usr/share/doc/flannel/LICENSE",
+        "usr/share/doc/flannel/THIRD-PARTY-NOTICES.gz",
     ] {
         assert!(apk.lines().any(|l| l == file), "{file} is not in {apk}");
         let ends = |l: &str| l.ends_with(&format!("/{file}"));

@@ -219,9 +219,14 @@ fn the_bill_of_materials_lists_what_is_there() {
     );
     // Every package whose files are there, and no other, each with its licence text.
     let documented = fs::read_dir(dir.path().join("usr/share/doc")).unwrap();
-    let documented: BTreeSet<String> = documented
+    let mut documented: BTreeSet<String> = documented
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
+    assert!(documented.remove("flannel-rs"));
+    for name in ["LICENSE", "NOTICE", "THIRD-PARTY-NOTICES.gz"] {
+        let file = dir.path().join("usr/share/doc/flannel-rs").join(name);
+        assert!(fs::metadata(&file).unwrap().len() > 500, "{name}");
+    }
     let listed: BTreeSet<String> = purls
         .iter()
         .filter_map(|p| {
