@@ -80,7 +80,8 @@ mdo_mtu=
 mdo_masq=
 mdo_cut=
 while IFS= read -r mdo_line || { [ -n "$mdo_line" ] && mdo_cut=yes; }; do
-	# A carriage return and blanks at the end, quotes, and "export" mean to a shell what they mean here.
+	# A comment, a carriage return and blanks at the end, quotes, and "export" mean to a shell what they mean here.
+	mdo_line=${mdo_line%%[[:space:]]#*}
 	mdo_line=${mdo_line%"${mdo_line##*[![:space:]]}"}
 	mdo_line=${mdo_line#export }
 	mdo_value=${mdo_line#*=}
@@ -143,18 +144,27 @@ is_subnet() {
 [ -z "$mdo_subnet" ] || is_subnet "$mdo_subnet" || fail "$mdo_flannel_env: FLANNEL_SUBNET=$mdo_subnet is not an IPv4 address with its length"
 [ -z "$mdo_mtu" ] || is_number "$mdo_mtu" 65535 5 || fail "$mdo_flannel_env: FLANNEL_MTU=$mdo_mtu is not a number from 0 to 65535"
 
-mdo_bip_opt=${mdo_subnet:+--bip=$mdo_subnet}
-mdo_mtu_opt=${mdo_mtu:+--mtu=$mdo_mtu}
-mdo_masq_opt=
-if [ -n "$mdo_ipmasq" ]; then
+# An option under a name of this kind that the environment holds is written as well; the file's own ones count more.
+mdo_names=$(env | sed -n 's/^\(DOCKER_OPT_[A-Za-z0-9_]*\)=.*/\1/p')
+if [ -n "$mdo_subnet" ]; then
+	DOCKER_OPT_BIP=--bip=$mdo_subnet
+	mdo_names="$mdo_names DOCKER_OPT_BIP"
+fi
+if [ -n "$mdo_mtu" ]; then
+	DOCKER_OPT_MTU=--mtu=$mdo_mtu
+	mdo_names="$mdo_names DOCKER_OPT_MTU"
+fi
+if [ -n "$mdo_ipmasq" ] && [ -n "$mdo_masq" ]; then
 	# One of the two masquerades, never both.
 	case $mdo_masq in
-	true) mdo_masq_opt=--ip-masq=false ;;
-	false) mdo_masq_opt=--ip-masq=true ;;
-	'') ;;
+	true) DOCKER_OPT_IPMASQ=--ip-masq=false ;;
+	false) DOCKER_OPT_IPMASQ=--ip-masq=true ;;
 	*) fail "$mdo_flannel_env: FLANNEL_IPMASQ=$mdo_masq is neither true nor false" ;;
 	esac
+	mdo_names="$mdo_names DOCKER_OPT_IPMASQ"
 fi
+# shellcheck disable=SC2086 # names, one a word
+mdo_names=$(printf '%s\n' $mdo_names | LC_ALL=C sort -u)
 
 # The value of a variable as both a shell and systemd read it between double quotes.
 quoted() {
@@ -162,20 +172,32 @@ quoted() {
 }
 
 output() {
-	if [ -n "$mdo_individual" ]; then
-		[ -z "$mdo_bip_opt" ] || printf 'DOCKER_OPT_BIP="%s"\n' "$mdo_bip_opt"
-		[ -z "$mdo_masq_opt" ] || printf 'DOCKER_OPT_IPMASQ="%s"\n' "$mdo_masq_opt"
-		[ -z "$mdo_mtu_opt" ] || printf 'DOCKER_OPT_MTU="%s"\n' "$mdo_mtu_opt"
-	fi
+	mdo_all=$(quoted "$mdo_held")${mdo_held:+ }
+	for mdo_name in $mdo_names; do
+		eval "mdo_value=\$$mdo_name"
+		mdo_value=$(quoted "$mdo_value")
+		[ -z "$mdo_individual" ] || printf '%s="%s"\n' "$mdo_name" "$mdo_value"
+		mdo_all="$mdo_all $mdo_value"
+	done
 	if [ -n "$mdo_combined" ]; then
-		printf '%s="%s"\n' "$mdo_combined_key" "$(quoted "$mdo_held")${mdo_bip_opt:+ $mdo_bip_opt}${mdo_masq_opt:+ $mdo_masq_opt}${mdo_mtu_opt:+ $mdo_mtu_opt}"
+		printf '%s="%s"\n' "$mdo_combined_key" "$mdo_all"
 	fi
+}
+
+# Succeeds unless something else is on the way to this node's subnet: docker's bridge would not get its packets.
+route_is_free() {
+	[ -n "$mdo_subnet" ] && command -v ip >/dev/null || return 0
+	mdo_last=${mdo_subnet%/*}
+	mdo_net=${mdo_last%.*}.$((${mdo_last##*.} - 1))/${mdo_subnet#*/}
+	mdo_route=$(ip route show 2>/dev/null | sed -n "s/[[:space:]]*$//; /^${mdo_net%%/*}\/${mdo_net#*/} via /p")
+	[ -z "$mdo_route" ] || fail "there is a route to this node's own subnet already: '$mdo_route'; delete it, or find out who makes it"
 }
 
 [ ! -d "$mdo_docker_env" ] || fail "$mdo_docker_env is a directory"
 in_place() {
 	output >"$mdo_docker_env" || fail "$mdo_docker_env cannot be written"
-	exit 0
+	route_is_free
+	exit
 }
 
 # Not a file that could be replaced, such as a FIFO or /dev/stdout.
@@ -201,6 +223,7 @@ fi
 output >"$mdo_new" && chmod 0644 "$mdo_new" || fail "$mdo_docker_env cannot be written"
 if mv -f "$mdo_new" "$mdo_docker_env" 2>/dev/null; then
 	mdo_new=
+	route_is_free
 else
 	# A file that is mounted by itself, as into a container, cannot be replaced.
 	in_place

@@ -17,7 +17,7 @@ use model::roster::Claims;
 use model::subnet::first;
 use model::{
     BackendType, ConfigError, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object,
-    WgKey, WgSecret,
+    WgKey, WgSecret, go_json,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -93,6 +93,12 @@ struct Wire<'a> {
     /// Older versions of upstream leave it out.
     #[serde(rename = "Port", default)]
     port: u16,
+}
+
+impl Wire<'_> {
+    fn read(data: &RawValue) -> Result<Wire<'_>, serde_json::Error> {
+        go_json::decode(data.get().as_bytes(), &["PublicKey", "Port"])
+    }
 }
 
 impl Wireguard {
@@ -217,8 +223,7 @@ impl Wireguard {
     fn read(&self, peer: &Lease, family: Family) -> Result<(WgKey, u16), Fault> {
         let data = peer.attrs.data.get(family).ok_or(Fault::NoData(family))?;
         let bad = |reason: String| Fault::BadData { family, reason };
-        let wire: Wire<'_> =
-            serde_json::from_str(data.get()).map_err(|error| bad(error.to_string()))?;
+        let wire = Wire::read(data).map_err(|error| bad(error.to_string()))?;
         let key: WgKey = wire
             .public_key
             .parse()
@@ -416,7 +421,7 @@ impl Backend for Wireguard {
         let hasher = HASHER.get_or_init(RandomState::new);
         Dual::from_fn(|family| {
             let data = attrs.data.get(family)?;
-            let wire: Wire<'_> = serde_json::from_str(data.get()).ok()?;
+            let wire = Wire::read(data).ok()?;
             let key: WgKey = wire.public_key.parse().ok()?;
             Some(hasher.hash_one(key))
         })

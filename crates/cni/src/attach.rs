@@ -77,7 +77,7 @@ impl Attachment<'_> {
             Err(refusal) => refusal,
         };
         let taken = matches!(before, Before::Taken);
-        if is_of_version(&refusal) {
+        if refusal.is_of_version() {
             // It did nothing, and would refuse its DEL as well.
             if let Err(failure) = self.saved().restore(written) {
                 note(format_args!("{failure}"));
@@ -121,7 +121,7 @@ impl Attachment<'_> {
             // The runtime's DEL will find the file.
             Before::Unknown if !written.replaced() => return,
             Before::Free if !written.replaced() => delegate
-                .run(Command::Del, config, &[])
+                .delete(config, &[])
                 .and_then(|_| Ok(self.saved().restore(written)?)),
             _ => self.saved().restore(written).map_err(Refusal::from),
         };
@@ -145,7 +145,7 @@ impl Attachment<'_> {
             Entry::Broken(why) => return Ok(self.del_broken(&file, &why)),
         };
         let delegate = Delegate::find(&config, self.path)?;
-        let answer = delegate.run(Command::Del, &config, &[])?;
+        let answer = delegate.delete(&config, &[])?;
         file.forget();
         Ok(answer)
     }
@@ -162,7 +162,7 @@ impl Attachment<'_> {
             .delegate_config_for_del()
             .and_then(|config| Ok((Delegate::find(&config, self.path)?, config)))
             .map_err(Refusal::from)
-            .and_then(|(delegate, config)| delegate.run(Command::Del, &config, &[]));
+            .and_then(|(delegate, config)| delegate.delete(&config, &[]));
         match outcome {
             Ok(answer) => {
                 file.forget();
@@ -252,16 +252,6 @@ impl Attachment<'_> {
 fn is_result(answer: &[u8]) -> bool {
     serde_json::from_str::<Object>(&String::from_utf8_lossy(answer))
         .is_ok_and(|object| !object.has("code"))
-}
-
-/// Returns whether a delegate refused because it does not speak the configuration's version.
-fn is_of_version(refusal: &Refusal) -> bool {
-    match refusal {
-        Refusal::Ours(_) => false,
-        Refusal::Delegates(answer) => serde_json::from_slice::<Object>(answer)
-            .and_then(|object| object.decode::<u32>("code"))
-            .is_ok_and(|code| code == Some(Code::IncompatibleVersion as u32)),
-    }
 }
 
 /// Adds what we know about the cause to the delegate's refusal, in the object's `details`; all else stays the delegate's.

@@ -133,6 +133,28 @@ impl Delegate {
         }
     }
 
+    /// Runs DEL. A plugin that was replaced after ADD by one that does not speak the configuration's version is asked
+    /// again in the newest version that it does speak: the container and its interface are named alike in all of them.
+    /// Otherwise the runtime would retry for ever.
+    ///
+    /// # Errors
+    /// As [`Delegate::run`].
+    pub fn delete(&self, config: &Object, vars: &[(&str, &str)]) -> Result<Vec<u8>, Refusal> {
+        let refusal = match self.run(Command::Del, config, vars) {
+            Err(refusal) if refusal.is_of_version() => refusal,
+            done => return done,
+        };
+        let known = self.versions(config).unwrap_or_default();
+        let newest = known.iter().filter_map(|text| Version::parse(text)).max();
+        let mut config = config.clone();
+        // The result is of the version that ADD was of.
+        config.remove("prevResult");
+        match newest.map(|version| config.set("cniVersion", version.as_str())) {
+            Some(Ok(())) => self.run(Command::Del, &config, vars),
+            _ => Err(refusal),
+        }
+    }
+
     /// Which versions the plugin says it speaks; `None` where it does not say so properly.
     pub fn versions(&self, config: &Object) -> Option<Vec<String>> {
         let answer = self.run(Command::Version, config, &[]).ok()?;

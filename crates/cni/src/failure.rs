@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::object::Object;
+
 /// The specification's error codes, and one of our own above 99.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -90,6 +92,18 @@ pub enum Refusal {
     Ours(Failure),
     /// The delegate's own error object, to be passed on as it is.
     Delegates(Vec<u8>),
+}
+
+impl Refusal {
+    /// Returns whether a delegate refused because it does not speak the configuration's version.
+    pub fn is_of_version(&self) -> bool {
+        match self {
+            Refusal::Ours(_) => false,
+            Refusal::Delegates(answer) => serde_json::from_slice::<Object>(answer)
+                .and_then(|object| object.decode::<u32>("code"))
+                .is_ok_and(|code| code == Some(Code::IncompatibleVersion as u32)),
+        }
+    }
 }
 
 impl From<Failure> for Refusal {

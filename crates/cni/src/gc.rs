@@ -115,7 +115,7 @@ fn delete(
                 .unwrap_or(DEFAULT_INTERFACE),
         ),
     ];
-    Delegate::find(&config, path)?.run(Command::Del, &config, &vars)?;
+    Delegate::find(&config, path)?.delete(&config, &vars)?;
     Ok(stale.file.remove()?)
 }
 

@@ -14,7 +14,7 @@ use crate::files;
 pub struct SubnetEnv {
     /// All networks of the cluster, IPv4 first; an old flanneld may name several.
     pub networks: Vec<IpNet>,
-    /// This node's subnets, one of a family, IPv4 first, host bits cleared.
+    /// This node's subnets, IPv4 first, host bits cleared.
     pub subnets: Vec<IpNet>,
     /// What a packet on the overlay may hold, in bytes.
     pub mtu: u32,
@@ -26,19 +26,16 @@ pub struct SubnetEnv {
 struct Names {
     network: &'static str,
     subnet: &'static str,
-    is: fn(&IpNet) -> bool,
 }
 
 const FAMILIES: [Names; 2] = [
     Names {
         network: "FLANNEL_NETWORK",
         subnet: "FLANNEL_SUBNET",
-        is: |net| matches!(net, IpNet::V4(_)),
     },
     Names {
         network: "FLANNEL_IPV6_NETWORK",
         subnet: "FLANNEL_IPV6_SUBNET",
-        is: |net| matches!(net, IpNet::V6(_)),
     },
 ];
 
@@ -136,26 +133,27 @@ fn parse(text: &str) -> Result<SubnetEnv, Failure> {
                 names.subnet, names.network
             )),
         }
+        // Of whichever family, as with upstream: the delegate gets it as it is.
         let nets = |name: &'static str, what: &'static str| {
             let value = value(name).unwrap_or_default();
             value
                 .split(',')
                 .map(move |one| match one.trim().parse::<IpNet>() {
-                    Ok(net) if (names.is)(&net) => Ok(net.trunc()),
-                    _ => Err(bad(name, value, what)),
+                    Ok(net) => Ok(net.trunc()),
+                    Err(_) => Err(bad(name, value, what)),
                 })
         };
         if value(names.network).is_some() {
-            for net in nets(names.network, "a network of its family") {
+            for net in nets(names.network, "a network") {
                 networks.push(net?);
             }
         }
-        let mut own = nets(names.subnet, "one subnet of its family");
+        let mut own = nets(names.subnet, "one subnet");
         match (own.next(), own.next()) {
             (Some(net), None) => subnets.push(net?),
             _ => {
                 let value = value(names.subnet).unwrap_or_default();
-                return Err(bad(names.subnet, value, "one subnet of its family"));
+                return Err(bad(names.subnet, value, "one subnet"));
             }
         }
     }
@@ -214,6 +212,11 @@ mod tests {
                 "10.0.0.0/8 172.30.0.0/16",
                 "172.30.80.0/24",
             ),
+            (
+                format!("{REST}FLANNEL_NETWORK=fd00::/48\nFLANNEL_SUBNET=fd00:0:0:1::1/64\n"),
+                "fd00::/48",
+                "fd00:0:0:1::/64",
+            ),
         ] {
             let env = parse(&text).unwrap();
             assert_eq!(env.networks, nets(networks), "{text}");
@@ -264,7 +267,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_named() {
         for (line, named) in [
-            ("FLANNEL_SUBNET=fd00::1/64", "FLANNEL_SUBNET=fd00::1/64"),
+            ("FLANNEL_SUBNET=10.1.0.1", "FLANNEL_SUBNET=10.1.0.1"),
             ("FLANNEL_SUBNET=10.1.0.1/24,10.2.0.1/24", "FLANNEL_SUBNET="),
             ("FLANNEL_NETWORK=10.0.0.0/8,", "FLANNEL_NETWORK=10.0.0.0/8,"),
             ("FLANNEL_MTU=-1", "FLANNEL_MTU=-1"),

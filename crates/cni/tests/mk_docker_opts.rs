@@ -146,7 +146,7 @@ fn every_kind_of_subnet_file() {
             "--bip=172.30.80.1/24 --ip-masq=false --mtu=1450",
         ),
         (
-            format!("# by hand\n\n{FULL}FLANNEL_MTU=\"1400\"\n"),
+            format!("# by hand\n\n{FULL}FLANNEL_MTU=\"1400\" # for the VPN\n"),
             "--bip=172.30.80.1/24 --ip-masq=false --mtu=1400",
         ),
         // Cut off, but nothing is lost.
@@ -198,7 +198,7 @@ fn what_the_variable_holds_is_kept() {
                     ("DOCKER_OPTS", "not this")
                 ]
             ),
-            format!("OPTS=\"--debug --dns 10.0.0.1 {options}\"\n")
+            format!("OPTS=\"--debug --dns 10.0.0.1  {options}\"\n")
         );
         // Whatever it holds, a shell and systemd read back.
         let odd = r#"--label "a b" $HOME `id` \n 'x'"#;
@@ -210,7 +210,7 @@ fn what_the_variable_holds_is_kept() {
             .unwrap();
         assert_eq!(
             String::from_utf8_lossy(&output.stdout),
-            format!("{odd} {options}"),
+            format!("{odd}  {options}"),
             "{text}"
         );
         // Names that the script itself uses.
@@ -224,7 +224,7 @@ fn what_the_variable_holds_is_kept() {
             );
             assert_eq!(
                 combined(key, &[(key, "--debug")]),
-                format!("{key}=\"--debug {options}\"\n")
+                format!("{key}=\"--debug  {options}\"\n")
             );
         }
         assert!(combined("PATH", &[]).ends_with(&format!("{options}\"\n")));
@@ -233,6 +233,67 @@ fn what_the_variable_holds_is_kept() {
             combined("OPTS", &[("FLANNEL_MTU", "9000"), ("FLANNEL_SUBNET", "x")]),
             format!("OPTS=\" {options}\"\n")
         );
+    });
+}
+
+#[test]
+fn options_of_the_environment_are_written_too() {
+    Scene::each(|scene| {
+        let run = |args: &[&str], vars: &[(&str, &str)]| {
+            let output = scene.run(&[&FILES[..], args].concat(), vars);
+            assert!(output.status.success(), "{output:?}");
+            scene.read("out")
+        };
+        let dns = ("DOCKER_OPT_DNS", "--dns=10.0.0.1");
+        assert_eq!(
+            run(&[], &[dns]),
+            "DOCKER_OPT_BIP=\"--bip=172.30.80.1/24\"\nDOCKER_OPT_DNS=\"--dns=10.0.0.1\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=false\"\nDOCKER_OPT_MTU=\"--mtu=1450\"\nDOCKER_OPTS=\" --bip=172.30.80.1/24 --dns=10.0.0.1 --ip-masq=false --mtu=1450\"\n"
+        );
+        // The file's own ones count more; what -m leaves out is the file's.
+        let old = [
+            ("DOCKER_OPT_MTU", "--mtu=9000"),
+            ("DOCKER_OPT_IPMASQ", "--ip-masq=true"),
+        ];
+        assert_eq!(
+            run(&["-m", "-c"], &old),
+            "DOCKER_OPTS=\" --bip=172.30.80.1/24 --ip-masq=true --mtu=1450\"\n"
+        );
+        // No name in a value, and no command.
+        let odd = [
+            ("A", "x\nDOCKER_OPT_$(touch pwned)=1"),
+            ("DOCKER_OPT_B", "`touch pwned` \"$(touch pwned)\""),
+        ];
+        run(&[], &odd);
+        assert!(!scene.names().contains(&"pwned".to_owned()));
+    });
+}
+
+#[test]
+fn another_route_to_the_own_subnet_is_named() {
+    Scene::each(|scene| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist/mk-docker-opts.sh");
+        let script = script.canonicalize().unwrap();
+        let line = format!(
+            "ip link add v0 type veth peer name v1 && ip addr add 192.0.2.1/24 dev v0 && ip link set v1 up && ip link set v0 up && \
+             ip route add 172.30.80.0/25 via 192.0.2.9 && {0} {1} -f subnet.env -d out && \
+             ip route add 172.30.80.0/24 via 192.0.2.9 && {0} {1} -f subnet.env -d out",
+            scene.shell.join(" "),
+            script.display()
+        );
+        let output = Command::new("unshare")
+            .args(["-n", "sh", "-c", &line])
+            .current_dir(scene.dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(
+            said.matches("172.30.80.0/24 via 192.0.2.9").count(),
+            1,
+            "{said}"
+        );
+        // As upstream: the options are written nevertheless.
+        assert!(scene.read("out").contains("--bip=172.30.80.1/24"));
     });
 }
 

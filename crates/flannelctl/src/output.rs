@@ -80,6 +80,20 @@ pub(crate) fn tell_warnings_of_libraries() {
     drop(told);
 }
 
+/// Returns `text` with escapes in place of the characters that could move the cursor, forge a line or turn the
+/// direction of writing: parts of it come from other nodes.
+pub(crate) fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if model::outside::is_unsafe(c) {
+            shown.extend(c.escape_unicode());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 /// What is being done.
 pub(crate) fn progress(text: &str) {
     let _ = writeln!(io::stderr().lock(), "  {text}");

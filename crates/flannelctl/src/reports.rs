@@ -165,7 +165,8 @@ fn list(items: &[impl ToString]) -> String {
 
 fn node_lines(report: &NodeReport) -> Vec<String> {
     let mut lines = Vec::new();
-    let mut put = |name: &str, value: &str| lines.push(format!("{name:<12}{value}"));
+    let mut put =
+        |name: &str, value: &str| lines.push(format!("{name:<12}{}", output::visible(value)));
     put("ready", if report.ready { "yes" } else { "no" });
     for problem in &report.problems {
         put("problem", problem);
@@ -234,6 +235,7 @@ fn peer_lines(peers: &[PeerReport], wide: bool) -> Vec<String> {
             peer.state.name().to_owned(),
             reason,
         ]
+        .map(|cell| output::visible(&cell))
     };
     let head = ["SUBNET", "PUBLIC IP", "BACKEND", "STATE", "REASON"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(peers.iter().map(row)).collect();
@@ -281,5 +283,24 @@ mod tests {
         assert_eq!(lines[1], "10.244.1.0/24    192.168.0.2  vxlan    installed");
         assert!(lines[2].ends_with(&format!("refused    {}…", "x".repeat(60))));
         assert!(peer_lines(&peers, true)[2].ends_with(&long));
+    }
+
+    #[test]
+    fn what_other_nodes_publish_cannot_forge_a_line() {
+        let mut hostile = peer(
+            "10.244.1.0/24",
+            PeerStatus::Refused,
+            Some("a\u{1b}[2Jb\u{202e}"),
+        );
+        hostile.backend = "vx\n10.244.9.0/24 FORGED\r".to_owned();
+        for wide in [true, false] {
+            let lines = peer_lines(std::slice::from_ref(&hostile), wide);
+            assert_eq!(lines.len(), 2);
+            assert!(!lines[1].contains(model::outside::is_unsafe), "{lines:?}");
+            assert!(
+                lines[1].contains(r"vx\u{a}10.244.9.0/24 FORGED\u{d}"),
+                "{lines:?}"
+            );
+        }
     }
 }

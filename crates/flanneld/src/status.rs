@@ -1,5 +1,5 @@
 //! What the daemon says of itself: to `/readyz`, to `/metrics`, to systemd. Written by the main
-//! loop, read by the health server.
+//! loop, read by the reports.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ pub const ROUTES_PATIENCE: Duration = Duration::from_secs(30);
 const PEER_STATES_EVERY: Duration = Duration::from_secs(1);
 const PEER_STATES_LIMIT: Duration = Duration::from_secs(2);
 
-/// The daemon's state, shared between the main loop and the health server (one thread).
+/// The daemon's state, shared between the main loop and what reports it (one thread).
 #[derive(Clone)]
 pub struct Status(Rc<RefCell<Inner>>);
 

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{Dual, SubnetKey};
+use crate::{Dual, SubnetKey, go_json};
 
 /// The kind of a backend: `Backend.Type` of the configuration, `BackendType` of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -169,6 +169,15 @@ struct Wire<'a> {
     v6_data: Option<Box<RawValue>>,
 }
 
+/// The names in [`Wire`].
+const KEYS: [&str; 5] = [
+    "PublicIP",
+    "PublicIPv6",
+    "BackendType",
+    "BackendData",
+    "BackendV6Data",
+];
+
 impl LeaseAttrs {
     /// Reads a lease value.
     ///
@@ -176,7 +185,7 @@ impl LeaseAttrs {
     /// JSON that is none, or none of a lease; no address at all, or one that no node can have
     /// (0/8, 240/4, multicast, loopback, unspecified, broadcast, IPv6 link-local).
     pub fn from_json(json: &[u8]) -> Result<LeaseAttrs, BadAttrs> {
-        let wire: Wire<'_> = serde_json::from_slice(json)?;
+        let wire: Wire<'_> = go_json::decode(json, &KEYS)?;
         let present = |data: Option<Box<RawValue>>| data.filter(|d| d.get() != "null");
         let attrs = LeaseAttrs {
             public_ip: Dual {
@@ -291,6 +300,12 @@ mod tests {
             (bare.backend_type.clone(), bare.data.is_empty()),
             (None, true)
         );
+        // As Go reads it: a node that upstream reaches is reached.
+        let other = br#"{"publicip":"10.0.0.9","PublicIP":"10.0.0.1","backendtype":"VXLAN","BACKENDDATA":{"vtepmac":"ce:9c:a9:08:50:03"}}"#;
+        let other = LeaseAttrs::from_json(other).unwrap();
+        assert_eq!(other.public_ip.v4, Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(other.backend_type, Some(BackendType::Vxlan));
+        assert!(other.data.v4.is_some());
     }
 
     #[test]

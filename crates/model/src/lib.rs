@@ -16,6 +16,7 @@
 //! | [`op`] | [`Op`]: one change to the kernel; prints as the `ip` command that would make it |
 //! | [`rules`] | [`TrafficRules`]: masquerading and forwarding as a list of values |
 //! | [`guard`] | which packets a node never lets in, whatever its other rules |
+//! | [`go_json`] | JSON of others, read as upstream reads it |
 //! | [`outside`] | [`Outside`]: text that others wrote, made fit for a message |
 //! | [`host`] | [`Host`]: what a backend must know of the machine |
 
@@ -23,6 +24,7 @@
 
 pub mod config;
 pub mod family;
+pub mod go_json;
 pub mod guard;
 pub mod host;
 pub mod if_name;

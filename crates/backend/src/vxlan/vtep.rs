@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use model::roster::Claims;
-use model::{Dual, Family, Host, LeaseAttrs, Mac};
+use model::{Dual, Family, Host, LeaseAttrs, Mac, go_json};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -44,7 +44,7 @@ impl Vtep {
     /// # Errors
     /// JSON of another shape, or a MAC that no device can have.
     pub fn from_json(data: &RawValue) -> Result<Vtep, BadVtep> {
-        let wire: Wire<'_> = serde_json::from_str(data.get())?;
+        let wire: Wire<'_> = go_json::decode(data.get().as_bytes(), &["VNI", "VtepMAC"])?;
         let mac: Mac = wire.mac.parse()?;
         match mac.is_unicast() {
             true => Ok(Vtep { vni: wire.vni, mac }),

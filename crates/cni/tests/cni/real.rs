@@ -200,6 +200,30 @@ fn a_lost_power_cut_file_and_a_gone_namespace_still_give_the_address_back() {
     assert!(!node.saved().exists());
 }
 
+/// The delegate was replaced by an older one after ADD, or was killed at an ADD that it would have refused.
+#[test]
+fn del_and_gc_work_with_a_delegate_that_does_not_speak_the_version_any_more() {
+    for command in ["DEL", "GC"] {
+        let node = Node::new(ENV_V4);
+        node.run("ADD", &config()).succeeded();
+        let saved = fs::read_to_string(node.saved()).unwrap();
+        fs::write(
+            node.saved(),
+            saved.replace(r#""cniVersion":"1.0.0""#, r#""cniVersion":"1.1.0""#),
+        )
+        .unwrap();
+        let mut config = gc_of_all();
+        config["prevResult"] = json!({"cniVersion": "1.1.0", "ips": []});
+        let answer = node.run(command, &config);
+        if command == "DEL" {
+            answer.succeeded();
+        }
+        assert_eq!(node.held("cbr0"), [""; 0], "{command}");
+        assert!(!node.pod.sh("ip link show eth0").success, "{command}");
+        assert!(!node.saved().exists(), "{command}");
+    }
+}
+
 #[test]
 fn loopback_can_be_a_delegate() {
     let node = Node::new(ENV_V4);

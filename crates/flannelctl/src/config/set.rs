@@ -1,6 +1,7 @@
 //! `flannelctl config set`.
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use model::NetConfig;
@@ -17,8 +18,11 @@ use crate::status;
 /// How many leases are named to a person; JSON holds all.
 const NAMED: usize = 20;
 
-/// How often somebody else may be quicker.
-const TRIES: usize = 5;
+/// How long somebody else may be quicker, again and again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest pause between two attempts, in milliseconds; it is random, so that two of them do not keep step.
+const PAUSE: u64 = 40;
 
 pub(super) fn run(args: &Set) -> Result<ExitCode> {
     let text = source::read(&args.source)?;
@@ -52,7 +56,8 @@ enum Outcome {
 }
 
 async fn write(args: &Set, store: &AnyStore, text: &str, config: &NetConfig) -> Result<Done> {
-    for _ in 0..TRIES {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
         let stored = store.stored_config().await?;
         let mut done = Done {
             outcome: Outcome::Same,
@@ -89,10 +94,12 @@ async fn write(args: &Set, store: &AnyStore, text: &str, config: &NetConfig) -> 
             return Ok(done);
         }
         // Somebody wrote another one meanwhile, which may be the same.
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(1..=PAUSE))).await;
     }
     bail!(
-        "{}: others keep writing it; nothing was written",
-        store.config_place()
+        "{}: others kept writing it for {} s; nothing was written: find out who does, then repeat this",
+        store.config_place(),
+        PATIENCE.as_secs()
     );
 }
 
