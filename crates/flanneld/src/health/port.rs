@@ -110,9 +110,7 @@ impl Port {
     ///
     /// # Errors
     /// The system's, such as too many open files.
-    pub(super) fn open(
-        listener: std::net::TcpListener,
-    ) -> io::Result<(Port, Questions, Answers)> {
+    pub(super) fn open(listener: std::net::TcpListener) -> io::Result<(Port, Questions, Answers)> {
         let mut listener = TcpListener::from_std(listener);
         let poll = Poll::new()?;
         poll.registry()
