@@ -151,7 +151,7 @@ impl Daemon {
 
         let objects = backend.node(&lease, &host);
         let ports = traffic::tunnel_ports(&objects);
-        let guard = Guarding::start(&config, &host, ports, former.clone(), &status);
+        let guard = Guarding::start(&config, &host, ports, former.clone(), &status).await;
         // Their programs run while the kernel's objects are made here.
         let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
         let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);

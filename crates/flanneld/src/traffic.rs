@@ -88,7 +88,7 @@ pub async fn remove(
     let mut keeper = RulesKeeper::new(mode(config), desired, options.resync);
     let removed = keeper.ensure().await.map(drop);
     match guard_keeper(config, Guard::default(), Vec::new()) {
-        Some(guard) => removed.and(guard.remove()),
+        Some(guard) => removed.and(guard.remove().await),
         None => removed,
     }
 }
@@ -126,7 +126,7 @@ pub struct Guarding {
 impl Guarding {
     /// Begins to keep forged packets out, in a task on the current thread: the table is in place when this
     /// returns, before any device is made. Must be called on a `LocalSet`.
-    pub fn start(
+    pub async fn start(
         config: &NetConfig,
         host: &Host,
         ports: BTreeSet<u16>,
@@ -136,9 +136,9 @@ impl Guarding {
         let first = guard(config, host, ports);
         let mut keeper = guard_keeper(config, first.clone(), former)?;
         let (desired, mut wanted) = watch::channel(first);
-        let mut fault = None;
-        report_guard(keeper.ensure().map(|_| false), &mut fault, status);
-        let status = status.clone();
+        let mut log = GuardLog::new(status);
+        let ensured = keeper.ensure().await.map(|_| false);
+        log.report(ensured, keeper.uses_iptables());
         let keeping = async move {
             loop {
                 let mut follows = false;
@@ -148,8 +148,8 @@ impl Guarding {
                         follows = keeper.set_desired(wanted.borrow_and_update().clone());
                     }
                 }
-                let repaired = keeper.ensure().map(|wrote| wrote && !follows);
-                report_guard(repaired, &mut fault, &status);
+                let repaired = keeper.ensure().await.map(|wrote| wrote && !follows);
+                log.report(repaired, keeper.uses_iptables());
             }
         };
         let task = tokio::task::spawn_local(keeping).abort_handle();
@@ -172,25 +172,48 @@ impl Guarding {
     }
 }
 
-/// Reports a fault of the guard once, and its end.
-fn report_guard(ensured: Result<bool, RulesError>, fault: &mut Option<String>, status: &Status) {
-    status.set_guard_in_place(ensured.is_ok());
-    match ensured {
-        Ok(repaired) => {
-            if fault.take().is_some() {
-                info!("forged router advertisements and tunnel packets are dropped now");
-            } else if repaired {
-                info!("repaired the rules against forged packets");
-                status.update(|n| n.rules_repaired += 1);
-            }
+/// What the log says of the guard.
+struct GuardLog {
+    status: Status,
+    fault: Option<String>,
+    iptables: bool,
+}
+
+impl GuardLog {
+    fn new(status: &Status) -> GuardLog {
+        GuardLog {
+            status: status.clone(),
+            fault: None,
+            iptables: false,
         }
-        Err(error) => {
-            let text = error.to_string();
-            if fault.as_ref() != Some(&text) {
-                warn!(
-                    "forged router advertisements and tunnel packets are not dropped: {text}; the kernel needs nf_tables (modprobe nf_tables), until then set net.ipv6.conf.default.accept_ra=0 and keep pods from the tunnel's port by another firewall; retrying"
-                );
-                *fault = Some(text);
+    }
+
+    /// Reports a fault of the guard once, and its end.
+    fn report(&mut self, ensured: Result<bool, RulesError>, iptables: bool) {
+        self.status.set_guard_in_place(ensured.is_ok());
+        match ensured {
+            Ok(repaired) => {
+                if self.fault.take().is_some() {
+                    info!("forged router advertisements and tunnel packets are dropped now");
+                } else if repaired && iptables == self.iptables {
+                    info!("repaired the rules against forged packets");
+                    self.status.update(|n| n.rules_repaired += 1);
+                }
+                if iptables && !self.iptables {
+                    info!(
+                        "this kernel has no nf_tables: legacy iptables drops forged router advertisements and tunnel packets"
+                    );
+                }
+                self.iptables = iptables;
+            }
+            Err(error) => {
+                let text = error.to_string();
+                if self.fault.as_ref() != Some(&text) {
+                    warn!(
+                        "forged router advertisements and tunnel packets are not dropped: {text}; the kernel needs nf_tables (modprobe nf_tables) or legacy iptables, until then set net.ipv6.conf.default.accept_ra=0 and keep pods from the tunnel's port by another firewall; retrying"
+                    );
+                    self.fault = Some(text);
+                }
             }
         }
     }

@@ -26,6 +26,8 @@ enum Held {
     Traffic(Place, Family),
     /// A guard table of this name.
     Guard(String),
+    /// The guard's rules in legacy iptables, of one family.
+    GuardRules(Family),
 }
 
 impl RulesKeeper {
@@ -70,6 +72,15 @@ impl RulesKeeper {
             })),
             Err(error) => errors.push(error),
         }
+        match guard::legacy_rules::removals(&self.tools).await {
+            Ok(found) => removals.extend(found.into_iter().map(|(family, commands)| Removal {
+                what: format!("{family} rules against forged packets"),
+                by: Place::IptablesLegacy.writer(&self.tools, family),
+                commands,
+                held: Held::GuardRules(family),
+            })),
+            Err(error) => errors.push(error),
+        }
         (removals, errors)
     }
 
@@ -84,6 +95,11 @@ impl RulesKeeper {
                 done.map(drop)
             }
             Held::Guard(name) => guard::delete(name),
+            Held::GuardRules(family) => {
+                let place = Place::IptablesLegacy;
+                let done = place.write(&self.tools, *family, &removal.commands).await;
+                done.map(drop)
+            }
         }
     }
 }

@@ -6,8 +6,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use dataplane::guard::{GuardKeeper, PREFIX};
-use model::Dual;
+use dataplane::rules::{Mode, RulesKeeper};
 use model::guard::Guard;
+use model::{Dual, TrafficRules};
 
 use crate::world::{Net, Site, in_namespace, sh};
 
@@ -115,7 +116,7 @@ fn a_forged_router_advertisement_changes_nothing() {
     in_namespace(|| async {
         let attacker = attacked();
         let mut keeper = keeper();
-        assert!(keeper.ensure().unwrap());
+        assert!(keeper.ensure().await.unwrap());
         send(&attacker, &advertisement(1));
         assert_eq!(sh("ip -6 route show default"), "");
         eventually("the drop is counted", || {
@@ -126,7 +127,7 @@ fn a_forged_router_advertisement_changes_nothing() {
         });
 
         // Without the guard the same packet takes over the default route: the attack is a real one.
-        keeper.remove().unwrap();
+        keeper.remove().await.unwrap();
         eventually("the attack works without the guard", || {
             send(&attacker, &advertisement(1));
             sh("ip -6 route show default").contains("fe80::bad dev flannel.1 proto ra")
@@ -182,7 +183,7 @@ fn a_pod_cannot_reach_the_tunnels_port_of_any_node() {
             );
         }
         let mut keeper = keeper();
-        keeper.ensure().unwrap();
+        keeper.ensure().await.unwrap();
         for (source, at, to) in attacks {
             assert!(!arrives((pod, source), at, to, PORT), "{to}");
             assert!(
@@ -205,7 +206,7 @@ fn a_pod_cannot_reach_the_tunnels_port_of_any_node() {
 fn the_table_is_kept_and_removed() {
     in_namespace(|| async {
         let mut keeper = keeper();
-        assert!(keeper.ensure().unwrap());
+        assert!(keeper.ensure().await.unwrap());
         let right = table();
         assert!(
             right.contains(r#"iifname "flannel*" icmpv6 type nd-router-advert"#),
@@ -220,15 +221,15 @@ fn the_table_is_kept_and_removed() {
             "{right}"
         );
         assert!(
-            !keeper.ensure().unwrap(),
+            !keeper.ensure().await.unwrap(),
             "what is right is not written again"
         );
         // Traffic that is counted is no change.
         sh("nft reset counters >/dev/null 2>&1 || true");
-        assert!(!keeper.ensure().unwrap());
+        assert!(!keeper.ensure().await.unwrap());
         let restarted = self::keeper;
         assert!(
-            !restarted().ensure().unwrap(),
+            !restarted().ensure().await.unwrap(),
             "what an earlier run wrote is not written again"
         );
 
@@ -249,12 +250,12 @@ fn the_table_is_kept_and_removed() {
             sh(&damage);
             let noticed = tokio::time::timeout(Duration::from_secs(10), keeper.changed()).await;
             assert!(noticed.is_ok(), "{damage}: not noticed");
-            assert!(keeper.ensure().unwrap(), "{damage}");
+            assert!(keeper.ensure().await.unwrap(), "{damage}");
             assert_eq!(table(), right, "{damage}");
             sh(&damage);
-            assert!(restarted().ensure().unwrap(), "{damage}, between two runs");
+            assert!(restarted().ensure().await.unwrap(), "{damage}, between two runs");
             assert_eq!(table(), right, "{damage}");
-            assert!(!keeper.ensure().unwrap(), "{damage}, after another's repair");
+            assert!(!keeper.ensure().await.unwrap(), "{damage}, after another's repair");
         }
         // Others' changes, and its own writing, wake it not.
         sh("nft add table inet firewalld");
@@ -265,16 +266,19 @@ fn the_table_is_kept_and_removed() {
         let other = "10.60.0.0/16".parse().unwrap();
         GuardKeeper::new(Guard::default(), &other, Vec::new())
             .ensure()
+            .await
             .unwrap();
         let former = "10.61.0.0/16".parse().unwrap();
         GuardKeeper::new(Guard::default(), &former, Vec::new())
             .ensure()
+            .await
             .unwrap();
         GuardKeeper::new(Guard::default(), &other, vec![former])
             .ensure()
+            .await
             .unwrap();
-        keeper.remove().unwrap();
-        keeper.remove().unwrap();
+        keeper.remove().await.unwrap();
+        keeper.remove().await.unwrap();
         let left = sh("nft list tables");
         assert_eq!(left.matches(PREFIX).count(), 1, "{left}");
         assert!(left.contains("flannel-guard-10.60.0.0-16"), "{left}");
@@ -292,6 +296,75 @@ fn nothing_but_net_admin_is_needed() {
             libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr())
         };
         assert_eq!(kept, 0);
-        assert!(keeper().ensure().unwrap());
+        assert!(keeper().ensure().await.unwrap());
+    });
+}
+
+/// A kernel without nf_tables: legacy iptables does the same.
+#[test]
+fn without_nf_tables_iptables_keeps_forged_packets_out() {
+    in_namespace(|| async {
+        let shown = || sh("iptables-legacy-save -t filter; ip6tables-legacy-save -t filter");
+        let count = || shown().matches("flanneld guard 10.1.0.0/16").count();
+        {
+            let attacker = attacked();
+            let mut keeper = keeper().without_nf_tables();
+            assert!(keeper.ensure().await.unwrap());
+            assert!(keeper.uses_iptables());
+            assert_eq!(sh("nft list tables | grep flannel || true"), "");
+            send(&attacker, &advertisement(1));
+            assert_eq!(sh("ip -6 route show default"), "");
+            keeper.remove().await.unwrap();
+            assert_eq!(count(), 0);
+            sh("ip link del eth0");
+        }
+        let site = Site::new();
+        let (pod, outside) = (Some(&site.pod), Some(&site.outside));
+        let attacks = [
+            ("10.1.5.2", outside, "192.0.2.1"),
+            ("10.1.5.2", None, "192.0.2.10"),
+            ("fd00:0:0:5::2", outside, "2001:db8::1"),
+        ];
+        sh("iptables-legacy -A INPUT -m comment --comment mine -j ACCEPT");
+        let mut keeper = keeper().without_nf_tables();
+        assert!(keeper.ensure().await.unwrap());
+        for (source, at, to) in attacks {
+            assert!(!arrives((pod, source), at, to, PORT), "{to}: {}", shown());
+            assert!(arrives((pod, source), at, to, PORT + 1), "{to}");
+        }
+        assert!(arrives((outside, "192.0.2.1"), None, "192.0.2.10", PORT));
+        let whole = count();
+        assert!(whole >= 7, "{}", shown());
+        assert!(
+            !keeper.ensure().await.unwrap(),
+            "what is right is not written again"
+        );
+        let mut restarted = self::keeper().without_nf_tables();
+        assert!(!restarted.ensure().await.unwrap());
+        // Somebody flushes them.
+        sh("iptables-legacy -F INPUT; ip6tables-legacy -F FORWARD");
+        let noticed = tokio::time::timeout(Duration::from_secs(60), keeper.changed()).await;
+        assert!(noticed.is_ok());
+        assert!(keeper.ensure().await.unwrap());
+        assert_eq!(count(), whole);
+        // `flannelctl cleanup` finds them.
+        sh("iptables-legacy -A INPUT -m comment --comment mine -j ACCEPT");
+        let hour = Duration::from_secs(3600);
+        let mut cleaner = RulesKeeper::new(Mode::Iptables, TrafficRules::default(), hour);
+        let (removals, errors) = cleaner.would_remove().await;
+        assert!(
+            errors.is_empty() && removals.len() == 2,
+            "{removals:?} {errors:?}"
+        );
+        for removal in &removals {
+            cleaner.remove(removal).await.unwrap();
+        }
+        assert_eq!(count(), 0);
+        assert!(keeper.ensure().await.unwrap());
+        // The module was loaded meanwhile: the table takes over.
+        assert!(self::keeper().ensure().await.unwrap());
+        assert_eq!(count(), 0);
+        assert!(table().contains("nd-router-advert"));
+        assert!(shown().contains("mine"));
     });
 }
