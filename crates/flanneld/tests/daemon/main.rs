@@ -71,3 +71,4 @@ mod underlay;
 mod upgrade;
 mod usage;
 mod wireguard;
+mod wireguard_kernel;
