@@ -181,7 +181,9 @@ impl Coalescer {
                 if header < 20 || body > packet.len {
                     return None;
                 }
-                let plain = bytes[at + 13] & !PSH == ACK && body < packet.len;
+                // Without reserved bits, which would have to be the same in all packets.
+                let plain =
+                    bytes[at + 12] & 0xf == 0 && bytes[at + 13] & !PSH == ACK && body < packet.len;
                 Some(Candidate {
                     packet: *packet,
                     protocol: TCP,

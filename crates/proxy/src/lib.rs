@@ -17,6 +17,7 @@
 mod checksum;
 mod coalesce;
 mod icmp;
+mod narrow;
 mod outgoing;
 mod packet;
 mod proxy;

@@ -3,11 +3,13 @@
 //! The protocol is boringtun's. Here is what lies around it: which peer a packet goes to and may come
 //! from, where that peer is at present, and when its timers run.
 
+mod sources;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -20,15 +22,21 @@ use ipnet::IpNet;
 use crate::socket::Socket;
 use crate::statistics::{Counters, count};
 use crate::table::Table;
+use sources::Sources;
 
 /// What a sealed packet is longer than its content, in bytes.
 pub(crate) const OVERHEAD: usize = 32;
 /// The longest message that is no data.
 pub(crate) const LONGEST_MESSAGE: usize = 148;
+/// The first byte of a message that holds a packet.
+const DATA: u8 = 4;
 /// How often the timers of all peers are looked at.
 pub(crate) const TICK: Duration = Duration::from_millis(250);
 /// How many handshakes a second are answered before their senders must prove their address.
 const HANDSHAKES: u64 = 200;
+/// How many packets for one peer wait for its handshake at most, and for all peers together. Beyond that, one.
+const WAITING: usize = 64;
+const WAITING_OF_ALL: usize = 4096;
 
 /// A secret key. Never shown.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -72,7 +80,14 @@ pub struct Peer {
 /// A peer and the state of its tunnel, which outlives changes of the other peers.
 pub(crate) struct Tunnel {
     index: u32,
+    identity: Arc<Identity>,
     state: Mutex<State>,
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        self.state().set_waiting(0, &self.identity);
+    }
 }
 
 struct State {
@@ -81,9 +96,52 @@ struct State {
     configured: Option<SocketAddr>,
     /// Where its packets came from last, else as configured.
     endpoint: Option<SocketAddr>,
+    /// How many packets wait for a handshake.
+    waiting: usize,
+    /// Begin a handshake with the next look at the timers.
+    greet: bool,
+}
+
+impl State {
+    /// Sets how many packets wait, here and in the sum of all peers.
+    fn set_waiting(&mut self, waiting: usize, identity: &Identity) {
+        let before = std::mem::replace(&mut self.waiting, waiting);
+        if waiting > before {
+            identity
+                .waiting
+                .fetch_add(waiting - before, Ordering::Relaxed);
+        } else {
+            identity
+                .waiting
+                .fetch_sub(before - waiting, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether packets can be sealed now.
+    fn has_session(&self) -> bool {
+        self.noise.time_since_last_handshake().is_some()
+    }
+
+    /// Begins a handshake, unless one is under way or not needed.
+    fn greet(&mut self, socket: &Socket) {
+        let mut buffer = [0; LONGEST_MESSAGE];
+        if let Some(to) = self.endpoint
+            && !self.has_session()
+            && let TunnResult::WriteToNetwork(message) =
+                self.noise.format_handshake_initiation(&mut buffer, false)
+        {
+            // Lost like any other datagram; the next one is sent in time.
+            let _ = socket.send_one(message, to);
+        }
+    }
 }
 
 impl Tunnel {
+    /// Returns where the peer is.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.state().endpoint
+    }
+
     /// Takes in where the peer is, if the daemon says something else than before: what was learnt from its
     /// packets is kept otherwise. Its sessions go on.
     fn move_to(&self, endpoint: Option<SocketAddr>) {
@@ -110,6 +168,10 @@ pub(crate) struct Identity {
     limiter: RateLimiter,
     /// Handshakes have passed `limiter` before a tunnel sees them.
     unlimited: Arc<RateLimiter>,
+    /// Who began handshakes lately.
+    sources: Sources,
+    /// How many packets wait for handshakes.
+    waiting: AtomicUsize,
     next_index: AtomicU32,
 }
 
@@ -123,11 +185,13 @@ impl Identity {
             unlimited: Arc::new(RateLimiter::new(&public, u64::MAX)),
             secret,
             public,
+            sources: Sources::default(),
+            waiting: AtomicUsize::new(0),
             next_index: AtomicU32::new(1),
         }
     }
 
-    fn tunnel(&self, peer: &Peer) -> Arc<Tunnel> {
+    fn tunnel(self: &Arc<Identity>, peer: &Peer, greet: bool) -> Arc<Tunnel> {
         // 24 bits: the protocol's implementation keeps eight for the sessions of one peer.
         let index = self.next_index.fetch_add(1, Ordering::Relaxed) & 0x00ff_ffff;
         let noise = Tunn::new(
@@ -142,9 +206,12 @@ impl Identity {
             noise,
             configured: peer.endpoint,
             endpoint: peer.endpoint,
+            waiting: 0,
+            greet,
         };
         Arc::new(Tunnel {
             index,
+            identity: self.clone(),
             state: Mutex::new(state),
         })
     }
@@ -155,6 +222,8 @@ pub(crate) struct Peers {
     identity: Arc<Identity>,
     by_key: HashMap<[u8; 32], Arc<Tunnel>>,
     by_index: HashMap<u32, Arc<Tunnel>>,
+    /// Where peers are as the daemon says.
+    by_endpoint: HashMap<SocketAddr, Arc<Tunnel>>,
     /// Which tunnel an address is behind, by its index.
     allowed: Table<u32>,
 }
@@ -171,6 +240,7 @@ impl Peers {
             identity,
             by_key: HashMap::new(),
             by_index: HashMap::new(),
+            by_endpoint: HashMap::new(),
             allowed: Table::default(),
         }
     }
@@ -187,14 +257,31 @@ impl Peers {
                     kept.move_to(peer.endpoint);
                     kept.clone()
                 }
-                None => self.identity.tunnel(peer),
+                // It has another key than before: nothing from it is understood until both sides have begun anew.
+                None => self.identity.tunnel(peer, self.is_left(peer, peers)),
             };
+            if let Some(endpoint) = peer.endpoint {
+                next.by_endpoint.insert(endpoint, tunnel.clone());
+            }
             allowed.extend(peer.allowed.iter().map(|net| (*net, tunnel.index)));
             next.by_index.insert(tunnel.index, tunnel.clone());
             next.by_key.insert(peer.public_key, tunnel);
         }
         next.allowed = Table::new(allowed);
         next
+    }
+
+    /// Returns whether a subnet of `peer` was behind another peer until now, which is not among `peers`.
+    fn is_left(&self, peer: &Peer, peers: &[Peer]) -> bool {
+        let before = peer
+            .allowed
+            .iter()
+            .find_map(|net| self.to(net.addr()).map(|tunnel| tunnel.index));
+        let Some(before) = before else { return false };
+        let mut kept = peers
+            .iter()
+            .filter_map(|peer| self.by_key.get(&peer.public_key));
+        !kept.any(|tunnel| tunnel.index == before)
     }
 
     /// Returns the tunnel to `destination`.
@@ -209,11 +296,22 @@ impl Peers {
         for tunnel in self.by_key.values() {
             let mut state = tunnel.state();
             let endpoint = state.endpoint;
-            if let (TunnResult::WriteToNetwork(message), Some(to)) =
-                (state.noise.update_timers(&mut buffer), endpoint)
-            {
-                // Lost like any other datagram; the next one is sent in time.
-                let _ = socket.send_one(message, to);
+            if std::mem::take(&mut state.greet) {
+                state.greet(socket);
+            }
+            match (state.noise.update_timers(&mut buffer), endpoint) {
+                (TunnResult::WriteToNetwork(message), Some(to)) => {
+                    // Lost like any other datagram; the next one is sent in time.
+                    let _ = socket.send_one(message, to);
+                }
+                // No handshake came about for 90 s, or no packet for nine minutes: what waited was dropped.
+                (TunnResult::Err(_), _) => {
+                    state.set_waiting(0, &self.identity);
+                    if self.identity.keys.keepalive.is_some() {
+                        state.greet(socket);
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -241,8 +339,17 @@ impl Peers {
                 return None;
             }
         };
+        let (is_data, is_cookie) = (
+            matches!(packet, Packet::PacketData(_)),
+            matches!(packet, Packet::PacketCookieReply(_)),
+        );
         let tunnel = match packet {
             Packet::HandshakeInit(init) => {
+                // Each costs as much as hundreds of packets.
+                if !self.identity.sources.may_begin(from.ip()) {
+                    count(&counters.unknown_peer, 1);
+                    return None;
+                }
                 let (secret, public) = (&self.identity.secret, &self.identity.public);
                 let half = parse_handshake_anon(secret, public, &init).ok();
                 half.and_then(|half| self.by_key.get(&half.peer_static_public))
@@ -253,14 +360,23 @@ impl Peers {
         };
         let Some(tunnel) = tunnel else {
             count(&counters.unknown_peer, 1);
+            if is_data {
+                self.greet_at(from, socket);
+            }
             return None;
         };
         let mut state = tunnel.state();
         let (len, source) = match state.noise.decapsulate(Some(from.ip()), datagram, into) {
             TunnResult::Err(_) => {
                 count(&counters.unknown_peer, 1);
+                drop(state);
+                if is_data {
+                    self.greet_at(from, socket);
+                }
                 return None;
             }
+            // Whoever has seen a handshake can make one of these.
+            TunnResult::Done if is_cookie => return None,
             TunnResult::Done => (0, None),
             TunnResult::WriteToTunnelV4(packet, source) => (packet.len(), Some(IpAddr::V4(source))),
             TunnResult::WriteToTunnelV6(packet, source) => (packet.len(), Some(IpAddr::V6(source))),
@@ -284,6 +400,14 @@ impl Peers {
             return None;
         }
         Some(len)
+    }
+
+    /// Begins a handshake with the peer that is at `from`, if there is no session with it: it uses one of an
+    /// earlier run of this process, and would notice only after a while.
+    fn greet_at(&self, from: SocketAddr, socket: &Socket) {
+        if let Some(tunnel) = self.by_endpoint.get(&from) {
+            tunnel.state().greet(socket);
+        }
     }
 }
 
@@ -326,13 +450,34 @@ impl Sealed {
         let Some(to) = state.endpoint else {
             return Seal::NoEndpoint;
         };
+        let identity = &tunnel.identity;
+        let most = if identity.waiting.load(Ordering::Relaxed) < WAITING_OF_ALL {
+            WAITING
+        } else {
+            1
+        };
+        if state.waiting >= most && !state.has_session() {
+            return Seal::Waits;
+        }
         match state.noise.encapsulate(packet, &mut self.data[self.used..]) {
             TunnResult::WriteToNetwork(sealed) => {
                 let range = self.used..self.used + sealed.len();
                 self.used = range.end;
+                let waiting = if sealed.first() == Some(&DATA) {
+                    0
+                } else {
+                    state.waiting + 1
+                };
+                if waiting != state.waiting {
+                    state.set_waiting(waiting, identity);
+                }
                 Seal::Send(range, to)
             }
-            _ => Seal::Waits,
+            _ => {
+                let waiting = state.waiting + 1;
+                state.set_waiting(waiting, identity);
+                Seal::Waits
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 
 use crate::coalesce::Coalescer;
 use crate::icmp::{self, Allowance, Reason};
+use crate::narrow::{LEAST_V4, Narrow};
 use crate::outgoing::{Outgoing, Refused};
 use crate::packet::ends;
 use crate::proxy::{Carrier, Shared, View};
@@ -15,7 +16,7 @@ use crate::statistics::count;
 use crate::tun::Queue;
 use crate::virtio::{self, Header};
 use crate::wake::{Stop, wait};
-use crate::wireguard::{LONGEST_MESSAGE, Seal, Sealed, Tunnel};
+use crate::wireguard::{LONGEST_MESSAGE, OVERHEAD, Seal, Sealed, Tunnel};
 
 /// How many packets are read before they are sent.
 const BATCH: usize = 64;
@@ -49,6 +50,7 @@ pub(crate) fn uplink(
             Carrier::Sealed(_) => Some(Sealed::new(SEALED)),
         },
         plain: Vec::new(),
+        narrow: Narrow::default(),
         allowance: Allowance::new(),
     };
     while !stops.iter().any(|stop| stop.is_given()) {
@@ -77,6 +79,8 @@ struct Uplink<'a> {
     sealed: Option<Sealed>,
     /// A packet in one piece, to be encrypted.
     plain: Vec<u8>,
+    /// Peers to which the path takes less than the tunnel's MTU, if packets are encrypted.
+    narrow: Narrow,
     allowance: Allowance,
 }
 
@@ -117,13 +121,19 @@ impl Uplink<'_> {
             return self.answer(at, Reason::NoRoute);
         };
         self.segments.clear();
-        match segment(
-            header,
-            bytes,
-            view.mtu,
-            &mut self.headers,
-            &mut self.segments,
-        ) {
+        let mut mtu = view.mtu;
+        if let Way::Sealed(tunnel) = &way
+            && let Some(path) = self.narrow.of(|| tunnel.endpoint())
+        {
+            // No link takes less, so an IPv6 packet of this size is never refused.
+            let least = if destination.is_ipv6() {
+                1280
+            } else {
+                LEAST_V4
+            };
+            mtu = mtu.min(path.max(least));
+        }
+        match segment(header, bytes, mtu, &mut self.headers, &mut self.segments) {
             Ok(()) => match way {
                 Way::Plain(to) => {
                     for segment in &self.segments {
@@ -135,7 +145,7 @@ impl Uplink<'_> {
             Err(Reject::Malformed) => count(&counters.malformed, 1),
             Err(Reject::TooBig) => {
                 count(&counters.too_big, 1);
-                self.answer(at, Reason::TooBig(view.mtu));
+                self.answer(at, Reason::TooBig(mtu));
             }
         }
     }
@@ -181,6 +191,7 @@ impl Uplink<'_> {
     fn flush(&mut self) {
         let counters = &self.shared.counters;
         let (queue, socket, allowance) = (self.queue, self.socket, &mut self.allowance);
+        let narrow = &mut self.narrow;
         let headers = &self.headers;
         let data = self
             .sealed
@@ -198,6 +209,12 @@ impl Uplink<'_> {
                 }
             }
             if let Some(libc::EMSGSIZE) = refused.error.raw_os_error() {
+                if !quotable && let Some(path) = socket.path_mtu(refused.to) {
+                    narrow.learn(
+                        refused.to,
+                        path.saturating_sub(overhead(refused.to.ip()) + OVERHEAD),
+                    );
+                }
                 count(&counters.too_big, 1);
             } else {
                 counters.not_sent(refused.to, &refused.error);
@@ -244,7 +261,8 @@ pub(crate) fn downlink(
     let mut scratch = Vec::new();
     let mut opened = match &shared.view().to {
         Carrier::Plain(_) => Vec::new(),
-        Carrier::Sealed(_) => vec![0; PIECES * LARGEST + LONGEST_MESSAGE],
+        // What waited for a handshake is sealed in the room that is left.
+        Carrier::Sealed(_) => vec![0; PIECES * LARGEST + LARGEST + LONGEST_MESSAGE],
     };
     while !stops.iter().any(|stop| stop.is_given()) {
         match receiver.receive(socket) {
@@ -278,7 +296,7 @@ fn take<'a>(
         let mut at = piece.start;
         let end = piece.start + piece.len;
         while at < end {
-            let next = (at + piece.segment).min(end);
+            let next = (at + piece.segment.max(1)).min(end);
             let taken = match &view.to {
                 Carrier::Plain(_) => Some(coalescer.push(received, at..next)),
                 Carrier::Sealed(peers) => {

@@ -53,6 +53,25 @@ fn peer(lab: &Lab, n: usize) -> Peer {
 
 /// The proxy of node `n`.
 fn start(lab: &Lab, n: usize, private_key: Secret, preshared_key: Option<Secret>) -> Proxy {
+    let keys = Wireguard {
+        private_key,
+        preshared_key,
+        keepalive: Some(1),
+    };
+    start_with(lab, n, keys)
+}
+
+/// The proxy of node `n`, which sends nothing by itself.
+fn start_quiet(lab: &Lab, n: usize) -> Proxy {
+    let keys = Wireguard {
+        private_key: key(n),
+        preshared_key: None,
+        keepalive: None,
+    };
+    start_with(lab, n, keys)
+}
+
+fn start_with(lab: &Lab, n: usize, keys: Wireguard) -> Proxy {
     let node = lab.node(n);
     if node
         .output(["ip", "link", "show", "wg"])
@@ -75,11 +94,7 @@ fn start(lab: &Lab, n: usize, private_key: Secret, preshared_key: Option<Secret>
         device: "wg".into(),
         listen: at(lab, n),
         mtu: MTU,
-        wireguard: Some(Wireguard {
-            private_key,
-            preshared_key,
-            keepalive: Some(1),
-        }),
+        wireguard: Some(keys),
         queues: 2,
     };
     node.run(|| Proxy::start(config)).unwrap().unwrap()
@@ -223,4 +238,109 @@ fn without_the_shared_key_nobody_is_let_in() {
     second.set_peers(&[peer(&lab, 1)]);
     assert!(!answers(lab.node(1), "10.99.2.1"));
     assert_eq!(first.statistics().received, 0);
+}
+
+/// Sends small packets from one node to the other, until the other's proxy has taken more of them in than `before`.
+fn must_arrive(from: &Namespace, to: &str, proxy: &Proxy, before: u64) {
+    let sender = from.run(|| UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    let arrive = || {
+        sender.send_to(b"x", to).map_err(|e| e.to_string())?;
+        match proxy.statistics().received {
+            received if received > before => Ok(()),
+            _ => Err(format!("{:?}", proxy.statistics())),
+        }
+    };
+    lab::wait_for("packets arrive", PATIENCE, arrive).unwrap();
+}
+
+#[test]
+fn a_peer_that_was_restarted_begins_anew_with_who_still_sends() {
+    let lab = lab(2);
+    let first = start_quiet(&lab, 1);
+    let second = start_quiet(&lab, 2);
+    first.set_peers(&[peer(&lab, 2)]);
+    second.set_peers(&[peer(&lab, 1)]);
+    must_arrive(lab.node(1), "10.99.2.1:5000", &second, 0);
+    // Node 1 does not know of it, and node 2 has nothing to send. Without help it takes 15 s.
+    drop(second);
+    let second = start_quiet(&lab, 2);
+    second.set_peers(&[peer(&lab, 1)]);
+    let began = std::time::Instant::now();
+    must_arrive(lab.node(1), "10.99.2.1:5000", &second, 0);
+    eprintln!("after a restart: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[test]
+fn packets_fit_a_path_that_is_narrower_than_the_tunnel() {
+    let lab = lab(2);
+    let proxies = [1, 2].map(|n| start(&lab, n, key(n), None));
+    for (n, proxy) in proxies.iter().enumerate() {
+        proxy.set_peers(&[peer(&lab, 2 - n)]);
+    }
+    let (one, two) = (lab.node(1), lab.node(2));
+    must_answer(one, "10.99.2.1");
+    ip(
+        one,
+        &format!("route add {} dev eth0 mtu lock 1400", two.ipv4()),
+    );
+    for address in ["10.99.2.1", "fd99:2::1"] {
+        let address = address.parse().unwrap();
+        lab::bulk(one, two, address, 8 << 20).unwrap();
+    }
+    // Some thousands of packets: the first ones are cut, those that follow are not.
+    let said = one.exec(["nstat", "-asz", "IpFragCreates"]).unwrap();
+    let cut = said
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("IpFragCreates")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0_u32);
+    assert!(cut < 1500, "{said}");
+    assert_eq!(proxies[0].statistics().not_sent, 0);
+}
+
+#[test]
+fn a_flood_of_junk_stops_nobody() {
+    let lab = lab(3);
+    let proxies = [1, 2].map(|n| start(&lab, n, key(n), None));
+    for (n, proxy) in proxies.iter().enumerate() {
+        proxy.set_peers(&[peer(&lab, 2 - n)]);
+    }
+    must_answer(lab.node(2), "10.99.1.1");
+    let target = at(&lab, 1);
+    let junk = lab
+        .node(3)
+        .run(|| UdpSocket::bind("0.0.0.0:0"))
+        .unwrap()
+        .unwrap();
+    // Nothing, handshakes, answers, cookies and data of nobody; garbage.
+    let mut packets: Vec<Vec<u8>> = vec![vec![], vec![0; 1], vec![9; 1400]];
+    for (kind, len) in [(1, 148), (2, 92), (3, 64), (4, 32), (4, 1400)] {
+        for index in 0..8u32 {
+            let mut packet = vec![7; len];
+            packet[..4].copy_from_slice(&[kind, 0, 0, 0]);
+            packet[4..8].copy_from_slice(&(index << 8).to_le_bytes());
+            packets.push(packet);
+        }
+    }
+    for round in 0..50_000 {
+        // What does not fit into the queue is lost, as in any flood.
+        let _ = junk.send_to(&packets[round % packets.len()], target);
+    }
+    must_answer(lab.node(2), "10.99.1.1");
+    must_answer(lab.node(1), "10.99.2.1");
+    let counted = proxies[0].statistics();
+    assert!(
+        counted.unknown_peer + counted.malformed > 100,
+        "{counted:?}"
+    );
 }

@@ -36,6 +36,13 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
     MACHINE.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Loads the module of TUN devices where nothing has yet: in a virtual machine that has just begun.
+pub fn load_tun() {
+    if !Path::new("/dev/net/tun").exists() {
+        drop(std::process::Command::new("modprobe").arg("tun").output());
+    }
+}
+
 /// Runs a script of `ip` and `bridge` command lines in `place`; several `ip` lines in a row are
 /// one process, unless they have options.
 pub fn run(place: &Namespace, script: &str) -> Result<(), Error> {

@@ -12,6 +12,7 @@ use crate::scene::{self, SOON, run, says};
 const SOME: u64 = 4 << 20;
 
 fn lab(nodes: usize, store: StoreKind) -> Lab {
+    scene::load_tun();
     scene::lab()
         .nodes(nodes)
         .store(store)

@@ -14,6 +14,7 @@ use crate::udp::{reaches, streams};
 
 /// Returns whether this kernel has WireGuard; names what is not run otherwise.
 fn may_run(what: &str) -> bool {
+    scene::load_tun();
     let has = dataplane::has_wireguard();
     if !has {
         let reason = "this kernel has no WireGuard";
