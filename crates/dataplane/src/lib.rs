@@ -13,6 +13,7 @@ pub mod fake;
 pub mod guard;
 pub mod host;
 pub mod leftovers;
+pub mod paths;
 pub mod rules;
 
 use std::collections::BTreeSet;

@@ -7,18 +7,18 @@ mod clock;
 mod cni;
 mod container;
 mod files;
-mod firewall;
-mod host;
-mod icmp;
+pub(crate) mod firewall;
+pub(crate) mod host;
+pub(crate) mod icmp;
 mod kernel;
 mod peers;
 mod port;
 mod probe;
-mod report;
-mod scene;
-mod settings;
+pub(crate) mod report;
+pub(crate) mod scene;
+pub(crate) mod settings;
 mod store;
-mod subnet;
+pub(crate) mod subnet;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -36,7 +36,7 @@ use subnet::SubnetEnv;
 
 /// Runs the checks, prints what they found.
 pub(crate) fn run(args: &CheckArgs) -> Result<ExitCode> {
-    let settings = Settings::find(args)?;
+    let settings = Settings::find(&args.flags, args.env_file.as_deref())?;
     let mut report = Report::default();
     report.ok("settings", settings.source.clone());
     match args.answer || args.probe.is_some() {

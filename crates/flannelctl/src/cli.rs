@@ -10,8 +10,10 @@ use clap::{Parser, Subcommand};
 use crate::check::CheckArgs;
 use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
+use crate::explain::ExplainArgs;
 use crate::install::Install;
-use crate::reports::{PeersArgs, SocketArgs, StatusArgs};
+use crate::reports::{PeersArgs, StatusArgs};
+use crate::status_socket::SocketArgs;
 
 #[derive(Parser)]
 #[command(
@@ -64,6 +66,11 @@ pub(crate) enum Command {
     ///
     /// Asks the flanneld of this host. Exit status 3: a peer is not installed.
     Peers(PeersArgs),
+    /// Show the way of packets between two containers, and name the first step that is broken
+    ///
+    /// Run it on the node of one of them, as root. Exit status 0: nothing is broken; 3: a step is, and the last line
+    /// names it; 1: it could not be looked at.
+    Explain(ExplainArgs),
     /// Print the version of this program and of the flanneld of this host
     Version(SocketArgs),
     /// Print the completions of a shell

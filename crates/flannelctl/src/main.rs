@@ -10,6 +10,7 @@ mod config;
 mod demo;
 mod drop_in;
 mod env_file;
+mod explain;
 mod install;
 #[cfg(feature = "lab")]
 mod lab_commands;
@@ -73,6 +74,7 @@ fn run(command: Command) -> ExitCode {
         Command::Config { command } => config::run(&command),
         Command::Status(args) => reports::status(&args),
         Command::Peers(args) => reports::peers(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Version(args) => reports::version(&args),
         Command::Completion { shell } => manual::completion(shell),
         Command::InstallCni(what) => install::run(&what),

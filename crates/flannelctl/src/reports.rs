@@ -1,6 +1,5 @@
 //! `flannelctl status`, `peers` and `version`: what the flanneld of this host reports, for people and for programs.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -8,19 +7,8 @@ use clap::{Args, ValueEnum};
 use flanneld::report::{NodeReport, PeerReport, PeerStatus, PeersReport};
 use serde::Serialize;
 
-use crate::{output, status, status_socket};
-
-/// Which daemon.
-#[derive(Args)]
-pub(crate) struct SocketArgs {
-    /// The daemon's status socket
-    #[arg(
-        long,
-        value_name = "FILE",
-        default_value = "/run/flannel/flanneld.sock"
-    )]
-    socket: PathBuf,
-}
+use crate::status_socket::{self, SocketArgs};
+use crate::{output, status};
 
 /// Arguments of `flannelctl status`.
 #[derive(Args)]

@@ -2,10 +2,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use flanneld::report::{NodeReport, PeersReport};
 use model::Outside;
 use serde::de::DeserializeOwned;
 
@@ -15,11 +17,51 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of the longest answer that is read: some 200,000 peers.
 const LARGEST: usize = 64 << 20;
 
+/// Which daemon.
+#[derive(Args)]
+pub(crate) struct SocketArgs {
+    /// The daemon's status socket
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/run/flannel/flanneld.sock"
+    )]
+    pub(crate) socket: PathBuf,
+}
+
+/// How long the daemon may take if its answer is one of several.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// Returns what the daemon reports of this node and of the others, or why it reports nothing.
+pub(crate) fn daemon(socket: &Path) -> Result<(NodeReport, PeersReport), String> {
+    let both = || {
+        let node = report(socket, "/v1/status", SHORT)?;
+        anyhow::Ok((node, report(socket, "/v1/peers", SHORT)?))
+    };
+    both().map_err(|error| format!("{error:#}"))
+}
+
 /// Asks the daemon for a report.
 ///
 /// # Errors
 /// No daemon answers there, or with something else; the message says what to do.
 pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
+    report(socket, path, LIMIT)
+}
+
+fn report<T: DeserializeOwned>(socket: &Path, path: &str, limit: Duration) -> Result<T> {
+    let text = text(socket, path, limit)?;
+    serde_json::from_str(&text).with_context(|| {
+        let place = socket.display();
+        format!("{place}: GET {path}: the answer is not the expected JSON")
+    })
+}
+
+/// Asks the daemon for a text.
+///
+/// # Errors
+/// As [`get`].
+pub(crate) fn text(socket: &Path, path: &str, limit: Duration) -> Result<String> {
     let place = socket.display();
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow!(
@@ -28,10 +70,10 @@ pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
         ErrorKind::PermissionDenied => anyhow!("{place}: {error}: run this command as root"),
         _ => anyhow!("{place}: {error}"),
     })?;
-    let answer = exchange(&mut stream, path).map_err(|error| match error.kind() {
+    let answer = exchange(&mut stream, path, limit).map_err(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!(
             "{place}: GET {path}: no answer within {} s: flanneld is stopped or hangs; its log says what it did last, and a restart (systemctl restart flanneld) leaves the network in place",
-            LIMIT.as_secs()
+            limit.as_secs()
         ),
         _ => anyhow!("{place}: GET {path}: {error}"),
     })?;
@@ -47,18 +89,17 @@ pub(crate) fn get<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
             Outside(body.trim())
         );
     }
-    serde_json::from_str(body)
-        .with_context(|| format!("{place}: GET {path}: the answer is not the expected JSON"))
+    Ok(body.to_owned())
 }
 
-fn exchange(stream: &mut UnixStream, path: &str) -> std::io::Result<Vec<u8>> {
+fn exchange(stream: &mut UnixStream, path: &str, limit: Duration) -> std::io::Result<Vec<u8>> {
     let began = Instant::now();
     let left = || {
-        let left = LIMIT.checked_sub(began.elapsed());
+        let left = limit.checked_sub(began.elapsed());
         left.filter(|left| !left.is_zero())
             .ok_or(std::io::Error::from(ErrorKind::TimedOut))
     };
-    stream.set_write_timeout(Some(LIMIT))?;
+    stream.set_write_timeout(Some(limit))?;
     write!(stream, "GET {path} HTTP/1.0\r\nHost: flanneld\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut piece = vec![0; 64 << 10];

@@ -34,6 +34,7 @@ pub const RTM_GETNEIGH: u16 = 30;
 pub const RTM_NEWNEXTHOP: u16 = 104;
 pub const RTM_DELNEXTHOP: u16 = 105;
 pub const RTM_GETNEXTHOP: u16 = 106;
+pub const RTM_GETRULE: u16 = 34;
 
 pub const RTNLGRP_LINK: u32 = 1;
 pub const RTNLGRP_NEIGH: u32 = 3;
@@ -44,6 +45,8 @@ pub const RTNLGRP_IPV6_ROUTE: u32 = 11;
 pub const RTNLGRP_NEXTHOP: u32 = 32;
 
 pub const RTA_DST: u16 = 1;
+pub const RTA_SRC: u16 = 2;
+pub const RTA_IIF: u16 = 3;
 pub const RTA_OIF: u16 = 4;
 pub const RTA_GATEWAY: u16 = 5;
 pub const RTA_PRIORITY: u16 = 6;
@@ -60,7 +63,10 @@ pub const RTA_NH_ID: u16 = 30;
 
 pub const RT_TABLE_MAIN: u8 = 254;
 pub const RTN_UNICAST: u8 = 1;
+pub const RTN_LOCAL: u8 = 2;
 pub const RTN_BLACKHOLE: u8 = 6;
+pub const RTN_UNREACHABLE: u8 = 7;
+pub const RTN_PROHIBIT: u8 = 8;
 pub const RT_SCOPE_UNIVERSE: u8 = 0;
 pub const RT_SCOPE_LINK: u8 = 253;
 pub const RT_SCOPE_NOWHERE: u8 = 255;
@@ -68,6 +74,16 @@ pub const RTPROT_KERNEL: u8 = 2;
 pub const RTPROT_BOOT: u8 = 3;
 pub const RTM_F_CLONED: u32 = 0x200;
 pub const RTNH_F_ONLINK: u32 = 4;
+
+// fib_rules.h
+pub const FRA_DST: u16 = 1;
+pub const FRA_SRC: u16 = 2;
+pub const FRA_IIFNAME: u16 = 3;
+pub const FRA_PRIORITY: u16 = 6;
+pub const FRA_FWMARK: u16 = 10;
+pub const FRA_TABLE: u16 = 15;
+pub const FRA_OIFNAME: u16 = 17;
+pub const FIB_RULE_INVERT: u32 = 2;
 
 // nexthop.h
 pub const NHA_ID: u16 = 1;

@@ -179,7 +179,7 @@ fn tell(report: &mut Report, question: &Question<'_>, sample: &Sample, refusal: 
 }
 
 /// A rule of nftables is shown as JSON, which may be long.
-fn shortened(rule: &str) -> String {
+pub(crate) fn shortened(rule: &str) -> String {
     const MOST: usize = 300;
     match rule.char_indices().nth(MOST) {
         Some((at, _)) => format!("{}…", &rule[..at]),

@@ -9,7 +9,8 @@ use super::report::Report;
 
 const ABOUT: &str = "forwarding";
 
-fn sysctl(key: &str) -> Option<String> {
+/// Returns a switch of the kernel; `None` if there is no such one.
+pub(crate) fn sysctl(key: &str) -> Option<String> {
     let value = fs::read_to_string(format!("/proc/sys/{key}")).ok()?;
     Some(value.trim().to_owned())
 }

@@ -86,6 +86,14 @@ impl Report {
         self.count(Level::Fail) == 0
     }
 
+    /// Returns what does harm.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let faults = self.0.iter().filter(|f| f.level == Level::Fail);
+        faults
+            .map(|fault| format!("{}: {}", fault.about, fault.text))
+            .collect()
+    }
+
     /// Writes it, for people or as JSON.
     pub(crate) fn print(&self, as_json: bool) {
         let levels = [Level::Ok, Level::Warn, Level::Fail, Level::Skip];

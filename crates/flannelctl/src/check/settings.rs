@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use flanneld::flags;
 use flanneld::options::Options;
 
-use super::args::CheckArgs;
 use crate::cleanup::daemons::running;
 
 /// Where the unit file of the packages has its variables.
@@ -27,14 +26,16 @@ pub(crate) struct Settings {
 impl Settings {
     /// Finds it.
     ///
+    /// `flags` are those of the command line, `env_file` that of `--env-file`.
+    ///
     /// # Errors
     /// A flag, variable or file that flanneld would refuse.
-    pub(crate) fn find(args: &CheckArgs) -> Result<Settings> {
+    pub(crate) fn find(flags: &[String], env_file: Option<&Path>) -> Result<Settings> {
         let daemons = running()?;
         let daemon = daemons.first().map(|daemon| daemon.pid);
         let running = daemons
             .first()
-            .filter(|_| args.flags.is_empty() && args.env_file.is_none())
+            .filter(|_| flags.is_empty() && env_file.is_none())
             .and_then(|daemon| {
                 let pid = daemon.pid;
                 let words = strings(pid, "cmdline")?;
@@ -59,12 +60,12 @@ impl Settings {
                 (words, variables.collect(), source)
             }
             None => {
-                let (variables, file) = variables(args.env_file.as_deref())?;
-                let source = match args.flags.is_empty() {
+                let (variables, file) = variables(env_file)?;
+                let source = match flags.is_empty() {
                     true => format!("FLANNELD_… variables{file}"),
                     false => format!("the flags after --, and FLANNELD_… variables{file}"),
                 };
-                (args.flags.clone(), variables, source)
+                (flags.to_vec(), variables, source)
             }
         };
         let given = flags::parse(words, |name| variables.get(name).cloned())?;
