@@ -17,12 +17,13 @@ use crate::runtime::wait_for;
 const MOST: usize = 64;
 
 /// The steps that objects are shown in, in a packet's order, with the kinds of object.
-const STEPS: [(&str, &[&str]); 5] = [
+const STEPS: [(&str, &[&str]); 6] = [
     ("device", &["link", "address"]),
     ("route", &["route"]),
     ("next hop", &["nexthop"]),
     ("neighbour", &["neighbour"]),
     ("fdb", &["fdb"]),
+    ("wireguard", &["WireGuard device", "WireGuard peer"]),
 ];
 
 /// Compares; returns the device by which packets to the other node should leave.
@@ -70,11 +71,16 @@ pub(super) fn objects(
         own: *own.key.nets(),
         take_over: false,
     };
+    // The file's key is not read here: each peer would differ by it.
+    let has_psk_file = settings.options.wireguard.psk_file.is_some();
+    let is_compared = |object: &Object| {
+        is_kernels(object) && !(has_psk_file && matches!(object, Object::WgPeer(..)))
+    };
     let missing = wait_for(async {
         let mut kernel = Kernel::open(settings.options.plain_routes)?;
         let mut state = KernelState::new(kernel.features().next_hops, devices);
         kernel.set_scope(scope);
-        let of_kernel = |objects: Vec<Object>| objects.into_iter().filter(is_kernels);
+        let of_kernel = |objects: Vec<Object>| objects.into_iter().filter(is_compared);
         state.set(Owner::Node, of_kernel(backend.node(&own, host)));
         state.set(Owner::Peer(1), of_kernel(plan.objects.clone()));
         state.begin_audit();
@@ -89,7 +95,7 @@ pub(super) fn objects(
         }
         Err(_) => "start flanneld, which writes it: systemctl start flanneld",
     };
-    let wanted: Vec<&Object> = plan.objects.iter().filter(|o| is_kernels(o)).collect();
+    let wanted: Vec<&Object> = plan.objects.iter().filter(|o| is_compared(o)).collect();
     for (step, kinds) in STEPS {
         let of_step = missing
             .iter()
@@ -115,21 +121,28 @@ pub(super) fn objects(
             steps.ok(step, model::Op::Put((*object).clone()).to_string());
         }
     }
-    let elsewhere = plan.objects.iter().any(|object| !is_kernels(object));
+    let elsewhere = plan.objects.iter().any(|object| !is_compared(object));
     if elsewhere {
         steps.skip(
             "tunnel",
-            "its peers are in flanneld's own memory: `flannelctl peers` shows them",
+            "what else it needs is known to flanneld alone: `flannelctl peers` shows how far it is",
         );
     }
     Ok(leaves_by(&plan.objects, ends.family))
 }
 
-/// Whether an object is in the kernel, and not in a tunnel in flanneld's memory.
+/// Whether an object is in the kernel, and not in flanneld's memory or what a command of the configuration makes.
 fn is_kernels(object: &Object) -> bool {
-    !matches!(
+    matches!(
         object,
-        Object::PacketLoop(..) | Object::TunnelRoute(..) | Object::WgPeer(..)
+        Object::Link(..)
+            | Object::Addr(..)
+            | Object::Neigh(..)
+            | Object::Fdb(..)
+            | Object::NextHop(..)
+            | Object::Route(..)
+            | Object::WgDevice(..)
+            | Object::WgPeer(..)
     )
 }
 
