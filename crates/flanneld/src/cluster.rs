@@ -66,7 +66,7 @@ impl Cluster {
         let (mut added, mut removed) = (0, 0);
         for (key, lease) in leases {
             let before = self.roster.id(&key);
-            let old = self.roster.accepted(&key).cloned();
+            let old = before.and_then(|_| self.roster.accepted(&key)).cloned();
             let changes = match lease {
                 Some(lease) => self.roster.put(lease),
                 None => self.roster.remove(&key),
@@ -292,7 +292,6 @@ impl Cluster {
         };
         let plan = self.backend.peer(lease, &self.host);
         reconciler.set(Owner::Peer(id), plan.objects);
-        let text = described(lease);
         if plan.faults.is_empty() {
             self.unusable.remove(&lease.key);
         } else {
@@ -315,9 +314,9 @@ impl Cluster {
             }
         }
         match (each, known) {
-            (false, _) => debug!("subnet {text}"),
-            (true, false) => info!("subnet added: {text}"),
-            (true, true) => info!("subnet changed: {text}"),
+            (false, _) => debug!("subnet {}", described(lease)),
+            (true, false) => info!("subnet added: {}", described(lease)),
+            (true, true) => info!("subnet changed: {}", described(lease)),
         }
     }
 

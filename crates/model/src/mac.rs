@@ -23,19 +23,20 @@ impl FromStr for Mac {
     type Err = BadMac;
     fn from_str(s: &str) -> Result<Self, BadMac> {
         let bad = || BadMac(s.into());
+        let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
         let mut mac = [0; 6];
-        let mut parts = s.split([':', '-']);
-        for byte in &mut mac {
-            let part = parts.next().ok_or_else(bad)?;
-            if part.len() != 2 || !part.bytes().all(|b| b.is_ascii_hexdigit()) {
+        if s.len() != 17 {
+            return Err(bad());
+        }
+        for (byte, part) in mac.iter_mut().zip(s.as_bytes().chunks(3)) {
+            let ends = part.get(2).is_none_or(|end| matches!(end, b':' | b'-'));
+            let digits = (digit(part[0]), digit(part[1]));
+            let ((Some(high), Some(low)), true) = (digits, ends) else {
                 return Err(bad());
-            }
-            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+            };
+            *byte = high << 4 | low;
         }
-        match parts.next() {
-            None => Ok(Mac(mac)),
-            Some(_) => Err(bad()),
-        }
+        Ok(Mac(mac))
     }
 }
 

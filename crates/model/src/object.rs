@@ -202,6 +202,13 @@ macro_rules! kinds {
                 }
             }
 
+            /// The kernel did as it was asked, and holds this.
+            pub(crate) fn acknowledge(&mut self, object: Object) {
+                match object {
+                    $(Object::$name(key, value) => self.$table.acknowledge(key, value),)*
+                }
+            }
+
             /// A notification says that the kernel holds this; see [`Table::notify`].
             pub(crate) fn notify(&mut self, object: Object) -> bool {
                 match object {

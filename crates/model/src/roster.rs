@@ -83,8 +83,18 @@ pub enum RosterChange {
 /// What is to be decided again, oldest first: a decision depends on older leases only.
 type Work = BTreeSet<(u64, SubnetKey, Id)>;
 
+/// What was found about a lease that is put, for its decision: reading its data takes longest.
+struct Found {
+    id: Id,
+    fault: Option<Reason>,
+    claims: Claims,
+}
+
 enum Decision {
-    Accept,
+    Accept {
+        /// No other lease shares an address with it.
+        alone: bool,
+    },
     Own,
     Refuse(Reason),
 }
@@ -147,7 +157,7 @@ impl Roster {
         self.index_claims_again();
         let slots = self.slots.iter().zip(0..);
         let all = slots.filter_map(|(slot, id)| Some(rank(&slot.as_ref()?.lease, id)));
-        self.decide(all.collect(), None)
+        self.decide(all.collect(), None, None)
     }
 
     /// Adds a lease, or changes it.
@@ -167,7 +177,7 @@ impl Roster {
         let changed = before.map(|before| (id, before != lease.attrs));
         work.insert(rank(&lease, id));
         self.index.insert(id, &lease.key);
-        self.add_claims(id, &lease, &mut work);
+        let found = self.add_claims(id, &lease, &mut work);
         let slot = Some(Slot {
             lease,
             accepted: false,
@@ -176,7 +186,7 @@ impl Roster {
             Some(place) => *place = slot,
             None => self.slots.push(slot),
         }
-        self.decide(work, changed)
+        self.decide(work, changed, Some(found))
     }
 
     /// Removes a lease.
@@ -192,7 +202,7 @@ impl Roster {
             .filter(|old| old.accepted)
             .map(|old| RosterChange::Drop(old.lease.key));
         let mut changes: Vec<RosterChange> = dropped.into_iter().collect();
-        changes.extend(self.decide(work, None));
+        changes.extend(self.decide(work, None, None));
         changes
     }
 

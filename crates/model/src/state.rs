@@ -427,7 +427,7 @@ impl KernelState {
     /// The kernel acknowledged `op`.
     pub fn done(&mut self, op: Op) {
         match op {
-            Op::Put(object) => self.tables.observe(object),
+            Op::Put(object) => self.tables.acknowledge(object),
             Op::Del(object) => self.tables.deleted(&object),
         }
     }

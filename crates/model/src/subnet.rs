@@ -1,5 +1,6 @@
 //! The name of a lease: its subnets, in the form that etcd keys and file names have.
 
+use std::cmp::Ordering;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -7,11 +8,12 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::Dual;
+use crate::range::number;
 
 /// The subnets of one lease, at least one family: `172.30.80.0-24`,
 /// `172.30.80.0-24&fd00:1:2::-64`, or `0.0.0.0-0&fd00:1:2::-64` where there is no IPv4 (upstream
 /// writes an empty IPv4 subnet so). Always a network address without host bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SubnetKey(Dual<IpNet>);
 
 /// Text or subnets that name no lease.
@@ -66,6 +68,39 @@ fn with_len(ip: IpAddr, len: u8) -> IpNet {
     IpNet::new(ip, len).unwrap_or_else(|_| IpNet::from(ip))
 }
 
+/// A network in two numbers.
+fn numbers(net: &IpNet) -> (u128, u8) {
+    (number(net.addr()), net.prefix_len())
+}
+
+impl Ord for SubnetKey {
+    /// By the IPv4 subnet, then by the IPv6 one: address, then length; none comes first. Written out because a
+    /// bulk load of leases spends much of its time here: numbers compare faster than addresses by family.
+    fn cmp(&self, other: &SubnetKey) -> Ordering {
+        let v4 = |key: &SubnetKey| match &key.0.v4 {
+            Some(IpNet::V4(net)) => {
+                u64::from(net.addr().to_bits()) << 8 | u64::from(net.prefix_len()) | 1 << 63
+            }
+            Some(IpNet::V6(_)) | None => 0,
+        };
+        v4(self)
+            .cmp(&v4(other))
+            .then_with(|| match (&self.0.v6, &other.0.v6) {
+                (None, None) => Ordering::Equal,
+                (ours, theirs) => ours
+                    .as_ref()
+                    .map(numbers)
+                    .cmp(&theirs.as_ref().map(numbers)),
+            })
+    }
+}
+
+impl PartialOrd for SubnetKey {
+    fn partial_cmp(&self, other: &SubnetKey) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 impl fmt::Display for SubnetKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.v4 {
@@ -88,9 +123,13 @@ impl FromStr for SubnetKey {
             Some((v4, v6)) => (v4, Some(v6)),
             None => (s, None),
         };
-        let v4: Ipv4Net = part(v4).ok_or_else(bad)?;
-        let v6: Option<Ipv6Net> = match v6 {
-            Some(v6) => Some(part(v6).ok_or_else(bad)?),
+        let (ip, len) = part(v4).ok_or_else(bad)?;
+        let v4 = Ipv4Net::new(ip, len).map_err(|_| bad())?;
+        let v6 = match v6 {
+            Some(v6) => {
+                let (ip, len) = part(v6).ok_or_else(bad)?;
+                Some(Ipv6Net::new(ip, len).map_err(|_| bad())?)
+            }
             None => None,
         };
         let nets = Dual {
@@ -103,10 +142,11 @@ impl FromStr for SubnetKey {
 }
 
 /// `ADDRESS-LENGTH`, the length in plain decimal digits.
-fn part<N: FromStr>(s: &str) -> Option<N> {
+fn part<Ip: FromStr>(s: &str) -> Option<(Ip, u8)> {
     let (ip, len) = s.split_once('-')?;
-    let digits = !len.is_empty() && len.bytes().all(|b| b.is_ascii_digit());
-    digits.then(|| format!("{ip}/{len}").parse().ok()).flatten()
+    // The parser of numbers would take a sign.
+    let digits = len.bytes().all(|b| b.is_ascii_digit());
+    Some((ip.parse().ok()?, len.parse().ok().filter(|_| digits)?))
 }
 
 #[cfg(test)]
@@ -148,6 +188,31 @@ mod tests {
             "a\u{0}b",
         ] {
             assert!(text.parse::<SubnetKey>().is_err(), "{text:?} was taken");
+        }
+    }
+
+    #[test]
+    fn keys_are_ordered_by_address_and_then_length() {
+        let sorted = [
+            "0.0.0.0-0&::-1",
+            "0.0.0.0-0&fd00::-64",
+            "0.0.0.0-1",
+            "0.0.0.0-1&fd00::-64",
+            "9.255.0.0-24",
+            "10.1.0.0-16",
+            "10.1.0.0-24",
+            "10.1.0.0-24&fd00::-63",
+            "10.1.0.0-24&fd00::-64",
+            "10.1.0.0-24&fd00:0:0:1::-64",
+            "10.1.1.0-24",
+            "200.1.1.0-24",
+            "255.255.255.255-32",
+        ];
+        let keys = sorted.map(|text| text.parse::<SubnetKey>().unwrap());
+        for (i, a) in keys.iter().enumerate() {
+            for (j, b) in keys.iter().enumerate() {
+                assert_eq!(a.cmp(b), i.cmp(&j), "{a} and {b}");
+            }
         }
     }
 

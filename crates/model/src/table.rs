@@ -9,10 +9,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::time::Instant;
 
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use crate::object::{Handle, Kind, Slots};
 
@@ -131,7 +131,7 @@ pub struct Claimed {
 pub struct Table<K: Kind> {
     entries: Vec<Option<Entry<K>>>,
     index: HashTable<u32>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     vacant: Vec<u32>,
     /// What the kernel holds in the place of what it should.
     instead: HashMap<u32, K::Value>,
@@ -142,6 +142,8 @@ pub struct Table<K: Kind> {
     on_hold: Vec<u32>,
     puts: VecDeque<u32>,
     dels: VecDeque<u32>,
+    /// What was handed out last, in order: acknowledgements come in the same order, and are not looked up.
+    offered: VecDeque<u32>,
     audit: u16,
     wanted: usize,
     missing: usize,
@@ -155,7 +157,7 @@ impl<K: Kind> Default for Table<K> {
         Table {
             entries: Vec::new(),
             index: HashTable::new(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             vacant: Vec::new(),
             instead: HashMap::new(),
             waiting: BTreeMap::new(),
@@ -163,6 +165,7 @@ impl<K: Kind> Default for Table<K> {
             on_hold: Vec::new(),
             puts: VecDeque::new(),
             dels: VecDeque::new(),
+            offered: VecDeque::new(),
             audit: 0,
             wanted: 0,
             missing: 0,
@@ -241,13 +244,30 @@ impl<K: Kind> Table<K> {
         None
     }
 
+    /// The kernel did as it was asked, and holds `value` under `key`.
+    pub fn acknowledge(&mut self, key: K::Key, value: K::Value) {
+        // What was handed out in between was refused, held, or begun.
+        while let Some(slot) = self.offered.pop_front() {
+            if self.entry(slot).is_some_and(|entry| entry.key == key) {
+                return self.observe_at(slot, value);
+            }
+        }
+        self.observe(key, value);
+    }
+
     /// The kernel was seen to hold `value` under `key`.
     pub fn observe(&mut self, key: K::Key, value: K::Value) {
+        match self.find(&key) {
+            Some(slot) => self.observe_at(slot, value),
+            None => {
+                let slot = self.insert(key, value, HELD, 0);
+                self.file(slot);
+            }
+        }
+    }
+
+    fn observe_at(&mut self, slot: u32, value: K::Value) {
         let audit = self.audit;
-        let Some(slot) = self.find(&key) else {
-            let slot = self.insert(key, value, HELD, 0);
-            return self.file(slot);
-        };
         let mut instead = None;
         self.change(slot, |entry| {
             entry.audit = audit;
@@ -479,6 +499,9 @@ impl<K: Kind> Table<K> {
             Work::Del => (IN_DELS, std::mem::take(&mut self.dels)),
         };
         let mut handed_out = 0;
+        if work == Work::Put {
+            self.offered.clear();
+        }
         for _ in 0..queue.len() {
             if handed_out >= limit {
                 break;
@@ -498,6 +521,9 @@ impl<K: Kind> Table<K> {
                 continue;
             };
             each(entry.key, self.as_change(slot, entry, work));
+            if work == Work::Put {
+                self.offered.push_back(slot);
+            }
             handed_out += 1;
         }
         match work {
@@ -702,7 +728,9 @@ impl<K: Kind> Slots for Table<K> {
     }
 
     fn stop_waiting(&mut self, owner: u32) {
-        self.waiting.retain(|(_, waits), _| *waits != owner);
+        if !self.waiting.is_empty() {
+            self.waiting.retain(|(_, waits), _| *waits != owner);
+        }
     }
 
     fn set_next(&mut self, slot: u32, next: Handle) {

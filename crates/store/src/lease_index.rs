@@ -31,7 +31,8 @@ struct Known<V> {
 /// the daemon runs, and nearly all of them are of IPv4 alone.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Packed {
-    V4(Ipv4Addr, u8),
+    /// The address as a number, and the length.
+    V4(u32, u8),
     Other(Box<SubnetKey>),
 }
 
@@ -41,7 +42,7 @@ impl From<&SubnetKey> for Packed {
             Dual {
                 v4: Some(IpNet::V4(net)),
                 v6: None,
-            } => Packed::V4(net.addr(), net.prefix_len()),
+            } => Packed::V4(net.addr().to_bits(), net.prefix_len()),
             _ => Packed::Other(Box::new(*key)),
         }
     }
@@ -51,7 +52,7 @@ impl Packed {
     fn unpack(&self) -> Option<SubnetKey> {
         match self {
             Packed::V4(addr, len) => {
-                let net = Ipv4Net::new(*addr, *len).ok()?;
+                let net = Ipv4Net::new(Ipv4Addr::from_bits(*addr), *len).ok()?;
                 SubnetKey::new(Dual {
                     v4: Some(net.into()),
                     v6: None,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::index::{Age, Id};
-use super::{Claims, Decision, Note, Reason, Roster, RosterChange, Slot, Work, rank};
+use super::{Claims, Decision, Found, Note, Reason, Roster, RosterChange, Slot, Work, rank};
 use crate::range::number;
 use crate::{BackendType, Dual, Family, Lease, SubnetKey};
 
@@ -23,11 +23,13 @@ fn age(lease: &Lease) -> Age {
 
 impl Roster {
     /// Decides `work` and all that follows from it. `changed` names the lease that was accepted
-    /// before it was replaced, and whether the new one says something else.
+    /// before it was replaced, and whether the new one says something else; `found` is what is known of the one
+    /// that was put.
     pub(super) fn decide(
         &mut self,
         mut work: Work,
         changed: Option<(Id, bool)>,
+        found: Option<Found>,
     ) -> Vec<RosterChange> {
         let (mut drops, mut again, mut accepts, mut rest) = (vec![], vec![], vec![], vec![]);
         let mut notes = vec![];
@@ -35,8 +37,10 @@ impl Roster {
             let Some(slot) = self.slot(id) else { continue };
             let replaced = changed.filter(|(replaced, _)| *replaced == id);
             let (recorded, known) = (slot.accepted, slot.accepted || replaced.is_some());
-            let decision = self.decision(id, &slot.lease);
-            let accepted = matches!(decision, Decision::Accept);
+            let found = found.as_ref().filter(|found| found.id == id);
+            let decision = self.decision(id, &slot.lease, found);
+            let accepted = matches!(decision, Decision::Accept { .. });
+            let alone = matches!(decision, Decision::Accept { alone: true });
             match (known, accepted) {
                 (true, false) => drops.push(RosterChange::Drop(key)),
                 (false, true) => {
@@ -50,7 +54,9 @@ impl Roster {
             }
             if recorded != accepted {
                 self.set_accepted(id, accepted, &mut rest);
-                self.push_younger(id, &mut work);
+                if !alone {
+                    self.push_younger(id, &mut work);
+                }
             }
             match decision {
                 Decision::Refuse(reason) if self.refused.get(&id) != Some(&reason) => {
@@ -58,7 +64,7 @@ impl Roster {
                     rest.push(RosterChange::Refuse { key, reason });
                 }
                 Decision::Refuse(_) => {}
-                Decision::Accept | Decision::Own => drop(self.refused.remove(&id)),
+                Decision::Accept { .. } | Decision::Own => drop(self.refused.remove(&id)),
             }
         }
         for (length, note) in notes {
@@ -137,16 +143,23 @@ impl Roster {
 
     /// Enters the claims of a lease that may be right, and adds to `work` the leases whose acceptance
     /// depends on it.
-    pub(super) fn add_claims(&mut self, id: Id, lease: &Lease, work: &mut Work) {
-        if self.fault(lease).is_some() {
-            return;
+    pub(super) fn add_claims(&mut self, id: Id, lease: &Lease, work: &mut Work) -> Found {
+        let mut found = Found {
+            id,
+            fault: self.fault(lease),
+            claims: Claims::default(),
+        };
+        if found.fault.is_some() {
+            return found;
         }
-        let (claims, age) = (self.claims_of(lease), age(lease));
+        found.claims = self.claims_of(lease);
+        let (claims, age) = (found.claims, age(lease));
         for (family, claim) in claims.iter() {
             self.index.insert_claim(family, *claim, age, id);
             let older = self.index.older(family, *claim, age, id);
             work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
         }
+        found
     }
 
     /// Enters all claims again: which leases may be right has changed.
@@ -182,13 +195,22 @@ impl Roster {
         })
     }
 
-    fn decision(&self, id: Id, lease: &Lease) -> Decision {
+    fn decision(&self, id: Id, lease: &Lease, found: Option<&Found>) -> Decision {
         if self.own.as_ref() == Some(&lease.key) {
             return Decision::Own;
         }
-        match self.fault(lease).or_else(|| self.rival(id, lease)) {
-            Some(reason) => Decision::Refuse(reason),
-            None => Decision::Accept,
+        let fault = match found {
+            Some(found) => found.fault.clone(),
+            None => self.fault(lease),
+        };
+        if let Some(reason) = fault {
+            return Decision::Refuse(reason);
+        }
+        let claims = found.map(|found| found.claims);
+        let claims = claims.unwrap_or_else(|| self.claims_of(lease));
+        match self.rival(id, lease, claims) {
+            Ok(alone) => Decision::Accept { alone },
+            Err(reason) => Decision::Refuse(reason),
         }
     }
 
@@ -286,30 +308,34 @@ impl Roster {
         })
     }
 
-    /// The lease that excludes this one: an older accepted one with its addresses, or a newer one with
-    /// its claim.
-    fn rival(&self, id: Id, lease: &Lease) -> Option<Reason> {
-        for (family, claim) in self.claims_of(lease).iter() {
+    /// Looks for a lease that excludes this one: an older accepted one with its addresses, or a newer one with
+    /// its claim. Returns whether no other lease at all has its addresses.
+    fn rival(&self, id: Id, lease: &Lease, claims: Claims) -> Result<bool, Reason> {
+        for (family, claim) in claims.iter() {
             let newer = self.index.newer(family, *claim, age(lease), id);
             if let Some(newer) = newer.and_then(|id| self.slot(id)) {
                 let other = newer.lease.key;
-                return Some(Reason::SameClaim { other });
+                return Err(Reason::SameClaim { other });
             }
         }
-        let accepted_older = |other: Id| {
+        let mut alone = true;
+        let mut accepted_older = |other: Id| {
+            if other == id {
+                return None;
+            }
+            alone = false;
             let slot = self.slot(other)?;
-            (other != id && slot.accepted && rank(&slot.lease, other) < rank(lease, id))
-                .then_some(slot.lease.key)
+            (slot.accepted && rank(&slot.lease, other) < rank(lease, id)).then_some(slot.lease.key)
         };
         for (family, _) in self.networks.iter() {
             let Some(net) = self.common(lease, family) else {
                 continue;
             };
-            if let Some(other) = self.index.overlapping(net).find_map(accepted_older) {
-                return Some(Reason::Overlaps { net: *net, other });
+            if let Some(other) = self.index.overlapping(net).find_map(&mut accepted_older) {
+                return Err(Reason::Overlaps { net: *net, other });
             }
         }
-        None
+        Ok(alone)
     }
 
     /// Adds to `work` the younger leases whose subnets overlap that of the lease in slot `id`.

@@ -15,7 +15,8 @@ pub(super) type Id = u32;
 /// What all leases claim, whether or not they are accepted.
 #[derive(Default)]
 pub(super) struct Index {
-    nets: [Nets; 2],
+    v4: Nets<u32>,
+    v6: Nets<[u8; 16]>,
     /// Of leases that may be right only, in the order of age.
     claims: [BTreeSet<(u64, u64, u32, Id)>; 2],
 }
@@ -23,14 +24,28 @@ pub(super) struct Index {
 /// Orders leases with one claim: seniority, then the key in short.
 pub(super) type Age = (u64, u32);
 
-/// A network's first address, most significant byte first: smaller in a tuple than a number,
-/// which would be aligned to 16 bytes, and in the same order.
-type Start = [u8; 16];
+/// The first or last address of a network, in as few bytes as its family needs. An IPv6 address is not a number, which
+/// would be aligned to 16 bytes; the order is the same.
+trait Address: Copy + Ord {
+    fn of(number: u128) -> Self;
+}
+
+impl Address for u32 {
+    fn of(number: u128) -> u32 {
+        number as u32
+    }
+}
+
+impl Address for [u8; 16] {
+    fn of(number: u128) -> [u8; 16] {
+        number.to_be_bytes()
+    }
+}
 
 /// Networks of one family by their first address: one that contains others comes before them.
 #[derive(Default)]
-struct Nets {
-    sorted: BTreeSet<(Start, u8, Id)>,
+struct Nets<A: Address> {
+    sorted: BTreeSet<(A, u8, Id)>,
     /// How many there are of each length. Mostly one length: that of the configuration.
     lengths: BTreeMap<u8, usize>,
 }
@@ -38,13 +53,19 @@ struct Nets {
 impl Index {
     pub(super) fn insert(&mut self, id: Id, key: &SubnetKey) {
         for (family, net) in key.nets().iter() {
-            self.nets[family as usize].insert(net, id);
+            match family {
+                Family::V4 => self.v4.insert(net, id),
+                Family::V6 => self.v6.insert(net, id),
+            }
         }
     }
 
     pub(super) fn remove(&mut self, id: Id, key: &SubnetKey) {
         for (family, net) in key.nets().iter() {
-            self.nets[family as usize].remove(net, id);
+            match family {
+                Family::V4 => self.v4.remove(net, id),
+                Family::V6 => self.v6.remove(net, id),
+            }
         }
     }
 
@@ -62,12 +83,24 @@ impl Index {
 
     /// Leases that have exactly this net.
     pub(super) fn exact(&self, net: &IpNet) -> impl Iterator<Item = Id> {
-        self.nets[Family::of_net(net) as usize].exact(start(net), net.prefix_len())
+        let (v4, v6) = self.of(net);
+        let v4 = v4.map(|nets| nets.exact(net)).into_iter().flatten();
+        v4.chain(v6.map(|nets| nets.exact(net)).into_iter().flatten())
     }
 
     /// Leases that share an address with `net`.
     pub(super) fn overlapping(&self, net: &IpNet) -> impl Iterator<Item = Id> {
-        self.nets[Family::of_net(net) as usize].overlapping(net)
+        let (v4, v6) = self.of(net);
+        let v4 = v4.map(|nets| nets.overlapping(net)).into_iter().flatten();
+        v4.chain(v6.map(|nets| nets.overlapping(net)).into_iter().flatten())
+    }
+
+    /// The networks of the family of `net`: one of the two.
+    fn of(&self, net: &IpNet) -> (Option<&Nets<u32>>, Option<&Nets<[u8; 16]>>) {
+        match net {
+            IpNet::V4(_) => (Some(&self.v4), None),
+            IpNet::V6(_) => (None, Some(&self.v6)),
+        }
     }
 
     /// The next newer lease with this claim.
@@ -89,7 +122,7 @@ impl Index {
     }
 }
 
-impl Nets {
+impl<A: Address> Nets<A> {
     fn insert(&mut self, net: &IpNet, id: Id) {
         if self.sorted.insert((start(net), net.prefix_len(), id)) {
             *self.lengths.entry(net.prefix_len()).or_default() += 1;
@@ -106,7 +139,11 @@ impl Nets {
         }
     }
 
-    fn exact(&self, start: Start, len: u8) -> impl Iterator<Item = Id> {
+    fn exact(&self, net: &IpNet) -> impl Iterator<Item = Id> {
+        self.starting(start(net), net.prefix_len())
+    }
+
+    fn starting(&self, start: A, len: u8) -> impl Iterator<Item = Id> {
         self.sorted
             .range((start, len, Id::MIN)..=(start, len, Id::MAX))
             .map(|(_, _, id)| *id)
@@ -118,16 +155,20 @@ impl Nets {
         // Those that contain it, itself included: one look-up for each length that occurs.
         let around = self.lengths.range(..=len).flat_map(move |(len, _)| {
             let wider = subnet(family, first, *len);
-            self.exact(start(&wider), *len)
+            self.starting(start(&wider), *len)
         });
-        let longer = (first.to_be_bytes(), len.saturating_add(1), Id::MIN)
-            ..=(last.to_be_bytes(), u8::MAX, Id::MAX);
-        around.chain(self.sorted.range(longer).map(|(_, _, id)| *id))
+        let longer =
+            (A::of(first), len.saturating_add(1), Id::MIN)..=(A::of(last), u8::MAX, Id::MAX);
+        let has_longer = self.lengths.last_key_value();
+        let has_longer = has_longer.is_some_and(|(longest, _)| *longest > len);
+        let inside = has_longer.then(|| self.sorted.range(longer));
+        around.chain(inside.into_iter().flatten().map(|(_, _, id)| *id))
     }
 }
 
-fn start(net: &IpNet) -> Start {
-    ends(net).0.to_be_bytes()
+/// The first address of a network.
+fn start<A: Address>(net: &IpNet) -> A {
+    A::of(number(net.network()))
 }
 
 /// The accepted leases by public IP.
