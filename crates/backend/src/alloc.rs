@@ -31,6 +31,7 @@ impl Backend for Alloc {
             public_ip: self.served.public_ip,
             backend_type: None,
             data: Dual::default(),
+            also: Box::default(),
         }
     }
 

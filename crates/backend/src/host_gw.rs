@@ -72,6 +72,7 @@ impl Backend for HostGw {
             public_ip: self.served.public_ip,
             backend_type: Some(BackendType::HostGw),
             data: Dual::default(),
+            also: Box::default(),
         }
     }
 

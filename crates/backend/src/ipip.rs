@@ -105,6 +105,7 @@ impl Backend for Ipip {
             public_ip: self.served.public_ip,
             backend_type: Some(BackendType::Ipip),
             data: Dual::default(),
+            also: Box::default(),
         }
     }
 

@@ -65,6 +65,12 @@ pub trait Backend {
         false
     }
 
+    /// Returns whether it receives only from nodes that it knows: a node must not send by it to one that may not
+    /// have read this node's lease yet.
+    fn needs_acquaintance(&self) -> bool {
+        false
+    }
+
     /// Returns the families of the network that this node does not serve, and why not. The other one
     /// is served.
     fn missing(&self) -> &[(Family, BackendError)];

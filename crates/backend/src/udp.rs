@@ -99,6 +99,7 @@ impl Backend for Udp {
             // Upstream's nodes write none.
             backend_type: None,
             data: Dual::default(),
+            also: Box::default(),
         }
     }
 

@@ -256,6 +256,7 @@ impl Backend for Vxlan {
             public_ip: self.served.public_ip,
             backend_type: Some(BackendType::Vxlan),
             data: Dual::from_fn(|family| vteps.get(family).and_then(|vtep| vtep.to_json())),
+            also: Box::default(),
         }
     }
 

@@ -326,6 +326,7 @@ impl Backend for Wireguard {
             public_ip: self.served.public_ip,
             backend_type: Some(BackendType::Wireguard),
             data: Dual::from_fn(data),
+            also: Box::default(),
         }
     }
 
@@ -425,6 +426,14 @@ impl Backend for Wireguard {
             let key: WgKey = wire.public_key.parse().ok()?;
             Some(hasher.hash_one(key))
         })
+    }
+
+    fn encrypts(&self) -> bool {
+        true
+    }
+
+    fn needs_acquaintance(&self) -> bool {
+        true
     }
 
     fn missing(&self) -> &[(Family, BackendError)] {

@@ -478,6 +478,7 @@ proptest! {
             public_ip: Dual { v4: Some(std::net::Ipv4Addr::from(public).into()), v6: Some("fd78:0:0:9::9".parse().unwrap()) },
             backend_type: Some(model::BackendType::Vxlan),
             data: Dual { v4: raw.clone(), v6: raw },
+            also: Box::default(),
         };
         let peer = Lease { key, attrs, seniority: 1 };
         let devices: Vec<_> = backend.devices().iter().map(|own| own.name).collect();

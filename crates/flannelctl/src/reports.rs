@@ -248,6 +248,7 @@ mod tests {
 
     fn peer(subnet: &str, state: PeerStatus, reason: Option<&str>) -> PeerReport {
         PeerReport {
+            reached_by: None,
             subnets: vec![subnet.to_owned()],
             public_ips: vec!["192.168.0.2".parse().unwrap()],
             backend: "vxlan".to_owned(),

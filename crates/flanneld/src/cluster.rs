@@ -1,24 +1,33 @@
 //! The other nodes: which of their leases are used, and what the kernel must hold for them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 
-use backend::Backend;
 use dataplane::Dataplane;
 use ipnet::IpNet;
 use model::roster::{Roster, RosterChange};
 use model::state::Progress;
-use model::{Host, IfName, Lease, LeaseAttrs, NetConfig, Owner, SubnetKey};
+use model::{BackendType, Host, IfName, Lease, Owner, SubnetKey};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::generations::{Generations, networks};
 use crate::reconcile::Reconciler;
 use crate::report::{PeerReport, PeerStatus};
 
-/// The other nodes' leases, and the backend that says what they mean for this kernel.
+/// How many peers a message names.
+const NAMED: usize = 5;
+
+/// The other nodes' leases, and the backends that say what they mean for this kernel.
 pub struct Cluster {
     roster: Roster,
-    backend: Rc<dyn Backend>,
+    generations: Generations,
     host: Host,
+    /// By which backend each peer is reached, while there are several.
+    reached_by: BTreeMap<SubnetKey, BackendType>,
+    /// Peers that need an older backend than the newest, or may.
+    lagging: BTreeSet<SubnetKey>,
+    /// Peers that are reached encrypted: never again without, as long as the newest backend encrypts.
+    sealed: BTreeSet<SubnetKey>,
     /// Accepted leases that the backend cannot use, or not in every family. Logged once.
     unusable: BTreeMap<SubnetKey, Unusable>,
     /// Objects that two owners want, as the log says.
@@ -34,22 +43,20 @@ struct Unusable {
 
 impl Cluster {
     /// Returns a cluster without peers; `own` is this node's lease.
-    pub fn new(
-        config: &NetConfig,
-        own: SubnetKey,
-        backend: Box<dyn Backend>,
-        host: Host,
-    ) -> Cluster {
-        let backend: Rc<dyn Backend> = backend.into();
-        let reader = Rc::clone(&backend);
-        let claims = move |attrs: &LeaseAttrs| reader.claims(attrs);
-        let mut roster = Roster::new(config, backend.kind(), claims);
+    pub(crate) fn new(own: SubnetKey, generations: Generations, host: Host) -> Cluster {
+        let newest = generations.newest();
+        let (config, kind) = (&newest.config, newest.backend.kind());
+        let mut roster = Roster::new(config, kind, generations.claims());
+        roster.set_network(networks(config), generations.kinds(), generations.claims());
         roster.set_own(own, host.public_ip);
         roster.set_underlay(host.underlay.clone());
         Cluster {
             roster,
-            backend,
+            generations,
             host,
+            reached_by: BTreeMap::new(),
+            lagging: BTreeSet::new(),
+            sealed: BTreeSet::new(),
             unusable: BTreeMap::new(),
             conflicts: BTreeSet::new(),
         }
@@ -99,23 +106,29 @@ impl Cluster {
         (added, removed)
     }
 
-    /// Another backend or host: what every peer needs is worked out again.
+    /// Works out again what every peer needs, after a change of the backends or of the host.
     pub fn rebuild<D: Dataplane>(
         &mut self,
         own: SubnetKey,
-        backend: Box<dyn Backend>,
         host: Host,
         reconciler: &mut Reconciler<D>,
     ) {
-        // Its type is the same, and so is what leases claim.
-        (self.backend, self.host) = (backend.into(), host);
-        self.unusable.clear();
-        let public_ip = self.host.public_ip;
-        let mut changes = self.roster.set_own(own, public_ip);
+        self.host = host;
+        self.reached_by.clear();
+        self.lagging.clear();
+        let newest = self.generations.newest();
+        if !newest.backend.encrypts() {
+            self.sealed.clear();
+        }
+        let networks = networks(&newest.config);
+        let (kinds, claims) = (self.generations.kinds(), self.generations.claims());
+        let mut changes = self.roster.set_network(networks, kinds, claims);
+        changes.extend(self.roster.set_own(own, self.host.public_ip));
         changes.extend(self.roster.set_underlay(self.host.underlay.clone()));
         for change in changes {
             match change {
                 RosterChange::Drop(key) => {
+                    self.unusable.remove(&key);
                     if let Some(id) = self.roster.id(&key) {
                         reconciler.set(Owner::Peer(id), []);
                     }
@@ -168,7 +181,7 @@ impl Cluster {
     /// Logs, once each, the objects that two owners want: only one of them gets what it needs.
     pub fn report_conflicts<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
         let name = |owner| match owner {
-            Owner::Node => "this node".to_owned(),
+            Owner::Node | Owner::Generation(_) => "this node".to_owned(),
             Owner::Network => "the network as a whole".to_owned(),
             Owner::Peer(id) => match self.roster.key_of(id) {
                 Some(key) => format!("lease {key}"),
@@ -191,9 +204,65 @@ impl Cluster {
         self.conflicts = found;
     }
 
-    /// The backend in use.
-    pub fn backend(&self) -> &dyn Backend {
-        &*self.backend
+    /// The backends in use.
+    pub(crate) fn generations(&self) -> &Generations {
+        &self.generations
+    }
+
+    /// The backends in use. Whoever changes them calls [`Cluster::rebuild`].
+    pub(crate) fn generations_mut(&mut self) -> &mut Generations {
+        &mut self.generations
+    }
+
+    /// Whether a peer needs an older backend than the newest, or may.
+    pub(crate) fn lags(&self) -> bool {
+        !self.lagging.is_empty()
+    }
+
+    /// Whether there are other nodes.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.roster.accepted_len() == 0
+    }
+
+    /// Returns how far a change of the backend is, while there is one.
+    pub(crate) fn change_report(&self) -> Option<String> {
+        if !self.generations.is_changing() {
+            return None;
+        }
+        let newest = self.generations.newest();
+        let older = self.generations.all().iter().skip(1);
+        let older: Vec<BackendType> = older.map(|own| own.backend.kind()).collect();
+        let change = format!(
+            "the backend changes from {} to {}",
+            list(older.iter()),
+            newest.backend.kind()
+        );
+        let mut waits: Vec<String> = Vec::new();
+        if !newest.ready {
+            waits.push("its devices are not there yet".into());
+        }
+        if !self.lagging.is_empty() {
+            waits.push(format!("not changed yet: {}", some(self.lagging.iter())));
+        }
+        let encrypts = |kind: &BackendType| {
+            let mut all = self.generations.all().iter();
+            all.any(|own| own.backend.kind() == *kind && own.backend.encrypts())
+        };
+        if newest.backend.encrypts() {
+            let clear = self.reached_by.iter().filter(|(_, kind)| !encrypts(kind));
+            let clear: Vec<&SubnetKey> = clear.map(|(key, _)| key).collect();
+            if !clear.is_empty() {
+                waits.push(format!(
+                    "reached without encryption: {}",
+                    some(clear.into_iter())
+                ));
+            }
+        }
+        Some(if waits.is_empty() {
+            change
+        } else {
+            format!("{change}; {}", waits.join("; "))
+        })
     }
 
     /// The host as it was when the backend was built.
@@ -228,6 +297,7 @@ impl Cluster {
                 .as_ref()
                 .map(ToString::to_string)
                 .unwrap_or_default(),
+            reached_by: self.reached_by.get(&lease.key).map(ToString::to_string),
             state,
             reason,
         };
@@ -290,8 +360,46 @@ impl Cluster {
         let Some(id) = self.roster.id(&lease.key) else {
             return;
         };
-        let plan = self.backend.peer(lease, &self.host);
+        let sealed = self.sealed.contains(&lease.key);
+        let served = self
+            .generations
+            .serve(lease, &self.host, sealed, Instant::now());
+        let plan = served.plan;
         reconciler.set(Owner::Peer(id), plan.objects);
+        if served.lags {
+            self.lagging.insert(lease.key);
+        } else {
+            self.lagging.remove(&lease.key);
+        }
+        self.reached_by.remove(&lease.key);
+        let by = served
+            .by
+            .and_then(|number| self.generations.all().get(number));
+        if let Some(by) = by {
+            if by.backend.encrypts() {
+                self.sealed.insert(lease.key);
+            }
+            if self.generations.is_changing() {
+                self.reached_by.insert(lease.key, by.backend.kind());
+            }
+        }
+        if served.kept_from_plaintext {
+            let reason =
+                "it offers no encryption any more, and was reached encrypted before".to_owned();
+            if self.unusable.get(&lease.key).map(|u| &u.reason) != Some(&reason) {
+                warn!(
+                    "lease {} is not used: {reason}; change its node to {}",
+                    lease.key,
+                    self.generations.newest().backend.kind()
+                );
+            }
+            let unusable = Unusable {
+                reason,
+                served: false,
+            };
+            self.unusable.insert(lease.key, unusable);
+            return;
+        }
         if plan.faults.is_empty() {
             self.unusable.remove(&lease.key);
         } else {
@@ -329,6 +437,9 @@ impl Cluster {
         reconciler: &mut Reconciler<D>,
     ) {
         self.unusable.remove(key);
+        self.lagging.remove(key);
+        self.sealed.remove(key);
+        self.reached_by.remove(key);
         if let Some(id) = id {
             reconciler.set(Owner::Peer(id), []);
         }
@@ -359,4 +470,15 @@ fn described(lease: &Lease) -> String {
 fn list(items: impl Iterator<Item = impl ToString>) -> String {
     let items: Vec<String> = items.map(|item| item.to_string()).collect();
     items.join(", ")
+}
+
+/// Names the first of them.
+fn some<'a>(keys: impl ExactSizeIterator<Item = &'a SubnetKey>) -> String {
+    let more = keys.len().saturating_sub(NAMED);
+    let named = list(keys.take(NAMED));
+    if more > 0 {
+        format!("{named} and {more} more")
+    } else {
+        named
+    }
 }

@@ -1,35 +1,41 @@
 //! The daemon from its start to its end: find out who and where we are, take a subnet, then follow
 //! the store and the kernel.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use backend::Identity;
-use dataplane::{Kernel, KernelEvent};
+use backend::{Backend, BackendError};
+use dataplane::{Kernel, KernelEvent, Scope};
 use ipnet::IpNet;
-use model::{Host, Lease, NetConfig, Owner};
-use store::{AnyStore, Claim, Store, StoreEvent, Trouble};
+use model::state::Progress;
+use model::{Family, Host, IfName, Lease, NetConfig, Owner, Slot};
+use store::{AnyStore, Store, StoreEvent, Trouble};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::allowance::Allowance;
 use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
+use crate::config_change::{Effect, Wanted};
+use crate::generations::{Generation, networks, published_by};
+use crate::identity::{Answer, Answers};
 use crate::iface::{Look, NoIface};
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, RepairLog, tell_each};
 use crate::report::{NetworkReport, PeersReport};
-use crate::settle::{
-    Settled, addresses, connected, interface_missing, pool, ran_here, report_unserved, scope,
-    settle,
-};
+use crate::settle::{addresses, connected, device_mac, interface_missing, report_unserved, scope};
 use crate::status::{Question, Status};
+use crate::subnet_env::SubnetEnv;
 use crate::traffic::Guarding;
-use crate::withdraw::{Former, when_stale, withdrawn};
-use crate::{cni_conf, forwarding, iface, status_socket, subnet_file, systemd, teardown, traffic};
+use crate::withdraw::{Former, withdrawn};
+use crate::{
+    backends_file, cni_conf, config_change, iface, status_socket, subnet_file, systemd, teardown,
+    traffic,
+};
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
 /// large cluster's first listing does not stand in memory as work to do.
@@ -40,12 +46,6 @@ const LEASES_A_PASS: usize = 1024;
 const HOST_RETRY: Duration = Duration::from_secs(5);
 const HOST_AUDIT: Duration = Duration::from_secs(120);
 
-/// How often `subnet.env` is looked at: somebody may have deleted or changed it.
-const FILE_EVERY: Duration = Duration::from_secs(2);
-
-/// How often the log says that it was written again.
-const FILE_LINE_EVERY: Duration = Duration::from_secs(60);
-
 /// How often the daemon wakes because the kernel reports a change: more changes are taken in together.
 const WAKES: (u32, Duration) = (200, Duration::from_millis(10));
 
@@ -55,26 +55,51 @@ const EVENTS_A_PASS: usize = 4096;
 /// How often the host's interface is looked at because it may have changed.
 const HOST_LOOKS: (u32, Duration) = (20, Duration::from_millis(500));
 
+/// What a daemon is made of.
+pub(crate) struct Parts {
+    pub(crate) options: Options,
+    pub(crate) configured: NetConfig,
+    pub(crate) lease: Lease,
+    pub(crate) store: AnyStore,
+    pub(crate) cluster: Cluster,
+    pub(crate) reconciler: Reconciler<Kernel>,
+    pub(crate) scope: Scope,
+    pub(crate) status: Status,
+    pub(crate) rules: AbortHandle,
+    pub(crate) forwarding: AbortHandle,
+    pub(crate) guard: Option<Guarding>,
+    pub(crate) ports: BTreeSet<u16>,
+    pub(crate) lock: Lock,
+}
+
 /// A daemon that has its subnet.
 pub struct Daemon {
     options: Options,
-    config: NetConfig,
-    /// What the backend was told of this node when it started.
-    identity: Identity,
+    /// The configuration in force, with the families that have no subnet here, too.
+    configured: NetConfig,
+    /// What the store shows, and is not in force yet.
+    wanted: Wanted,
     lease: Lease,
     store: AnyStore,
     cluster: Cluster,
     reconciler: Reconciler<Kernel>,
+    scope: Scope,
     status: Status,
     announcement: Announcement,
     /// What keeps the traffic rules in place.
-    keepers: Vec<AbortHandle>,
+    rules: AbortHandle,
+    /// What checks that the host forwards packets.
+    forwarding: AbortHandle,
     /// What keeps forged packets out.
     guard: Option<Guarding>,
+    /// The UDP ports of the tunnels.
+    ports: BTreeSet<u16>,
+    /// The backends that this node sends by, as far as it knows.
+    usable: Vec<Slot>,
     /// What keeps the CNI configuration in place, while the node is announced.
     cni_conf: Option<AbortHandle>,
     /// Keeps other daemons from the same network and devices.
-    _lock: Lock,
+    lock: Lock,
     /// Whether an interface of this host has a network that a lease might name.
     is_connected: bool,
     repairs: RepairLog,
@@ -84,108 +109,56 @@ pub struct Daemon {
     host_looks: Allowance,
     /// When it is looked at again without a notification.
     host_due: Instant,
-    /// When `subnet.env` is looked at again.
-    file_due: Instant,
-    /// When the log may say again that it was written.
-    file_line_due: Instant,
+    subnet_env: SubnetEnv,
+    /// All leases are known, and the store is reachable.
+    complete: bool,
 }
 
 impl Daemon {
-    /// Reads the configuration, chooses interface and identity, takes a subnet and begins to make
-    /// the devices. Waits for what is not there yet: the store, its configuration, the interface.
-    ///
-    /// # Errors
-    /// What waiting does not fix: a full pool, flags that contradict each other.
-    pub async fn start(
-        mut options: Options,
-        mut store: AnyStore,
-        mut kernel: Kernel,
-        status: Status,
-    ) -> anyhow::Result<Daemon> {
-        let previous = subnet_file::previous(&options.subnet_file);
-        let former = subnet_file::former_networks(&options.subnet_file);
-        // Asked before the file may be withdrawn.
-        let after_another = subnet_file::is_anothers(&options.subnet_file);
-        let assigned = store.status().assigned();
-        let stale = when_stale(Former::new(&options, previous), assigned);
-        let acquired = async {
-            let settled = settle(&mut options, &mut store, previous, &status).await?;
-            warn_of_overlap(&settled.config, &settled.host);
-            let claim = Claim {
-                attrs: settled.backend.publish(),
-                previous,
-            };
-            let pool = pool(&settled.config, &settled.host);
-            let lease = store.acquire(&pool, &claim).await?;
-            anyhow::Ok((settled, lease))
-        };
-        let acquired = tokio::select! {
-            biased;
-            acquired = acquired => acquired,
-            never = stale => match never {},
-        };
-        // Also if there is no subnet for this node: the old one may be another node's.
-        if let Some(former) = Former::new(&options, previous) {
-            former.withdraw_if(*store.status().assigned().borrow());
-        }
-        let (settled, mut lease) = acquired?;
-        let Settled {
-            mut config,
-            host,
-            identity,
-            mut backend,
-            lock,
-        } = settled;
-        if config.families().count() > lease.key.nets().iter().count() {
-            // The other family has no subnet here: no device, no rules, and no offer to the peers.
-            config = config.of_families_in(&lease.key);
-            backend = backend::new(&config, &host, &identity, Some(&lease.attrs))?;
-            report_unserved(&*backend, None, &status);
-            let attrs = backend.publish();
-            if attrs != lease.attrs {
-                lease.attrs = attrs.clone();
-                store.publish(attrs).await;
-            }
-        }
-        info!("lease {} acquired, backend {}", lease.key, backend.kind());
-
-        let objects = backend.node(&lease, &host);
-        let ports = traffic::tunnel_ports(&objects);
-        let guard = Guarding::start(&config, &host, ports, former.clone(), &status).await;
-        // Their programs run while the kernel's objects are made here.
-        let rules = traffic::start(&options.traffic, &config, &lease.key, former, &status);
-        let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
-        let mut scope = scope(&config, &lease.key, &host, &*backend);
-        scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
-        let mut reconciler = Reconciler::new(kernel, scope);
-        reconciler.set_encrypted(backend.encrypts());
-        reconciler.set(Owner::Node, objects);
-        reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
-        reconciler.pass().await;
-        let keepers = vec![rules.settled().await, forwarding];
-        Ok(Daemon {
-            cluster: Cluster::new(&config, lease.key, backend, host),
+    /// Returns a daemon that has its subnet and has begun to make its devices.
+    pub(crate) fn new(parts: Parts) -> Daemon {
+        let Parts {
             options,
-            config,
-            identity,
+            configured,
             lease,
             store,
+            cluster,
             reconciler,
+            scope,
+            status,
+            rules,
+            forwarding,
+            guard,
+            ports,
+            lock,
+        } = parts;
+        Daemon {
+            subnet_env: SubnetEnv::new(options.subnet_file.clone()),
+            options,
+            configured,
+            wanted: Wanted::new(),
+            lease,
+            store,
+            cluster,
+            reconciler,
+            scope,
             status,
             announcement: Announcement::new(Instant::now()),
-            keepers,
+            rules,
+            forwarding,
             guard,
+            ports,
+            usable: Vec::new(),
             cni_conf: None,
+            lock,
             is_connected: false,
-            _lock: lock,
             repairs: RepairLog::default(),
             wakes: Allowance::new(WAKES.0, WAKES.1),
             host_may_differ: true,
             host_looks: Allowance::new(HOST_LOOKS.0, HOST_LOOKS.1),
             host_due: Instant::now(),
-            file_due: Instant::now(),
-            file_line_due: Instant::now(),
-        })
+            complete: false,
+        }
     }
 
     /// Follows the store and the kernel until the lease is lost. Announces the node as soon as its
@@ -203,16 +176,25 @@ impl Daemon {
         self.report_network();
         // It may have changed while a subnet was waited for.
         self.host_changed().await;
+        self.advance().await;
         self.pass(false).await;
         loop {
+            self.follow_config().await;
+            self.advance().await;
             self.announce().await?;
             let mut due = self.reconciler.due();
             if let Some(step) = self.announcement.due() {
                 due = due.min(step);
             }
             if self.announcement.is_made() {
-                due = due.min(self.file_due);
+                due = due.min(self.subnet_env.due());
             }
+            let now = Instant::now();
+            let changes = self.cluster.generations().due(now);
+            due = changes
+                .into_iter()
+                .chain(self.wanted.due())
+                .fold(due, Instant::min);
             due = due.min(self.host_due);
             if self.host_may_differ {
                 due = due.min(self.host_looks.next());
@@ -236,7 +218,8 @@ impl Daemon {
                         let assigned = *self.store.status().assigned().borrow();
                         if let Some(former) = Former::new(&self.options, Some(self.lease.key)) {
                             // The keeper would put the CNI configuration back.
-                            self.keepers.iter().for_each(AbortHandle::abort);
+                            self.rules.abort();
+                            self.forwarding.abort();
                             self.cni_conf.iter().for_each(AbortHandle::abort);
                             former.withdraw_if(assigned);
                         }
@@ -276,23 +259,22 @@ impl Daemon {
 
     /// Passes on what this node is in the network.
     fn report_network(&self) {
-        let backend = self.cluster.backend();
-        let devices = backend.devices();
+        let generations = self.cluster.generations();
+        let public_ips = self.lease.attrs.public_ip.iter();
         self.status.set_network(NetworkReport {
-            networks: texts(self.config.pools.iter().map(|(_, pool)| pool.network)),
+            networks: texts(self.config().pools.iter().map(|(_, pool)| pool.network)),
             subnets: texts(self.lease.key.nets().iter().map(|(_, net)| net)),
-            public_ips: self
-                .lease
-                .attrs
-                .public_ip
-                .iter()
-                .map(|(_, ip)| *ip)
-                .collect(),
-            backend: backend.kind().to_string(),
-            mtu: backend.mtu(),
+            public_ips: public_ips.map(|(_, ip)| *ip).collect(),
+            backend: generations.leading().backend.kind().to_string(),
+            mtu: generations.mtu(),
             interface: self.cluster.host().iface.to_string(),
-            devices: texts(devices.iter().map(|device| device.name)),
+            devices: texts(generations.devices().iter()),
         });
+    }
+
+    /// The configuration in force, for the families that have a subnet here.
+    fn config(&self) -> &NetConfig {
+        &self.cluster.generations().newest().config
     }
 
     /// Whether a stop is to take the network down.
@@ -303,41 +285,41 @@ impl Daemon {
     /// Takes the network down: first nobody is to place pods here, then what carries their packets
     /// goes.
     pub async fn tear_down(mut self) {
-        self.keepers.iter().for_each(AbortHandle::abort);
+        self.rules.abort();
+        self.forwarding.abort();
         self.guard.iter().for_each(Guarding::abort);
         self.withdraw_cni_conf();
         if let Some(node) = self.store.node() {
             node.network_removed().await;
         }
         let former = subnet_file::former_networks(&self.options.subnet_file);
-        let removed =
-            traffic::remove(&self.options.traffic, &self.config, &self.lease.key, former).await;
+        let removed = traffic::remove(
+            &self.options.traffic,
+            self.config(),
+            &self.lease.key,
+            former,
+        )
+        .await;
         if let Err(error) = removed {
             warn!("the traffic rules are not removed: {error}");
         }
-        let cluster = &self.cluster;
-        let scope = scope(
-            &self.config,
-            &self.lease.key,
-            cluster.host(),
-            cluster.backend(),
-        );
         // Its commands are not to run beside those that remove what they made.
         drop(self.reconciler);
         let journals = subnet_file::command_journals(&self.options.subnet_file);
-        let left = teardown::clear_kernel(scope, self.options.plain_routes, journals).await;
+        let left = teardown::clear_kernel(self.scope, self.options.plain_routes, journals).await;
         if left > 0 {
             warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
         }
         teardown::remove_file("-subnet-file", &self.options.subnet_file);
         let _ = std::fs::remove_file(status_socket::path(&self.options.subnet_file));
         let _ = std::fs::remove_file(withdrawn(&self.options.subnet_file));
+        let _ = std::fs::remove_file(backends_file::path(&self.options.subnet_file));
     }
 
     /// Announces the node when its devices are up, withdraws the announcement when they are
     /// missing for long, and keeps `subnet.env` as it was announced.
     async fn announce(&mut self) -> anyhow::Result<()> {
-        let problem = self.reconciler.device_problem();
+        let problem = self.device_problem();
         let now = Instant::now();
         match self.announcement.observe(problem.is_none(), now) {
             Step::Announce => {
@@ -350,7 +332,7 @@ impl Daemon {
                 systemd::ready(&format!(
                     "subnet {}, backend {}",
                     self.lease.key,
-                    self.cluster.backend().kind()
+                    self.cluster.generations().leading().backend.kind()
                 ));
             }
             Step::Report => {
@@ -369,9 +351,9 @@ impl Daemon {
             }
             Step::Nothing => {}
         }
-        if self.announcement.is_made() && now >= self.file_due {
-            self.file_due = now + FILE_EVERY;
-            self.restore_subnet_file();
+        if self.announcement.is_made() && now >= self.subnet_env.due() {
+            let text = self.subnet_env_text();
+            self.subnet_env.restore(&text, &self.status);
             if self.is_connected {
                 // A device that goes down takes its routes along without a notification.
                 self.follow_connected();
@@ -411,8 +393,8 @@ impl Daemon {
         if repairing {
             self.repairs.add(&pass, began.elapsed());
         }
-        self.status
-            .set_device_problem(self.reconciler.device_problem());
+        let problem = self.device_problem();
+        self.status.set_device_problem(problem);
         self.status
             .set_routes_missing(self.reconciler.routes_missing() > 0);
         let (peers, refused_leases) = self.cluster.counts();
@@ -451,6 +433,10 @@ impl Daemon {
         if !event.complete {
             self.reconciler.set_may_delete(false);
         }
+        if let Some(Some(own)) = event.leases.get(&self.lease.key) {
+            let generations = self.cluster.generations_mut();
+            generations.published(&own.attrs, Instant::now());
+        }
         let each = tell_each(event.leases.len());
         let mut leases = event.leases.into_iter().peekable();
         let (mut added, mut removed) = (0, 0);
@@ -466,6 +452,10 @@ impl Daemon {
             info!(added, removed, "subnets of other nodes changed");
         }
         self.reconciler.set_may_delete(event.complete);
+        self.complete = event.complete;
+        if let Some(config) = event.config {
+            self.take_config(config);
+        }
         event.revoked
     }
 
@@ -504,7 +494,7 @@ impl Daemon {
 
     /// Refuses the leases of networks to which this host's interfaces are connected.
     fn follow_connected(&mut self) {
-        let mut found = connected(&self.config);
+        let mut found = connected(self.config());
         let own = *self.lease.key.nets();
         found.retain(|net, _| own.iter().all(|(_, own)| !own.contains(net)));
         self.is_connected = !found.is_empty();
@@ -537,7 +527,8 @@ impl Daemon {
         if self.status.set_host_problem(None) {
             info!("interface {} is usable again", host.iface);
         }
-        report_unserved(self.cluster.backend(), lost.as_ref(), &self.status);
+        let newest = &self.cluster.generations().newest().backend;
+        report_unserved(&**newest, lost.as_ref(), &self.status);
         if host == *self.cluster.host() {
             return false;
         }
@@ -549,40 +540,44 @@ impl Daemon {
             self.cluster.set_host(host, &mut self.reconciler);
             return false;
         }
-        let backend =
-            match backend::new(&self.config, &host, &self.identity, Some(&self.lease.attrs)) {
-                Ok(backend) => backend,
-                Err(error) => {
-                    warn!(
-                        "after a change of interface {}: {error}; keeping what is there",
-                        host.iface
-                    );
-                    return false;
-                }
-            };
+        if let Err(error) = self.rebuild_backends(&host) {
+            warn!(
+                "after a change of interface {}: {error}; keeping what is there",
+                host.iface
+            );
+            return false;
+        }
         info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
-        report_unserved(&*backend, lost.as_ref(), &self.status);
-        self.reconciler
-            .set_scope(scope(&self.config, &self.lease.key, &host, &*backend));
-        let objects = backend.node(&self.lease, &host);
-        if let Some(guard) = &self.guard {
-            guard.follow(&self.config, &host, traffic::tunnel_ports(&objects));
-        }
-        self.reconciler.set(Owner::Node, objects);
-        let attrs = backend.publish();
-        self.cluster
-            .rebuild(self.lease.key, backend, host, &mut self.reconciler);
-        if attrs != self.lease.attrs {
-            self.lease.attrs = attrs.clone();
-            self.store.publish(attrs).await;
-        }
-        self.report_network();
-        if self.announcement.is_made()
-            && let Err(error) = self.write_subnet_file()
-        {
-            self.report_file_problem(Some(error.to_string()));
-        }
+        let newest = &self.cluster.generations().newest().backend;
+        report_unserved(&**newest, lost.as_ref(), &self.status);
+        self.apply_backends(host).await;
         true
+    }
+
+    /// Builds every backend again, for this host. A former one that cannot be built stays as it is.
+    ///
+    /// # Errors
+    /// The newest cannot be built: all stay as they are.
+    fn rebuild_backends(&mut self, host: &Host) -> Result<(), BackendError> {
+        let own = &self.lease.attrs;
+        let all = self.cluster.generations().all().iter();
+        let built = all.map(|generation| {
+            let published = published_by(own, &generation.backend.kind());
+            let Generation {
+                config, identity, ..
+            } = generation;
+            backend::new(config, host, identity, published.as_ref())
+        });
+        let built: Vec<Result<Box<dyn Backend>, BackendError>> = built.collect();
+        let all = self.cluster.generations_mut().all_mut().iter_mut();
+        for (number, (generation, backend)) in all.zip(built).enumerate() {
+            match backend {
+                Ok(backend) => generation.rebuilt(generation.config.clone(), backend),
+                Err(error) if number == 0 => return Err(error),
+                Err(error) => debug!("{}: {error}", generation.backend.kind()),
+            }
+        }
+        Ok(())
     }
 
     fn same_host(&self) -> Result<Look, NoIface> {
@@ -590,53 +585,347 @@ impl Daemon {
             self.cluster.host(),
             &self.options.iface,
             &self.options.public_ip,
-            &self.config,
+            self.config(),
         )
+    }
+
+    /// Why a device of ours, or its address, is missing; `None` while all are there that carry packets already.
+    fn device_problem(&mut self) -> Option<String> {
+        let problem = self.reconciler.device_problem()?;
+        let generations = self.cluster.generations();
+        if !generations.is_changing() || generations.newest().ready {
+            return Some(problem);
+        }
+        let ready = generations.all().iter().filter(|own| own.ready);
+        let slots: Vec<Slot> = ready.map(|own| own.slot).collect();
+        let missing = slots.into_iter().any(|slot| {
+            let progress = self.reconciler.progress(Owner::Generation(slot));
+            progress != Progress::Installed
+        });
+        missing.then_some(problem)
+    }
+
+    /// Takes in what the store shows as the network configuration.
+    fn take_config(&mut self, config: Result<NetConfig, String>) {
+        match config {
+            Ok(mut config) => {
+                self.options.overrule(&mut config);
+                let in_force = config == self.configured;
+                self.wanted.take(config, in_force);
+            }
+            Err(reason) => self.wanted.refuse(format!(
+                "network configuration: {reason}; the one that was read before stays in force"
+            )),
+        }
+        self.report_config();
+    }
+
+    /// Reports what keeps the configuration that the store shows from being in force: once.
+    fn report_config(&self) {
+        let problem = self.wanted.problem().cloned();
+        if self.status.set_config_problem(problem.clone()) {
+            match problem {
+                Some(problem) => warn!("{problem}"),
+                None => info!("the network configuration is in force"),
+            }
+        }
+    }
+
+    /// Applies a changed configuration.
+    async fn follow_config(&mut self) {
+        let Some(wanted) = self.wanted.due_now(Instant::now()) else {
+            return;
+        };
+        match self.prepare(&wanted).await {
+            Ok(Some(newer)) => {
+                self.wanted.done();
+                self.change_to(wanted, newer).await;
+            }
+            Ok(None) => self.wanted.done(),
+            Err(NotNow { reason, may_pass }) => {
+                let reason = format!("the changed network configuration is not applied: {reason}");
+                self.wanted.failed(wanted, reason, may_pass);
+            }
+        }
+        self.report_config();
+    }
+
+    /// Builds the backend of a changed configuration; `None` if nothing changes.
+    async fn prepare(&mut self, wanted: &NetConfig) -> Result<Option<Generation>, NotNow> {
+        let own = self.lease.key;
+        let steps = match config_change::effect(&self.configured, wanted, Some(&own)) {
+            Effect::Nothing => return Ok(None),
+            Effect::Restart(why) => return Err(NotNow::for_good(why)),
+            Effect::Live(steps) => steps,
+        };
+        let config = if wanted.families().count() > own.nets().iter().count() {
+            wanted.of_families_in(&own)
+        } else {
+            wanted.clone()
+        };
+        let host = self.cluster.host();
+        let (need, options) = (backend::need(&config), &self.options.wireguard);
+        let answer = Answers::default().find(&need, options, device_mac).await;
+        let Answer { identity, warnings } = answer.map_err(NotNow::passing)?;
+        let published = published_by(&self.lease.attrs, &config.backend.kind);
+        let backend = backend::new(&config, host, &identity, published.as_ref()).map_err(|e| {
+            if e.is_in_config() {
+                NotNow::for_good(e.to_string())
+            } else {
+                NotNow::passing(e.to_string())
+            }
+        })?;
+        let missing = self.cluster.generations().newest().backend.missing();
+        let served = |family: &Family| !missing.iter().any(|(of, _)| of == family);
+        let lost = backend.missing().iter().find(|(of, _)| served(of));
+        if let Some((family, why)) = lost {
+            return Err(NotNow::passing(format!(
+                "{family} would not be served any more: {why}"
+            )));
+        }
+        let devices: Vec<IfName> = backend.devices().iter().map(|own| own.name).collect();
+        self.lock
+            .extend(&networks(&config), &devices)
+            .await
+            .map_err(NotNow::passing)?;
+        for key in &config.unknown {
+            warn!("network configuration: key {key} is unknown and ignored");
+        }
+        for warning in backend.warnings() {
+            warn!("network configuration: {warning}");
+        }
+        warnings.iter().for_each(|warning| warn!("{warning}"));
+        info!("the network configuration changed: {}", steps.join("; "));
+        Ok(Some(Generation::new(
+            config,
+            identity,
+            backend,
+            false,
+            Instant::now(),
+        )))
+    }
+
+    /// Puts a changed configuration in force.
+    async fn change_to(&mut self, wanted: NetConfig, newer: Generation) {
+        let (before, after) = (self.config().clone(), newer.config.clone());
+        self.configured = wanted;
+        if let Some(slot) = self.cluster.generations_mut().add(newer) {
+            self.reconciler.set(Owner::Generation(slot), []);
+        }
+        for generation in self.cluster.generations_mut().all_mut() {
+            generation.config.pools = after.pools;
+            generation.config.nftables = after.nftables;
+        }
+        let host = self.cluster.host().clone();
+        if let Err(error) = self.rebuild_backends(&host) {
+            warn!("a backend that was in use stays as it was: {error}");
+        }
+        self.follow_traffic(&before, &after).await;
+        let newest = &self.cluster.generations().newest().backend;
+        report_unserved(&**newest, None, &self.status);
+        self.apply_backends(host).await;
+    }
+
+    /// Has the traffic rules and the guard follow a change of the networks, or of the program that writes the rules.
+    async fn follow_traffic(&mut self, before: &NetConfig, after: &NetConfig) {
+        let moved = networks(before) != networks(after);
+        if !moved && before.nftables == after.nftables {
+            return;
+        }
+        let former: Vec<IpNet> = networks(before).iter().map(|(_, net)| *net).collect();
+        self.rules.abort();
+        let rules = traffic::start(
+            &self.options.traffic,
+            after,
+            &self.lease.key,
+            former.clone(),
+            &self.status,
+        );
+        self.rules = rules.task();
+        if moved {
+            self.guard.iter().for_each(Guarding::abort);
+            let host = self.cluster.host();
+            let ports = self.ports.clone();
+            self.guard = Guarding::start(after, host, ports, former, &self.status).await;
+        }
+    }
+
+    /// Has everything follow a change of the backends in use: what carries packets is replaced before it goes.
+    async fn apply_backends(&mut self, host: Host) {
+        let own = self.lease.key;
+        let generations = self.cluster.generations_mut();
+        backends_file::write(&self.options.subnet_file, generations.backends());
+        let node = generations.node(&self.lease, &host);
+        let (changing, devices) = (generations.is_changing(), generations.devices());
+        let networks = networks(&generations.newest().config);
+        // While the network changes to encryption, routes without it are still needed.
+        let encrypted = generations.newest().backend.encrypts() && !changing;
+        self.reconciler.set_encrypted(encrypted);
+        let scope = Scope {
+            take_over: self.scope.take_over,
+            ..scope(&generations.newest().config, &own, &host, devices.clone())
+        };
+        if scope != self.scope {
+            self.scope = scope.clone();
+            self.reconciler.set_scope(scope);
+        }
+        self.ports = traffic::tunnel_ports(node.iter().flat_map(|(_, objects)| objects));
+        if let Some(guard) = &self.guard {
+            guard.follow(self.config(), &host, self.ports.clone());
+        }
+        if changing {
+            // Peers get routes of their own before the one to the whole network moves.
+            self.cluster
+                .rebuild(own, host.clone(), &mut self.reconciler);
+            self.pass(false).await;
+        }
+        for (slot, objects) in node {
+            self.reconciler.set(Owner::Generation(slot), objects);
+        }
+        self.pass(false).await;
+        if !changing {
+            self.cluster.rebuild(own, host, &mut self.reconciler);
+        }
+        self.lock.reduce(&networks, &devices);
+        self.publish().await;
+        self.report_network();
+        if self.announcement.is_made()
+            && let Err(error) = self.write_subnet_file()
+        {
+            self.subnet_env
+                .report(Some(error.to_string()), &self.status);
+        }
+    }
+
+    /// Publishes what this node serves, if that has changed.
+    async fn publish(&mut self) {
+        let attrs = self.cluster.generations().publish();
+        if attrs != self.lease.attrs {
+            self.lease.attrs = attrs.clone();
+            self.store.publish(attrs).await;
+        }
+    }
+
+    /// Goes on with a change of the backend, as far as it can.
+    async fn advance(&mut self) {
+        let now = Instant::now();
+        let ready = self.make_ready();
+        let generations = self.cluster.generations();
+        let usable = generations.usable(now);
+        let mut changed = false;
+        if generations.is_changing() {
+            changed |= ready || self.usable != usable;
+            changed |= self.give_up(now);
+            changed |= self.retire(now);
+        }
+        self.usable = usable;
+        if changed {
+            let host = self.cluster.host().clone();
+            self.apply_backends(host).await;
+        }
+        self.status.set_change(self.cluster.change_report());
+    }
+
+    /// Takes in which backends have their devices now. Returns whether one has them for the first time.
+    fn make_ready(&mut self) -> bool {
+        let mut changed = false;
+        for generation in self.cluster.generations_mut().all_mut() {
+            let owner = Owner::Generation(generation.slot);
+            if !generation.ready && self.reconciler.progress(owner) == Progress::Installed {
+                generation.ready = true;
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// Gives up a new backend that the kernel refuses. Returns whether so.
+    fn give_up(&mut self, now: Instant) -> bool {
+        if !self.cluster.generations().is_hopeless(now) {
+            return false;
+        }
+        let Some(newest) = self.cluster.generations_mut().give_up() else {
+            return false;
+        };
+        let owner = Owner::Generation(newest.slot);
+        let why = match self.reconciler.progress(owner) {
+            Progress::Refused(refused) => format!("{}: {}", refused.op, refused.refusal.reason),
+            Progress::Pending | Progress::Installed => "its devices do not come up".to_owned(),
+        };
+        self.reconciler.set(owner, []);
+        let kept = self.cluster.generations().newest().config.backend.clone();
+        let before = NetConfig {
+            backend: kept,
+            ..self.configured.clone()
+        };
+        let wanted = std::mem::replace(&mut self.configured, before);
+        let reason = format!(
+            "the backend {} cannot be used here: {why}; {} stays in use, and the change is tried again",
+            newest.backend.kind(),
+            self.cluster.generations().newest().backend.kind()
+        );
+        self.wanted.failed(wanted, reason, true);
+        self.report_config();
+        true
+    }
+
+    /// Ends the use of former backends that no other node needs. Returns whether it did.
+    fn retire(&mut self, now: Instant) -> bool {
+        let lags = !self.complete || self.cluster.lags();
+        let alone = self.cluster.is_alone();
+        let generations = self.cluster.generations_mut();
+        if !generations.may_retire(lags, alone, now) {
+            return false;
+        }
+        let kinds = generations.kinds();
+        for slot in generations.retire() {
+            self.reconciler.set(Owner::Generation(slot), []);
+        }
+        let mut kinds = kinds.iter();
+        let newest = kinds.next().map(ToString::to_string).unwrap_or_default();
+        let former: Vec<String> = kinds.map(ToString::to_string).collect();
+        info!(
+            "every node has changed to {newest}: {} is not served any more",
+            former.join(", ")
+        );
+        true
     }
 
     fn write_subnet_file(&self) -> anyhow::Result<()> {
-        if subnet_file::write(&self.options.subnet_file, &self.subnet_env())? {
-            let mtu = self.cluster.backend().mtu();
-            info!("wrote {} (MTU {mtu})", self.options.subnet_file.display());
-        }
-        Ok(())
+        let mtu = self.cluster.generations().mtu();
+        self.subnet_env.write(&self.subnet_env_text(), mtu)
     }
 
-    /// Writes `subnet.env` again if somebody deleted or changed it.
-    fn restore_subnet_file(&mut self) {
-        let written = subnet_file::write(&self.options.subnet_file, &self.subnet_env());
-        let now = Instant::now();
-        let problem = match written {
-            Ok(wrote) => {
-                if wrote && now >= self.file_line_due {
-                    self.file_line_due = now + FILE_LINE_EVERY;
-                    warn!(
-                        "wrote {} again: somebody had deleted or changed it",
-                        self.options.subnet_file.display()
-                    );
-                }
-                None
-            }
-            Err(error) => Some(error.to_string()),
-        };
-        self.report_file_problem(problem);
-    }
-
-    fn report_file_problem(&mut self, problem: Option<String>) {
-        if self.status.set_file_problem(problem.clone())
-            && let Some(problem) = problem
-        {
-            warn!("{problem}; trying again every {} s", FILE_EVERY.as_secs());
-        }
-    }
-
-    fn subnet_env(&self) -> String {
+    fn subnet_env_text(&self) -> String {
         subnet_file::render(
-            &self.config,
+            self.config(),
             &self.lease.key,
-            self.cluster.backend().mtu(),
+            self.cluster.generations().mtu(),
             self.options.traffic.rules.masquerade,
         )
+    }
+}
+
+/// Why a changed configuration is not in force.
+struct NotNow {
+    reason: String,
+    /// It may be applied later.
+    may_pass: bool,
+}
+
+impl NotNow {
+    fn for_good(reason: String) -> NotNow {
+        NotNow {
+            reason,
+            may_pass: false,
+        }
+    }
+
+    fn passing(reason: String) -> NotNow {
+        NotNow {
+            reason,
+            may_pass: true,
+        }
     }
 }
 
@@ -657,24 +946,5 @@ fn device_missing(message: String) -> Trouble {
         reason: "DeviceMissing",
         message,
         node: None,
-    }
-}
-
-/// Warns of a network that contains addresses which the hosts themselves use.
-fn warn_of_overlap(config: &NetConfig, host: &Host) {
-    for (_, pool) in config.pools.iter() {
-        let overlaps = |net: &&IpNet| pool.network.contains(*net) || net.contains(&pool.network);
-        // A route to everywhere, or a wide one of a provider, is no conflict for what lies within.
-        let conflicts = host.underlay.iter().filter(overlaps);
-        let conflicts: Vec<String> = conflicts.map(IpNet::to_string).take(3).collect();
-        if !conflicts.is_empty() {
-            warn!(
-                "the network {} overlaps what interface {} uses itself ({}): leases that cover it are \
-                 refused; give the nodes and the pods different networks",
-                pool.network,
-                host.iface,
-                conflicts.join(", ")
-            );
-        }
     }
 }

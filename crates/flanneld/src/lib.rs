@@ -4,17 +4,18 @@
 //! |---|---|
 //! | [`flags`], [`options`] | the command line, and what it means |
 //! | [`iface`], [`identity`], [`forwarding`] | where this node is, who, and whether it forwards |
-//! | [`cluster`] | the other nodes, and what the kernel must hold for them |
+//! | [`cluster`], `generations` | the other nodes, and what the kernel must hold for them; the backends in use |
+//! | [`config_change`], [`backends_file`] | what a change of the configuration means; the backends in use, over a restart |
 //! | [`reconcile`] | desired against observed, written to the kernel |
 //! | [`traffic`] | the traffic rules, kept in a task of their own |
-//! | [`subnet_file`], [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
+//! | [`subnet_file`], `subnet_env`, [`cni_conf`], [`whole_file`] | `subnet.env`, the CNI configuration, how they are written |
 //! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | `lock` | one daemon for each network and device |
 //! | `socket_peer` | who is at the other end of a Unix socket |
 //! | `allowance` | how often something may be done |
 //! | [`announce`] | when this node is announced as ready |
-//! | [`daemon`] | the order of it all |
+//! | [`startup`], [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`report`] | what the daemon says of itself: figures, reasons, peers |
 //! | [`metrics`] | the figures as Prometheus reads them |
@@ -24,11 +25,14 @@
 
 mod allowance;
 mod announce;
+pub mod backends_file;
 pub mod cluster;
 mod cni_conf;
+pub mod config_change;
 pub mod daemon;
 pub mod flags;
 pub mod forwarding;
+mod generations;
 pub mod health;
 mod http;
 pub mod identity;
@@ -41,8 +45,10 @@ pub mod reconcile;
 pub mod report;
 pub mod settle;
 mod socket_peer;
+pub mod startup;
 pub mod status;
 pub mod status_socket;
+mod subnet_env;
 pub mod subnet_file;
 pub mod systemd;
 mod teardown;

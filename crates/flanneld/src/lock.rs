@@ -49,7 +49,9 @@ const UNKNOWN: Duration = Duration::from_secs(30);
 
 /// The lock on a network and its devices, for as long as it is not dropped.
 pub(crate) struct Lock {
-    _sockets: Vec<UnixListener>,
+    sockets: BTreeMap<String, UnixListener>,
+    /// What was found about the holders of what is to be locked, too.
+    waiting: Waiting,
 }
 
 impl Lock {
@@ -67,7 +69,10 @@ impl Lock {
                     info!("no other flanneld is waited for any more");
                     status.set_host_problem(None);
                 }
-                return Some(Lock { _sockets: sockets });
+                return Some(Lock {
+                    sockets,
+                    waiting: Waiting::default(),
+                });
             }
             Err(Obstacle::Daemon(text)) => {
                 let remedy = "waiting until it ends; a second network on one host needs its own Network and VNI";
@@ -81,6 +86,33 @@ impl Lock {
             Err(Obstacle::Changing) => tokio::time::sleep(AGAIN).await,
         }
         None
+    }
+
+    /// Takes the lock on these networks and devices, too. Waits for nobody.
+    ///
+    /// # Errors
+    /// Another daemon has a part of it, or may have: which.
+    pub(crate) async fn extend(
+        &mut self,
+        networks: &Dual<IpNet>,
+        devices: &[IfName],
+    ) -> Result<(), String> {
+        let mut missing = names(networks, devices);
+        missing.retain(|name| !self.sockets.contains_key(name));
+        match self.waiting.try_all(&missing).await {
+            Ok(sockets) => {
+                self.sockets.extend(sockets);
+                Ok(())
+            }
+            Err(Obstacle::Daemon(text) | Obstacle::Silent(text, _)) => Err(text),
+            Err(Obstacle::Changing) => Err("another flanneld has just ended on this host".into()),
+        }
+    }
+
+    /// Gives up everything but these networks and devices.
+    pub(crate) fn reduce(&mut self, networks: &Dual<IpNet>, devices: &[IfName]) {
+        let kept = names(networks, devices);
+        self.sockets.retain(|name, _| kept.contains(name));
     }
 }
 
@@ -146,14 +178,17 @@ impl Waiting {
     }
 
     /// Takes every name, or none and says what keeps it from one.
-    async fn try_all(&mut self, names: &[String]) -> Result<Vec<UnixListener>, Obstacle> {
-        let mut sockets = Vec::new();
+    async fn try_all(
+        &mut self,
+        names: &[String],
+    ) -> Result<BTreeMap<String, UnixListener>, Obstacle> {
+        let mut sockets = BTreeMap::new();
         for name in names {
             match bind(name) {
                 Ok(socket) => {
                     self.ignored.remove(name);
                     self.silent.remove(name);
-                    sockets.push(socket);
+                    sockets.insert(name.clone(), socket);
                 }
                 Err(error) if error.kind() == ErrorKind::AddrInUse => {
                     if let Some(stranger) = self.stranger(name).await? {

@@ -5,12 +5,11 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use flanneld::daemon::Daemon;
 use flanneld::options::Options;
 use flanneld::settle::{open_store, wrong_flag};
 use flanneld::status::Status;
 use flanneld::subnet_file::command_journals;
-use flanneld::{flags, health, logging, status_socket, systemd};
+use flanneld::{flags, health, logging, startup, status_socket, systemd};
 use store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info};
@@ -89,7 +88,7 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     // Every step of the daemon may be dropped at its next await: files are written whole, and
     // the kernel keeps what it was given.
     let mut daemon = tokio::select! {
-        daemon = Daemon::start(options, store, kernel, status) => daemon?,
+        daemon = startup::start(options, store, kernel, status) => daemon?,
         signal = stop.asked() => return Ok(stopped(signal)),
     };
     let signal = tokio::select! {

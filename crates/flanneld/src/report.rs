@@ -86,6 +86,9 @@ pub struct PeerReport {
     pub public_ips: Vec<IpAddr>,
     /// The type of the backend that its lease offers.
     pub backend: String,
+    /// The type of the backend that this node reaches it by, while the network changes from one to another.
+    #[serde(default)]
+    pub reached_by: Option<String>,
     /// How far this node is with it.
     pub state: PeerStatus,
     /// Why it is not simply installed.

@@ -8,7 +8,7 @@ use backend::{Backend, Identity, Need};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use ipnet::IpNet;
 use model::object::ROUTE_PROTOCOL;
-use model::{Dual, Host, IfName, Mac, NetConfig, Object, SubnetKey};
+use model::{Dual, Host, IfName, LeaseAttrs, Mac, NetConfig, Object, SubnetKey};
 use store::{
     AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,
     KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble, Who,
@@ -16,6 +16,7 @@ use store::{
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use crate::generations::published_by;
 use crate::identity::{Answer, Answers};
 use crate::iface;
 use crate::iface::{Lost, NoIface};
@@ -47,8 +48,16 @@ pub(crate) struct Settled {
     pub(crate) config: NetConfig,
     pub(crate) host: Host,
     pub(crate) identity: Identity,
-    pub(crate) backend: Box<dyn Backend>,
+    /// What this node published before.
+    pub(crate) own: Option<LeaseAttrs>,
     pub(crate) lock: Lock,
+}
+
+impl Settled {
+    /// Returns what the backend of the configuration published before.
+    pub(crate) fn published(&self) -> Option<LeaseAttrs> {
+        published_by(self.own.as_ref()?, &self.config.backend.kind)
+    }
 }
 
 /// Returns a configuration, and a host and a backend that go with it. A configuration that the
@@ -104,7 +113,10 @@ pub(crate) async fn settle(
         let pool = pool(&config, &host);
         let own = store.own(&pool, &who).await;
         let own = own.map(|own| own.attrs);
-        match backend::new(&config, &host, &identity, own.as_ref()) {
+        let published = own
+            .as_ref()
+            .and_then(|own| published_by(own, &config.backend.kind));
+        match backend::new(&config, &host, &identity, published.as_ref()) {
             Ok(backend) => {
                 let networks = config.pools.map(|_, pool| pool.network);
                 let devices: Vec<IfName> = backend.devices().iter().map(|own| own.name).collect();
@@ -130,7 +142,7 @@ pub(crate) async fn settle(
                     config,
                     host,
                     identity,
-                    backend,
+                    own,
                     lock,
                 });
             }
@@ -265,7 +277,7 @@ pub(crate) async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool,
 
 /// Returns the MAC of one of our devices. A kernel that does not answer has none; later operations report
 /// the error.
-fn device_mac(name: &IfName) -> Option<Mac> {
+pub(crate) fn device_mac(name: &IfName) -> Option<Mac> {
     dataplane::host::standing(name).ok()??.mac
 }
 
@@ -273,10 +285,10 @@ pub(crate) fn scope(
     config: &NetConfig,
     own: &SubnetKey,
     host: &Host,
-    backend: &dyn Backend,
+    devices: Vec<IfName>,
 ) -> Scope {
     Scope {
-        devices: backend.devices().iter().map(|own| own.name).collect(),
+        devices,
         iface: host.iface,
         network: config.pools.map(|_, pool| pool.network),
         own: *own.nets(),

@@ -53,6 +53,8 @@ struct Inner {
     rules_problem: Option<String>,
     cni_problem: Option<String>,
     unserved: Vec<String>,
+    config_problem: Option<String>,
+    change: Option<String>,
     store_waits: store::StoreStatus,
     network: Option<NetworkReport>,
     rules_in_place: bool,
@@ -111,6 +113,8 @@ impl Default for Status {
             rules_problem: None,
             cni_problem: None,
             unserved: Vec::new(),
+            config_problem: None,
+            change: None,
             store_waits: store::StoreStatus::default(),
             network: None,
             rules_in_place: false,
@@ -306,6 +310,20 @@ impl Status {
         new
     }
 
+    /// Records why the network configuration that the store shows is not in force, if it is not. Returns whether
+    /// that is new.
+    pub fn set_config_problem(&self, problem: Option<String>) -> bool {
+        let mut inner = self.0.borrow_mut();
+        let new = inner.config_problem != problem;
+        inner.config_problem = problem;
+        new
+    }
+
+    /// Records how far a change of the backend is, while there is one.
+    pub fn set_change(&self, change: Option<String>) {
+        self.0.borrow_mut().change = change;
+    }
+
     /// Returns what cannot be served although the node works: one family of two.
     pub fn degraded(&self) -> Option<String> {
         let inner = self.0.borrow();
@@ -314,6 +332,8 @@ impl Status {
             .degraded()
             .into_iter()
             .chain(inner.unserved.clone())
+            .chain(inner.config_problem.clone())
+            .chain(inner.change.clone())
             .collect();
         (!all.is_empty()).then(|| all.join("; "))
     }

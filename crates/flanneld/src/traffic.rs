@@ -57,6 +57,11 @@ pub struct Traffic {
 }
 
 impl Traffic {
+    /// Returns what ends the task, without waiting for the rules.
+    pub fn task(self) -> AbortHandle {
+        self.task
+    }
+
     /// Waits until the rules are in place or could not be put there, if the node's packets depend on
     /// them; but not for ever: the network comes up without them too. Returns what ends the task.
     pub async fn settled(self) -> AbortHandle {
@@ -94,14 +99,14 @@ pub async fn remove(
 }
 
 /// The UDP ports on which the devices among `objects` receive their tunnel's packets.
-pub fn tunnel_ports(objects: &[Object]) -> BTreeSet<u16> {
+pub fn tunnel_ports<'a>(objects: impl IntoIterator<Item = &'a Object>) -> BTreeSet<u16> {
     let port = |object: &Object| match object {
         Object::Link(_, link) => link.kind.port(),
         Object::PacketLoop(_, packet_loop) => Some(packet_loop.listen.port()),
         Object::WgDevice(_, device) => Some(device.port),
         _ => None,
     };
-    objects.iter().filter_map(port).collect()
+    objects.into_iter().filter_map(port).collect()
 }
 
 /// The keeper of the table that drops forged packets. `former` are the networks of this node whose

@@ -1,5 +1,6 @@
 //! Who owns a subnet, and how its owner is reached: the JSON that nodes publish for each other.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -72,6 +73,15 @@ impl BackendType {
     }
 }
 
+impl BackendType {
+    /// Returns whether a lease that names `offered` means this type.
+    pub fn is_named(&self, offered: Option<&BackendType>) -> bool {
+        // These two write no type into their leases.
+        let nameless = matches!(self, BackendType::Udp | BackendType::Alloc);
+        offered.map_or(nameless, |offered| offered == self)
+    }
+}
+
 impl fmt::Display for BackendType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -87,18 +97,64 @@ pub struct LeaseAttrs {
     pub backend_type: Option<BackendType>,
     /// The backend's own data, JSON, by family of the underlay.
     pub data: Dual<Box<RawValue>>,
+    /// What else it serves while the network changes from one backend to another, newest first. Upstream
+    /// ignores it.
+    pub also: Box<[Offer]>,
 }
+
+/// A backend that a node serves beside the one that its lease names.
+#[derive(Clone, Debug, Default)]
+pub struct Offer {
+    /// Its type; `None` for those that write none.
+    pub backend_type: Option<BackendType>,
+    /// Its data, by family of the underlay.
+    pub data: Dual<Box<RawValue>>,
+}
+
+/// No node serves more backends beside its own: what follows is a mistake, or an attempt to fill the memory.
+const MOST_OFFERS: usize = 8;
 
 impl LeaseAttrs {
     /// Borrows everything that two equal values have in common: JSON data are compared as text.
-    fn parts(&self) -> (&Dual<IpAddr>, Option<&BackendType>, Dual<&str>) {
-        let text = |family| self.data.get(family).map(|data| data.get());
+    fn parts(&self) -> (&Dual<IpAddr>, Parts<'_>, Vec<Parts<'_>>) {
         (
             &self.public_ip,
-            self.backend_type.as_ref(),
-            Dual::from_fn(text),
+            parts(self.backend_type.as_ref(), &self.data),
+            self.also
+                .iter()
+                .map(|offer| parts(offer.backend_type.as_ref(), &offer.data))
+                .collect(),
         )
     }
+
+    /// Returns the lease as each backend that it offers reads it, the one that it names first.
+    pub fn offers(&self) -> impl Iterator<Item = Cow<'_, LeaseAttrs>> {
+        let also = self.also.iter().map(|offer| {
+            Cow::Owned(LeaseAttrs {
+                public_ip: self.public_ip,
+                backend_type: offer.backend_type.clone(),
+                data: offer.data.clone(),
+                also: Box::default(),
+            })
+        });
+        std::iter::once(Cow::Borrowed(self)).chain(also)
+    }
+
+    /// Returns whether the lease offers a backend of this type.
+    pub fn offers_type(&self, kind: &BackendType) -> bool {
+        let also = self.also.iter().map(|offer| offer.backend_type.as_ref());
+        std::iter::once(self.backend_type.as_ref())
+            .chain(also)
+            .any(|offered| kind.is_named(offered))
+    }
+}
+
+/// A backend's type and data.
+type Parts<'a> = (Option<&'a BackendType>, Dual<&'a str>);
+
+fn parts<'a>(kind: Option<&'a BackendType>, data: &'a Dual<Box<RawValue>>) -> Parts<'a> {
+    let text = |family| data.get(family).map(|data| data.get());
+    (kind, Dual::from_fn(text))
 }
 
 impl PartialEq for LeaseAttrs {
@@ -167,15 +223,76 @@ struct Wire<'a> {
         skip_serializing_if = "Option::is_none"
     )]
     v6_data: Option<Box<RawValue>>,
+    #[serde(rename = "Also", default, skip_serializing_if = "Option::is_none")]
+    also: Option<Box<RawValue>>,
+}
+
+/// One element of `Also`.
+#[derive(Serialize, Deserialize)]
+struct WireOffer {
+    #[serde(
+        rename = "BackendType",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    backend_type: Option<String>,
+    #[serde(
+        rename = "BackendData",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    data: Option<Box<RawValue>>,
+    #[serde(
+        rename = "BackendV6Data",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    v6_data: Option<Box<RawValue>>,
+}
+
+/// Reads the value of `Also`. What cannot be read offers nothing: the rest of the lease is good.
+pub fn also_from_json(json: &str) -> Box<[Offer]> {
+    let wire: Vec<WireOffer> = serde_json::from_str(json).unwrap_or_default();
+    let offers = wire.into_iter().take(MOST_OFFERS).map(|offer| Offer {
+        backend_type: offer.backend_type.as_deref().and_then(named),
+        data: Dual {
+            v4: offer.data.filter(is_present),
+            v6: offer.v6_data.filter(is_present),
+        },
+    });
+    offers.collect()
+}
+
+/// Writes the value of `Also`; `None` if nothing is offered.
+pub fn also_to_json(also: &[Offer]) -> Option<String> {
+    let wire = also.iter().map(|offer| WireOffer {
+        backend_type: offer.backend_type.as_ref().map(BackendType::to_string),
+        data: offer.data.v4.clone(),
+        v6_data: offer.data.v6.clone(),
+    });
+    let wire: Vec<WireOffer> = wire.collect();
+    serde_json::to_string(&wire)
+        .ok()
+        .filter(|_| !wire.is_empty())
+}
+
+fn named(name: &str) -> Option<BackendType> {
+    Some(BackendType::parse(name)).filter(|_| !name.is_empty())
+}
+
+#[allow(clippy::borrowed_box, reason = "for Option::filter")]
+fn is_present(data: &Box<RawValue>) -> bool {
+    data.get() != "null"
 }
 
 /// The names in [`Wire`].
-const KEYS: [&str; 5] = [
+const KEYS: [&str; 6] = [
     "PublicIP",
     "PublicIPv6",
     "BackendType",
     "BackendData",
     "BackendV6Data",
+    "Also",
 ];
 
 impl LeaseAttrs {
@@ -186,7 +303,6 @@ impl LeaseAttrs {
     /// (0/8, 240/4, multicast, loopback, unspecified, broadcast, IPv6 link-local).
     pub fn from_json(json: &[u8]) -> Result<LeaseAttrs, BadAttrs> {
         let wire: Wire<'_> = go_json::decode(json, &KEYS)?;
-        let present = |data: Option<Box<RawValue>>| data.filter(|d| d.get() != "null");
         let attrs = LeaseAttrs {
             public_ip: Dual {
                 v4: wire
@@ -198,14 +314,15 @@ impl LeaseAttrs {
                     .filter(|ip| !ip.is_unspecified())
                     .map(IpAddr::V6),
             },
-            backend_type: wire
-                .backend_type
-                .filter(|name| !name.is_empty())
-                .map(|name| BackendType::parse(&name)),
+            backend_type: wire.backend_type.as_deref().and_then(named),
             data: Dual {
-                v4: present(wire.data),
-                v6: present(wire.v6_data),
+                v4: wire.data.filter(is_present),
+                v6: wire.v6_data.filter(is_present),
             },
+            also: wire
+                .also
+                .map(|json| also_from_json(json.get()))
+                .unwrap_or_default(),
         };
         attrs.checked()
     }
@@ -234,6 +351,16 @@ impl LeaseAttrs {
             }),
             backend_type: self.backend_type.clone(),
             data: Dual::from_fn(|family| self.data.get(family).cloned().filter(|_| has(family))),
+            also: self
+                .also
+                .iter()
+                .map(|offer| Offer {
+                    backend_type: offer.backend_type.clone(),
+                    data: Dual::from_fn(|family| {
+                        offer.data.get(family).cloned().filter(|_| has(family))
+                    }),
+                })
+                .collect(),
         }
     }
 
@@ -259,6 +386,7 @@ impl LeaseAttrs {
             backend_type: self.backend_type.as_ref().map(|kind| kind.as_str().into()),
             data: self.data.v4.clone(),
             v6_data: self.data.v6.clone(),
+            also: also_to_json(&self.also).and_then(|json| RawValue::from_string(json).ok()),
         };
         serde_json::to_string(&wire).unwrap_or_default()
     }
@@ -306,6 +434,32 @@ mod tests {
         assert_eq!(other.public_ip.v4, Some("10.0.0.1".parse().unwrap()));
         assert_eq!(other.backend_type, Some(BackendType::Vxlan));
         assert!(other.data.v4.is_some());
+    }
+
+    #[test]
+    fn what_else_is_offered_reads_back_and_what_cannot_be_read_offers_nothing() {
+        let json = r#"{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"host-gw","Also":[{"BackendType":"vxlan","BackendData":{"VNI":1}},{}]}"#;
+        let attrs = LeaseAttrs::from_json(json.as_bytes()).unwrap();
+        assert_eq!(attrs.to_json(), json);
+        let kinds = attrs.offers().map(|offer| offer.backend_type.clone());
+        let kinds: Vec<Option<BackendType>> = kinds.collect();
+        assert_eq!(
+            kinds,
+            [Some(BackendType::HostGw), Some(BackendType::Vxlan), None]
+        );
+        assert!(attrs.offers_type(&BackendType::Vxlan) && attrs.offers_type(&BackendType::Udp));
+        assert!(!attrs.offers_type(&BackendType::Ipip));
+        for also in ["7", "null", "{}", "[7]", r#"[{"BackendType":7}]"#] {
+            let json = format!(r#"{{"PublicIP":"10.0.0.1","Also":{also}}}"#);
+            let attrs = LeaseAttrs::from_json(json.as_bytes()).unwrap();
+            assert!(attrs.also.is_empty(), "{also}");
+        }
+        let many = format!(
+            r#"{{"PublicIP":"10.0.0.1","Also":[{}{{}}]}}"#,
+            "{},".repeat(999)
+        );
+        let attrs = LeaseAttrs::from_json(many.as_bytes()).unwrap();
+        assert_eq!(attrs.also.len(), MOST_OFFERS);
     }
 
     #[test]

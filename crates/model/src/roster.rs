@@ -35,7 +35,8 @@ type ReadClaims = Box<dyn Fn(&LeaseAttrs) -> Claims>;
 /// that it excludes.
 pub struct Roster {
     networks: Dual<IpNet>,
-    kind: BackendType,
+    /// The backends in use, newest first.
+    kinds: Vec<BackendType>,
     claims: ReadClaims,
     own: Option<SubnetKey>,
     own_ip: Dual<IpAddr>,
@@ -108,7 +109,7 @@ impl Roster {
     ) -> Roster {
         Roster {
             networks: config.pools.map(|_, pool| pool.network),
-            kind,
+            kinds: vec![kind],
             claims: Box::new(claims),
             own: None,
             own_ip: Dual::default(),
@@ -124,6 +125,18 @@ impl Roster {
             left: Vec::new(),
             lengths: BTreeSet::new(),
         }
+    }
+
+    /// Sets which networks there are, which backends are in use, newest first, and how their claims are read.
+    /// Looks at every lease again.
+    pub fn set_network(
+        &mut self,
+        networks: Dual<IpNet>,
+        kinds: Vec<BackendType>,
+        claims: impl Fn(&LeaseAttrs) -> Claims + 'static,
+    ) -> Vec<RosterChange> {
+        (self.networks, self.kinds, self.claims) = (networks, kinds, Box::new(claims));
+        self.decide_all()
     }
 
     /// Sets which lease is ours, and the address that other nodes send to. Looks at every lease again.

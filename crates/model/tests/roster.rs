@@ -39,6 +39,7 @@ fn lease(name: &str, ip: &str, mac: u64, seniority: u64) -> Lease {
                 v4: data(),
                 v6: data(),
             },
+            also: Box::default(),
         },
         seniority,
     }

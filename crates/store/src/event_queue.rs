@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use model::{Lease, SubnetKey};
+use model::{Lease, NetConfig, SubnetKey};
 use tokio::sync::Notify;
 
 use crate::StoreEvent;
@@ -21,6 +21,7 @@ struct Pending {
     leases: BTreeMap<SubnetKey, Option<Lease>>,
     complete: bool,
     revoked: Option<String>,
+    config: Option<Result<NetConfig, String>>,
     /// Something has changed since the last event.
     fresh: bool,
 }
@@ -49,6 +50,15 @@ impl EventQueue {
         pending.fresh = true;
     }
 
+    /// Reports the network configuration, or why it cannot be used, and wakes the daemon.
+    pub(crate) fn config(&self, config: Result<NetConfig, String>) {
+        let mut pending = self.lock();
+        pending.config = Some(config);
+        pending.fresh = true;
+        drop(pending);
+        self.wake.notify_one();
+    }
+
     /// Wakes the daemon if there is something: called once a batch rather than once a lease.
     pub(crate) fn flush(&self) {
         if self.lock().fresh {
@@ -67,6 +77,7 @@ impl EventQueue {
                     leases: std::mem::take(&mut pending.leases),
                     complete: pending.complete,
                     revoked: pending.revoked.clone(),
+                    config: pending.config.take(),
                 };
             }
         }

@@ -6,6 +6,7 @@
 //! | [`kube`] | leases on Kubernetes' Nodes |
 //! | [`directory`] | leases in a directory |
 //! | [`endpoint`], [`connect`], [`tls`] | a verified connection |
+//! | [`config_file`], [`notify`] | a configuration in a file, followed; notifications of changed files |
 //! | [`event_queue`] | events on their way to the daemon, the last state of each lease only |
 //! | [`lease_index`] | which keys there are: what is in use, and what a listing shows to be gone |
 //! | [`own_lease`] | the life of the own lease as a pure state machine, and what drives it |
@@ -28,6 +29,7 @@ mod admin;
 mod any;
 mod backoff;
 mod clock;
+mod config_file;
 mod connect;
 pub mod directory;
 mod endpoint;
@@ -36,6 +38,7 @@ mod event_queue;
 pub mod kube;
 mod lease_index;
 mod lease_value;
+mod notify;
 pub mod own_lease;
 mod reachability;
 mod retry;
@@ -133,8 +136,8 @@ pub trait Store {
     /// Returns what the store waits for, serves only in part, and assigns to this node, as long as it lives.
     fn status(&self) -> StoreStatus;
 
-    /// Waits for the next batch of events. The first call starts a task that keeps our lease alive
-    /// and follows everybody's for as long as the store value lives. Cancel-safe.
+    /// Waits for the next batch of events. The first call starts tasks that keep our lease alive
+    /// and follow everybody's, and the configuration, for as long as the store value lives. Cancel-safe.
     fn next_event(&mut self) -> impl Future<Output = StoreEvent>;
 }
 
@@ -148,6 +151,9 @@ pub struct StoreEvent {
     pub complete: bool,
     /// Our lease was deleted or belongs to somebody else: the reason.
     pub revoked: Option<String>,
+    /// The network configuration as the store shows it now, or why it cannot be used: present when that
+    /// may have changed.
+    pub config: Option<Result<NetConfig, String>>,
 }
 
 /// Why there is no subnet for this node.

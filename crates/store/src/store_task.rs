@@ -60,6 +60,11 @@ impl<S: Follow> StoreTask<S> {
         &self.status
     }
 
+    /// Returns where events are put for the daemon.
+    pub(crate) fn queue(&self) -> &Arc<EventQueue> {
+        &self.queue
+    }
+
     /// Returns the search for the lease of `who` under `config`. What was read for the same search is
     /// kept; otherwise `open` begins one.
     pub(crate) fn search(

@@ -32,6 +32,15 @@ impl Traffic {
         Traffic { pingers, _turn }
     }
 
+    /// Returns how many pings were sent each way.
+    pub fn sent(&self) -> usize {
+        self.pingers
+            .iter()
+            .map(|(_, pinger)| pinger.sent())
+            .min()
+            .unwrap_or(0)
+    }
+
     /// Ends it; none of it may have been lost.
     pub fn all_arrived(self, label: &str) {
         let mut sent = 0;

@@ -5,16 +5,18 @@ use serde_json::{Value, json};
 
 use crate::scene::{self, SOON, mesh, run};
 
-/// Stops the daemon, gives the network another backend, and starts the daemon again.
+/// Stops the daemon, gives the network another backend, and starts the daemon again, which does not know what it had
+/// in use: as after a reboot, or another flannel.
 fn reconfigure(lab: &Lab, node: &Node, backend: &Value) {
     node.flanneld().stop().unwrap();
+    run(node, "rm -f /run/flannel/subnet.env.backends").unwrap();
     let config = json!({ "Network": "172.30.0.0/16", "Backend": backend });
     lab.put_config(&config.to_string()).unwrap();
     node.flanneld().start_ready(SOON).unwrap();
 }
 
 /// Waits until no flannel device but `devices` exists, and every route of ours leads through one of
-/// them.
+/// them; without a device, through the interface.
 fn only(node: &Node, devices: &[&str], label: &str) {
     let look = || {
         let show = |command: &str| node.exec(command.split(' ')).unwrap();
@@ -24,7 +26,11 @@ fn only(node: &Node, devices: &[&str], label: &str) {
         let flannels: Vec<&str> = names.filter(|name| name.starts_with("flannel")).collect();
         let stray = routes.lines().find(|route| {
             let through = |device: &&&str| route.contains(&format!("dev {device} "));
-            !devices.iter().any(|device| through(&device)) && !route.starts_with("blackhole")
+            let right = match devices {
+                [] => through(&&"eth0"),
+                devices => devices.iter().any(|device| through(&device)),
+            };
+            !right && !route.starts_with("blackhole")
         });
         match (flannels == devices, stray) {
             (true, None) => Ok(()),

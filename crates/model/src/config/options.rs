@@ -121,6 +121,24 @@ impl BackendConfig {
         self.options.insert(name.to_ascii_lowercase(), value.into());
     }
 
+    /// Returns it as JSON text, as the configuration would hold it. Some values are secret.
+    pub fn to_json(&self) -> String {
+        let mut members = serde_json::Map::new();
+        members.insert("Type".into(), self.kind.as_str().into());
+        let options = self.options.iter();
+        members.extend(options.map(|(name, value)| (name.clone(), value.clone())));
+        Value::Object(members).to_string()
+    }
+
+    /// Reads what [`BackendConfig::to_json`] wrote.
+    ///
+    /// # Errors
+    /// It is not the `Backend` of a configuration.
+    pub fn from_json(json: &str) -> Result<BackendConfig, ConfigError> {
+        let whole = format!(r#"{{"Backend":{json}}}"#);
+        BackendConfig::read(&serde_json::from_str(&whole)?)
+    }
+
     /// The text under `name`, if any.
     ///
     /// # Errors

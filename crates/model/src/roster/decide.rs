@@ -216,13 +216,13 @@ impl Roster {
 
     /// What is wrong with the lease whatever the other leases are.
     fn fault(&self, lease: &Lease) -> Option<Reason> {
-        let theirs = &lease.attrs.backend_type;
-        // These two write no type into their leases.
-        let nameless = matches!(self.kind, BackendType::Udp | BackendType::Alloc);
-        if theirs.as_ref() != Some(&self.kind) && !(nameless && theirs.is_none()) {
+        let in_use = |kind: &BackendType| lease.attrs.offers_type(kind);
+        if let Some(ours) = self.kinds.first()
+            && !self.kinds.iter().any(in_use)
+        {
             return Some(Reason::OtherBackend {
-                theirs: theirs.clone(),
-                ours: self.kind.clone(),
+                theirs: lease.attrs.backend_type.clone(),
+                ours: ours.clone(),
             });
         }
         let mut ips = lease.attrs.public_ip.iter();

@@ -15,7 +15,6 @@
 //! | [`entry`] | what a file holds |
 //! | [`files`], [`file_id`] | looks and changes, complete or not at all |
 //! | [`worker`], [`listing`] | file work on other threads; all files, batch by batch |
-//! | [`notify`] | notifications of changes |
 //! | [`replica`] | what is known of the directory |
 //! | [`own_file`], [`leases`] | the own lease looked after, everybody's read |
 //! | [`disk_clock`] | the clock by which leases end |
@@ -30,21 +29,22 @@ mod files;
 mod follow;
 mod leases;
 mod listing;
-mod notify;
 mod own_file;
 mod replica;
 mod worker;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use model::{Lease, LeaseAttrs, NetConfig};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use crate::config_file;
 use crate::retry::{Retry, StoreStatus};
 use crate::store_task::{Resting, StoreTask};
+use crate::task::AbortOnDrop;
 use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
 use files::Place;
 use leases::Leases;
@@ -55,6 +55,7 @@ pub struct DirectoryStore {
     place: Arc<Place>,
     timing: Timing,
     work: StoreTask<Leases>,
+    following_config: Option<AbortOnDrop>,
 }
 
 impl DirectoryStore {
@@ -64,6 +65,7 @@ impl DirectoryStore {
             place: Arc::new(Place::new(path.into())),
             timing,
             work: StoreTask::new(),
+            following_config: None,
         }
     }
 
@@ -79,18 +81,17 @@ impl DirectoryStore {
             )
         })
     }
+}
 
-    fn parse_config(&self, read: io::Result<Vec<u8>>) -> Result<NetConfig, String> {
-        let path = self.place.config();
-        let file = path.display();
-        let bytes = read.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
-                format!("there is no {file}: write the network configuration there")
-            }
-            _ => format!("{file}: {e}"),
-        })?;
-        NetConfig::from_json(&String::from_utf8_lossy(&bytes)).map_err(|e| format!("{file}: {e}"))
-    }
+fn parse_config(file: &Path, read: io::Result<Vec<u8>>) -> Result<NetConfig, String> {
+    let file = file.display();
+    let bytes = read.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => {
+            format!("there is no {file}: write the network configuration there")
+        }
+        _ => format!("{file}: {e}"),
+    })?;
+    NetConfig::from_json(&String::from_utf8_lossy(&bytes)).map_err(|e| format!("{file}: {e}"))
 }
 
 impl Store for DirectoryStore {
@@ -110,7 +111,7 @@ impl Store for DirectoryStore {
                     }
                 }
             };
-            match self.parse_config(read) {
+            match parse_config(&self.place.config(), read) {
                 Ok(config) => {
                     retry.over();
                     return config;
@@ -140,6 +141,12 @@ impl Store for DirectoryStore {
     }
 
     async fn next_event(&mut self) -> StoreEvent {
+        self.following_config.get_or_insert_with(|| {
+            let path = self.place.config();
+            let queue = self.work.queue().clone();
+            let poll = self.timing.poll;
+            AbortOnDrop::spawn(config_file::follow(path, poll, queue, parse_config))
+        });
         self.work.next_event().await
     }
 }

@@ -3,9 +3,9 @@
 use model::LeaseAttrs;
 
 use super::EtcdStore;
+use super::config_key;
 use super::failure::Failure;
 use super::listing::Listing;
-use super::proto::{KeyValue, RangeRequest, RangeResponse, path};
 use super::txn::{self, Outcome, Write};
 use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
 
@@ -19,16 +19,6 @@ impl From<Failure> for AdminError {
 }
 
 impl EtcdStore {
-    /// The key of the configuration.
-    pub(super) async fn config_key(&self) -> Result<Option<KeyValue>, Failure> {
-        let query = RangeRequest {
-            key: self.keys.config().into(),
-            ..RangeRequest::default()
-        };
-        let answer: RangeResponse = self.client.call(path::RANGE, query).await?;
-        Ok(answer.kvs.into_iter().next())
-    }
-
     /// One pass over all leases.
     async fn list(&self) -> Result<Vec<ListedLease>, Failure> {
         let (start, end) = self.keys.subnets();
@@ -54,7 +44,7 @@ impl Administer for EtcdStore {
     }
 
     async fn stored_config(&self) -> Result<Option<StoredConfig>, AdminError> {
-        let found = self.config_key().await?;
+        let (found, _) = config_key::read(&self.client, &self.keys).await?;
         Ok(found.map(|kv| StoredConfig {
             json: kv.value.to_vec(),
             revision: kv.mod_revision,

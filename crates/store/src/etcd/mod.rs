@@ -9,14 +9,15 @@
 //! | [`own_key`], [`etcd_lease`] | what the requests of [`crate::own_lease`] mean in etcd |
 //! | [`history`], [`replica`] | what is known of etcd, and whether etcd still has that history |
 //! | [`leases`] | everybody's leases read, the own one looked after |
-//! | [`follow`] | everybody's leases, for as long as the daemon runs |
+//! | [`follow`], [`config_key`] | everybody's leases and the configuration, for as long as the daemon runs |
 //! | [`admin`] | the administrator's access |
 //!
 //! A start needs one request for the configuration, one per page of leases, one or two for the
-//! lease and one for the watch; nothing is ever asked per peer.
+//! lease and one for each of two watches; nothing is ever asked per peer.
 
 mod admin;
 mod client;
+mod config_key;
 mod connection;
 mod etcd_lease;
 mod failover;
@@ -42,6 +43,7 @@ pub use settings::{EtcdSettings, SettingsError};
 
 use crate::retry::{Retry, StoreStatus};
 use crate::store_task::{Resting, StoreTask};
+use crate::task::AbortOnDrop;
 use crate::{AcquireError, Claim, Store, StoreEvent, Timing, Who};
 use client::Client;
 use failure::Failure;
@@ -54,6 +56,9 @@ pub struct EtcdStore {
     keys: Keyspace,
     timing: Timing,
     work: StoreTask<Leases>,
+    /// The revision at which the configuration was last read.
+    config_read_at: i64,
+    following_config: Option<AbortOnDrop>,
 }
 
 impl EtcdStore {
@@ -72,6 +77,8 @@ impl EtcdStore {
             keys,
             timing,
             work,
+            config_read_at: 0,
+            following_config: None,
         })
     }
 
@@ -88,13 +95,10 @@ impl EtcdStore {
         })
     }
 
-    async fn read_config(&self) -> Result<NetConfig, NoConfig> {
-        let key = self.keys.config();
-        let Some(kv) = self.config_key().await? else {
-            return Err(NoConfig::Missing(key));
-        };
-        let json = String::from_utf8_lossy(&kv.value);
-        NetConfig::from_json(&json).map_err(|e| NoConfig::Bad(key, e.to_string()))
+    async fn read_config(&mut self) -> Result<NetConfig, NoConfig> {
+        let (found, revision) = config_key::read(&self.client, &self.keys).await?;
+        self.config_read_at = revision;
+        config_key::parse(&self.keys, found.as_ref())
     }
 }
 
@@ -134,6 +138,15 @@ impl Store for EtcdStore {
     }
 
     async fn next_event(&mut self) -> StoreEvent {
+        self.following_config.get_or_insert_with(|| {
+            let queue = self.work.queue().clone();
+            AbortOnDrop::spawn(config_key::follow(
+                self.client.clone(),
+                self.keys.clone(),
+                self.config_read_at,
+                queue,
+            ))
+        });
         self.work.next_event().await
     }
 }

@@ -13,6 +13,8 @@ pub(super) enum Key {
     BackendData,
     /// The same for IPv6.
     BackendV6Data,
+    /// What else it serves, JSON.
+    BackendAlso,
     /// What peers send to.
     PublicIp,
     /// The same for IPv6.
@@ -29,11 +31,12 @@ pub(super) enum Key {
 
 impl Key {
     /// All of them; the first [`Key::PUBLISHED`] are what a node publishes.
-    pub(super) const ALL: [Key; 10] = [
+    pub(super) const ALL: [Key; 11] = [
         Key::Managed,
         Key::BackendType,
         Key::BackendData,
         Key::BackendV6Data,
+        Key::BackendAlso,
         Key::PublicIp,
         Key::PublicIpv6,
         Key::PublicIpOverwrite,
@@ -42,7 +45,7 @@ impl Key {
         Key::NodePublicIpv6,
     ];
     /// How many of [`Key::ALL`] a node publishes.
-    const PUBLISHED: usize = 6;
+    const PUBLISHED: usize = 7;
 
     /// Returns what a node publishes.
     pub(super) fn published() -> impl Iterator<Item = Key> {
@@ -55,6 +58,7 @@ impl Key {
             Key::BackendType => "backend-type",
             Key::BackendData => "backend-data",
             Key::BackendV6Data => "backend-v6-data",
+            Key::BackendAlso => "backend-also",
             Key::PublicIp => "public-ip",
             Key::PublicIpv6 => "public-ipv6",
             Key::PublicIpOverwrite => "public-ip-overwrite",

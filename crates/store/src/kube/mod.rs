@@ -51,7 +51,9 @@ mod status;
 mod wire;
 mod yaml;
 
+use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +67,7 @@ pub use events::Trouble;
 pub use settings::{KubeSettings, KubeSettingsError, NodeName};
 
 use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
+use crate::config_file;
 use crate::event_queue::EventQueue;
 use crate::retry::{Retry, StoreStatus};
 use crate::task::AbortOnDrop;
@@ -97,6 +100,7 @@ pub struct KubeStore {
     /// Keeps our Node once a subnet is acquired; until it runs as a task.
     keeper: Option<Keeper>,
     tasks: Option<(AbortOnDrop, AbortOnDrop)>,
+    following_config: Option<AbortOnDrop>,
 }
 
 impl KubeStore {
@@ -123,6 +127,7 @@ impl KubeStore {
             without_effect: Vec::new(),
             keeper: None,
             tasks: None,
+            following_config: None,
         })
     }
 
@@ -207,29 +212,37 @@ impl KubeStore {
     }
 }
 
+/// Reads the configuration; with it come the keys that have no effect.
+fn parse_config(
+    path: &Path,
+    read: io::Result<Vec<u8>>,
+) -> Result<(NetConfig, Vec<&'static str>), String> {
+    let read = read.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no such file: put the network configuration there".into()
+        }
+        _ => error.to_string(),
+    });
+    let parse = |json: Vec<u8>| {
+        let json = String::from_utf8_lossy(&json).into_owned();
+        NetConfig::with_assigned_subnets(&json).map_err(|e| e.to_string())
+    };
+    read.and_then(parse)
+        .map_err(|problem| format!("-net-config-path {}: {problem}", path.display()))
+}
+
 impl Store for KubeStore {
     async fn config(&mut self) -> NetConfig {
         let path = self.settings.net_config.clone();
         let mut retry = Retry::reporting_to(&self.status);
         let config = loop {
-            let read = std::fs::read_to_string(&path).map_err(|error| match error.kind() {
-                std::io::ErrorKind::NotFound => {
-                    "there is no such file: put the network configuration there".into()
-                }
-                _ => error.to_string(),
-            });
-            let read = read.and_then(|json| {
-                NetConfig::with_assigned_subnets(&json).map_err(|e| e.to_string())
-            });
-            match read {
+            let read = std::fs::read(&path);
+            match parse_config(&path, read) {
                 Ok((config, without_effect)) => {
                     self.warn_without_effect(without_effect);
                     break config;
                 }
-                Err(problem) => {
-                    let text = format!("-net-config-path {}: {problem}", path.display());
-                    retry.wait(&text, false).await;
-                }
+                Err(problem) => retry.wait(&problem, false).await,
             }
         };
         retry.over();
@@ -291,6 +304,12 @@ impl Store for KubeStore {
     }
 
     async fn next_event(&mut self) -> StoreEvent {
+        self.following_config.get_or_insert_with(|| {
+            let path = self.settings.net_config.clone();
+            let parse = |path: &Path, read| parse_config(path, read).map(|(config, _)| config);
+            let (queue, poll) = (self.queue.clone(), self.settings.timing.poll);
+            AbortOnDrop::spawn(config_file::follow(path, poll, queue, parse))
+        });
         if self.tasks.is_none() {
             self.tasks = self.start_tasks();
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use model::{BackendType, Dual, Family, Lease, LeaseAttrs, Outside, SubnetKey};
+use model::{BackendType, Dual, Family, Lease, LeaseAttrs, Offer, Outside, SubnetKey};
 use serde_json::value::RawValue;
 
 use super::annotations::{Annotations, Key};
@@ -110,12 +110,43 @@ pub(super) fn attrs<T: AsRef<str>>(
         }
     }
     attrs.public_ip = checked;
+    attrs.also = also(annotations, &attrs, families);
     attrs.checked().map_err(|error| match error {
         model::BadAttrs::NoAddress => {
             first_fault.unwrap_or_else(|| "its annotations hold no public address".into())
         }
         error => format!("annotation public-ip: {error}"),
     })
+}
+
+/// Returns what else a Node serves. The annotation begins with what the node published beside it: where that
+/// is no longer so, another flannel has taken its place and knows nothing of the annotation.
+fn also<T: AsRef<str>>(
+    annotations: &Annotations<T>,
+    attrs: &LeaseAttrs,
+    families: &[Family],
+) -> Box<[Offer]> {
+    let Some(text) = annotations.get(Key::BackendAlso).map(AsRef::as_ref) else {
+        return Box::default();
+    };
+    let mut offers = model::lease::also_from_json(text).into_vec();
+    let text = |data: &Dual<Box<RawValue>>, family| data.get(family).map(|d| d.get().to_owned());
+    let is_current = offers.first().is_some_and(|first| {
+        first.backend_type == attrs.backend_type
+            && families
+                .iter()
+                .all(|family| text(&first.data, *family) == text(&attrs.data, *family))
+    });
+    if !is_current {
+        return Box::default();
+    }
+    offers.remove(0);
+    for offer in &mut offers {
+        let serves = |family: Family| families.contains(&family);
+        offer.data =
+            Dual::from_fn(|family| offer.data.get(family).cloned().filter(|_| serves(family)));
+    }
+    offers.into()
 }
 
 /// Returns the address and data of one family.
@@ -188,6 +219,16 @@ pub(super) fn wanted<T: AsRef<str>>(
     wanted.set(Key::Managed, Some("true".into()));
     let kind = attrs.backend_type.as_ref().map_or("", |kind| kind.as_str());
     wanted.set(Key::BackendType, Some(kind.into()));
+    if !attrs.also.is_empty() {
+        let own = Offer {
+            backend_type: attrs.backend_type.clone(),
+            data: attrs.data.clone(),
+        };
+        let offers: Vec<Offer> = std::iter::once(own)
+            .chain(attrs.also.iter().cloned())
+            .collect();
+        wanted.set(Key::BackendAlso, model::lease::also_to_json(&offers));
+    }
     for family in families.iter().copied() {
         let keys = keys(family);
         let data = attrs.data.get(family).map_or("null", |data| data.get());
@@ -276,6 +317,46 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_else_a_node_serves_is_good_beside_what_it_was_written_with() {
+        let prefix = Prefix::parse("f.io").unwrap();
+        let text = r#"{"PublicIP":"192.0.2.17","BackendType":"host-gw","Also":[{"BackendType":"vxlan","BackendData":{"VNI":1}}]}"#;
+        let attrs = LeaseAttrs::from_json(text.as_bytes()).unwrap();
+        let written = wanted(
+            &attrs,
+            &[Family::V4],
+            &Annotations::<String>::default(),
+            |_| {},
+        );
+        let also = written.get(Key::BackendAlso).unwrap();
+        let read = |kind: &str| {
+            let values = [
+                ("backend-type", kind),
+                ("public-ip", "192.0.2.17"),
+                ("backend-also", also),
+            ];
+            let json = node(&values, &["10.244.17.0/24"]);
+            let node = Node::from_json(json.as_bytes(), &prefix).unwrap();
+            lease(&node, &[Family::V4]).unwrap().lease.attrs
+        };
+        assert_eq!(read("host-gw"), attrs);
+        assert!(
+            read("ipip").also.is_empty(),
+            "another flannel wrote the type"
+        );
+        let none = LeaseAttrs {
+            also: Box::default(),
+            ..attrs
+        };
+        let written = wanted(
+            &none,
+            &[Family::V4],
+            &Annotations::<String>::default(),
+            |_| {},
+        );
+        assert_eq!(written.get(Key::BackendAlso), None);
     }
 
     #[test]

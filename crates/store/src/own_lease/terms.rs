@@ -83,6 +83,10 @@ pub enum Cause {
 }
 
 /// What reading one key shows.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and mostly the large one"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Look<M> {
     /// It is there.

@@ -49,6 +49,8 @@ pub struct Node<S> {
     pub known: BTreeMap<SubnetKey, Lease>,
     pub complete: bool,
     pub revoked: Option<String>,
+    /// The configuration as it was last reported.
+    pub reported: Option<Result<NetConfig, String>>,
 }
 
 impl<S: Store> Node<S> {
@@ -60,6 +62,7 @@ impl<S: Store> Node<S> {
             known: BTreeMap::new(),
             complete: false,
             revoked: None,
+            reported: None,
         }
     }
 
@@ -100,6 +103,7 @@ impl<S: Store> Node<S> {
         }
         self.complete = event.complete;
         self.revoked = event.revoked;
+        self.reported = event.config.or(self.reported.take());
     }
 
     /// Follows the news until `so` holds.

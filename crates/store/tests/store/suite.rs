@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model::{Lease, LeaseAttrs, NetConfig};
+use model::{BackendType, Lease, LeaseAttrs, NetConfig};
 use store::{AcquireError, AnyStore, Claim, Store, Timing};
 use tokio::time::Instant;
 
@@ -423,6 +423,36 @@ pub async fn a_value_is_upstreams<W: World>() {
     assert_eq!(world.get(&format!("subnets/{}", lease.key)).unwrap(), text);
 }
 
+pub async fn the_configuration_is_followed<W: World>() {
+    let world = W::new();
+    let mut node = Node::start(world.store_of_with(1, seconds(3600, 60)), 1).await;
+    node.until("the first listing", |node| node.complete).await;
+    let changed = r#"{"Network":"10.20.0.0/16","Backend":{"Type":"host-gw"}}"#;
+    world.put("config", changed);
+    node.until("the change", |node| {
+        matches!(&node.reported, Some(Ok(config)) if config.backend.kind == BackendType::HostGw)
+    })
+    .await;
+    world.put("config", "{");
+    node.until(
+        "what is wrong",
+        |node| matches!(&node.reported, Some(Err(reason)) if reason.contains("config")),
+    )
+    .await;
+    world.delete("config");
+    node.until(
+        "that it is gone",
+        |node| matches!(&node.reported, Some(Err(reason)) if reason.contains("no ")),
+    )
+    .await;
+    world.put("config", CONFIG);
+    node.until(
+        "that it is back",
+        |node| matches!(&node.reported, Some(Ok(config)) if *config == node.config),
+    )
+    .await;
+}
+
 /// Makes one test of each case for one kind of store.
 #[macro_export]
 macro_rules! suite {
@@ -442,7 +472,7 @@ macro_rules! suite {
             a_subnet_that_another_node_took_is_revoked, of_two_nodes_with_one_address_the_newcomer_yields,
             garbage_does_not_hide_the_good_ones, a_change_is_published_to_the_others,
             a_config_heals_without_a_restart, a_lease_is_renewed_until_its_daemon_ends,
-            news_survives_being_cancelled, a_value_is_upstreams,
+            news_survives_being_cancelled, a_value_is_upstreams, the_configuration_is_followed,
         );
     };
 }

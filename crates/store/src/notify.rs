@@ -16,21 +16,21 @@ use tokio::io::unix::AsyncFd;
 
 /// The watch on one directory.
 #[derive(Debug)]
-pub(super) struct Notify(AsyncFd<OwnedFd>);
+pub(crate) struct Notify(AsyncFd<OwnedFd>);
 
 /// What happened since the last time, coalesced by name.
 #[derive(Debug, Default)]
-pub(super) struct Changes {
+pub(crate) struct Changes {
     /// Files that were created, written, replaced or removed.
-    pub names: BTreeSet<OsString>,
+    pub(crate) names: BTreeSet<OsString>,
     /// Some changes were not notified: look at everything.
-    pub lost_some: bool,
+    pub(crate) lost_some: bool,
     /// The directory is no longer the one that is watched.
-    pub moved: bool,
+    pub(crate) moved: bool,
 }
 
 impl Notify {
-    pub(super) fn new(dir: &Path) -> io::Result<Notify> {
+    pub(crate) fn new(dir: &Path) -> io::Result<Notify> {
         let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         // A link makes a file that is complete from the start: CREATE is all there is to see of it.
         let flags = WatchFlags::CREATE
@@ -48,7 +48,7 @@ impl Notify {
     }
 
     /// Waits for changes, and takes all there are. Cancel-safe.
-    pub(super) async fn changes(&self) -> io::Result<Changes> {
+    pub(crate) async fn changes(&self) -> io::Result<Changes> {
         loop {
             let mut ready = self.0.readable().await?;
             match ready.try_io(|fd| read(fd.get_ref())) {

@@ -1,0 +1,472 @@
+//! The backends in use. Usually one; while the network changes from one to another, the former stays beside the
+//! new one until no other node needs it. Pure but for the time, which is passed in.
+//!
+//! A node receives on every backend that it has made ready before it says so in its lease, and sends to another
+//! node by the newest one that both serve. So it does not matter in which order nodes learn of a change.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use backend::{Backend, Identity, PeerPlan};
+use ipnet::IpNet;
+use model::object::{Route, RouteKey, RouteTo};
+use model::roster::Claims;
+use model::{
+    BackendConfig, BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object,
+    Offer, SLOTS, Slot,
+};
+use tokio::time::Instant;
+
+/// How long after the store has shown others a key it is used: by then they know it, too.
+const ACQUAINTED: Duration = Duration::from_secs(3);
+
+/// How long a backend stays after no other node named an older one than the newest: those that have just learned
+/// of the change may still send by it.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How long the kernel may refuse what a new backend needs before the change is given up.
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(20);
+
+/// A backend in use.
+pub(crate) struct Generation {
+    /// Names the owner of its kernel objects.
+    pub(crate) slot: Slot,
+    /// The configuration that it was built from.
+    pub(crate) config: NetConfig,
+    /// What it was told of this node.
+    pub(crate) identity: Identity,
+    /// What carries the packets.
+    pub(crate) backend: Rc<dyn Backend>,
+    /// Its devices are there: this node receives by it. Once true, it stays so.
+    pub(crate) ready: bool,
+    /// When it came into use.
+    began: Instant,
+    /// From when on this node may send by it to one that must know it; `None` until the store shows it.
+    acquainted: Option<Instant>,
+    /// The device of a route that it has to the whole network, for each family.
+    wide: Dual<IfName>,
+}
+
+impl Generation {
+    /// Returns a backend that comes into use now. `served` says that other nodes know it from this node's lease.
+    pub(crate) fn new(
+        config: NetConfig,
+        identity: Identity,
+        backend: Box<dyn Backend>,
+        served: bool,
+        now: Instant,
+    ) -> Generation {
+        Generation {
+            slot: 0,
+            config,
+            identity,
+            backend: backend.into(),
+            ready: served,
+            began: now,
+            acquainted: served.then_some(now),
+            wide: Dual::default(),
+        }
+    }
+
+    /// Records that other nodes know it from this node's lease already.
+    pub(crate) fn is_served(&mut self, now: Instant) {
+        (self.ready, self.acquainted) = (true, Some(now));
+    }
+
+    /// Takes over what was built anew for another configuration or host.
+    pub(crate) fn rebuilt(&mut self, config: NetConfig, backend: Box<dyn Backend>) {
+        (self.config, self.backend) = (config, backend.into());
+    }
+
+    /// Returns whether `backend` uses the same devices: a change to it is made in place.
+    pub(crate) fn is_like(&self, backend: &dyn Backend) -> bool {
+        self.backend.kind() == backend.kind() && self.backend.devices() == backend.devices()
+    }
+
+    /// Returns the network's route into one of its devices, if it is one.
+    fn wide_route(&self, object: &Object) -> Option<(Family, IfName)> {
+        let Object::Route(
+            key,
+            Route {
+                to: RouteTo::Dev(dev),
+                ..
+            },
+        ) = object
+        else {
+            return None;
+        };
+        let family = Family::of_net(&key.dst);
+        let network = self.config.pools.get(family)?.network;
+        (*key == RouteKey::to(network)).then_some((family, *dev))
+    }
+
+    /// Returns what the lease of a peer means for it: the first offer of its type that can be used.
+    fn plan(&self, peer: &Lease, host: &Host) -> Option<PeerPlan> {
+        let kind = self.backend.kind();
+        let mut best: Option<PeerPlan> = None;
+        for offer in peer.attrs.offers() {
+            if !kind.is_named(offer.backend_type.as_ref()) {
+                continue;
+            }
+            let plan = self.plan_of(peer, offer.into_owned(), host);
+            if plan.served && plan.faults.is_empty() {
+                return Some(plan);
+            }
+            if best.as_ref().is_none_or(|best| plan.served && !best.served) {
+                best = Some(plan);
+            }
+        }
+        best
+    }
+
+    fn plan_of(&self, peer: &Lease, offer: LeaseAttrs, host: &Host) -> PeerPlan {
+        let read = Lease {
+            key: peer.key,
+            attrs: offer,
+            seniority: peer.seniority,
+        };
+        self.backend.peer(&read, host)
+    }
+
+    /// Returns what this node offers by it.
+    fn offer(&self) -> Offer {
+        let LeaseAttrs {
+            backend_type, data, ..
+        } = self.backend.publish();
+        Offer { backend_type, data }
+    }
+
+    /// Returns whether `attrs`, this node's own lease, offers it as it is.
+    pub(crate) fn is_offered_by(&self, attrs: &LeaseAttrs) -> bool {
+        let own = self.backend.publish();
+        attrs.offers().any(|offer| {
+            offer.backend_type == own.backend_type
+                && Family::ALL.iter().all(|family| {
+                    let text = |of: &LeaseAttrs| of.data.get(*family).map(|d| d.get().to_owned());
+                    text(&offer) == text(&own)
+                })
+        })
+    }
+}
+
+/// Returns the part of this node's lease that a backend of type `kind` published.
+pub(crate) fn published_by(own: &LeaseAttrs, kind: &BackendType) -> Option<LeaseAttrs> {
+    let mut offers = own.offers();
+    let found = offers.find(|offer| kind.is_named(offer.backend_type.as_ref()))?;
+    Some(LeaseAttrs {
+        also: Box::default(),
+        ..found.into_owned()
+    })
+}
+
+/// What is needed for one peer.
+pub(crate) struct Served {
+    /// The objects, and the faults of the backend that was chosen.
+    pub(crate) plan: PeerPlan,
+    /// The number of the backend that this node sends by.
+    pub(crate) by: Option<usize>,
+    /// It offers only backends that do not encrypt, and was reached encrypted before.
+    pub(crate) kept_from_plaintext: bool,
+    /// Its lease names an older backend than the newest: it has not changed yet, or cannot.
+    pub(crate) lags: bool,
+}
+
+/// The backends in use, newest first; never empty.
+pub(crate) struct Generations {
+    list: Vec<Generation>,
+    /// Since when no peer needs an older one than the newest.
+    calm_since: Option<Instant>,
+}
+
+impl Generations {
+    /// Returns one backend.
+    pub(crate) fn new(first: Generation) -> Generations {
+        Generations {
+            list: vec![first],
+            calm_since: None,
+        }
+    }
+
+    /// All of them, newest first.
+    pub(crate) fn all(&self) -> &[Generation] {
+        &self.list
+    }
+
+    pub(crate) fn all_mut(&mut self) -> &mut [Generation] {
+        &mut self.list
+    }
+
+    /// The one that the configuration names.
+    pub(crate) fn newest(&self) -> &Generation {
+        &self.list[0]
+    }
+
+    /// The newest that other nodes can be told of.
+    pub(crate) fn leading(&self) -> &Generation {
+        let ready = self.list.iter().find(|generation| generation.ready);
+        ready.unwrap_or(&self.list[0])
+    }
+
+    /// Whether there is more than one.
+    pub(crate) fn is_changing(&self) -> bool {
+        self.list.len() > 1
+    }
+
+    /// Adds a newer one. Where it is like one in use, that one is changed in place and becomes the newest.
+    /// Returns the slot of one that had to go to make room.
+    pub(crate) fn add(&mut self, mut newer: Generation) -> Option<Slot> {
+        self.calm_since = None;
+        let like = self
+            .list
+            .iter()
+            .position(|old| old.is_like(&*newer.backend));
+        if let Some(at) = like {
+            let old = self.list.remove(at);
+            (newer.slot, newer.ready, newer.began) = (old.slot, old.ready, newer.began);
+            newer.acquainted = old.acquainted;
+            self.list.insert(0, newer);
+            return None;
+        }
+        let gone = (self.list.len() >= usize::from(SLOTS)).then(|| self.list.pop());
+        newer.slot = self.free_slot();
+        self.list.insert(0, newer);
+        gone.flatten().map(|gone| gone.slot)
+    }
+
+    /// Adds one that was in use before all others: what an earlier run left.
+    pub(crate) fn add_former(&mut self, mut former: Generation) {
+        let known = self.list.iter().any(|own| own.is_like(&*former.backend));
+        if !known && self.list.len() < usize::from(SLOTS) {
+            former.slot = self.free_slot();
+            self.list.push(former);
+        }
+    }
+
+    fn free_slot(&self) -> Slot {
+        let used = |slot: &Slot| self.list.iter().any(|own| own.slot == *slot);
+        (0..SLOTS).find(|slot| !used(slot)).unwrap_or_default()
+    }
+
+    /// Removes all but the newest; returns their slots.
+    pub(crate) fn retire(&mut self) -> Vec<Slot> {
+        self.list.drain(1..).map(|former| former.slot).collect()
+    }
+
+    /// Gives up the newest, if there is another one. Returns it.
+    pub(crate) fn give_up(&mut self) -> Option<Generation> {
+        self.calm_since = None;
+        self.is_changing().then(|| self.list.remove(0))
+    }
+
+    /// Whether the kernel has refused what the newest needs for so long that it is given up.
+    pub(crate) fn is_hopeless(&self, now: Instant) -> bool {
+        let newest = self.newest();
+        self.is_changing() && !newest.ready && now >= newest.began + GIVE_UP
+    }
+
+    /// Takes in that the store shows `attrs` as this node's lease.
+    pub(crate) fn published(&mut self, attrs: &LeaseAttrs, now: Instant) {
+        for generation in &mut self.list {
+            // For good: who knew it once knows where this node is, and learns of changes by itself.
+            if generation.acquainted.is_none() && generation.is_offered_by(attrs) {
+                generation.acquainted = Some(now + ACQUAINTED);
+            }
+        }
+    }
+
+    /// Returns whether only the newest is needed, and has been for long enough. `lags`: a peer needs another
+    /// one, or may.
+    pub(crate) fn may_retire(&mut self, lags: bool, alone: bool, now: Instant) -> bool {
+        if lags || !self.is_changing() || !self.newest().ready {
+            self.calm_since = None;
+            return false;
+        }
+        let since = *self.calm_since.get_or_insert(now);
+        alone || now >= since + GRACE
+    }
+
+    /// Returns the next time at which something changes by itself.
+    pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
+        if !self.is_changing() {
+            return None;
+        }
+        let known = self.list.iter().filter_map(|own| own.acquainted);
+        let gives_up = (!self.newest().ready).then(|| self.newest().began + GIVE_UP);
+        let calm = self.calm_since.map(|since| since + GRACE);
+        known
+            .chain(gives_up)
+            .chain(calm)
+            .filter(|at| *at > now)
+            .min()
+    }
+
+    /// Returns what this node publishes.
+    pub(crate) fn publish(&self) -> LeaseAttrs {
+        let leading = self.leading();
+        let others = self
+            .list
+            .iter()
+            .filter(|own| own.ready && own.slot != leading.slot);
+        LeaseAttrs {
+            also: others.map(Generation::offer).collect(),
+            ..leading.backend.publish()
+        }
+    }
+
+    /// Returns the MTU for pods: what every backend carries that packets may be sent by.
+    pub(crate) fn mtu(&self) -> u32 {
+        let ready = self.list.iter().filter(|own| own.ready);
+        let mtu = ready.map(|own| own.backend.mtu()).min();
+        mtu.unwrap_or_else(|| self.newest().backend.mtu())
+    }
+
+    /// Returns all devices.
+    pub(crate) fn devices(&self) -> Vec<IfName> {
+        let devices = self.list.iter().flat_map(|own| own.backend.devices());
+        let mut names: Vec<IfName> = devices.map(|own| own.name).collect();
+        names.dedup();
+        names
+    }
+
+    /// Returns their configurations, newest first.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = &BackendConfig> {
+        self.list.iter().map(|own| &own.config.backend)
+    }
+
+    /// Returns their types, newest first.
+    pub(crate) fn kinds(&self) -> Vec<BackendType> {
+        self.list.iter().map(|own| own.backend.kind()).collect()
+    }
+
+    /// Returns what reads the claims of a lease: those of the newest backend that it offers.
+    pub(crate) fn claims(&self) -> impl Fn(&LeaseAttrs) -> Claims + 'static {
+        let backends: Vec<Rc<dyn Backend>> = self
+            .list
+            .iter()
+            .map(|own| Rc::clone(&own.backend))
+            .collect();
+        move |attrs| {
+            for backend in &backends {
+                let kind = backend.kind();
+                let mut offers = attrs.offers();
+                let offer = offers.find(|offer| kind.is_named(offer.backend_type.as_ref()));
+                if let Some(offer) = offer {
+                    return backend.claims(&offer);
+                }
+            }
+            Claims::default()
+        }
+    }
+
+    /// Returns what this node needs for each backend, by slot. While there are several, a route to the whole
+    /// network belongs to the leading one alone, and every peer has a route of its own.
+    pub(crate) fn node(&mut self, own: &Lease, host: &Host) -> Vec<(Slot, Vec<Object>)> {
+        let (leading, changing) = (self.leading().slot, self.is_changing());
+        let mut all = Vec::new();
+        for generation in &mut self.list {
+            let mut objects = generation.backend.node(own, host);
+            let wide = objects
+                .iter()
+                .filter_map(|object| generation.wide_route(object));
+            let wide: Vec<(Family, IfName)> = wide.collect();
+            generation.wide = Dual::default();
+            for (family, dev) in wide {
+                generation.wide.set(family, Some(dev));
+            }
+            if changing && generation.slot != leading {
+                objects.retain(|object| generation.wide_route(object).is_none());
+            }
+            all.push((generation.slot, objects));
+        }
+        all
+    }
+
+    /// Returns whether this node sends by a backend.
+    fn is_usable(&self, generation: &Generation, now: Instant) -> bool {
+        let known = || generation.acquainted.is_some_and(|from| now >= from);
+        !self.is_changing()
+            || generation.ready && (!generation.backend.needs_acquaintance() || known())
+    }
+
+    /// Returns the slots of those that this node sends by, where a peer serves them, too.
+    pub(crate) fn usable(&self, now: Instant) -> Vec<Slot> {
+        let usable = self.list.iter().filter(|own| self.is_usable(own, now));
+        usable.map(|own| own.slot).collect()
+    }
+
+    /// Returns what a peer needs. `sealed`: it was reached encrypted before.
+    pub(crate) fn serve(&self, peer: &Lease, host: &Host, sealed: bool, now: Instant) -> Served {
+        let sealed = sealed && self.newest().backend.encrypts();
+        let plans = self.list.iter().map(|own| own.plan(peer, host));
+        let mut plans: Vec<Option<PeerPlan>> = plans.collect();
+        let candidates = || {
+            let usable = self.list.iter().zip(&plans).enumerate();
+            usable.filter_map(|(number, (own, plan))| {
+                let plan = plan.as_ref().filter(|plan| plan.served)?;
+                self.is_usable(own, now).then_some((number, own, plan))
+            })
+        };
+        let allowed = || candidates().filter(|(_, own, _)| !sealed || own.backend.encrypts());
+        let whole = allowed().find(|(.., plan)| plan.faults.is_empty());
+        let by = whole
+            .or_else(|| allowed().next())
+            .map(|(number, ..)| number);
+        let kept_from_plaintext = by.is_none() && candidates().next().is_some();
+        let lags = self.is_changing() && !kept_from_plaintext && !self.has_changed(peer, host);
+        let mut plan = by.and_then(|by| plans.get_mut(by).and_then(Option::take));
+        if let (Some(plan), Some(by), true) = (&mut plan, by, self.is_changing()) {
+            self.add_own_routes(&self.list[by], peer, plan);
+        }
+        let mut plan = plan.unwrap_or_else(|| {
+            let faults = plans.iter().flatten().find(|plan| !plan.served);
+            PeerPlan {
+                faults: faults.map(|plan| plan.faults.clone()).unwrap_or_default(),
+                ..PeerPlan::default()
+            }
+        });
+        // What receives from it by the others.
+        for (own, other) in self.list.iter().zip(plans) {
+            let objects = other.filter(|_| own.ready).map(|plan| plan.objects);
+            let objects = objects.into_iter().flatten();
+            plan.objects
+                .extend(objects.filter(|object| !matches!(object, Object::Route(..))));
+        }
+        Served {
+            plan,
+            by,
+            kept_from_plaintext,
+            lags,
+        }
+    }
+
+    /// Returns whether the backend that a peer's lease names is the newest, and can be used.
+    fn has_changed(&self, peer: &Lease, host: &Host) -> bool {
+        let newest = self.newest();
+        let named = LeaseAttrs {
+            also: Box::default(),
+            ..peer.attrs.clone()
+        };
+        newest.backend.kind().is_named(named.backend_type.as_ref())
+            && newest.plan_of(peer, named, host).served
+    }
+
+    /// Gives a peer routes of its own where its backend has one for the whole network.
+    fn add_own_routes(&self, by: &Generation, peer: &Lease, plan: &mut PeerPlan) {
+        for (family, dev) in by.wide.iter() {
+            let Some(net) = peer.key.nets().get(family) else {
+                continue;
+            };
+            let to = RouteKey::to(*net);
+            let has = |object: &Object| matches!(object, Object::Route(key, _) if *key == to);
+            if !plan.objects.iter().any(has) {
+                let route = Route::ours(RouteTo::Dev(*dev));
+                plan.objects.push(Object::Route(to, route));
+            }
+        }
+    }
+}
+
+/// Returns the networks of a configuration.
+pub(crate) fn networks(config: &NetConfig) -> Dual<IpNet> {
+    config.pools.map(|_, pool| pool.network)
+}

@@ -1,0 +1,220 @@
+//! From the command line to a daemon that has its subnet: find out who and where we are, take a subnet, begin to
+//! make the devices.
+
+use backend::{Backend, BackendError};
+use dataplane::Kernel;
+use ipnet::IpNet;
+use model::{BackendConfig, BackendType, Host, IfName, Lease, NetConfig, Owner};
+use store::{AnyStore, Claim, Store};
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::cluster::Cluster;
+use crate::daemon::{Daemon, Parts};
+use crate::generations::{Generation, Generations, networks, published_by};
+use crate::identity::{Answer, Answers, WireguardOptions};
+use crate::options::Options;
+use crate::reconcile::Reconciler;
+use crate::settle::{Settled, device_mac, pool, ran_here, report_unserved, scope, settle};
+use crate::status::Status;
+use crate::traffic::Guarding;
+use crate::withdraw::{Former, when_stale};
+use crate::{backends_file, config_change, forwarding, subnet_file, traffic};
+
+/// Reads the configuration, chooses interface and identity, takes a subnet and begins to make
+/// the devices. Waits for what is not there yet: the store, its configuration, the interface.
+///
+/// # Errors
+/// What waiting does not fix: a full pool, flags that contradict each other.
+pub async fn start(
+    mut options: Options,
+    mut store: AnyStore,
+    mut kernel: Kernel,
+    status: Status,
+) -> anyhow::Result<Daemon> {
+    let previous = subnet_file::previous(&options.subnet_file);
+    let former_networks = subnet_file::former_networks(&options.subnet_file);
+    // Asked before the file may be withdrawn.
+    let after_another = subnet_file::is_anothers(&options.subnet_file);
+    let former_backends = backends_file::read(&options.subnet_file);
+    let assigned = store.status().assigned();
+    let stale = when_stale(Former::new(&options, previous), assigned);
+    let acquired = async {
+        let mut settled = settle(&mut options, &mut store, previous, &status).await?;
+        warn_of_overlap(&settled.config, &settled.host);
+        let identity = &settled.identity;
+        let (config, host) = (&settled.config, &settled.host);
+        let newest = backend::new(config, host, identity, settled.published().as_ref())?;
+        let generations =
+            backends_in_use(newest, former_backends, &mut settled, &options.wireguard).await;
+        let claim = Claim {
+            attrs: generations.publish(),
+            previous,
+        };
+        let pool = pool(&settled.config, &settled.host);
+        let lease = store.acquire(&pool, &claim).await?;
+        anyhow::Ok((settled, generations, lease))
+    };
+    let acquired = tokio::select! {
+        biased;
+        acquired = acquired => acquired,
+        never = stale => match never {},
+    };
+    // Also if there is no subnet for this node: the old one may be another node's.
+    if let Some(former) = Former::new(&options, previous) {
+        former.withdraw_if(*store.status().assigned().borrow());
+    }
+    let (settled, mut generations, mut lease) = acquired?;
+    let Settled {
+        config: configured,
+        host,
+        lock,
+        ..
+    } = settled;
+    if configured.families().count() > lease.key.nets().iter().count() {
+        // The other family has no subnet here: no device, no rules, and no offer to the peers.
+        narrow(&mut generations, &host, &lease)?;
+        report_unserved(&*generations.newest().backend, None, &status);
+        let attrs = generations.publish();
+        if attrs != lease.attrs {
+            lease.attrs = attrs.clone();
+            store.publish(attrs).await;
+        }
+    }
+    let config = generations.newest().config.clone();
+    info!(
+        "lease {} acquired, backend {}",
+        lease.key,
+        generations.newest().backend.kind()
+    );
+
+    let node = generations.node(&lease, &host);
+    let objects = node.iter().flat_map(|(_, objects)| objects);
+    let ports = traffic::tunnel_ports(objects);
+    let guard = Guarding::start(
+        &config,
+        &host,
+        ports.clone(),
+        former_networks.clone(),
+        &status,
+    );
+    // Their programs run while the kernel's objects are made here.
+    let rules = traffic::start(
+        &options.traffic,
+        &config,
+        &lease.key,
+        former_networks,
+        &status,
+    );
+    let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
+    let mut scope = scope(&config, &lease.key, &host, generations.devices());
+    scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
+    backends_file::write(&options.subnet_file, generations.backends());
+    let mut reconciler = Reconciler::new(kernel, scope.clone());
+    let encrypts = generations.newest().backend.encrypts();
+    reconciler.set_encrypted(encrypts && !generations.is_changing());
+    for (slot, objects) in node {
+        reconciler.set(Owner::Generation(slot), objects);
+    }
+    reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
+    reconciler.pass().await;
+    Ok(Daemon::new(Parts {
+        cluster: Cluster::new(lease.key, generations, host),
+        options,
+        configured,
+        lease,
+        store,
+        reconciler,
+        scope,
+        status,
+        rules: rules.settled().await,
+        forwarding,
+        guard,
+        ports,
+        lock,
+    }))
+}
+
+/// Returns the backend of the configuration, and those that an earlier run had in use beside or before it: other
+/// nodes may still send by them.
+async fn backends_in_use(
+    newest: Box<dyn Backend>,
+    former: Vec<BackendConfig>,
+    settled: &mut Settled,
+    wireguard: &WireguardOptions,
+) -> Generations {
+    let now = Instant::now();
+    let own = settled.own.clone().unwrap_or_default();
+    let (config, host) = (&settled.config, &settled.host);
+    let mut first = Generation::new(config.clone(), settled.identity.clone(), newest, false, now);
+    if first.is_offered_by(&own) {
+        first.is_served(now);
+    }
+    let mut generations = Generations::new(first);
+    let beside = |kind: &BackendType| {
+        config_change::can_be_beside(kind) && config_change::can_be_beside(&config.backend.kind)
+    };
+    for backend in former {
+        let kind = backend.kind.clone();
+        if !beside(&kind) {
+            continue;
+        }
+        let config = NetConfig {
+            backend,
+            ..config.clone()
+        };
+        let published = published_by(&own, &kind);
+        let need = backend::need(&config);
+        let answer = Answers::default().find(&need, wireguard, device_mac).await;
+        let built = answer.and_then(|Answer { identity, .. }| {
+            let built = backend::new(&config, host, &identity, published.as_ref());
+            Ok((identity, built.map_err(|error| error.to_string())?))
+        });
+        let (identity, backend) = match built {
+            Ok(built) => built,
+            Err(reason) => {
+                warn!(
+                    "the backend {kind}, which was in use before, is not served any more: {reason}"
+                );
+                continue;
+            }
+        };
+        let devices: Vec<IfName> = backend.devices().iter().map(|own| own.name).collect();
+        if let Err(reason) = settled.lock.extend(&networks(&config), &devices).await {
+            warn!("the backend {kind}, which was in use before, is not served any more: {reason}");
+            continue;
+        }
+        generations.add_former(Generation::new(config, identity, backend, true, now));
+    }
+    generations
+}
+
+/// Restricts the backends to the families of the lease.
+fn narrow(generations: &mut Generations, host: &Host, lease: &Lease) -> Result<(), BackendError> {
+    for generation in generations.all_mut() {
+        let config = generation.config.of_families_in(&lease.key);
+        let published = published_by(&lease.attrs, &generation.backend.kind());
+        let backend = backend::new(&config, host, &generation.identity, published.as_ref())?;
+        generation.rebuilt(config, backend);
+    }
+    Ok(())
+}
+
+/// Warns of a network that contains addresses which the hosts themselves use.
+fn warn_of_overlap(config: &NetConfig, host: &Host) {
+    for (_, pool) in config.pools.iter() {
+        let overlaps = |net: &&IpNet| pool.network.contains(*net) || net.contains(&pool.network);
+        // A route to everywhere, or a wide one of a provider, is no conflict for what lies within.
+        let conflicts = host.underlay.iter().filter(overlaps);
+        let conflicts: Vec<String> = conflicts.map(IpNet::to_string).take(3).collect();
+        if !conflicts.is_empty() {
+            warn!(
+                "the network {} overlaps what interface {} uses itself ({}): leases that cover it are \
+                 refused; give the nodes and the pods different networks",
+                pool.network,
+                host.iface,
+                conflicts.join(", ")
+            );
+        }
+    }
+}
