@@ -163,6 +163,7 @@ impl Backend for Extension {
                 v4: self.data.clone(),
                 v6: of_v6,
             },
+            also: Box::default(),
         }
     }
 

@@ -428,10 +428,6 @@ impl Backend for Wireguard {
         })
     }
 
-    fn encrypts(&self) -> bool {
-        true
-    }
-
     fn needs_acquaintance(&self) -> bool {
         true
     }
