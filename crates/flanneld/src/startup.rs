@@ -97,7 +97,8 @@ pub async fn start(
         ports.clone(),
         former_networks.clone(),
         &status,
-    );
+    )
+    .await;
     // Their programs run while the kernel's objects are made here.
     let rules = traffic::start(
         &options.traffic,
