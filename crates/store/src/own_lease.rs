@@ -11,7 +11,7 @@
 //!    (somebody else assigns the subnet, as Kubernetes does).
 //! 2. Carry out every [`Action`] that [`OwnLease::on`] returns, in order. [`Action::Do`] is a
 //!    [`Request`]; the next one comes only after [`Event::Answer`]. Report an error, a time-out or
-//!    a lost connection as [`Answer::Failed`], whether or not the request may have been carried
+//!    a lost connection as [`Event::Failed`], whether or not the request may have been carried
 //!    out: the machine finds out by looking. After a failure it waits for [`Event::Retry`]: send
 //!    it when the store answers again, or after a back-off.
 //! 3. While all keys are being read, send [`Event::Entry`] for each one that
@@ -32,14 +32,17 @@
 //! the value that it found, signed as [`Signature::Claimant`], and waits for
 //! [`Policy::answer_window`]. A living holder answers each such write with its own value, signed
 //! as [`Signature::Holder`]; then the newcomer takes no lease. If two holders meet, the one that
-//! started earlier stays.
+//! started earlier stays. Two that start at the same moment and both create a lease see each other's
+//! key; the node of the younger key asks in the same way, and gives its key up if it is answered.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`terms`] | events, actions and the values in them |
 //! | [`acquisition`] | from the first look to a lease: adopt, ask, discard, create |
 //! | [`holding`] | the lease that the node has: kept as desired, or revoked |
+//! | [`twins`] | other nodes with this node's address that took a subnet at the same moment |
 //! | [`conflict`] | when and how to answer writes of others |
+//! | [`sent`] | values that were sent and whose fate is not known |
 //! | [`notice`] | the log lines |
 //! | [`driver`] | the machine at work on a store |
 
@@ -48,9 +51,11 @@ mod conflict;
 pub(crate) mod driver;
 mod holding;
 mod notice;
+mod sent;
 mod terms;
 #[cfg(test)]
 mod tests;
+mod twins;
 
 use std::time::Duration;
 
@@ -153,13 +158,11 @@ impl<M: Clone + PartialEq> OwnLease<M> {
     pub fn on(&mut self, event: Event<M>, now: Time) -> Vec<Action<M>> {
         match &event {
             Event::Retry => self.blocked = false,
-            Event::Answer(answer) => {
-                self.blocked |= matches!(answer, Answer::Failed);
-            }
+            Event::Failed => self.blocked = true,
             _ => {}
         }
         let request = match &event {
-            Event::Answer(_) => self.current.take(),
+            Event::Answer(_) | Event::Failed => self.current.take(),
             _ => None,
         };
         let step = match &mut self.stage {

@@ -351,16 +351,15 @@ impl Leases {
         Ok(())
     }
 
-    /// Passes a lease that may be ours on to the own lease's machine, until that has one.
+    /// Passes a lease that may be ours, or that of a node with our address, on to the own lease's machine.
     fn recognise(&mut self, key: SubnetKey, entry: &Entry, id: FileId, own: &mut OwnDriver) {
         if self.who.likeness(&entry.attrs).is_none() {
             return;
         }
-        let Some(held) = own.lease().key() else {
-            let entry = self.own_file.entry(key, Some(entry.clone()), id, None);
-            own.observe(Event::Entry(entry));
-            return;
-        };
+        let held = own.lease().key();
+        let file = self.own_file.entry(key, Some(entry.clone()), id, None);
+        own.observe(Event::Entry(file));
+        let Some(held) = held else { return };
         // The daemon's roster refuses such a lease and says why: one line is enough.
         let other = entry.attrs.public_ip;
         if self.faults.is_new(("twin", key), other) {
@@ -389,28 +388,32 @@ impl Leases {
         Ok(looks.await?.pop().map(|(_, look)| look))
     }
 
-    /// Returns how the file of `key` is; `None` if that cannot be said.
+    /// Returns how the file of `key` is.
+    ///
+    /// # Errors
+    /// That cannot be said.
     async fn look_at_own(
         &mut self,
         key: SubnetKey,
         own: &OwnDriver,
-    ) -> Result<Option<own_lease::Look<FileId>>, Fault> {
-        let Some(look) = self.look_at(key).await? else {
-            return Ok(None);
+    ) -> Result<own_lease::Look<FileId>, Fault> {
+        let look = self.look_at(key).await?;
+        let reason = match &look {
+            Some(Look::Bad(reason, None)) => reason.clone(),
+            _ => "its state cannot be read".into(),
         };
-        if let Look::Bad(reason, None) = &look {
+        let seen = look.and_then(|look| self.as_seen(key, look, own));
+        seen.ok_or_else(|| {
             let file = self.place.subnets().join(key.to_string());
-            return Err(Fault(format!("{}: {reason}", file.display())));
-        }
-        Ok(self.as_seen(key, look, own))
+            Fault(format!("{}: {reason}", file.display()))
+        })
     }
 
     /// Returns what prevents a change.
     async fn differs(&mut self, key: SubnetKey, own: &OwnDriver) -> Result<Answer<FileId>, Fault> {
         Ok(match self.look_at_own(key, own).await? {
-            Some(own_lease::Look::There(entry)) => Answer::Differs(Some(entry)),
-            Some(own_lease::Look::Gone(_)) => Answer::Differs(None),
-            None => Answer::Failed,
+            own_lease::Look::There(entry) => Answer::Differs(Some(entry)),
+            own_lease::Look::Gone(_) => Answer::Differs(None),
         })
     }
 
@@ -516,9 +519,9 @@ impl Execute for Leases {
                 }
                 self.differs(key, own).await
             }
-            Request::Look { key } => Ok(match self.look_at_own(key, own).await? {
-                Some(look) => Answer::Looked { look, rival: None },
-                None => Answer::Failed,
+            Request::Look { key } => Ok(Answer::Looked {
+                look: self.look_at_own(key, own).await?,
+                rival: None,
             }),
             Request::Renew => self.renew(own).await,
         }

@@ -11,10 +11,9 @@ use tracing::{debug, info};
 
 use super::client::{Client, Watch};
 use super::failure::Failure;
-use super::history::History;
 use super::keyspace::Keyspace;
 use super::leases::{Leases, OwnDriver};
-use super::proto::{TxnResponse, WatchCreate, WatchResponse, path};
+use super::proto::{WatchCreate, WatchResponse};
 use crate::backoff::Backoff;
 use crate::clock::sleep_until_some;
 use crate::event_queue::EventQueue;
@@ -129,7 +128,7 @@ impl Follower {
         self.publish_desired();
         self.own.retry();
         loop {
-            self.own.work(&mut self.leases).await?;
+            self.work().await?;
             self.queue.flush();
             let timers = [self.own.timer(), self.leases.replica().timer()];
             tokio::select! {
@@ -188,25 +187,22 @@ impl Follower {
         Ok(watch)
     }
 
-    /// After an interruption: does etcd still have the history that is known? One request, whatever the
-    /// number of leases.
+    /// After an interruption: does etcd still have the history that is known?
     async fn check_history(&mut self) -> Result<(), End> {
-        let question = self
-            .leases
-            .replica()
-            .history()
-            .question(self.keys.subnets());
-        let answer: Result<TxnResponse, Failure> = self.client.call(path::TXN, question).await;
-        let broken = match answer {
-            Ok(answer) => self.leases.replica().history().break_in(&answer),
-            Err(failure) if History::is_ahead_of(&failure) => Some("it has lost data"),
-            Err(failure) => return Err(failure.into()),
-        };
-        match broken {
+        match self.leases.history_break().await? {
             Some(why) => {
                 self.leases.data_lost(&mut self.own);
                 Err(End::ListAgain(why))
             }
+            None => Ok(()),
+        }
+    }
+
+    /// Carries out what the own lease needs.
+    async fn work(&mut self) -> Result<(), End> {
+        self.own.work(&mut self.leases).await?;
+        match self.leases.broken() {
+            Some(why) => Err(End::ListAgain(why)),
             None => Ok(()),
         }
     }

@@ -8,15 +8,16 @@ use model::{Lease, NetConfig, SubnetKey};
 use super::client::Client;
 use super::etcd_lease::EtcdLease;
 use super::failure::Failure;
+use super::history::History;
 use super::keyspace::Keyspace;
 use super::listing::Listing;
 use super::own_key::{OwnKey, Revision};
-use super::proto::KeyValue;
+use super::proto::{KeyValue, TxnResponse, path};
 use super::replica::Replica;
 use crate::Timing;
 use crate::event_queue::EventQueue;
 use crate::own_lease::driver::{Driver, Execute};
-use crate::own_lease::{Answer, Cause, Event, Look, Request, Who};
+use crate::own_lease::{Answer, Cause, Entry, Event, Look, Request, Who};
 use crate::retry::StoreStatus;
 use crate::skip_log::SkipLog;
 use crate::subnet_allocator::SubnetAllocator;
@@ -45,6 +46,8 @@ pub(super) struct Leases {
     listed: bool,
     /// The connection over which the history is known to be the same.
     known_on: Option<u64>,
+    /// An answer showed that etcd has lost data: how, until everything is listed again.
+    broken: Option<&'static str>,
 }
 
 impl Leases {
@@ -72,6 +75,7 @@ impl Leases {
             listing: None,
             listed: false,
             known_on: None,
+            broken: None,
         }
     }
 
@@ -108,8 +112,26 @@ impl Leases {
         own.observe(Event::HistoryLost);
     }
 
+    /// Returns how an answer showed that etcd has lost data, if one did: all leases are to be listed again.
+    pub(super) fn broken(&self) -> Option<&'static str> {
+        self.broken
+    }
+
+    /// Checks whether etcd still has the history that is known. Returns why it has not. One request, whatever the
+    /// number of leases.
+    pub(super) async fn history_break(&mut self) -> Result<Option<&'static str>, Failure> {
+        let question = self.replica.history().question(self.keys.subnets());
+        let answer: Result<TxnResponse, Failure> = self.client.call(path::TXN, question).await;
+        match answer {
+            Ok(answer) => Ok(self.replica.history().break_in(&answer)),
+            Err(failure) if History::is_ahead_of(&failure) => Ok(Some("it has lost data")),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Begins to list all leases again, because what is known no longer joins up with what etcd shows.
     pub(super) fn list_again(&mut self, own: &mut OwnDriver) {
+        self.broken = None;
         self.own_key.doubtful = true;
         self.begin_listing(own);
     }
@@ -222,7 +244,7 @@ impl Leases {
             .as_ref()
             .is_some_and(|lease| self.who.likeness(&lease.attrs).is_some());
         if like_ours
-            && held.is_none()
+            && held != Some(key)
             && let Some(entry) = self.own_key.entry(kv)
         {
             own.observe(Event::Entry(entry));
@@ -255,6 +277,45 @@ impl Leases {
         Ok(())
     }
 
+    /// Takes in that `answer` shows our own key missing or older than it was: if etcd has another history
+    /// than before, nobody deleted the key. The connection need not have been interrupted, or not noticeably
+    /// so: etcd may be behind a proxy, and a call may be the first to reconnect.
+    async fn explain(
+        &mut self,
+        answer: &Answer<Revision>,
+        own: &mut OwnDriver,
+    ) -> Result<(), Failure> {
+        let Some(key) = own.lease().key().filter(|_| self.listed) else {
+            return Ok(());
+        };
+        let is_older = |entry: &Entry<Revision>| {
+            let held = own.lease().held();
+            held.is_some_and(|held| {
+                entry.key == key && entry.mark.mod_revision < held.mark.mod_revision
+            })
+        };
+        let in_doubt = match answer {
+            Answer::Looked { look, .. } => match look {
+                Look::There(entry) => is_older(entry),
+                Look::Gone(cause) => *cause == Cause::Deleted,
+            },
+            Answer::Differs(Some(entry)) => is_older(entry),
+            _ => false,
+        };
+        if !in_doubt {
+            return Ok(());
+        }
+        let broken = match self.history_break().await {
+            Err(Failure::Compacted) => Some("its history was compacted"),
+            broken => broken?,
+        };
+        if broken.is_some() {
+            self.broken = broken;
+            self.data_lost(own);
+        }
+        Ok(())
+    }
+
     /// Remembers what prevented a new lease.
     fn mark_taken(&mut self, key: SubnetKey, answer: &Answer<Revision>) {
         let other = match answer {
@@ -273,6 +334,31 @@ impl Execute for Leases {
     type Error = Failure;
 
     async fn execute(
+        &mut self,
+        request: Request<Revision>,
+        own: &mut OwnDriver,
+    ) -> Result<Answer<Revision>, Failure> {
+        let answer = self.carry_out(request, own).await?;
+        self.explain(&answer, own).await?;
+        Ok(answer)
+    }
+
+    fn record(&mut self, lease: Lease, mark: Revision) {
+        self.replica.put(lease.key, mark.mod_revision, Some(lease));
+        self.queue.flush();
+    }
+
+    fn retry_after(&self, failure: &Failure) -> Option<Duration> {
+        matches!(failure, Failure::Refused(_)).then_some(REFUSED_AGAIN)
+    }
+
+    async fn release(&mut self) {
+        self.own_key.life.release().await;
+    }
+}
+
+impl Leases {
+    async fn carry_out(
         &mut self,
         request: Request<Revision>,
         own: &mut OwnDriver,
@@ -312,19 +398,6 @@ impl Execute for Leases {
                 None => Answer::LifeOver,
             }),
         }
-    }
-
-    fn record(&mut self, lease: Lease, mark: Revision) {
-        self.replica.put(lease.key, mark.mod_revision, Some(lease));
-        self.queue.flush();
-    }
-
-    fn retry_after(&self, failure: &Failure) -> Option<Duration> {
-        matches!(failure, Failure::Refused(_)).then_some(REFUSED_AGAIN)
-    }
-
-    async fn release(&mut self) {
-        self.own_key.life.release().await;
     }
 }
 

@@ -107,7 +107,7 @@ impl OwnKey {
                         value: write.value,
                         lease,
                     };
-                    Ok(self.written(&kv, rival))
+                    self.written(&kv, rival)
                 }
                 // An attempt of a moment ago at another endpoint, whose answer was lost.
                 Ok(Outcome::Differs(Some(kv)))
@@ -117,7 +117,7 @@ impl OwnKey {
                         Some(_) => None,
                         None => self.rival_of(&key, &kv).await?,
                     };
-                    Ok(self.written(&kv, rival))
+                    self.written(&kv, rival)
                 }
                 Ok(Outcome::Differs(kv)) => Ok(Answer::Differs(kv.and_then(|kv| self.entry(&kv)))),
                 Err(Failure::NoLease) if !question && !reserved => {
@@ -147,11 +147,16 @@ impl OwnKey {
         key.nets().v6.is_some() && self.listed_at > 0
     }
 
-    fn written(&self, kv: &KeyValue, rival: Option<SubnetKey>) -> Answer<Revision> {
-        match self.entry(kv) {
-            Some(entry) => Answer::Written { entry, rival },
-            None => Answer::Failed,
-        }
+    fn written(
+        &self,
+        kv: &KeyValue,
+        rival: Option<SubnetKey>,
+    ) -> Result<Answer<Revision>, Failure> {
+        let entry = self.entry(kv).ok_or_else(|| {
+            let key = String::from_utf8_lossy(&kv.key);
+            Failure::Refused(format!("key {key} names no subnet"))
+        })?;
+        Ok(Answer::Written { entry, rival })
     }
 
     pub(super) async fn delete(

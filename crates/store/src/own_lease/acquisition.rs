@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use model::{Lease, LeaseAttrs, SubnetKey};
 
-use super::holding::{Holding, remember};
+use super::holding::Holding;
+use super::sent::Sent;
 use super::terms::{
     Action, Answer, Entry, Event, Life, Likeness, Look, Notice, Request, Revocation, Signature,
     Time, Value, Who, WriterId,
@@ -32,7 +33,7 @@ pub(super) struct Acquisition<M> {
     /// A created key that overlaps an older one.
     undo: Option<(SubnetKey, M)>,
     lost: u32,
-    sent: Vec<Value>,
+    sent: Sent<M>,
     /// The fate of a request for this key is unknown: look first.
     uncertain: Option<SubnetKey>,
     /// Keys of living nodes that look like this one.
@@ -54,7 +55,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             creating: None,
             undo: None,
             lost: 0,
-            sent: Vec::new(),
+            sent: Sent::new(),
             uncertain: None,
             living: Vec::new(),
             full_once: false,
@@ -90,7 +91,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         entry.signature.is_none()
             && self.likeness(entry) == Some(Likeness::Address)
             && entry.attrs.as_ref().is_some_and(ours)
-            || made_by_hand(entry)
+            || entry.is_made_by_hand()
     }
 
     pub(super) fn next(&self, writer: WriterId, now: Time) -> Next<M> {
@@ -188,8 +189,10 @@ impl<M: Clone + PartialEq> Acquisition<M> {
                 self.read_again();
                 self.asking = None;
                 self.candidates.clear();
+                self.sent.clear();
             }
             Event::Answer(answer) => return self.answer(answer, request, writer, policy, now),
+            Event::Failed => self.failed(request),
             Event::Observed(_) | Event::Reassigned(_) | Event::Retry | Event::Tick => {}
         }
         Step::Stay(Vec::new())
@@ -206,6 +209,22 @@ impl<M: Clone + PartialEq> Acquisition<M> {
     fn read_again(&mut self) {
         self.all_read = false;
         self.anew = true;
+    }
+
+    fn failed(&mut self, request: Option<Request<M>>) {
+        match request {
+            Some(Request::Write {
+                key, value, over, ..
+            }) => {
+                self.sent.add(value, over);
+                self.uncertain = Some(key);
+            }
+            Some(Request::Delete { key, .. }) => self.uncertain = Some(key),
+            Some(
+                Request::Look { .. } | Request::Renew | Request::Read { .. } | Request::Pick { .. },
+            )
+            | None => {}
+        }
     }
 
     fn answer(
@@ -231,15 +250,6 @@ impl<M: Clone + PartialEq> Acquisition<M> {
                 self.full_once = true;
                 self.read_again();
             }
-            (Answer::Failed, Some(request)) => match request {
-                Request::Write { key, value, .. } => {
-                    remember(&mut self.sent, value);
-                    self.uncertain = Some(key);
-                }
-                Request::Delete { key, .. } => self.uncertain = Some(key),
-                Request::Look { .. } | Request::Renew => {}
-                Request::Read { .. } | Request::Pick { .. } => {}
-            },
             (Answer::Written { entry, rival }, Some(Request::Write { value, .. })) => {
                 return self.written(entry, rival, &value, policy, now);
             }
@@ -308,11 +318,6 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         self.acquired(entry, now)
     }
 
-    /// Whether we just wrote `entry`, though the answer was lost.
-    fn is_sent(&self, entry: &Entry<M>) -> bool {
-        self.sent.iter().any(|value| entry.says(value))
-    }
-
     /// `key` is not as it was to be written over, or was looked at.
     fn differs(
         &mut self,
@@ -334,7 +339,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         };
         if self.undo.as_ref().is_some_and(|(undo, _)| *undo == key) {
             // The deletion of our own key did not take place, or somebody else took it since.
-            if self.is_sent(&entry) || self.is_wanted(&entry) {
+            if self.sent.has_value(&entry) || self.is_wanted(&entry) {
                 self.undo = Some((key, entry.mark));
             } else {
                 self.undo = None;
@@ -342,7 +347,10 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             }
             return Step::Stay(Vec::new());
         }
-        let ours = self.is_sent(&entry) && entry.signature.is_none();
+        // Where a key was to be created, one that overlaps may exist.
+        let before = self.candidates.get(&key).map(|before| &before.mark);
+        let ours =
+            entry.key == key && self.sent.may_be(&entry, before) && entry.signature.is_none();
         if self.creating == Some(key) {
             if !ours {
                 self.entry(entry);
@@ -355,7 +363,8 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             }
             return self.acquired(entry, now);
         }
-        if ours && self.is_wanted(&entry) {
+        // Another node may want the same value; the etcd lease shows whose it is.
+        if ours && self.is_wanted(&entry) && matches!(entry.life, Life::Until { .. }) {
             return self.acquired(entry, now);
         }
         let mut actions = Vec::new();
@@ -406,12 +415,13 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             return Step::Stay(Vec::new());
         };
         let key = entry.key;
-        let notice = match self.creating {
-            Some(_) => Notice::Created(key),
-            None => Notice::Adopted {
+        let notice = if self.creating == Some(key) {
+            Notice::Created(key)
+        } else {
+            Notice::Adopted {
                 key,
                 reserved: entry.life == Life::Reserved,
-            },
+            }
         };
         let lease = Lease {
             key,
@@ -421,10 +431,4 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         let holding = Box::new(Holding::new(entry, wanted, now));
         Step::Acquired(holding, vec![Action::Say(notice), Action::Acquired(lease)])
     }
-}
-
-/// A reservation that says no more than an address was written by a person, and not by a daemon.
-fn made_by_hand<M>(entry: &Entry<M>) -> bool {
-    let bare = |attrs: &LeaseAttrs| attrs.backend_type.is_none() && attrs.data.is_empty();
-    entry.life == Life::Reserved && entry.attrs.as_ref().is_some_and(bare)
 }

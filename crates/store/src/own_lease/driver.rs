@@ -233,7 +233,7 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
                 Action::Do(request) => match store.execute(request, self).await {
                     Ok(answer) => self.observe(Event::Answer(answer)),
                     Err(error) => {
-                        self.observe(Event::Answer(Answer::Failed));
+                        self.observe(Event::Failed);
                         return Err(error);
                     }
                 },
@@ -248,7 +248,10 @@ impl<M: Clone + PartialEq + Send + Sync> Driver<M> {
                     return Ok(Some(Err(AcquireError::Full(why))));
                 }
                 Action::Revoked(reason) => {
-                    if let Revocation::Taken(key, _) | Revocation::Outranked(key, _) = &reason {
+                    if let Revocation::Taken(key, _)
+                    | Revocation::Outranked(key, _)
+                    | Revocation::Twin { own: key, .. } = &reason
+                    {
                         self.status.assign(Assigned::AnotherNodes(*key));
                     }
                     self.queue.revoke(reason.to_string());

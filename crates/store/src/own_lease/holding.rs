@@ -3,14 +3,13 @@
 use model::{Lease, LeaseAttrs, SubnetKey};
 
 use super::conflict::ConflictPolicy;
+use super::sent::Sent;
 use super::terms::{
     Action, Answer, Cause, Entry, Event, Life, Look, Notice, Request, Revocation, Signature, Time,
     Value, WriterId, same_node,
 };
+use super::twins::Twins;
 use super::{Next, Policy, Step};
-
-/// How many values of unknown fate are remembered.
-const SENT: usize = 8;
 
 /// Desired against observed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -21,17 +20,22 @@ pub(super) struct Holding<M> {
     observed: Option<Entry<M>>,
     /// The key is to be created without an end.
     reserved: bool,
+    /// Changes when the key is created again.
+    seniority: u64,
     /// When the key ended, or would have, by the last that is known.
     ends: Option<Time>,
     since: Time,
     /// Values that were sent, and may be what the store shows next.
-    sent: Vec<Value>,
+    sent: Sent<M>,
     /// The fate of a request is unknown: look first.
     uncertain: bool,
     /// The store lost data: an older state of the key is no foreign write.
     lost: bool,
     conflict: ConflictPolicy,
     published: Option<LeaseAttrs>,
+    twins: Twins<M>,
+    /// A living node with this node's address holds this older lease: the own one is to be deleted.
+    yields_to: Option<SubnetKey>,
 }
 
 impl<M: Clone + PartialEq> Holding<M> {
@@ -41,13 +45,16 @@ impl<M: Clone + PartialEq> Holding<M> {
             desired,
             observed: None,
             reserved: false,
+            seniority: 0,
             ends: None,
             since: now,
-            sent: Vec::new(),
+            sent: Sent::new(),
             uncertain: false,
             lost: false,
             conflict: ConflictPolicy::default(),
             published: entry.attrs.clone(),
+            twins: Twins::new(now),
+            yields_to: None,
         };
         holding.set(entry);
         holding
@@ -77,6 +84,12 @@ impl<M: Clone + PartialEq> Holding<M> {
                 reserved: self.reserved,
             })
         };
+        if let (Some(_), Some(entry)) = (self.yields_to, &self.observed) {
+            return Next::Do(Request::Delete {
+                key: self.key,
+                over: entry.mark.clone(),
+            });
+        }
         let Some(entry) = &self.observed else {
             // Where the subnet is assigned, the key comes back with its assignment.
             return if policy.contended {
@@ -103,6 +116,11 @@ impl<M: Clone + PartialEq> Holding<M> {
             write(Some(entry.mark.clone()))
         } else if renew_at.is_some_and(|at| at <= now) {
             Next::Do(Request::Renew)
+        } else if let Some(question) =
+            self.twins
+                .question(entry, &self.desired.public_ip, writer, now)
+        {
+            Next::Do(question)
         } else {
             Next::Wait(write_at.into_iter().chain(renew_at).min())
         }
@@ -118,6 +136,9 @@ impl<M: Clone + PartialEq> Holding<M> {
     ) -> Step<M> {
         match event {
             Event::Publish(attrs) | Event::Want(attrs) => {
+                if attrs.public_ip != self.desired.public_ip {
+                    self.twins.address_changed();
+                }
                 self.desired = attrs;
                 self.conflict.hurry(now);
                 Step::Stay(Vec::new())
@@ -131,17 +152,83 @@ impl<M: Clone + PartialEq> Holding<M> {
             Event::Reassigned(why) => {
                 Step::Over(Action::Revoked(Revocation::Reassigned(self.key, why)))
             }
-            Event::Answer(answer) => self.answer(answer, request, writer, policy, now),
-            Event::ListingBegan | Event::Entry(_) | Event::Retry | Event::Tick => {
+            Event::Answer(answer) => match request {
+                Some(Request::Write { key, .. }) if key != self.key => {
+                    self.asked(key, answer, writer, policy, now)
+                }
+                _ => self.answer(answer, writer, policy, now),
+            },
+            Event::Failed => {
+                match request {
+                    // A question to another node: what became of it is seen before it is repeated.
+                    Some(Request::Write { key, .. }) if key != self.key => {}
+                    Some(Request::Write { value, over, .. }) => {
+                        self.sent.add(value, over);
+                        self.uncertain = true;
+                    }
+                    _ => self.uncertain = true,
+                }
+                Step::Stay(Vec::new())
+            }
+            Event::Entry(entry) => self.other(entry, writer, policy, now),
+            Event::ListingBegan | Event::Retry | Event::Tick => Step::Stay(Vec::new()),
+        }
+    }
+
+    /// Takes in a lease that may be that of another node with this node's address.
+    fn other(&mut self, entry: Entry<M>, writer: WriterId, policy: &Policy, now: Time) -> Step<M> {
+        if entry.key == self.key {
+            return Step::Stay(Vec::new());
+        }
+        self.twins
+            .observe(entry, (writer, policy.answer_window), now);
+        let Some(own) = &self.observed else {
+            return Step::Stay(Vec::new());
+        };
+        let Some(other) = self.twins.holder(own, &self.desired.public_ip) else {
+            return Step::Stay(Vec::new());
+        };
+        if own.life == Life::Reserved {
+            // Not this node's to delete.
+            return self.yielded(other);
+        }
+        self.yields_to = Some(other);
+        Step::Stay(Vec::new())
+    }
+
+    /// The answer to a question that was written to the lease `key`.
+    fn asked(
+        &mut self,
+        key: SubnetKey,
+        answer: Answer<M>,
+        writer: WriterId,
+        policy: &Policy,
+        now: Time,
+    ) -> Step<M> {
+        match answer {
+            Answer::Differs(Some(entry)) => self.other(entry, writer, policy, now),
+            Answer::Written { entry, .. } => {
+                self.twins.asked(entry, now + policy.answer_window);
+                Step::Stay(vec![Action::Say(Notice::Asking(key))])
+            }
+            _ => {
+                self.twins.gone(&key);
                 Step::Stay(Vec::new())
             }
         }
     }
 
+    fn yielded(&self, other: SubnetKey) -> Step<M> {
+        Step::Over(Action::Revoked(Revocation::Twin {
+            own: self.key,
+            other,
+            ours: self.desired.public_ip,
+        }))
+    }
+
     fn answer(
         &mut self,
         answer: Answer<M>,
-        request: Option<Request<M>>,
         writer: WriterId,
         policy: &Policy,
         now: Time,
@@ -152,12 +239,20 @@ impl<M: Clone + PartialEq> Holding<M> {
                 self.lost = false;
                 self.conflict.written(now);
                 let restored = self.observed.is_none();
+                if restored || self.seniority != entry.seniority {
+                    self.twins.own_recreated(now);
+                }
                 self.set(entry);
                 let mut actions = self.changed();
                 if restored {
                     actions.push(Action::Say(Notice::Restored(self.key)));
                 }
                 Step::Stay(actions)
+            }
+            // A key whose subnet overlaps, where the own one was lost.
+            Answer::Differs(Some(entry)) if entry.key != self.key => {
+                let owner = entry.attrs.map(|attrs| attrs.public_ip).unwrap_or_default();
+                Step::Over(Action::Revoked(Revocation::Taken(self.key, owner)))
             }
             Answer::Differs(Some(entry)) => self.look(Look::There(entry), writer, policy, now),
             Answer::Looked { look, .. } => {
@@ -178,14 +273,10 @@ impl<M: Clone + PartialEq> Holding<M> {
                 self.uncertain = true;
                 Step::Stay(Vec::new())
             }
-            Answer::Failed => {
-                if let Some(Request::Write { value, .. }) = request {
-                    remember(&mut self.sent, value);
-                }
-                self.uncertain = true;
-                Step::Stay(Vec::new())
-            }
             Answer::Differs(None) | Answer::Deleted => {
+                if let Some(other) = self.yields_to {
+                    return self.yielded(other);
+                }
                 self.uncertain = true;
                 Step::Stay(Vec::new())
             }
@@ -197,6 +288,9 @@ impl<M: Clone + PartialEq> Holding<M> {
         match look {
             Look::There(entry) => self.seen(entry, writer, policy, now),
             Look::Gone(cause) => {
+                if let Some(other) = self.yields_to {
+                    return self.yielded(other);
+                }
                 let ran_out = self.ends.is_some_and(|end| end <= now);
                 let on_purpose = cause == Cause::Deleted && !ran_out && !self.lost;
                 self.observed = None;
@@ -218,7 +312,9 @@ impl<M: Clone + PartialEq> Holding<M> {
             self.set(entry);
             return Step::Stay(Vec::new());
         }
-        let by_us = self.sent.iter().any(|value| entry.says(value))
+        let before = known.map(|known| &known.mark);
+        let is_sent = self.sent.may_be(&entry, before);
+        let by_us = is_sent
             || matches!(entry.signature,
                 Some(Signature::Holder(id) | Signature::Claimant(id)) if id == writer);
         let other = entry.attrs.as_ref().filter(|attrs| {
@@ -244,6 +340,7 @@ impl<M: Clone + PartialEq> Holding<M> {
         }
         let mut actions = Vec::new();
         let same = entry.attrs.as_ref() == Some(&self.desired);
+        let recreated = self.seniority != entry.seniority;
         if !by_us && !self.lost {
             match entry.signature.filter(|_| policy.contended) {
                 Some(Signature::Claimant(_)) => {
@@ -252,7 +349,9 @@ impl<M: Clone + PartialEq> Holding<M> {
                 }
                 Some(Signature::Holder(_)) => self.conflict.asked(now),
                 // Somebody made it a reservation, or gave it back its end: that is for them to say.
-                None if same && known.is_some_and(|k| reserved(k) != reserved(&entry)) => {}
+                None if same
+                    && !recreated
+                    && known.is_some_and(|known| reserved(known) != reserved(&entry)) => {}
                 None if same && !policy.contended => {}
                 None => {
                     if same {
@@ -267,6 +366,19 @@ impl<M: Clone + PartialEq> Holding<M> {
                 }
             }
         }
+        // Another node may have written the same value: the store lost the key and somebody created it
+        // again, or the answer to a write was lost, and no etcd lease shows whose it is.
+        let in_doubt = if by_us {
+            is_sent && reserved(&entry)
+        } else {
+            self.lost && recreated
+        };
+        if in_doubt && same && policy.contended {
+            self.conflict.asked(now);
+        }
+        if recreated {
+            self.twins.own_recreated(now);
+        }
         self.lost = false;
         self.set(entry);
         actions.extend(self.changed());
@@ -276,6 +388,7 @@ impl<M: Clone + PartialEq> Holding<M> {
     fn set(&mut self, entry: Entry<M>) {
         self.note_end(entry.life);
         self.reserved = entry.life == Life::Reserved;
+        self.seniority = entry.seniority;
         self.observed = Some(entry);
     }
 
@@ -306,14 +419,4 @@ impl<M: Clone + PartialEq> Holding<M> {
 
 fn reserved<M>(entry: &Entry<M>) -> bool {
     entry.life == Life::Reserved
-}
-
-/// Remembers a value whose fate is unknown.
-pub(super) fn remember(sent: &mut Vec<Value>, value: Value) {
-    if !sent.contains(&value) {
-        if sent.len() == SENT {
-            sent.remove(0);
-        }
-        sent.push(value);
-    }
 }

@@ -71,6 +71,12 @@ impl<M> Entry<M> {
     pub(super) fn says(&self, value: &Value) -> bool {
         self.attrs.as_ref() == Some(&value.attrs) && self.signature == value.signature
     }
+
+    /// Whether a person wrote it, and no daemon: a reservation that says no more than an address.
+    pub(super) fn is_made_by_hand(&self) -> bool {
+        let bare = |attrs: &LeaseAttrs| attrs.backend_type.is_none() && attrs.data.is_empty();
+        self.life == Life::Reserved && self.attrs.as_ref().is_some_and(bare)
+    }
 }
 
 /// Why a key does not exist.
@@ -167,8 +173,6 @@ pub enum Answer<M> {
     Renewed(Life),
     /// There is nothing to renew: the key is gone, or about to expire.
     LifeOver,
-    /// No answer, or a refusal. It may have been carried out.
-    Failed,
 }
 
 /// What a store reports.
@@ -178,8 +182,11 @@ pub enum Event<M> {
     ListingBegan,
     /// A key that may be this node's.
     Entry(Entry<M>),
-    /// A request ended.
+    /// A request was answered.
     Answer(Answer<M>),
+    /// A request was not answered, or was refused. It may have been carried out. Nothing more is
+    /// asked for before [`Event::Retry`].
+    Failed,
     /// The node wants a subnet, to publish this under it.
     Want(LeaseAttrs),
     /// The node wants this published.
@@ -224,6 +231,15 @@ pub enum Revocation {
     Taken(SubnetKey, Dual<IpAddr>),
     /// A living node publishes the same address and holds the key.
     Outranked(SubnetKey, Dual<IpAddr>),
+    /// A living node with the same address took a subnet at the same moment, and was the first.
+    Twin {
+        /// The own key, which was deleted.
+        own: SubnetKey,
+        /// The other node's.
+        other: SubnetKey,
+        /// The address.
+        ours: Dual<IpAddr>,
+    },
     /// The subnet is no longer assigned to the node: why.
     Reassigned(SubnetKey, String),
 }
@@ -235,7 +251,10 @@ impl std::fmt::Display for Revocation {
             Revocation::Taken(key, owner) => {
                 write!(f, "{key} belongs to {} now", addresses(owner))
             }
-            Revocation::Outranked(key, ours) => write!(
+            Revocation::Outranked(key, ours)
+            | Revocation::Twin {
+                other: key, ours, ..
+            } => write!(
                 f,
                 "another living node publishes our public address {} and holds {key}: give one of the two another \
                  address (--public-ip)",

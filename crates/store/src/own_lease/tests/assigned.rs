@@ -82,7 +82,7 @@ fn a_lost_answer_is_resolved_by_looking() {
     for arrived in [false, true] {
         let mut lease = start();
         assert!(writes(&lease.on(Event::Want(attrs(1, 1)), at(0))));
-        assert_eq!(lease.on(Event::Answer(Answer::Failed), at(0)), []);
+        assert_eq!(lease.on(Event::Failed, at(0)), []);
         let looks = lease.on(Event::Retry, at(1));
         assert_eq!(looks, [Action::Do(Request::Look { key: key(3) })]);
         let shown = if arrived {
@@ -190,7 +190,7 @@ impl Cluster {
             return true;
         };
         if fault == Some(false) {
-            self.send(Event::Answer(Answer::Failed));
+            self.send(Event::Failed);
             return true;
         }
         let answer = match request {
@@ -211,12 +211,11 @@ impl Cluster {
             },
             other => panic!("not for an assigned subnet: {other:?}"),
         };
-        let answer = if fault.is_some() {
-            Answer::Failed
+        self.send(if fault.is_some() {
+            Event::Failed
         } else {
-            answer
-        };
-        self.send(Event::Answer(answer));
+            Event::Answer(answer)
+        });
         true
     }
 

@@ -128,6 +128,8 @@ pub struct Node {
     failed: bool,
     /// What it last saw of its key.
     seen: Option<(SubnetKey, Option<u64>)>,
+    /// What it last saw of other keys.
+    others: BTreeMap<SubnetKey, u64>,
     history: u32,
     read_from: Option<SubnetKey>,
     pub previous: Option<SubnetKey>,
@@ -157,6 +159,7 @@ impl Node {
             said: Vec::new(),
             failed: false,
             seen: None,
+            others: BTreeMap::new(),
             history: sim.history,
             read_from: None,
             previous,
@@ -209,15 +212,11 @@ impl Node {
             Action::Do(request) => {
                 self.failed = fault != Fault::None;
                 let answer = match fault {
-                    Fault::Before => Answer::Failed,
-                    _ => self.carry_out(sim, request, pick),
+                    Fault::Before => None,
+                    _ => Some(self.carry_out(sim, request, pick)),
                 };
-                let answer = if fault == Fault::After {
-                    Answer::Failed
-                } else {
-                    answer
-                };
-                self.tell(sim, Event::Answer(answer));
+                let answer = answer.filter(|_| fault == Fault::None);
+                self.tell(sim, answer.map_or(Event::Failed, Event::Answer));
             }
             Action::Acquired(lease) => self.ready = Some(lease.key),
             Action::Changed(_) => {}
@@ -339,6 +338,7 @@ impl Node {
         if self.history != sim.history {
             self.history = sim.history;
             self.seen = None;
+            self.others.clear();
             self.tell(sim, Event::HistoryLost);
         }
         if let Some(key) = self.machine.key() {
@@ -348,6 +348,15 @@ impl Node {
                 self.seen = Some((key, now));
                 let look = self.look(sim, key);
                 self.tell(sim, Event::Observed(look));
+            }
+        }
+        if let Some(own) = self.machine.key() {
+            for (key, stored) in sim.keys.iter().filter(|(key, _)| **key != own) {
+                let before = self.others.insert(*key, stored.changed);
+                if before != Some(stored.changed) {
+                    let entry = self.entry(sim, *key, stored);
+                    self.tell(sim, Event::Entry(entry));
+                }
             }
         }
         if self.wake.is_some_and(|at| at <= sim.now) {

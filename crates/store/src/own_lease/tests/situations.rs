@@ -249,3 +249,200 @@ fn a_revoked_etcd_lease_under_a_key_is_replaced() {
     assert_eq!(nodes[0].ready, Some(own));
     assert!(sim.keys.contains_key(&own));
 }
+
+/// Two nodes with one address and nothing in the store, step by step in turn.
+#[test]
+fn of_two_fresh_nodes_with_one_address_one_keeps_its_lease() {
+    for (data, pick, frozen) in [(2, 3, false), (1, 3, false), (2, 0, false), (2, 3, true)] {
+        let mut sim = Sim::default();
+        let mut nodes = [
+            Node::start(&sim, 1, 1, 10, None),
+            Node::start(&sim, 1, data, 11, None),
+        ];
+        while nodes.iter().any(|node| node.machine.key().is_none()) {
+            for (node, pick) in nodes.iter_mut().zip([0, pick]) {
+                node.step(&mut sim, Fault::None, pick);
+            }
+            if nodes.iter().all(|node| node.todo.is_empty()) {
+                sim.pass(Duration::from_millis(500));
+                nodes.iter_mut().for_each(|node| node.hear(&sim));
+            }
+            if nodes.iter().any(|node| node.ended.is_some()) {
+                break;
+            }
+        }
+        // Whoever answers late still answers.
+        let slow = if frozen { 1.. } else { 0.. };
+        settle(&mut sim, &mut nodes[slow], MOMENT);
+        settle(&mut sim, &mut nodes, MOMENT);
+        let ended: Vec<_> = nodes.iter().filter_map(|n| n.ended.as_ref()).collect();
+        assert_eq!(ended.len(), 1, "{nodes:#?}");
+        assert!(
+            ended[0].contains("10.0.0.1") && ended[0].contains("--public-ip"),
+            "{ended:?}"
+        );
+        assert_eq!(sim.keys.len(), 1);
+        let winner = nodes.iter().find_map(|node| node.ready).unwrap();
+        assert!(sim.keys.contains_key(&winner));
+        // And the other one stays out.
+        for n in 0..20 {
+            let mut again = [Node::start(&sim, 1, data, 100 + n, None)];
+            settle(&mut sim, &mut again, Duration::from_millis(500));
+            let survivor = nodes.iter_mut().position(|node| node.ended.is_none());
+            let survivor = &mut nodes[survivor.unwrap()..][..1];
+            for _ in 0..16 {
+                settle(&mut sim, survivor, Duration::from_millis(500));
+                settle(&mut sim, &mut again, Duration::from_millis(500));
+            }
+            assert!(again[0].ended.is_some(), "{again:#?}");
+        }
+        assert_eq!(sim.keys.keys().collect::<Vec<_>>(), [&winner]);
+    }
+}
+
+/// A machine of its own, to which the store's answers are given by hand.
+struct Bare(OwnLease<u32>);
+
+impl Bare {
+    fn entry(n: u8, attrs: Option<model::LeaseAttrs>, mark: u32) -> Entry<u32> {
+        Entry {
+            key: key(n),
+            attrs,
+            signature: None,
+            life: Life::Until {
+                ends: Duration::from_secs(1000),
+                renew: Duration::from_secs(500),
+            },
+            seniority: mark.into(),
+            fits: true,
+            mark,
+        }
+    }
+
+    /// A node that is about to create the lease 3.
+    fn creating() -> Bare {
+        let who = Who {
+            public_ip: attrs(1, 1).public_ip,
+            ..Who::default()
+        };
+        let mut machine = OwnLease::new(who, WriterId(10), Policy::default());
+        machine.on(Event::Want(attrs(1, 1)), Duration::ZERO);
+        machine.on(Event::ListingBegan, Duration::ZERO);
+        machine.on(Event::Answer(Answer::Read { all: true }), Duration::ZERO);
+        let mut bare = Bare(machine);
+        let asked = bare.answer(Answer::Picked(Ok(key(3))), 0);
+        assert!(Self::creates(&asked), "{asked:?}");
+        bare
+    }
+
+    /// A node that holds the lease 3.
+    fn holding() -> Bare {
+        let mut bare = Bare::creating();
+        let entry = Bare::entry(3, Some(attrs(1, 1)), 7);
+        bare.answer(Answer::Written { entry, rival: None }, 0);
+        assert_eq!(bare.0.key(), Some(key(3)));
+        bare
+    }
+
+    fn on(&mut self, event: Event<u32>, seconds: u64) -> Vec<Action<u32>> {
+        self.0.on(event, Duration::from_secs(seconds))
+    }
+
+    fn answer(&mut self, answer: Answer<u32>, seconds: u64) -> Vec<Action<u32>> {
+        self.on(Event::Answer(answer), seconds)
+    }
+
+    fn creates(actions: &[Action<u32>]) -> bool {
+        let creates = |action: &Action<u32>| matches!(action, Action::Do(Request::Write { key: k, over: None, .. }) if *k == key(3));
+        actions.iter().any(creates)
+    }
+
+    fn looks(actions: &[Action<u32>]) -> bool {
+        actions.contains(&Action::Do(Request::Look { key: key(3) }))
+    }
+}
+
+#[test]
+fn an_etcd_that_was_restored_when_a_renewal_failed_costs_no_subnet() {
+    let mut bare = Bare::holding();
+    assert_eq!(bare.on(Event::Tick, 500), [Action::Do(Request::Renew)]);
+    assert!(Bare::looks(&bare.answer(Answer::LifeOver, 501)));
+    // The store finds out while it looks, and cannot say more than that the key is gone.
+    bare.on(Event::HistoryLost, 501);
+    let (look, rival) = (Look::Gone(Cause::Deleted), None);
+    let actions = bare.answer(Answer::Looked { look, rival }, 501);
+    assert!(Bare::creates(&actions), "{actions:?}");
+    // Nobody restored it: somebody deleted the key.
+    let mut bare = Bare::holding();
+    bare.on(Event::Tick, 500);
+    bare.answer(Answer::LifeOver, 501);
+    let look = Look::Gone(Cause::Deleted);
+    let actions = bare.answer(Answer::Looked { look, rival }, 501);
+    assert_eq!(actions, [Action::Revoked(Revocation::Deleted(key(3)))]);
+}
+
+#[test]
+fn a_lease_under_another_key_is_never_taken_for_the_own_one() {
+    // While a lost key is created again, one exists that overlaps: another node's, one that looks like
+    // ours, one that cannot be read.
+    for other in [Some(attrs(9, 9)), Some(attrs(1, 1)), None] {
+        let mut bare = Bare::holding();
+        let lost = bare.on(Event::Observed(Look::Gone(Cause::Lost)), 1);
+        assert!(Bare::creates(&lost), "{lost:?}");
+        let overlapping = Bare::entry(4, other, 9);
+        let actions = bare.answer(Answer::Differs(Some(overlapping)), 1);
+        let [Action::Revoked(Revocation::Taken(own, _))] = &actions[..] else {
+            panic!("{actions:?}");
+        };
+        assert_eq!(*own, key(3));
+    }
+    // While the first one is created, whose answer was lost before.
+    let mut bare = Bare::creating();
+    bare.on(Event::Failed, 1);
+    bare.on(Event::Retry, 1);
+    let (look, rival) = (Look::Gone(Cause::Deleted), None);
+    assert!(Bare::creates(
+        &bare.answer(Answer::Looked { look, rival }, 1)
+    ));
+    let overlapping = Bare::entry(4, Some(attrs(1, 1)), 9);
+    bare.answer(Answer::Differs(Some(overlapping)), 1);
+    assert_eq!(bare.0.key(), None);
+}
+
+#[test]
+fn a_value_whose_fate_is_known_is_foreign_when_it_comes_again() {
+    let mut bare = Bare::holding();
+    // An address that this node had for a moment, and whose write got lost.
+    bare.on(Event::Publish(attrs(9, 1)), 1);
+    bare.on(Event::Failed, 1);
+    assert!(Bare::looks(&bare.on(Event::Retry, 1)));
+    bare.on(Event::Publish(attrs(1, 1)), 1);
+    let written = Look::There(Bare::entry(3, Some(attrs(9, 1)), 8));
+    bare.answer(
+        Answer::Looked {
+            look: written,
+            rival: None,
+        },
+        1,
+    );
+    let entry = Bare::entry(3, Some(attrs(1, 1)), 9);
+    bare.answer(Answer::Written { entry, rival: None }, 1);
+    // Much later another node has the address, and takes the key.
+    let taken = Look::There(Bare::entry(3, Some(attrs(9, 1)), 20));
+    let actions = bare.on(Event::Observed(taken), 100);
+    assert!(
+        matches!(&actions[..], [Action::Revoked(Revocation::Taken(..))]),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn a_failed_request_is_followed_by_nothing_before_a_retry() {
+    let mut bare = Bare::holding();
+    bare.on(Event::Publish(attrs(1, 2)), 1);
+    assert_eq!(bare.on(Event::Failed, 1), []);
+    for _ in 0..3 {
+        assert_eq!(bare.on(Event::Tick, 600), []);
+    }
+    assert!(Bare::looks(&bare.on(Event::Retry, 600)));
+}
