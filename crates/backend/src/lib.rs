@@ -129,6 +129,15 @@ pub fn need(config: &NetConfig) -> Need {
     }
 }
 
+/// Returns how this node is named in backend data unless somebody has chosen other names: a MAC that is made
+/// from its address.
+pub fn made_names(config: &NetConfig, host: &Host) -> Vec<String> {
+    match &config.backend.kind {
+        BackendType::Vxlan => vxlan::made_names(config, host),
+        _ => Vec::new(),
+    }
+}
+
 /// Returns the options that a backend of this type has, beside `Type`.
 pub fn options(kind: &BackendType) -> &'static [&'static str] {
     match kind {

@@ -74,6 +74,15 @@ pub(crate) fn need(config: &NetConfig) -> Need {
     }))
 }
 
+/// Returns the MACs that the devices get where neither a lease nor a device has one.
+pub(crate) fn made_names(config: &NetConfig, host: &Host) -> Vec<String> {
+    let Ok(vni) = vni(config) else {
+        return Vec::new();
+    };
+    let macs = vtep::choose_macs(None, &Dual::default(), host, vni);
+    macs.iter().map(|(_, mac)| mac.to_string()).collect()
+}
+
 /// One tunnel device.
 #[derive(Clone, Copy)]
 struct Device {

@@ -108,6 +108,7 @@ pub(crate) async fn settle(
             public_ip: host.public_ip,
             previous,
             devices: identity.published_names(),
+            made: backend::made_names(&config, &host),
         };
         // As `acquire` is asked later: for another pool, the store would read all leases again.
         let pool = pool(&config, &host);

@@ -30,7 +30,7 @@
 //! the previous `subnet.env` names the same subnet, or one of the node's devices has the MAC, and the
 //! value bears no [`Signature`]. Otherwise the newcomer first writes
 //! the value that it found, signed as [`Signature::Claimant`], and waits for
-//! [`Policy::answer_window`]. A living holder answers each such write with its own value, signed
+//! [`Policy::answer_window`], or [`Policy::prompt_window`]. A living holder answers each such write with its own value, signed
 //! as [`Signature::Holder`]; then the newcomer takes no lease. If two holders meet, the one that
 //! started earlier stays. Two that start at the same moment and both create a lease see each other's
 //! key; the node of the younger key asks in the same way, and gives its key up if it is answered.
@@ -73,6 +73,9 @@ pub use terms::{
 pub struct Policy {
     /// How long a newcomer waits for a living holder's answer.
     pub answer_window: Duration,
+    /// The same where this program wrote the lease: a holder answers at once then. One that answers later
+    /// still wins.
+    pub prompt_window: Duration,
     /// How long after it took a lease a node still gives way to any other holder.
     pub young: Duration,
     /// Another node may become the owner, and a deleted lease is revoked. Not so where somebody
@@ -84,6 +87,7 @@ impl Default for Policy {
     fn default() -> Policy {
         Policy {
             answer_window: Duration::from_secs(3),
+            prompt_window: Duration::from_millis(500),
             young: Duration::from_secs(5),
             contended: true,
         }

@@ -94,11 +94,11 @@ impl<S: Follow> StoreTask<S> {
 
     /// Returns who asks for a lease with `claim`. The devices are those of the last search.
     pub(crate) fn claimant(&self, claim: &Claim) -> Who {
-        let known = self.resting.as_ref();
+        let known = self.resting.as_ref().map(|resting| resting.who.clone());
         Who {
             public_ip: claim.attrs.public_ip,
             previous: claim.previous,
-            devices: known.map_or_else(Vec::new, |resting| resting.who.devices.clone()),
+            ..known.unwrap_or_default()
         }
     }
 

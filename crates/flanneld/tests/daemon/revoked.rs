@@ -303,6 +303,66 @@ fn two_nodes_with_one_public_ip_are_reported() {
     }
 }
 
+/// Both start before either has a lease.
+#[test]
+fn of_two_fresh_nodes_with_one_public_ip_one_stays_out() {
+    for store in STORES {
+        let lab = scene::lab().nodes(2).store(store).build().unwrap();
+        let (one, two) = (lab.node(1), lab.node(2));
+        two.flanneld()
+            .set_args([format!("-public-ip={}", one.ipv4())]);
+        one.flanneld().start().unwrap();
+        two.flanneld().start().unwrap();
+        let look = || match (one.flanneld().ended(), two.flanneld().ended()) {
+            (Ok(None), Ok(Some(_))) => Ok((one, two)),
+            (Ok(Some(_)), Ok(None)) => Ok((two, one)),
+            other => Err(format!("{other:?}")),
+        };
+        let (winner, loser) = wait_for("one of them ends", SOON, look).unwrap();
+        let ip = one.ipv4().to_string();
+        says(loser.flanneld(), &["ERROR", &ip, "--public-ip"]);
+        winner.flanneld().wait_ready(SOON).unwrap();
+        let (key, _) = lease_of(&lab, one);
+        let alone = || match lab.leases().unwrap().into_keys().collect::<Vec<_>>() {
+            keys if keys == [key.clone()] => Ok(()),
+            keys => Err(format!("{keys:?}")),
+        };
+        wait_for("there is one lease", SOON, alone).unwrap();
+        assert!(loser.subnet_env().is_err(), "{store:?}");
+        // However often its supervisor starts it again.
+        for _ in 0..2 {
+            loser.flanneld().start().unwrap();
+            let status = loser.flanneld().wait_ended(SOON).unwrap();
+            assert_eq!(status.code(), Some(1));
+            assert!(loser.subnet_env().is_err(), "{store:?}");
+        }
+        alone().unwrap();
+        assert_eq!(winner.flanneld().ended().unwrap(), None);
+    }
+}
+
+/// A node need not ask for what the previous `subnet.env`, or its device, proves to be its own.
+#[test]
+fn a_restart_does_not_wait_for_an_answer() {
+    for store in STORES {
+        let lab = built(1, store);
+        let node = lab.node(1);
+        let asks = || node.flanneld().log().contains("waiting a moment");
+        node.flanneld().restart(SOON).unwrap();
+        assert!(!asks(), "{store:?}: {}", node.flanneld().log_tail(9));
+        node.flanneld().stop().unwrap();
+        node.exec(["rm", "/run/flannel/subnet.env"]).unwrap();
+        node.flanneld().start_ready(SOON).unwrap();
+        assert!(!asks(), "{store:?}: {}", node.flanneld().log_tail(9));
+        // As after a reboot.
+        node.flanneld().stop().unwrap();
+        node.exec(["rm", "/run/flannel/subnet.env"]).unwrap();
+        scene::run(node, "ip link del flannel.1").unwrap();
+        node.flanneld().start_ready(SOON).unwrap();
+        assert!(asks(), "{store:?}: the test proves nothing");
+    }
+}
+
 /// However often a supervisor starts the newcomer again, with and without a pause, the one that was there keeps its subnet.
 fn a_newcomer_never_wins(store: StoreKind, pauses: &[u64]) {
     let lab = scene::lab().nodes(2).store(store).build().unwrap();
@@ -344,6 +404,12 @@ fn a_newcomer_that_is_restarted_never_wins() {
     for store in STORES {
         a_newcomer_never_wins(store, &[0, 0, 1]);
     }
+}
+
+/// The same as a supervisor does it, for as long as a signature stays.
+#[test]
+fn a_newcomer_that_is_restarted_every_five_seconds_never_wins() {
+    a_newcomer_never_wins(ETCD, &[5, 5, 5, 5]);
 }
 
 /// The same for longer than any memory of the two daemons lasts.

@@ -30,6 +30,9 @@ pub(super) enum Failure {
     Refused(String),
 }
 
+/// What it says when asked for a revision that it has not reached.
+pub(super) const FUTURE_REVISION: &str = "future revision";
+
 /// What to do after an error status.
 pub(super) enum Remedy {
     /// Try another endpoint: this one cannot answer.
@@ -49,8 +52,9 @@ pub(super) fn remedy(status: &Status) -> Remedy {
     if text.contains("requested lease not found") {
         return Remedy::None(Failure::NoLease);
     }
-    // A failed precondition, as other codes that another member may answer better.
-    if text.contains(LEASE_EXISTS) {
+    // A failed precondition, as other codes that another member may answer better; and whatever a proxy makes
+    // of the code.
+    if text.contains(LEASE_EXISTS) || text.contains(FUTURE_REVISION) {
         return Remedy::None(Failure::Refused(text.into()));
     }
     if is_about_login(text) {
@@ -160,6 +164,11 @@ mod tests {
                 "etcdserver: mvcc: database space exceeded",
             ),
             (Code::FailedPrecondition, "etcdserver: lease already exists"),
+            // As a grpc-proxy passes it on.
+            (
+                Code::Unknown,
+                "etcdserver: mvcc: required revision is a future revision",
+            ),
         ] {
             let remedy = remedy(&Status::new(code, text));
             assert!(

@@ -38,6 +38,8 @@ struct Follower {
     desired: watch::Receiver<Option<LeaseAttrs>>,
     status: StoreStatus,
     reachability: Reachability,
+    /// No watch could be opened last time.
+    unwatched: bool,
 }
 
 /// Why a watch ended.
@@ -75,6 +77,7 @@ impl Follow for Leases {
             desired,
             status,
             reachability: Reachability::new("etcd"),
+            unwatched: false,
         };
         follower.run().await;
     }
@@ -120,7 +123,13 @@ impl Follower {
     /// Runs from one connection to its end.
     async fn session(&mut self, joined: &mut Option<Instant>) -> Result<Infallible, End> {
         self.leases.list(&mut self.own).await?;
+        if std::mem::replace(&mut self.unwatched, true) {
+            // The lease is to live on where etcd answers everything but watches.
+            self.own.retry();
+            self.work().await?;
+        }
         let mut watch = self.open_watch().await?;
+        self.unwatched = false;
         *joined = Some(Instant::now());
         self.reachability
             .set_reachable(&self.queue, &watch.endpoint().to_string());

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use super::failure::Failure;
+use super::failure::{FUTURE_REVISION, Failure};
 use super::proto::{
     Header, KeyValue, RangeRequest, Request, RequestOp, Response, TxnRequest, TxnResponse,
 };
@@ -155,6 +155,6 @@ impl History {
 
     /// Whether a failure says that etcd has not come as far as this history.
     pub(super) fn is_ahead_of(failure: &Failure) -> bool {
-        matches!(failure, Failure::Refused(why) if why.contains("future revision"))
+        matches!(failure, Failure::Refused(why) if why.contains(FUTURE_REVISION))
     }
 }

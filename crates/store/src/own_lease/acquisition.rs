@@ -1,6 +1,7 @@
 //! From the first look at the store to a lease: adopt, ask, discard, create.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use model::{Lease, LeaseAttrs, SubnetKey};
 
@@ -307,8 +308,8 @@ impl<M: Clone + PartialEq> Acquisition<M> {
     ) -> Step<M> {
         let key = entry.key;
         if value.signature.is_some() {
+            self.asking = Some((key, now + self.window(&entry, policy)));
             self.candidates.insert(key, entry);
-            self.asking = Some((key, now + policy.answer_window));
             return Step::Stay(vec![Action::Say(Notice::Asking(key))]);
         }
         if rival.is_some() {
@@ -375,7 +376,7 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             }
             Some((asked, _)) if asked == key => return self.answered(entry, writer),
             _ if own_question => {
-                self.asking = Some((key, now + policy.answer_window));
+                self.asking = Some((key, now + self.window(&entry, policy)));
                 self.candidates.insert(key, entry);
                 actions.push(Action::Say(Notice::Asking(key)));
             }
@@ -404,6 +405,16 @@ impl<M: Clone + PartialEq> Acquisition<M> {
             }
         }
         Step::Stay(Vec::new())
+    }
+
+    /// How long an answer to a question about `entry` is waited for.
+    fn window(&self, entry: &Entry<M>, policy: &Policy) -> Duration {
+        let made = |attrs: &LeaseAttrs| self.who.is_made(attrs);
+        if entry.attrs.as_ref().is_some_and(made) {
+            policy.prompt_window
+        } else {
+            policy.answer_window
+        }
     }
 
     fn is_wanted(&self, entry: &Entry<M>) -> bool {

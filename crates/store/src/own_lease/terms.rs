@@ -298,6 +298,9 @@ pub struct Who {
     pub previous: Option<SubnetKey>,
     /// Texts in the backend data that name one of its devices: a MAC, a public key.
     pub devices: Vec<String>,
+    /// Such texts that this program makes from its public addresses: they tell nothing about which machine
+    /// it is, but that the lease was written by this program.
+    pub made: Vec<String>,
 }
 
 /// By what a lease was recognised.
@@ -320,9 +323,18 @@ impl Who {
 
     /// Whether the backend data name a device of this node.
     pub fn names_device(&self, attrs: &LeaseAttrs) -> bool {
-        let names = |data: &str| self.devices.iter().any(|device| named_in(data, device));
-        attrs.data.iter().any(|(_, data)| names(data.get()))
+        names_one(attrs, &self.devices)
     }
+
+    /// Whether this program wrote the backend data for these addresses.
+    pub(super) fn is_made(&self, attrs: &LeaseAttrs) -> bool {
+        names_one(attrs, &self.made)
+    }
+}
+
+fn names_one(attrs: &LeaseAttrs, texts: &[String]) -> bool {
+    let names = |data: &str| texts.iter().any(|text| named_in(data, text));
+    attrs.data.iter().any(|(_, data)| names(data.get()))
 }
 
 /// Whether `device` is one of the strings in the JSON `data`, whatever its case.

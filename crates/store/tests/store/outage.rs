@@ -16,7 +16,7 @@ use crate::world::{PREFIX, World};
 fn after_an_outage_what_changed_is_seen_within_two_seconds() {
     local(async {
         let mut etcd = Etcd::new();
-        etcd.put(&format!("{PREFIX}/subnets/10.20.5.0-24"), &value(5));
+        etcd.put(&format!("{PREFIX}/subnets/10.20.205.0-24"), &value(5));
         let mut node = Node::start(etcd.store(), 1).await;
         node.until("all", |node| node.complete && node.known.len() == 2)
             .await;
@@ -25,7 +25,7 @@ fn after_an_outage_what_changed_is_seen_within_two_seconds() {
         node.follow(Duration::from_secs(4)).await;
         assert_eq!(node.known.len(), 2, "an outage is no end of a lease");
         etcd.run();
-        etcd.put(&format!("{PREFIX}/subnets/10.20.6.0-24"), &value(6));
+        etcd.put(&format!("{PREFIX}/subnets/10.20.206.0-24"), &value(6));
         let back = Instant::now();
         node.until("the new one", |node| node.complete && node.known.len() == 3)
             .await;
@@ -51,8 +51,8 @@ fn a_compaction_during_an_outage_is_survived() {
             .await;
         gate.set(State::Shut);
         node.until("away", |node| !node.complete).await;
-        etcd.ctl(&["del", &format!("{PREFIX}/subnets/10.20.5.0-24")]);
-        etcd.put(&format!("{PREFIX}/subnets/10.20.6.0-24"), &value(66));
+        etcd.ctl(&["del", &format!("{PREFIX}/subnets/10.20.205.0-24")]);
+        etcd.put(&format!("{PREFIX}/subnets/10.20.206.0-24"), &value(66));
         etcd.put(&format!("{PREFIX}/subnets/10.20.10.0-24"), &value(10));
         etcd.ctl(&["compact", &etcd.revision().to_string()]);
         let before = etcd.calls();
@@ -62,11 +62,11 @@ fn a_compaction_during_an_outage_is_survived() {
         })
         .await;
         node.until("the change", |node| {
-            node.known[&key("10.20.6.0-24")].attrs == crate::node::attrs(66)
+            node.known[&key("10.20.206.0-24")].attrs == crate::node::attrs(66)
         })
         .await;
         node.until("the end", |node| {
-            !node.known.contains_key(&key("10.20.5.0-24"))
+            !node.known.contains_key(&key("10.20.205.0-24"))
         })
         .await;
         assert_eq!((node.known.len(), &node.revoked), (6, &None));

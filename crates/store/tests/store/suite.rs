@@ -285,6 +285,36 @@ pub async fn of_two_nodes_with_one_address_the_newcomer_yields<W: World>() {
     assert_eq!(world.subnets(), [own.unwrap().to_string()]);
 }
 
+/// Both read the store before either has a lease.
+pub async fn of_two_fresh_nodes_with_one_address_one_keeps_its_lease<W: World>() {
+    let world = W::new();
+    let mut nodes = [1, 1].map(|n| Node::new(world.store(), n));
+    for node in &mut nodes {
+        let who = node.who();
+        assert_eq!(within(node.store.own(&node.config, &who)).await, None);
+    }
+    for node in &mut nodes {
+        node.acquire().await.unwrap();
+    }
+    let deadline = Instant::now() + LIMIT;
+    while nodes.iter().all(|node| node.revoked.is_none()) || world.subnets().len() != 1 {
+        assert!(Instant::now() < deadline, "{:?}", world.subnets());
+        for node in &mut nodes {
+            node.follow(Duration::from_millis(20)).await;
+        }
+    }
+    let [one, two] = nodes.map(|node| node.revoked);
+    let (ended, kept) = if one.is_some() {
+        (one, two)
+    } else {
+        (two, one)
+    };
+    assert_eq!(kept, None);
+    let why = ended.unwrap();
+    assert!(why.contains(&public_ip(1).to_string()), "{why}");
+    assert!(why.contains(&world.subnets()[0]), "{why}");
+}
+
 pub async fn garbage_does_not_hide_the_good_ones<W: World>() {
     let world = W::new();
     world.put("subnets/10.20.5.0-24", &value(5));
@@ -470,6 +500,7 @@ macro_rules! suite {
             a_reservation_stays_one, a_lease_that_does_not_fit_is_deleted, fifty_daemons_share_sixty_subnets,
             two_families_never_overlap, a_full_pool_is_an_error_that_says_so, a_deleted_lease_is_revoked,
             a_subnet_that_another_node_took_is_revoked, of_two_nodes_with_one_address_the_newcomer_yields,
+            of_two_fresh_nodes_with_one_address_one_keeps_its_lease,
             garbage_does_not_hide_the_good_ones, a_change_is_published_to_the_others,
             a_config_heals_without_a_restart, a_lease_is_renewed_until_its_daemon_ends,
             news_survives_being_cancelled, a_value_is_upstreams, the_configuration_is_followed,

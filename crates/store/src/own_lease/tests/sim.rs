@@ -144,6 +144,7 @@ impl Node {
             },
             previous,
             devices: vec![format!("02:00:00:00:00:{data:02x}")],
+            made: Vec::new(),
         };
         let machine = OwnLease::new(who, WriterId(writer), Policy::default());
         let mut node = Node {

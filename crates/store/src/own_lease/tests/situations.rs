@@ -182,6 +182,27 @@ fn a_lease_that_is_proven_to_be_our_own_is_adopted_without_a_question() {
 }
 
 #[test]
+fn a_lease_that_this_program_wrote_is_asked_about_for_a_moment_only() {
+    for (made, window) in [(1, 500), (9, 3000)] {
+        let who = Who {
+            public_ip: attrs(1, 1).public_ip,
+            made: vec![format!("02:00:00:00:00:{made:02X}")],
+            ..Who::default()
+        };
+        let mut bare = Bare(OwnLease::new(who, WriterId(10), Policy::default()));
+        bare.on(Event::Want(attrs(1, 1)), 0);
+        bare.on(Event::ListingBegan, 0);
+        bare.on(Event::Entry(Bare::entry(3, Some(attrs(1, 1)), 7)), 0);
+        bare.answer(Answer::Read { all: true }, 0);
+        let mut entry = Bare::entry(3, Some(attrs(1, 1)), 8);
+        entry.signature = Some(Signature::Claimant(WriterId(10)));
+        let actions = bare.answer(Answer::Written { entry, rival: None }, 0);
+        let until = Duration::from_millis(window);
+        assert_eq!(actions.last(), Some(&Action::WakeAt(until)), "{actions:?}");
+    }
+}
+
+#[test]
 fn a_clone_with_the_same_mac_takes_another_subnet() {
     let (mut sim, mut nodes) = lone(None);
     let own = nodes[0].ready.unwrap();
