@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::bundle::BundleArgs;
 use crate::check::CheckArgs;
 use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
@@ -71,6 +72,11 @@ pub(crate) enum Command {
     /// Run it on the node of one of them, as root. Exit status 0: nothing is broken; 3: a step is, and the last line
     /// names it; 1: it could not be looked at.
     Explain(ExplainArgs),
+    /// Collect everything that somebody else needs to find a fault of this node, without secrets, in one .tar.gz
+    ///
+    /// Links, addresses, routes, rules, sysctls, subnet.env, the CNI configuration, what flanneld reports, its log. Run it
+    /// as root on the node, or in flannel's pod with `-o -`.
+    Bundle(BundleArgs),
     /// Print the version of this program and of the flanneld of this host
     Version(SocketArgs),
     /// Print the completions of a shell

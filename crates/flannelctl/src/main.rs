@@ -2,6 +2,7 @@
 //! (`flannelctl config`), a whole cluster on one machine to try things in (`flannelctl lab`), and a
 //! demonstration of it.
 
+mod bundle;
 mod check;
 mod cleanup;
 mod cli;
@@ -75,6 +76,7 @@ fn run(command: Command) -> ExitCode {
         Command::Status(args) => reports::status(&args),
         Command::Peers(args) => reports::peers(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Bundle(args) => bundle::run(&args),
         Command::Version(args) => reports::version(&args),
         Command::Completion { shell } => manual::completion(shell),
         Command::InstallCni(what) => install::run(&what),

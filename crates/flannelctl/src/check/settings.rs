@@ -21,6 +21,8 @@ pub(crate) struct Settings {
     pub(crate) source: String,
     /// The process of the daemon that runs on this host.
     pub(crate) daemon: Option<u32>,
+    /// The flags, and the FLANNELD_… variables, as given: may hold secrets.
+    pub(crate) given: Vec<String>,
 }
 
 impl Settings {
@@ -68,12 +70,18 @@ impl Settings {
                 (flags.to_vec(), variables, source)
             }
         };
+        let ours = variables
+            .iter()
+            .filter(|(name, _)| name.starts_with("FLANNELD_"));
+        let ours = ours.map(|(name, value)| format!("{name}={value}"));
+        let all = words.iter().cloned().chain(ours).collect();
         let given = flags::parse(words, |name| variables.get(name).cloned())?;
         let options = Options::from_flags(&given)?;
         Ok(Settings {
             options,
             source,
             daemon,
+            given: all,
         })
     }
 }
