@@ -15,6 +15,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
+use crate::allowance::Allowance;
 use crate::status::Status;
 
 /// How long the start waits for the rules. They are kept trying for afterwards.
@@ -181,6 +182,7 @@ impl Guarding {
 struct GuardLog {
     status: Status,
     fault: Option<String>,
+    repairs: RepairLines,
     iptables: bool,
 }
 
@@ -189,6 +191,7 @@ impl GuardLog {
         GuardLog {
             status: status.clone(),
             fault: None,
+            repairs: RepairLines::default(),
             iptables: false,
         }
     }
@@ -201,7 +204,8 @@ impl GuardLog {
                 if self.fault.take().is_some() {
                     info!("forged router advertisements and tunnel packets are dropped now");
                 } else if repaired && iptables == self.iptables {
-                    info!("repaired the rules against forged packets");
+                    self.repairs
+                        .log("repaired the rules against forged packets");
                     self.status.update(|n| n.rules_repaired += 1);
                 }
                 if iptables && !self.iptables {
@@ -251,6 +255,7 @@ pub fn start(
         told: None,
         anothers: BTreeSet::new(),
         first: true,
+        repairs: RepairLines::default(),
     };
     let task = tokio::task::spawn_local(async move {
         if watches_bridge {
@@ -289,6 +294,37 @@ struct Reporter {
     /// The networks of another flannel that the log tells of.
     anothers: BTreeSet<IpNet>,
     first: bool,
+    repairs: RepairLines,
+}
+
+/// The lines about repairs of rules: the first ones, then one now and then. Somebody may undo them in a loop.
+struct RepairLines {
+    lines: Allowance,
+    unsaid: u32,
+}
+
+impl Default for RepairLines {
+    fn default() -> Self {
+        RepairLines {
+            lines: Allowance::new(3, Duration::from_secs(30)),
+            unsaid: 0,
+        }
+    }
+}
+
+impl RepairLines {
+    fn log(&mut self, text: &str) {
+        let now = tokio::time::Instant::now();
+        if now < self.lines.next() {
+            self.unsaid += 1;
+            return;
+        }
+        self.lines.take(now);
+        match std::mem::take(&mut self.unsaid) {
+            0 => info!("{text}"),
+            n => info!("{text}, and {n} times since the last such line: another program undoes it"),
+        }
+    }
 }
 
 impl Reporter {
@@ -322,7 +358,10 @@ impl Reporter {
                 match (written.is_empty(), first) {
                     (true, _) => debug!("the traffic rules are in place ({ms:.1} ms)"),
                     (false, true) => info!("traffic rules: {written}"),
-                    (false, false) => info!("repaired the traffic rules in {ms:.1} ms: {written}"),
+                    (false, false) => {
+                        let text = format!("repaired the traffic rules in {ms:.1} ms: {written}");
+                        self.repairs.log(&text);
+                    }
                 }
                 self.status.set_rules_problem(None);
                 self.status.update(|n| {
@@ -405,6 +444,7 @@ mod tests {
                 told: None,
                 anothers: BTreeSet::new(),
                 first: true,
+                repairs: RepairLines::default(),
             };
             reporter.report(Err(missing()), Duration::ZERO);
             assert_eq!(status.problems().len(), usize::from(needed));

@@ -139,6 +139,39 @@ fn a_device_that_is_deleted_in_a_loop() {
 }
 
 #[test]
+fn rules_that_are_flushed_in_a_loop() {
+    let _alone = alone();
+    let lab = scene::lab()
+        .nodes(2)
+        .store(StoreKind::Directory)
+        .flanneld_args(["-ip-masq", "-iptables-resync=1"])
+        .build()
+        .unwrap();
+    lab.start().unwrap();
+    mesh(&lab);
+    let node = lab.node(1);
+    {
+        let flush =
+            "iptables -t nat -F; nft delete table inet flannel-guard-172.30.0.0-16; sleep 0.02";
+        let _script = Script::repeat(node, flush);
+        says(node.flanneld(), &["repaired the traffic rules"]);
+        says(
+            node.flanneld(),
+            &["repaired the rules against forged packets"],
+        );
+        costs_little(node, "rules");
+    }
+    let whole = || {
+        let shown = node.exec(["nft", "list", "ruleset"]).unwrap();
+        match shown.contains("FLANNEL-POSTRTG") && shown.contains("flannel-guard-172.30.0.0-16") {
+            true => lab.must_ping(),
+            false => Err(Error::Bad(shown)),
+        }
+    };
+    wait_for("the rules are whole again", 3 * SOON, whole).unwrap();
+}
+
+#[test]
 fn two_daemons_of_one_vni() {
     let _alone = alone();
     let lab = started();
