@@ -4,6 +4,7 @@
 
 pub(crate) mod legacy_rules;
 mod shown;
+mod sources;
 mod table;
 
 use ipnet::IpNet;
@@ -11,6 +12,7 @@ use model::guard::Guard;
 use tokio::time::{Duration, sleep, sleep_until};
 
 use legacy_rules::LegacyRules;
+pub use sources::{SourcesKeeper, remove_sources};
 
 use crate::netlink::socket::Failure;
 use crate::rules::RulesError;
@@ -194,8 +196,10 @@ impl GuardKeeper {
         }
         while let Some(network) = self.former.last() {
             let former = table_name(network);
-            if former != self.name && nft.has_inet_table(&former).unwrap_or_default() {
-                nft.transact(&mut table::delete(&former))?;
+            for former in [sources::name(network), former] {
+                if *network != self.network && nft.has_inet_table(&former).unwrap_or_default() {
+                    nft.transact(&mut table::delete(&former))?;
+                }
             }
             self.former.pop();
         }

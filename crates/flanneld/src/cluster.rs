@@ -1,12 +1,13 @@
 //! The other nodes: which of their leases are used, and what the kernel must hold for them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use dataplane::Dataplane;
 use ipnet::IpNet;
 use model::roster::{Roster, RosterChange};
 use model::state::Progress;
-use model::{BackendType, Host, IfName, Lease, Owner, SubnetKey};
+use model::{BackendType, Family, Host, IfName, Lease, Owner, SubnetKey};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -268,6 +269,13 @@ impl Cluster {
     /// The host as it was when the backend was built.
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Returns every address that a node publishes, also in leases that are not used here.
+    pub fn published(&self) -> BTreeSet<IpAddr> {
+        let addresses = self.roster.all().map(|lease| lease.attrs.public_ip);
+        let all = addresses.flat_map(|ips| Family::ALL.map(|family| ips.get(family).copied()));
+        all.flatten().collect()
     }
 
     /// Returns all leases of other nodes, and how far this node is with each, in the order of their subnets.

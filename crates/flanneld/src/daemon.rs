@@ -30,7 +30,7 @@ use crate::report::{NetworkReport, PeersReport};
 use crate::settle::{addresses, connected, device_mac, interface_missing, report_unserved, scope};
 use crate::status::{Question, Status};
 use crate::subnet_env::SubnetEnv;
-use crate::traffic::Guarding;
+use crate::traffic::{Guarding, SourceCheck};
 use crate::withdraw::{Former, withdrawn};
 use crate::{
     backends_file, cni_conf, config_change, iface, status_socket, subnet_file, systemd, teardown,
@@ -68,6 +68,7 @@ pub(crate) struct Parts {
     pub(crate) rules: AbortHandle,
     pub(crate) forwarding: AbortHandle,
     pub(crate) guard: Option<Guarding>,
+    pub(crate) source_check: Option<SourceCheck>,
     pub(crate) ports: BTreeSet<u16>,
     pub(crate) lock: Lock,
 }
@@ -92,6 +93,8 @@ pub struct Daemon {
     forwarding: AbortHandle,
     /// What keeps forged packets out.
     guard: Option<Guarding>,
+    /// What keeps out packets that no node sends.
+    source_check: Option<SourceCheck>,
     /// The UDP ports of the tunnels.
     ports: BTreeSet<u16>,
     /// The backends that this node sends by, as far as it knows.
@@ -112,6 +115,8 @@ pub struct Daemon {
     subnet_env: SubnetEnv,
     /// All leases are known, and the store is reachable.
     complete: bool,
+    /// All leases were known once.
+    knows_peers: bool,
 }
 
 impl Daemon {
@@ -129,6 +134,7 @@ impl Daemon {
             rules,
             forwarding,
             guard,
+            source_check,
             ports,
             lock,
         } = parts;
@@ -147,6 +153,7 @@ impl Daemon {
             rules,
             forwarding,
             guard,
+            source_check,
             ports,
             usable: Vec::new(),
             cni_conf: None,
@@ -158,6 +165,7 @@ impl Daemon {
             host_looks: Allowance::new(HOST_LOOKS.0, HOST_LOOKS.1),
             host_due: Instant::now(),
             complete: false,
+            knows_peers: false,
         }
     }
 
@@ -288,6 +296,7 @@ impl Daemon {
         self.rules.abort();
         self.forwarding.abort();
         self.guard.iter().for_each(Guarding::abort);
+        self.source_check.iter().for_each(SourceCheck::abort);
         self.withdraw_cni_conf();
         if let Some(node) = self.store.node() {
             node.network_removed().await;
@@ -453,6 +462,9 @@ impl Daemon {
         }
         self.reconciler.set_may_delete(event.complete);
         self.complete = event.complete;
+        // Before the first complete listing, nodes are missing in it.
+        self.knows_peers |= event.complete;
+        self.follow_sources();
         if let Some(config) = event.config {
             self.take_config(config);
         }
@@ -726,6 +738,22 @@ impl Daemon {
         self.apply_backends(host).await;
     }
 
+    /// Has the check of the tunnels' sources follow the peers and this node.
+    fn follow_sources(&self) {
+        if let Some(check) = &self.source_check
+            && self.knows_peers
+        {
+            let host = self.cluster.host();
+            let all = self.cluster.generations().all().iter();
+            let backends = all.map(|one| (one.backend.kind(), one.backend.node(&self.lease, host)));
+            let backends: Vec<_> = backends.collect();
+            let backends = backends
+                .iter()
+                .map(|(kind, of)| (kind.clone(), of.as_slice()));
+            check.follow(backends, self.cluster.published());
+        }
+    }
+
     /// Has the traffic rules and the guard follow a change of the networks, or of the program that writes the rules.
     async fn follow_traffic(&mut self, before: &NetConfig, after: &NetConfig) {
         let moved = networks(before) != networks(after);
@@ -747,6 +775,9 @@ impl Daemon {
             let host = self.cluster.host();
             let ports = self.ports.clone();
             self.guard = Guarding::start(after, host, ports, former, &self.status).await;
+            self.source_check.iter().for_each(SourceCheck::abort);
+            self.source_check = SourceCheck::start(&self.options.traffic, after);
+            self.follow_sources();
         }
     }
 
@@ -786,6 +817,7 @@ impl Daemon {
         if !changing {
             self.cluster.rebuild(own, host, &mut self.reconciler);
         }
+        self.follow_sources();
         self.lock.reduce(&networks, &devices);
         self.publish().await;
         self.report_network();

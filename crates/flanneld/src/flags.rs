@@ -202,6 +202,11 @@ pub const FLAGS: &[Flag] = &[
         "5",
         "check the rules this often, in seconds",
     ),
+    boolean(
+        "check-tunnel-sources",
+        "false",
+        "drop tunnel packets that do not come from an address that a node publishes (vxlan, udp, ipip)",
+    ),
     value("healthz-ip", "0.0.0.0", "address of the health server"),
     value(
         "healthz-port",

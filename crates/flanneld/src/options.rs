@@ -217,6 +217,7 @@ fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
         },
         resync: Duration::from_secs(resync),
         blackhole: boolean(given, "ip-blackhole-route")?,
+        check_sources: boolean(given, "check-tunnel-sources")?,
     })
 }
 

@@ -17,7 +17,7 @@ use crate::options::Options;
 use crate::reconcile::Reconciler;
 use crate::settle::{Settled, device_mac, pool, ran_here, report_unserved, scope, settle};
 use crate::status::Status;
-use crate::traffic::Guarding;
+use crate::traffic::{Guarding, SourceCheck};
 use crate::withdraw::{Former, when_stale};
 use crate::{backends_file, config_change, forwarding, subnet_file, traffic};
 
@@ -99,6 +99,7 @@ pub async fn start(
         &status,
     )
     .await;
+    let source_check = SourceCheck::start(&options.traffic, &config);
     // Their programs run while the kernel's objects are made here.
     let rules = traffic::start(
         &options.traffic,
@@ -131,6 +132,7 @@ pub async fn start(
         rules: rules.settled().await,
         forwarding,
         guard,
+        source_check,
         ports,
         lock,
     }))

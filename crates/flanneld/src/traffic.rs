@@ -2,15 +2,16 @@
 //! another program that holds iptables' lock, and packets must not.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use dataplane::guard::GuardKeeper;
+use dataplane::guard::{GuardKeeper, SourcesKeeper, remove_sources};
 use dataplane::rules::{BridgeFilter, Change, Mode, RulesError, RulesKeeper, bridge_filter};
 use ipnet::IpNet;
-use model::guard::Guard;
+use model::guard::{Guard, Sources};
 use model::object::{Route, RouteKey, RouteTo};
 use model::rules::RuleFlags;
-use model::{Host, NetConfig, Object, SubnetKey, TrafficRules};
+use model::{BackendType, Host, NetConfig, Object, SubnetKey, TrafficRules};
 use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
@@ -34,6 +35,8 @@ pub struct TrafficOptions {
     pub resync: Duration,
     /// `-ip-blackhole-route`.
     pub blackhole: bool,
+    /// `-check-tunnel-sources`.
+    pub check_sources: bool,
 }
 
 impl TrafficOptions {
@@ -93,6 +96,11 @@ pub async fn remove(
     let desired = TrafficRules::new(config, own, none).and_formerly(former);
     let mut keeper = RulesKeeper::new(mode(config), desired, options.resync);
     let removed = keeper.ensure().await.map(drop);
+    if let Some((_, pool)) = config.pools.iter().next()
+        && let Err(error) = remove_sources(&pool.network)
+    {
+        warn!("the check of the tunnel's sources is not removed: {error}");
+    }
     match guard_keeper(config, Guard::default(), Vec::new()) {
         Some(guard) => removed.and(guard.remove().await),
         None => removed,
@@ -175,6 +183,112 @@ impl Guarding {
     /// Ends the task; the table stays.
     pub fn abort(&self) {
         self.task.abort();
+    }
+}
+
+/// Several changes of the peers' addresses are written together.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// The task that keeps out what no node sends (`-check-tunnel-sources`).
+pub struct SourceCheck {
+    desired: watch::Sender<Option<Sources>>,
+    task: AbortHandle,
+}
+
+impl SourceCheck {
+    /// Prepares the check, in a task on the current thread; it begins with the first [`SourceCheck::follow`]. If it is
+    /// not asked for, one of an earlier run is removed. Must be called on a `LocalSet`.
+    pub fn start(options: &TrafficOptions, config: &NetConfig) -> Option<SourceCheck> {
+        let (_, pool) = config.pools.iter().next()?;
+        if !options.check_sources {
+            if let Err(error) = remove_sources(&pool.network) {
+                // Where there is no nf_tables there is none.
+                debug!("the check of the tunnel's sources: {error}");
+            }
+            return None;
+        }
+        let network = pool.network;
+        let (desired, mut wanted) = watch::channel(None::<Sources>);
+        let keeping = async move {
+            let Ok(first) = wanted
+                .wait_for(Option::is_some)
+                .await
+                .map(|first| first.clone())
+            else {
+                return;
+            };
+            let Some(first) = first else { return };
+            let mut keeper = SourcesKeeper::new(&network, first);
+            let mut fault = None;
+            loop {
+                report_sources(keeper.ensure(), &mut fault);
+                tokio::select! {
+                    () = keeper.changed() => {}
+                    Ok(()) = wanted.changed() => tokio::time::sleep(GATHER).await,
+                }
+                if let Some(sources) = wanted.borrow_and_update().clone() {
+                    keeper.set_desired(sources);
+                }
+            }
+        };
+        let task = tokio::task::spawn_local(keeping).abort_handle();
+        Some(SourceCheck { desired, task })
+    }
+
+    /// Checks packets for these backends, each with its objects; `peers` are the addresses that all nodes publish. To be
+    /// called once they are all known: others are kept out.
+    pub fn follow<'a>(
+        &self,
+        backends: impl Iterator<Item = (BackendType, &'a [Object])>,
+        peers: BTreeSet<IpAddr>,
+    ) {
+        let mut sources = Sources {
+            ports: BTreeSet::new(),
+            ipip: false,
+            peers,
+        };
+        for (kind, objects) in backends {
+            match kind {
+                BackendType::Vxlan | BackendType::Udp => {
+                    sources.ports.extend(tunnel_ports(objects));
+                }
+                BackendType::Ipip => sources.ipip = true,
+                // WireGuard knows its peers by their keys; the others have no tunnel.
+                _ => {}
+            }
+        }
+        self.desired.send_if_modified(|desired| {
+            let differs = desired.as_ref() != Some(&sources);
+            *desired = Some(sources);
+            differs
+        });
+    }
+
+    /// Ends the task; the table stays.
+    pub fn abort(&self) {
+        self.task.abort();
+    }
+}
+
+/// Reports a fault of the check once, and its end.
+fn report_sources(ensured: Result<bool, RulesError>, fault: &mut Option<String>) {
+    match ensured {
+        Ok(repaired) => {
+            if fault.take().is_some() {
+                info!("the sources of tunnel packets are checked now");
+            } else if repaired {
+                info!("repaired the check of the tunnel's sources");
+            }
+        }
+        Err(error) => {
+            let text = error.to_string();
+            if fault.as_ref() != Some(&text) {
+                warn!(
+                    "-check-tunnel-sources: the sources of tunnel packets are not checked: {text}; the kernel needs nf_tables (modprobe nf_tables); retrying"
+                );
+                *fault = Some(text);
+            }
+        }
     }
 }
 
@@ -412,6 +526,7 @@ mod tests {
             },
             resync: Duration::from_secs(5),
             blackhole: false,
+            check_sources: false,
         };
         assert!(options.blackholes(&own).is_empty());
         options.blackhole = true;

@@ -100,6 +100,18 @@ impl Guard {
     }
 }
 
+/// The optional check of who sends a node the tunnel's packets. It is right only where every node sends from the address
+/// that it publishes: not behind address translation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sources {
+    /// The UDP ports of the tunnels.
+    pub ports: BTreeSet<u16>,
+    /// There is a tunnel of IP in IP.
+    pub ipip: bool,
+    /// The addresses that the other nodes publish.
+    pub peers: BTreeSet<IpAddr>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -251,6 +251,11 @@ impl Roster {
             .map(|slot| &slot.lease)
     }
 
+    /// Every lease, used or not, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Lease> {
+        self.slots.iter().flatten().map(|slot| &slot.lease)
+    }
+
     /// How many peers there are.
     pub fn accepted_len(&self) -> usize {
         self.accepted

@@ -15,9 +15,9 @@ use crate::rules::nfnetlink::{
 
 /// `NFPROTO_INET`: one table for both families.
 pub const INET: u8 = 1;
-const BODY: [u8; 4] = [INET, 0, 0, 0];
-const NLM_F_ACK: u16 = 4;
-const NLM_F_APPEND: u16 = 0x800;
+pub const BODY: [u8; 4] = [INET, 0, 0, 0];
+pub const NLM_F_ACK: u16 = 4;
+pub const NLM_F_APPEND: u16 = 0x800;
 
 pub const TABLE_FLAGS: u16 = 2;
 pub const CHAIN_HOOK: u16 = 4;
@@ -43,7 +43,7 @@ const NETWORK_HEADER: u32 = 1;
 const TRANSPORT_HEADER: u32 = 2;
 
 /// The name of a chain of ours.
-fn chain(hook: Hook) -> &'static str {
+pub fn chain(hook: Hook) -> &'static str {
     match hook {
         Hook::Input => "input",
         Hook::Forward => "forward",
@@ -54,14 +54,34 @@ fn chain(hook: Hook) -> &'static str {
 pub fn replace(name: &str, rules: &[(Hook, Packets)]) -> Batch {
     let mut batch = Batch::default();
     begin(&mut batch);
+    fresh(&mut batch, name, &[Hook::Input, Hook::Forward]);
+    for (at, (hook, what)) in rules.iter().enumerate() {
+        // Old kernels do not acknowledge the end of a transaction.
+        let ack = if at + 1 == rules.len() { NLM_F_ACK } else { 0 };
+        batch.open(NEWRULE, NLM_F_CREATE | NLM_F_APPEND | ack, &BODY);
+        put(&mut batch, TABLE, name);
+        put(&mut batch, RULE_CHAIN, chain(*hook));
+        let expressions = batch.nest(RULE_EXPRESSIONS);
+        conditions(&mut batch, what);
+        count_and_drop(&mut batch);
+        batch.end(expressions);
+        comment(&mut batch, reason(what));
+        batch.close();
+    }
+    end(&mut batch);
+    batch
+}
+
+/// Makes the table `name` anew, with empty chains.
+pub fn fresh(batch: &mut Batch, name: &str, hooks: &[Hook]) {
     // To delete a table that does not exist would be an error.
     for kind in [NEWTABLE, DELTABLE, NEWTABLE] {
-        table(&mut batch, kind, 0, name);
+        table(batch, kind, 0, name);
     }
-    for hook in [Hook::Input, Hook::Forward] {
+    for &hook in hooks {
         batch.open(NEWCHAIN, NLM_F_CREATE, &BODY);
-        put(&mut batch, TABLE, name);
-        put(&mut batch, CHAIN_NAME, chain(hook));
+        put(batch, TABLE, name);
+        put(batch, CHAIN_NAME, chain(hook));
         let at = batch.nest(CHAIN_HOOK);
         let number: u32 = match hook {
             Hook::Input => 1,
@@ -71,25 +91,9 @@ pub fn replace(name: &str, rules: &[(Hook, Packets)]) -> Batch {
         batch.attr(2, &PRIORITY.to_be_bytes());
         batch.end(at);
         batch.attr(CHAIN_POLICY, &ACCEPT.to_be_bytes());
-        put(&mut batch, CHAIN_TYPE, "filter");
+        put(batch, CHAIN_TYPE, "filter");
         batch.close();
     }
-    for (at, (hook, what)) in rules.iter().enumerate() {
-        // Old kernels do not acknowledge the end of a transaction.
-        let ack = if at + 1 == rules.len() { NLM_F_ACK } else { 0 };
-        batch.open(NEWRULE, NLM_F_CREATE | NLM_F_APPEND | ack, &BODY);
-        put(&mut batch, TABLE, name);
-        put(&mut batch, RULE_CHAIN, chain(*hook));
-        let expressions = batch.nest(RULE_EXPRESSIONS);
-        conditions(&mut batch, what);
-        expression(&mut batch, "counter", |_| {});
-        drop_packet(&mut batch);
-        batch.end(expressions);
-        comment(&mut batch, what);
-        batch.close();
-    }
-    end(&mut batch);
-    batch
 }
 
 /// One transaction that deletes the table `name`, whether or not it exists.
@@ -118,7 +122,7 @@ fn conditions(batch: &mut Batch, what: &Packets) {
                 Family::V6 => libc::IPPROTO_ICMPV6,
             };
             of_family(batch, *family);
-            meta(batch, META_L4PROTO, &[protocol as u8]);
+            self::protocol(batch, protocol as u8);
             load(batch, TRANSPORT_HEADER, 0, 1);
             compare(batch, true, &[*kind]);
         }
@@ -132,14 +136,40 @@ fn conditions(batch: &mut Batch, what: &Packets) {
             if *outside {
                 within(batch, pods, Field::Destination, false);
             }
-            meta(batch, META_L4PROTO, &[libc::IPPROTO_UDP as u8]);
-            load(batch, TRANSPORT_HEADER, 2, 2);
-            compare(batch, true, &port.to_be_bytes());
+            udp_to(batch, *port);
         }
     }
 }
 
-fn of_family(batch: &mut Batch, family: Family) {
+/// The packet is of this protocol.
+pub fn protocol(batch: &mut Batch, number: u8) {
+    meta(batch, META_L4PROTO, &[number]);
+}
+
+/// The packet is for this UDP port.
+pub fn udp_to(batch: &mut Batch, port: u16) {
+    protocol(batch, libc::IPPROTO_UDP as u8);
+    load(batch, TRANSPORT_HEADER, 2, 2);
+    compare(batch, true, &port.to_be_bytes());
+}
+
+/// The packet's source is not in a set of this table.
+pub fn source_not_in(batch: &mut Batch, family: Family, set: &str, id: u32) {
+    const INVERT: u32 = 1;
+    match family {
+        Family::V4 => load(batch, NETWORK_HEADER, 12, 4),
+        Family::V6 => load(batch, NETWORK_HEADER, 8, 16),
+    }
+    expression(batch, "lookup", |batch| {
+        put(batch, 1, set);
+        batch.attr(2, &REGISTER.to_be_bytes());
+        batch.attr(4, &id.to_be_bytes());
+        batch.attr(5, &INVERT.to_be_bytes());
+    });
+}
+
+/// The packet is of this family.
+pub fn of_family(batch: &mut Batch, family: Family) {
     let number = match family {
         Family::V4 => 2,
         Family::V6 => 10,
@@ -228,7 +258,9 @@ fn value(batch: &mut Batch, kind: u16, bytes: &[u8]) {
     batch.end(data);
 }
 
-fn drop_packet(batch: &mut Batch) {
+/// What becomes of a packet to which all conditions apply.
+pub fn count_and_drop(batch: &mut Batch) {
+    expression(batch, "counter", |_| {});
     expression(batch, "immediate", |batch| {
         batch.attr(1, &VERDICT_REGISTER.to_be_bytes());
         let data = batch.nest(2);
@@ -239,12 +271,15 @@ fn drop_packet(batch: &mut Batch) {
     });
 }
 
-/// What `nft list` shows behind the rule.
-fn comment(batch: &mut Batch, what: &Packets) {
-    let text = match what {
+fn reason(what: &Packets) -> &'static str {
+    match what {
         Packets::Icmp(..) => "flanneld: no routers or redirects behind the tunnel",
         Packets::Tunnel { .. } => "flanneld: pods do not speak the tunnel's protocol",
-    };
+    }
+}
+
+/// What `nft list` shows behind the rule.
+pub fn comment(batch: &mut Batch, text: &str) {
     let mut bytes = vec![0, text.len() as u8 + 1];
     bytes.extend_from_slice(text.as_bytes());
     bytes.push(0);

@@ -148,6 +148,11 @@ impl Requests {
         let (first, count) = (self.seq.wrapping_add(1), batch.count() as u32);
         self.seq = self.seq.wrapping_add(count);
         batch.number(first);
+        // A transaction cannot be sent in parts.
+        let len = batch.bytes().len();
+        if len > MOST_BYTES / 2 {
+            set_int(self.fd(), libc::SO_SNDBUFFORCE, 2 * len as i32)?;
+        }
         self.socket.send(batch.bytes(), 0)?;
         let (mut refused, mut acknowledged) = (None, false);
         let lost = loop {

@@ -20,6 +20,9 @@ pub const DELCHAIN: u16 = SUBSYSTEM | 5;
 pub const NEWRULE: u16 = SUBSYSTEM | 6;
 const GETRULE: u16 = SUBSYSTEM | 7;
 pub const DELRULE: u16 = SUBSYSTEM | 8;
+pub const NEWSET: u16 = SUBSYSTEM | 9;
+pub const NEWSETELEM: u16 = SUBSYSTEM | 12;
+const GETSETELEM: u16 = SUBSYSTEM | 13;
 pub const NEWGEN: u16 = SUBSYSTEM | 15;
 const GETGEN: u16 = SUBSYSTEM | 16;
 /// `NFNL_MSG_BATCH_BEGIN` and `NFNL_MSG_BATCH_END`.
@@ -36,6 +39,9 @@ pub const TABLE: u16 = 1;
 pub const RULE_CHAIN: u16 = 2;
 /// The chain's name in a message about a chain.
 pub const CHAIN_NAME: u16 = 3;
+/// The set's name in a message about its elements, and the elements.
+const ELEMENTS_SET: u16 = 2;
+pub const SET_ELEMENTS: u16 = 3;
 const RULE_HANDLE: u16 = 3;
 const RULE_EXPRESSIONS: u16 = 4;
 /// Of an expression: its name, its data; of the data of a `match`: its name.
@@ -168,6 +174,23 @@ impl NfTables {
     ) -> Result<(), Failure> {
         let name = |batch: &mut Batch| put(batch, TABLE, table);
         self.requests.dump(GETRULE, &INET, name, each)
+    }
+
+    /// Shows the elements of a set of an `inet` table to `each`, many in one message.
+    ///
+    /// # Errors
+    /// The kernel's refusal, also where there is no such set.
+    pub fn dump_inet_elements(
+        &mut self,
+        table: &str,
+        set: &str,
+        each: impl FnMut(&Message),
+    ) -> Result<(), Failure> {
+        let names = |batch: &mut Batch| {
+            put(batch, TABLE, table);
+            put(batch, ELEMENTS_SET, set);
+        };
+        self.requests.dump(GETSETELEM, &INET, names, each)
     }
 
     /// Carries out a transaction: all of it or nothing. See [`begin`] and [`end`].

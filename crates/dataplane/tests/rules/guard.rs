@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code, reason = "the capabilities of one thread")]
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use dataplane::guard::{GuardKeeper, PREFIX};
+use dataplane::guard::{GuardKeeper, PREFIX, SourcesKeeper, remove_sources};
 use dataplane::rules::{Mode, RulesKeeper};
-use model::guard::Guard;
+use model::guard::{Guard, Sources};
 use model::{Dual, TrafficRules};
 
 use crate::world::{Net, Site, in_namespace, sh};
@@ -366,5 +366,83 @@ fn without_nf_tables_iptables_keeps_forged_packets_out() {
         assert_eq!(count(), 0);
         assert!(table().contains("nd-router-advert"));
         assert!(shown().contains("mine"));
+    });
+}
+
+#[test]
+fn tunnel_packets_come_from_nodes_alone() {
+    in_namespace(|| async {
+        let site = Site::new();
+        let outside = Some(&site.outside);
+        site.outside.sh(
+            "ip address add 192.0.2.66/24 dev eth0; ip address add 2001:db8::66/64 dev eth0 nodad",
+        );
+        let network = "10.1.0.0/16".parse().unwrap();
+        let sources = |peers: &[&str]| Sources {
+            ports: [PORT].into(),
+            ipip: false,
+            peers: peers.iter().map(|ip| ip.parse().unwrap()).collect(),
+        };
+        let from = |ip: &str, port| {
+            let to = if ip.contains(':') {
+                "2001:db8::10"
+            } else {
+                "192.0.2.10"
+            };
+            arrives((outside, ip), None, to, port)
+        };
+        let nodes = ["192.0.2.1", "2001:db8::1"];
+        let mut keeper = SourcesKeeper::new(&network, sources(&nodes));
+        assert!(!keeper.ensure().unwrap(), "the first writing is no repair");
+        for node in nodes {
+            assert!(from(node, PORT), "{node}");
+        }
+        for stranger in ["192.0.2.66", "2001:db8::66"] {
+            assert!(!from(stranger, PORT), "{stranger}");
+            assert!(from(stranger, PORT + 1), "{stranger}: another port");
+        }
+        // Another node joins, and very many do.
+        let more = [&nodes[..], &["192.0.2.66"]].concat();
+        keeper.set_desired(sources(&more));
+        assert!(!keeper.ensure().unwrap());
+        assert!(from("192.0.2.66", PORT) && !from("2001:db8::66", PORT));
+        let mut many = sources(&nodes);
+        let all = (0..50_000u32).map(|n| IpAddr::from(Ipv4Addr::from(0x0b00_0000 + n)));
+        many.peers.extend(all);
+        keeper.set_desired(many);
+        assert!(!keeper.ensure().unwrap());
+        assert!(from(nodes[0], PORT) && !from("192.0.2.66", PORT));
+        keeper.set_desired(sources(&nodes));
+        assert!(!keeper.ensure().unwrap());
+
+        let name = "flannel-guard-10.1.0.0-16-sources";
+        for damage in [
+            format!("nft delete table inet {name}"),
+            format!("nft flush chain inet {name} input"),
+            format!("nft delete element inet {name} peers4 '{{ 192.0.2.1 }}'"),
+            format!("nft add element inet {name} peers4 '{{ 192.0.2.66 }}'"),
+        ] {
+            sh(&damage);
+            let noticed = tokio::time::timeout(Duration::from_secs(60), keeper.changed()).await;
+            assert!(noticed.is_ok(), "{damage}: not noticed");
+            assert!(keeper.ensure().unwrap(), "{damage}");
+            assert!(!keeper.ensure().unwrap(), "{damage}: settled");
+            assert!(
+                from(nodes[0], PORT) && !from("192.0.2.66", PORT),
+                "{damage}"
+            );
+        }
+        // A backend without a tunnel.
+        let mut none = sources(&nodes);
+        none.ports.clear();
+        keeper.set_desired(none);
+        assert!(!keeper.ensure().unwrap() && !keeper.ensure().unwrap());
+        assert!(from("192.0.2.66", PORT));
+        keeper.set_desired(sources(&nodes));
+        assert!(!keeper.ensure().unwrap());
+        assert!(!from("192.0.2.66", PORT));
+        remove_sources(&network).unwrap();
+        remove_sources(&network).unwrap();
+        assert!(from("192.0.2.66", PORT));
     });
 }

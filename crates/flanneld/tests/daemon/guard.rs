@@ -4,7 +4,7 @@ use lab::{Lab, Node, wait_for};
 use model::Family::V4;
 use serde_json::json;
 
-use crate::scene::{self, SOON};
+use crate::scene::{self, SOON, mesh};
 
 const TABLE: &str = "flannel-guard-172.30.0.0-16";
 
@@ -122,4 +122,43 @@ fn it_follows_the_node_s_addresses() {
     becomes(node, "the tunnel is guarded again", is_whole);
     let log = node.flanneld().log();
     assert!(!log.contains("repaired the rules against forged"), "{log}");
+}
+
+#[test]
+fn the_sources_of_tunnel_packets_follow_the_leases_if_asked_for() {
+    let lab = scene::lab()
+        .nodes(3)
+        .flanneld_args(["-check-tunnel-sources"])
+        .build()
+        .unwrap();
+    let (one, two, three) = (lab.node(1), lab.node(2), lab.node(3));
+    let shown = || {
+        let script = format!("nft list table inet {TABLE}-sources 2>/dev/null || true");
+        one.exec(["sh", "-c", &script]).unwrap()
+    };
+    let becomes = |what: &str, is_right: &dyn Fn(&str) -> bool| {
+        let look = || {
+            let table = shown();
+            if is_right(&table) { Ok(()) } else { Err(table) }
+        };
+        wait_for(what, SOON, look).unwrap();
+    };
+    one.flanneld().start_ready(SOON).unwrap();
+    two.flanneld().start_ready(SOON).unwrap();
+    let ip = |node: &Node| node.ip(V4).to_string();
+    becomes("the second node may send", &|table| {
+        table.contains("udp dport 8472") && table.contains(&ip(two))
+    });
+    assert!(!shown().contains(&ip(three)));
+    three.flanneld().start_ready(SOON).unwrap();
+    becomes("the third node may send", &|table| {
+        table.contains(&ip(three))
+    });
+    mesh(&lab);
+    // Without the flag nothing is left of it.
+    one.flanneld().stop().unwrap();
+    assert!(shown().contains(&ip(two)));
+    one.flanneld().set_args(["-check-tunnel-sources=false"]);
+    one.flanneld().start_ready(SOON).unwrap();
+    becomes("no check", &str::is_empty);
 }
