@@ -12,7 +12,7 @@ Measures flanneld against ip -batch and bridge -batch, in network namespaces on 
 flannel-bench [--quick] [--only PART]... [--store STORE]... [--peers N]... [--save] [--bin-dir DIR]
 
   --quick        fewer runs: a first impression in about a minute
-  --only PART    cold, ready, follow, idle, rules, plugin, kube or pods;
+  --only PART    cold, ready, follow, idle, rules, plugin, kube, pods or tunnels;
                  repeatable
   --store STORE  etcd or directory; repeatable
   --peers N      100, 1000, 5000, 10000 or 15000; repeatable
@@ -38,6 +38,8 @@ pub enum Part {
     Kube,
     /// Kubernetes: from the manifest to pods.
     Pods,
+    /// Tunnels in user space.
+    Tunnels,
     /// Traffic rules.
     Rules,
     /// The CNI plugin.
@@ -85,11 +87,12 @@ impl Args {
                     Some("idle") => Part::Idle,
                     Some("kube") => Part::Kube,
                     Some("pods") => Part::Pods,
+                    Some("tunnels") => Part::Tunnels,
                     Some("rules") => Part::Rules,
                     Some("plugin") => Part::Plugin,
                     other => {
                         return Err(format!(
-                            "--only {}: expected cold, ready, follow, idle, rules, plugin, kube or pods",
+                            "--only {}: expected cold, ready, follow, idle, rules, plugin, kube, pods or tunnels",
                             other.unwrap_or("")
                         ));
                     }
@@ -157,7 +160,7 @@ mod tests {
         assert!(parse("").unwrap().wants(Part::Follow));
         assert_eq!(
             parse("--only x").unwrap_err(),
-            "--only x: expected cold, ready, follow, idle, rules, plugin, kube or pods"
+            "--only x: expected cold, ready, follow, idle, rules, plugin, kube, pods or tunnels"
         );
         assert!(!parse("--peers 5000").unwrap().wants_peers(100));
         assert!(parse("--peers 7").is_err());

@@ -22,6 +22,7 @@ mod rules;
 mod stage;
 mod stats;
 mod target;
+mod tunnels;
 mod usage;
 mod witness;
 
@@ -89,6 +90,9 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     }
     if args.wants(args::Part::Pods) {
         figures.extend(pods::measure(&root(), args.quick)?);
+    }
+    if args.wants(args::Part::Tunnels) {
+        figures.extend(tunnels::measure(&bin_dir, &root(), args.quick)?);
     }
     let report = Report {
         machine: Machine::this(),

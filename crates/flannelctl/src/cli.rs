@@ -13,6 +13,7 @@ use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
 use crate::explain::ExplainArgs;
 use crate::install::Install;
+use crate::key::KeyCommand;
 use crate::reports::{PeersArgs, StatusArgs};
 use crate::status_socket::SocketArgs;
 
@@ -79,6 +80,11 @@ pub(crate) enum Command {
     Bundle(BundleArgs),
     /// Print the version of this program and of the flanneld of this host
     Version(SocketArgs),
+    /// The WireGuard key of this node: show the public one, make a new one
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Print the completions of a shell
     Completion {
         /// bash, zsh, fish, elvish or powershell

@@ -13,6 +13,7 @@ mod drop_in;
 mod env_file;
 mod explain;
 mod install;
+mod key;
 #[cfg(feature = "lab")]
 mod lab_commands;
 mod manual;
@@ -80,6 +81,7 @@ fn run(command: Command) -> ExitCode {
         Command::Version(args) => reports::version(&args),
         Command::Completion { shell } => manual::completion(shell),
         Command::InstallCni(what) => install::run(&what),
+        Command::Key { command } => key::run(&command),
         Command::Cleanup(args) => cleanup::run(&args),
     };
     done.unwrap_or_else(|e| {

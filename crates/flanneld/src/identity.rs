@@ -8,7 +8,7 @@ use backend::{Identity, Need};
 use model::{IfName, Mac, WgKey, WgSecret};
 use tracing::info;
 
-use crate::wg_key_file;
+use crate::wg_key_file::{self, KeyOnFile};
 
 /// What carries WireGuard's packets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -123,14 +123,49 @@ fn wireguard(options: &WireguardOptions) -> Result<Answer, String> {
     })
 }
 
+/// Reads the keys of `before` again; what is no WireGuard key stays as it is. A key file that was deleted is written
+/// again: the key is in use.
+///
+/// # Errors
+/// What is wrong with a file, and what helps.
+pub(crate) fn again(before: &Identity, options: &WireguardOptions) -> Result<Identity, String> {
+    again_in(before, options, &wg_key_file::own_places())
+}
+
+fn again_in(
+    before: &Identity,
+    options: &WireguardOptions,
+    places: &[PathBuf],
+) -> Result<Identity, String> {
+    let Identity::WgKey {
+        private, in_kernel, ..
+    } = before
+    else {
+        return Ok(before.clone());
+    };
+    let mut key = wg_key_file::read(places)?.unwrap_or(KeyOnFile {
+        secret: *private,
+        warnings: Vec::new(),
+    });
+    wg_key_file::restore(places, &mut key);
+    // The start has named what is not as it should be.
+    let preshared = preshared(options, &mut Vec::new())?;
+    Ok(wg_key(key.secret, preshared, *in_kernel))
+}
+
 /// Returns the identity of a node with this private key.
 pub fn wg_key(private: WgSecret, preshared: Option<WgSecret>, in_kernel: bool) -> Identity {
     Identity::WgKey {
         private,
-        public: WgKey(proxy::Secret(private.0).public_key()),
+        public: public_key(&private),
         preshared,
         in_kernel,
     }
+}
+
+/// Returns the public key that belongs to a private one.
+pub fn public_key(private: &WgSecret) -> WgKey {
+    WgKey(proxy::Secret(private.0).public_key())
 }
 
 fn preshared(
@@ -168,6 +203,31 @@ fn is_open(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_followed_and_a_deleted_file_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = [dir.path().join("a/wgkey"), dir.path().join("b/wgkey")];
+        let options = WireguardOptions::default();
+        let key = wg_key_file::read_or_make(&places).unwrap();
+        let before = wg_key(key.secret, None, true);
+        assert_eq!(again_in(&before, &options, &places), Ok(before.clone()));
+        for path in &places {
+            fs::remove_file(path).unwrap();
+        }
+        assert_eq!(again_in(&before, &options, &places), Ok(before.clone()));
+        assert_eq!(wg_key_file::read(&places), Ok(Some(key)));
+        let (secret, _) = wg_key_file::replace(&places).unwrap();
+        let now = again_in(&before, &options, &places);
+        assert_eq!(now, Ok(wg_key(secret, None, true)));
+        fs::remove_file(&places[0]).unwrap();
+        fs::write(&places[0], "nonsense").unwrap();
+        assert!(again_in(&before, &options, &places).is_err());
+        assert_eq!(
+            again_in(&Identity::Nothing, &options, &places),
+            Ok(Identity::Nothing)
+        );
+    }
 
     #[test]
     fn a_psk_file_is_read_and_what_is_wrong_with_it_is_said_without_its_content() {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use model::WgSecret;
 
 /// Names the only file, as in upstream.
-const VARIABLE: &str = "WIREGUARD_KEY_FILE";
+pub const VARIABLE: &str = "WIREGUARD_KEY_FILE";
 const ON_DISK: &str = "/var/lib/flannel/wgkey";
 const UPSTREAMS: &str = "/run/flannel/wgkey";
 

@@ -86,6 +86,22 @@ impl Settings {
     }
 }
 
+/// Returns an environment variable of the daemon that runs on this host; without one, of the daemon that is to
+/// run.
+///
+/// # Errors
+/// The environment file of the packages cannot be read.
+pub(crate) fn variable_of_daemon(daemon: Option<u32>, name: &str) -> Result<Option<String>> {
+    let found = match daemon.and_then(|pid| strings(pid, "environ")) {
+        Some(environ) => environ
+            .iter()
+            .filter_map(|text| text.split_once('='))
+            .find_map(|(key, value)| (key == name).then(|| value.to_owned())),
+        None => variables(None)?.0.remove(name),
+    };
+    Ok(found.filter(|value| !value.is_empty()))
+}
+
 /// The environment's variables, and below them those of the file.
 fn variables(file: Option<&Path>) -> Result<(BTreeMap<String, String>, String)> {
     let path = file.unwrap_or(Path::new(ENV_FILE));

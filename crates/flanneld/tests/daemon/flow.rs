@@ -41,6 +41,17 @@ impl Traffic {
             .unwrap_or(0)
     }
 
+    /// Ends it; nearly all of it must have arrived. For emulated machines, which lose a packet now and then.
+    pub fn nearly_all_arrived(self, label: &str) {
+        for (name, pinger) in self.pingers {
+            let report = pinger.stop();
+            assert!(
+                report.sent > 0 && report.lost < 20,
+                "{label}, {name}: {report:?}"
+            );
+        }
+    }
+
     /// Ends it; none of it may have been lost.
     pub fn all_arrived(self, label: &str) {
         let mut sent = 0;

@@ -13,8 +13,9 @@ use serde_json::json;
 use crate::flow::Traffic;
 use crate::scene::{self, SOON, lease_of, mesh};
 
-/// Upstream waits for ten seconds before it looks at some things again.
-const UPSTREAM: Duration = Duration::from_secs(40);
+/// Upstream waits for ten seconds before it looks at some things again; and in an emulated machine its calls of
+/// iptables take a minute.
+const UPSTREAM: Duration = Duration::from_secs(180);
 
 /// The program, or `None` and a line that says what was not run.
 pub fn program() -> Option<&'static Path> {

@@ -192,3 +192,75 @@ fn a_bad_key_file_is_named_and_waited_for() {
     run(one, "rm /run/flannel/wgkey").unwrap();
     one.flanneld().wait_ready(SOON).unwrap();
 }
+
+/// Counts, from now on, packets between pods that leave a node as they are or in a tunnel of vxlan's.
+fn watch_vxlan(node: &Node) {
+    let rules = "add table inet plain; \
+        add chain inet plain out { type filter hook postrouting priority 300; }; \
+        add rule inet plain out oifname eth0 udp dport 8472 counter";
+    node.exec(["nft", rules]).unwrap();
+}
+
+fn must_not_have_used_vxlan(node: &Node) {
+    let said = node
+        .exec(["nft", "list", "table", "inet", "plain"])
+        .unwrap();
+    assert!(said.contains("counter packets 0 bytes 0"), "{said}");
+}
+
+#[test]
+fn nothing_leaves_unencrypted_while_the_network_changes_to_wireguard_and_keys_change() {
+    let lab = scene::lab()
+        .nodes(2)
+        .dual()
+        .store(StoreKind::Etcd { tls: false })
+        .backend(json!({ "Type": "vxlan" }))
+        .build()
+        .unwrap();
+    let (one, two) = (lab.node(1), lab.node(2));
+    for node in [one, two] {
+        node.flanneld().start_ready(SOON).unwrap();
+        node.add_pods(1).unwrap();
+    }
+    lab.wait_mesh(SOON).unwrap();
+    watch(one);
+    watch(two);
+    for (node, peer) in [(one, two), (two, one)] {
+        for ip in peer.pods()[0].ips() {
+            let script = format!("ping -n -i 0.02 {ip} >/dev/null 2>&1 &");
+            node.pods()[0].exec(["sh", "-c", &script]).unwrap();
+        }
+    }
+    // Node 1 is the first to encrypt, and from then on sends nothing to a node that does not.
+    one.flanneld().stop().unwrap();
+    two.flanneld().stop().unwrap();
+    let config = json!({
+        "Network": "172.30.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:30::/48",
+        "Backend": { "Type": "wireguard" },
+    });
+    lab.put_config(&config.to_string()).unwrap();
+    one.flanneld().start_ready(SOON).unwrap();
+    watch_vxlan(one);
+    assert!(reaches(one, two).is_err());
+    must_not_have_used_vxlan(one);
+    two.flanneld().start_ready(SOON).unwrap();
+    watch_vxlan(two);
+    wait_for("the pods reach each other", SOON, || reaches(one, two)).unwrap();
+
+    // The store is unreachable: what is known goes on, and what is lost leads nowhere.
+    let etcd = lab.etcd().unwrap();
+    etcd.stop().unwrap();
+    run(one, "ip link delete flannel-wg").unwrap();
+    wait_for("the device is there again", SOON, || reaches(one, two)).unwrap();
+    two.flanneld().kill9().unwrap();
+    run(two, "ip link delete flannel-wg").unwrap();
+    two.flanneld().start().unwrap();
+    assert!(reaches(one, two).is_err());
+    etcd.start().unwrap();
+    two.flanneld().wait_ready(SOON).unwrap();
+    wait_for("the pods reach each other", SOON, || reaches(one, two)).unwrap();
+    for node in [one, two] {
+        must_not_have_used_vxlan(node);
+        must_have_seen_nothing(node);
+    }
+}

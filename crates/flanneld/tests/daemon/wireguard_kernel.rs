@@ -80,7 +80,7 @@ fn kernel_user_space_and_upstream_are_one_network() {
     two.flanneld().restart(SOON).unwrap();
     two.flanneld().kill9().unwrap();
     two.flanneld().start_ready(SOON).unwrap();
-    traffic.all_arrived("wireguard in the kernel, restarted");
+    traffic.nearly_all_arrived("wireguard in the kernel, restarted");
 }
 
 #[test]
@@ -162,7 +162,7 @@ fn ours_takes_upstream_s_place_under_traffic() {
     theirs.kill9().unwrap();
     one.flanneld().start_ready(SOON).unwrap();
     both_ways(one, two);
-    traffic.all_arrived("ours in upstream's place, wireguard");
+    traffic.nearly_all_arrived("ours in upstream's place, wireguard");
     assert_eq!((index(), wg(one, "public-key")), (device, key));
     let now = lease_of(&lab, one);
     assert_eq!(
