@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use backend::{Backend, BackendError};
+use backend::{Backend, BackendError, Identity};
 use dataplane::{Kernel, KernelEvent, Scope};
 use ipnet::IpNet;
 use model::state::Progress;
@@ -33,8 +33,8 @@ use crate::subnet_env::SubnetEnv;
 use crate::traffic::{Guarding, SourceCheck};
 use crate::withdraw::{Former, withdrawn};
 use crate::{
-    backends_file, cni_conf, config_change, iface, status_socket, subnet_file, systemd, teardown,
-    traffic,
+    backends_file, cni_conf, config_change, identity, iface, status_socket, subnet_file, systemd,
+    teardown, traffic,
 };
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that a
@@ -45,6 +45,9 @@ const LEASES_A_PASS: usize = 1024;
 /// notification.
 const HOST_RETRY: Duration = Duration::from_secs(5);
 const HOST_AUDIT: Duration = Duration::from_secs(120);
+
+/// How often the files of this node's keys are read: somebody may have replaced one.
+const KEYS_EVERY: Duration = Duration::from_secs(2);
 
 /// How often the daemon wakes because the kernel reports a change: more changes are taken in together.
 const WAKES: (u32, Duration) = (200, Duration::from_millis(10));
@@ -113,6 +116,9 @@ pub struct Daemon {
     /// When it is looked at again without a notification.
     host_due: Instant,
     subnet_env: SubnetEnv,
+    /// When the files of this node's keys are read again, and what is wrong with them, as the log says.
+    keys_due: Instant,
+    keys_problem: Option<String>,
     /// All leases are known, and the store is reachable.
     complete: bool,
     /// All leases were known once.
@@ -164,6 +170,8 @@ impl Daemon {
             host_may_differ: true,
             host_looks: Allowance::new(HOST_LOOKS.0, HOST_LOOKS.1),
             host_due: Instant::now(),
+            keys_due: Instant::now(),
+            keys_problem: None,
             complete: false,
             knows_peers: false,
         }
@@ -204,6 +212,9 @@ impl Daemon {
                 .chain(self.wanted.due())
                 .fold(due, Instant::min);
             due = due.min(self.host_due);
+            if self.has_keys() {
+                due = due.min(self.keys_due);
+            }
             if self.host_may_differ {
                 due = due.min(self.host_looks.next());
             }
@@ -246,6 +257,9 @@ impl Daemon {
             let now = Instant::now();
             if now >= self.host_due || (self.host_may_differ && now >= self.host_looks.next()) {
                 self.host_changed().await;
+            }
+            if now >= self.keys_due && self.has_keys() {
+                self.follow_keys().await;
             }
             self.pass(repairing).await;
         }
@@ -564,6 +578,47 @@ impl Daemon {
         report_unserved(&**newest, lost.as_ref(), &self.status);
         self.apply_backends(host).await;
         true
+    }
+
+    /// Whether a backend in use has keys in files of this node.
+    fn has_keys(&self) -> bool {
+        let mut all = self.cluster.generations().all().iter();
+        all.any(|generation| matches!(generation.identity, Identity::WgKey { .. }))
+    }
+
+    /// Follows the files of this node's keys. A new key is in use before the others learn of it: they begin a session
+    /// with it as soon as they know it.
+    async fn follow_keys(&mut self) {
+        self.keys_due = Instant::now() + KEYS_EVERY;
+        let (mut changed, mut problem) = (false, None);
+        let options = &self.options.wireguard;
+        for generation in self.cluster.generations_mut().all_mut() {
+            match identity::again(&generation.identity, options) {
+                Ok(now) if now == generation.identity => {}
+                Ok(now) => {
+                    generation.identity = now;
+                    changed = true;
+                }
+                Err(error) => problem = Some(error),
+            }
+        }
+        if problem != self.keys_problem {
+            match &problem {
+                Some(problem) => warn!("{problem}; the keys that were read before stay in use"),
+                None => info!("the files of the WireGuard keys are as they should be again"),
+            }
+            self.keys_problem = problem;
+        }
+        if changed {
+            let host = self.cluster.host().clone();
+            match self.rebuild_backends(&host) {
+                Ok(()) => {
+                    info!("this node's WireGuard keys changed");
+                    self.apply_backends(host).await;
+                }
+                Err(error) => warn!("this node's new WireGuard keys are not used: {error}"),
+            }
+        }
     }
 
     /// Builds every backend again, for this host. A former one that cannot be built stays as it is.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::{Flow, Lab, Node, StoreKind, bulk, wait_for};
+use lab::{Flow, Lab, Node, Pinger, StoreKind, bulk, wait_for};
 use model::Family::{V4, V6};
 use serde_json::{Value, json};
 
@@ -193,6 +193,84 @@ fn a_bad_key_file_is_named_and_waited_for() {
     one.flanneld().wait_ready(SOON).unwrap();
 }
 
+/// Gives a node a new key, as `flannelctl key rotate` does, while two pods talk; returns the longest silence.
+pub fn rotate(one: &Node, two: &Node) -> Duration {
+    let key = || one.read("/run/flannel/wgkey").unwrap();
+    let before = key();
+    let public = |node: &Node| {
+        node.exec(["sh", "-c", "wg pubkey </run/flannel/wgkey"])
+            .unwrap()
+    };
+    let old = public(one);
+    let (from, to) = (&one.pods()[0], &two.pods()[0]);
+    let every = Duration::from_millis(10);
+    let pingers = [(from, to), (to, from)]
+        .map(|(from, to)| Pinger::start(from, to.ip(V4).unwrap(), every).unwrap());
+    let script = "umask 277; wg genkey >/run/flannel/new && cp /run/flannel/new /var/lib/flannel/new && \
+        mv /var/lib/flannel/new /var/lib/flannel/wgkey && mv /run/flannel/new /run/flannel/wgkey";
+    one.exec(["sh", "-c", script]).unwrap();
+    assert_ne!(key(), before);
+    assert_ne!(public(one), old);
+    // It is in use, and both talk again.
+    wait_for("the new key is followed", SOON, || {
+        let log = one.flanneld().log();
+        if log.contains("WireGuard keys changed") {
+            reaches(one, two)
+        } else {
+            Err(log)
+        }
+    })
+    .unwrap();
+    wait_for("the new key is followed", SOON, || reaches(two, one)).unwrap();
+    let reports = pingers.map(Pinger::stop);
+    let gap = reports
+        .iter()
+        .map(|report| report.longest_gap)
+        .max()
+        .unwrap();
+    eprintln!("a key changed under traffic: {gap:?} of silence; {reports:?}");
+    gap
+}
+
+#[test]
+fn a_key_changes_under_traffic() {
+    let lab = started(2, json!({ "Type": "wireguard" }), false);
+    let (one, two) = (lab.node(1), lab.node(2));
+    watch(one);
+    watch(two);
+    let before = published(&lab, one);
+    // A handshake that is lost is repeated after five seconds: none may be.
+    assert!(rotate(one, two) < Duration::from_millis(4500));
+    let now = published(&lab, one);
+    assert_eq!(now.0, before.0);
+    assert_ne!(now.1["BackendData"], before.1["BackendData"]);
+    // What is deleted is written again; what is broken is named, and the key in use stays.
+    let key = one.read("/run/flannel/wgkey").unwrap();
+    run(one, "rm /run/flannel/wgkey /var/lib/flannel/wgkey").unwrap();
+    wait_for("the key is written again", SOON, || {
+        match one.read("/var/lib/flannel/wgkey") {
+            Ok(there) if there == key => Ok(()),
+            other => Err(format!("{:?}", other.map(drop))),
+        }
+    })
+    .unwrap();
+    one.exec([
+        "sh",
+        "-c",
+        "rm /var/lib/flannel/wgkey; echo x >/var/lib/flannel/wgkey",
+    ])
+    .unwrap();
+    wait_for("the broken file is named", SOON, || {
+        let log = one.flanneld().log();
+        let named = log.contains("/var/lib/flannel/wgkey") && log.contains("stay in use");
+        if named { Ok(()) } else { Err(log) }
+    })
+    .unwrap();
+    reaches(one, two).unwrap();
+    must_have_seen_nothing(one);
+    must_have_seen_nothing(two);
+}
+
 /// Counts, from now on, packets between pods that leave a node as they are or in a tunnel of vxlan's.
 fn watch_vxlan(node: &Node) {
     let rules = "add table inet plain; \
@@ -262,5 +340,42 @@ fn nothing_leaves_unencrypted_while_the_network_changes_to_wireguard_and_keys_ch
     for node in [one, two] {
         must_not_have_used_vxlan(node);
         must_have_seen_nothing(node);
+    }
+}
+
+#[test]
+fn a_psk_in_a_file_is_used_and_followed() {
+    let lab = scene::lab()
+        .nodes(2)
+        .store(StoreKind::Directory)
+        .backend(json!({ "Type": "wireguard" }))
+        .build()
+        .unwrap();
+    let (one, two) = (lab.node(1), lab.node(2));
+    let psk = |node: &Node, byte: &str| {
+        let text = byte.repeat(42) + "E=";
+        node.write("/run/psk", &text).unwrap();
+    };
+    for node in [one, two] {
+        psk(node, "A");
+        node.flanneld().set_args([
+            "-wireguard-psk-file=/run/psk",
+            "-wireguard-implementation=userspace",
+        ]);
+        node.flanneld().start_ready(SOON).unwrap();
+        node.add_pods(1).unwrap();
+    }
+    lab.wait_mesh(SOON).unwrap();
+    psk(one, "B");
+    wait_for("the nodes differ", SOON, || match reaches(one, two) {
+        Ok(()) => Err("reached".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .unwrap();
+    psk(two, "B");
+    wait_for("the nodes agree", SOON, || reaches(one, two)).unwrap();
+    for node in [one, two] {
+        let log = node.flanneld().log();
+        assert!(!log.contains("AAAA") && !log.contains("BBBB"), "{log}");
     }
 }

@@ -11,6 +11,7 @@ use crate::flow::Traffic;
 use crate::mixed;
 use crate::scene::{self, SOON, lease_of, run};
 use crate::udp::{reaches, streams};
+use crate::wireguard;
 
 /// Returns whether this kernel has WireGuard; names what is not run otherwise.
 fn may_run(what: &str) -> bool {
@@ -133,6 +134,8 @@ fn what_somebody_changes_is_repaired() {
         wait_for(&format!("{damage}: repaired"), SOON, is_whole).unwrap();
         both_ways(one, two);
     }
+    let gap = wireguard::rotate(one, two);
+    assert!(gap < Duration::from_millis(4500), "{gap:?}");
     let log = one.flanneld().log();
     assert!(!log.contains("CQkJ"), "the log shows the PSK");
 }
