@@ -33,6 +33,15 @@ test: ## Everything that proves it: lints, unit and property tests, real kernel,
 	$(CARGO) test --locked --workspace --no-fail-fast
 	@$(MAKE) --no-print-directory lint
 
+# By name: tests that other tests start are ignored, too.
+.PHONY: test-long
+test-long: ## The tests that take minutes each: 200 daemons, 200 clients of a proxy, ten minutes of twins, many histories
+	@scripts/setup test
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked -p store --lib -- --ignored own_lease
+	$(CARGO) test --locked -p store --test store -- --ignored --nocapture proxied
+	$(CARGO) test --locked -p flanneld --test daemon -- --ignored --nocapture --test-threads=1 crowd revoked
+
 # What runs under kernels that people have; see scripts/vm. Without /dev/kvm machines are emulated:
 # then this takes about a quarter of an hour on two cores.
 KERNELS ?= 6.1 6.12

@@ -195,6 +195,35 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_cut_off_names_no_other_subnet() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("subnet.env");
+        let json = r#"{"Network":"172.30.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#;
+        let config = NetConfig::from_json(json).unwrap();
+        let key = "172.30.80.0-24&fd00:0:0:1::-64".parse().unwrap();
+        let text = render(&config, &key, 1450, true);
+        let v4 = "172.30.80.0-24".parse().unwrap();
+        for end in 0..=text.len() {
+            fs::write(&path, &text[..end]).unwrap();
+            let found = previous(&path);
+            let whole = text[..end].contains("::1/64");
+            // A length that lost a digit names a subnet that does not fit, and is not taken.
+            let is_short =
+                |key: &SubnetKey| key.nets().iter().any(|(_, net)| net.prefix_len() < 10);
+            assert!(
+                found
+                    .is_none_or(|found| found == v4 || is_short(&found) || (whole && found == key)),
+                "{end}: {found:?}"
+            );
+            let networks = former_networks(&path);
+            assert!(networks.len() <= 2 && (!whole || networks.len() == 2));
+        }
+        assert_eq!(previous(&path), Some(key));
+        fs::write(&path, [0xff, 0xfe, b'=', b'\n']).unwrap();
+        assert_eq!(previous(&path), None);
+    }
+
+    #[test]
     fn an_impossible_path_is_named() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();

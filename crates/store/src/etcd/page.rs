@@ -217,7 +217,7 @@ fn check(status: Option<Status>) -> Result<(), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::etcd::proto::RangeResponse;
+    use crate::etcd::proto::{RangeResponse, WatchResponse};
 
     fn answer() -> (RangeResponse, Vec<u8>) {
         let kv = |n: u8| KeyValue {
@@ -263,6 +263,69 @@ mod tests {
             );
             assert_eq!(kvs, answer.kvs, "in parts of {size}");
         }
+    }
+
+    /// All keys that a parser finds, and whether it takes the page for complete; `None`: it refuses it.
+    fn read(bytes: &[u8]) -> Option<(usize, bool)> {
+        let mut parser = Parser::default();
+        parser.buffer.extend_from_slice(bytes);
+        let mut keys = 0;
+        loop {
+            match parser.next() {
+                Ok(Some(_)) => keys += 1,
+                Ok(None) => return Some((keys, parser.left == Some(0))),
+                Err(status) => {
+                    assert!(status.message().contains("not an answer of etcd"));
+                    return None;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_page_that_is_cut_off_is_never_complete() {
+        let (answer, bytes) = answer();
+        assert_eq!(read(&bytes), Some((answer.kvs.len(), true)));
+        for end in 0..bytes.len() {
+            let found = read(&bytes[..end]);
+            assert!(
+                found.is_some_and(|(_, complete)| !complete),
+                "{end}: {found:?}"
+            );
+            // The same from a server that believes that it is all.
+            if let Some(message) = bytes[..end].get(PREFIX..) {
+                let mut whole = vec![0];
+                whole.extend((message.len() as u32).to_be_bytes());
+                whole.extend(message);
+                let found = read(&whole);
+                assert!(
+                    found.is_none_or(|(keys, _)| keys < answer.kvs.len() || end + 4 > bytes.len())
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_watch_s_message_that_is_cut_off_is_refused_or_shorter() {
+        let event = |n: u8| crate::etcd::proto::Event {
+            kv: Some(answer().0.kvs[usize::from(n)].clone()),
+            ..Default::default()
+        };
+        let answer = WatchResponse {
+            header: answer().0.header,
+            cancel_reason: "why".into(),
+            events: (0..3).map(event).collect(),
+            ..WatchResponse::default()
+        };
+        let bytes = answer.encode_to_vec();
+        let mut refused = 0;
+        for end in 0..bytes.len() {
+            match WatchResponse::decode(&bytes[..end]) {
+                Ok(shorter) => assert!(answer.events.starts_with(&shorter.events)),
+                Err(_) => refused += 1,
+            }
+        }
+        assert!(refused > bytes.len() - 12, "{refused} of {}", bytes.len());
     }
 
     #[test]

@@ -64,15 +64,17 @@ impl<M: Clone + PartialEq> Acquisition<M> {
         }
     }
 
-    /// The lease to use again: one that fits, by address rather than by device, the previous
-    /// subnet's, the oldest.
+    /// The lease to use again: one that fits and that a person reserved for the node's address; the one
+    /// that it had, whose address may be another node's by now; one by address rather than by device, the
+    /// previous subnet's, the oldest.
     pub(super) fn best(&self) -> Option<&Entry<M>> {
         let rank = |entry: &&Entry<M>| {
-            (
-                self.likeness(entry),
-                Some(entry.key) != self.who.previous,
-                entry.seniority,
-            )
+            let likeness = self.likeness(entry);
+            let is_previous = Some(entry.key) == self.who.previous;
+            let reserved = likeness == Some(Likeness::Address) && entry.is_made_by_hand();
+            let attrs = entry.attrs.as_ref();
+            let had = is_previous && attrs.is_some_and(|attrs| self.who.names_device(attrs));
+            (!reserved, !had, likeness, !is_previous, entry.seniority)
         };
         let fitting = self.candidates.values().filter(|entry| entry.fits);
         fitting.min_by_key(rank)

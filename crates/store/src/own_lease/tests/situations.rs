@@ -182,6 +182,40 @@ fn a_lease_that_is_proven_to_be_our_own_is_adopted_without_a_question() {
 }
 
 #[test]
+fn two_nodes_that_swap_their_addresses_while_stopped_keep_their_subnets() {
+    let mut sim = Sim::default();
+    let mut nodes = vec![
+        Node::start(&sim, 1, 1, 10, None),
+        Node::start(&sim, 2, 2, 11, None),
+    ];
+    settle(&mut sim, &mut nodes, MOMENT);
+    let had: Vec<_> = nodes.iter().map(|node| node.ready).collect();
+    nodes[0] = Node::start(&sim, 2, 1, 20, had[0]);
+    nodes[1] = Node::start(&sim, 1, 2, 21, had[1]);
+    settle(&mut sim, &mut nodes, MOMENT);
+    let have: Vec<_> = nodes.iter().map(|node| node.ready).collect();
+    assert_eq!(have, had, "{nodes:#?}");
+    assert_eq!(sim.keys[&had[0].unwrap()].attrs, Some(attrs(2, 1)));
+    assert_eq!(sim.keys[&had[1].unwrap()].attrs, Some(attrs(1, 2)));
+}
+
+#[test]
+fn a_subnet_reserved_for_a_node_that_has_another_is_taken_at_its_next_start() {
+    let (mut sim, mut nodes) = lone(None);
+    let own = nodes[0].ready;
+    let other = if own == Some(key(9)) { key(8) } else { key(9) };
+    let bare = model::LeaseAttrs::from_json(br#"{"PublicIP":"10.0.0.1"}"#).unwrap();
+    sim.put(other, Some(bare), None);
+    settle(&mut sim, &mut nodes, MOMENT);
+    assert_eq!((nodes[0].ready, &nodes[0].ended), (own, &None));
+    nodes[0] = Node::start(&sim, 1, 1, 20, own);
+    settle(&mut sim, &mut nodes, MOMENT);
+    assert_eq!(nodes[0].ready, Some(other));
+    assert_eq!(sim.keys[&other].attrs, Some(attrs(1, 1)));
+    assert_eq!(sim.keys[&other].hangs_on, None);
+}
+
+#[test]
 fn a_lease_that_this_program_wrote_is_asked_about_for_a_moment_only() {
     for (made, window) in [(1, 500), (9, 3000)] {
         let who = Who {
