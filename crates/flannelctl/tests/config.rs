@@ -302,3 +302,20 @@ fn output_that_cannot_be_written_is_a_failure() {
         assert_eq!((output.status.code(), &*said), (Some(0), ""), "{command:?}");
     }
 }
+
+/// As many machines may set it at once as an Ansible run has forks.
+#[test]
+fn many_writers_all_succeed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = format!("--store-dir={}", dir.path().display());
+    std::thread::scope(|scope| {
+        for n in 0..20 {
+            let store = &store;
+            scope.spawn(move || {
+                let network = format!(r#"{{"Network": "10.{n}.0.0/16"}}"#);
+                offline(0, &["set", store, &network], "");
+            });
+        }
+    });
+    offline(0, &["get", &store], "");
+}

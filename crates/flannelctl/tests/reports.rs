@@ -107,6 +107,23 @@ fn a_node_and_its_peers() {
 }
 
 #[test]
+fn a_daemon_that_hangs_is_named() {
+    let lab = Lab::builder()
+        .nodes(1)
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    lab.start().unwrap();
+    let node = lab.node(1);
+    wait(node, &["status"], 0);
+    node.flanneld().freeze().unwrap();
+    let said = text(&ctl(node, &["status"]));
+    node.flanneld().thaw().unwrap();
+    assert!(said.contains("no answer within 10 s"), "{said}");
+    wait(node, &["status"], 0);
+}
+
+#[test]
 fn a_daemon_that_waits_says_for_what() {
     let lab = Lab::builder()
         .nodes(1)

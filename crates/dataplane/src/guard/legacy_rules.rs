@@ -2,6 +2,7 @@
 //! `FORWARD`, each with a comment that names the network. The kernel tells nobody of changes: they are looked for now
 //! and then.
 
+use ipnet::IpNet;
 use model::Family;
 use model::guard::{DEVICE_PREFIX, Hook, Packets};
 use tokio::time::{Duration, sleep};
@@ -104,11 +105,17 @@ pub(crate) async fn removals(tools: &Tools) -> Result<Vec<(Family, String)>, Rul
     for family in Family::ALL {
         if is_present(family, COMMENT)? {
             let saved = read(tools, family).await?;
-            let text = patch(&saved, |comment| comment.starts_with(COMMENT), &[]);
+            let text = patch(&saved, is_a_networks, &[]);
             found.extend(text.map(|text| (family, text)));
         }
     }
     Ok(found)
+}
+
+/// Whether a comment is one of ours; an administrator's may begin alike.
+fn is_a_networks(comment: &str) -> bool {
+    let network = comment.strip_prefix(COMMENT);
+    network.is_some_and(|network| network.parse::<IpNet>().is_ok())
 }
 
 /// Whether the table mentions `comment`. Starts no program, and makes no table.
@@ -247,5 +254,7 @@ mod tests {
         );
         assert!(patch(saved, is_ours, &[]).unwrap().matches("-D").count() == 2);
         assert_eq!(patch("", is_ours, &[]), None);
+        assert!(is_a_networks(&comment) && is_a_networks("flanneld guard fd00::/48"));
+        assert!(!is_a_networks("flanneld guard by hand") && !is_a_networks("flanneld guard"));
     }
 }

@@ -115,6 +115,24 @@ fn vxlan_with_nftables_and_without_its_subnet_file() {
 }
 
 #[test]
+fn two_at_once_both_succeed() {
+    let lab = alone();
+    let node = lab.node(1);
+    for _ in 0..3 {
+        lay(
+            node,
+            &format!("{ENV}{VXLAN}V=legacy\n{IPTABLES}V=nft\n{IPTABLES}"),
+        );
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| cleanup(node, 0, &["--yes"]));
+            }
+        });
+        cleanup(node, 0, &[]);
+    }
+}
+
+#[test]
 fn host_gw_routes_are_upstream_s_where_nothing_is_ours() {
     let lab = alone();
     let node = lab.node(1);
