@@ -20,6 +20,7 @@ use crate::allowance::Allowance;
 use crate::announce::{Announcement, Step};
 use crate::cluster::Cluster;
 use crate::config_change::{Effect, Wanted};
+use crate::few_lines::FewLines;
 use crate::generations::{Generation, networks, published_by};
 use crate::identity::{Answer, Answers};
 use crate::iface::{Look, NoIface};
@@ -45,6 +46,9 @@ const LEASES_A_PASS: usize = 1024;
 /// notification.
 const HOST_RETRY: Duration = Duration::from_secs(5);
 const HOST_AUDIT: Duration = Duration::from_secs(120);
+
+/// How many lines of one kind about the host's interface are written at once.
+const HOST_LINES: u32 = 4;
 
 /// How often the files of this node's keys are read: somebody may have replaced one.
 const KEYS_EVERY: Duration = Duration::from_secs(2);
@@ -115,6 +119,7 @@ pub struct Daemon {
     host_looks: Allowance,
     /// When it is looked at again without a notification.
     host_due: Instant,
+    host_lines: HostLines,
     subnet_env: SubnetEnv,
     /// When the files of this node's keys are read again, and what is wrong with them, as the log says.
     keys_due: Instant,
@@ -123,6 +128,24 @@ pub struct Daemon {
     complete: bool,
     /// All leases were known once.
     knows_peers: bool,
+}
+
+/// The lines about an interface that comes and goes.
+struct HostLines {
+    lost: FewLines,
+    found: FewLines,
+    changed: FewLines,
+}
+
+impl Default for HostLines {
+    fn default() -> Self {
+        let lines = || FewLines::new(HOST_LINES);
+        HostLines {
+            lost: lines(),
+            found: lines(),
+            changed: lines(),
+        }
+    }
 }
 
 impl Daemon {
@@ -172,6 +195,7 @@ impl Daemon {
             host_due: Instant::now(),
             keys_due: Instant::now(),
             keys_problem: None,
+            host_lines: HostLines::default(),
             complete: false,
             knows_peers: false,
         }
@@ -541,7 +565,9 @@ impl Daemon {
                 self.host_due = Instant::now() + HOST_RETRY;
                 let text = problem.to_string();
                 if self.status.set_host_problem(Some(text.clone())) {
-                    warn!("{text}; keeping what is there");
+                    if let Some(more) = self.host_lines.lost.next() {
+                        warn!("{text}; keeping what is there{more}");
+                    }
                     self.report(interface_missing(&problem));
                 }
                 return false;
@@ -550,8 +576,10 @@ impl Daemon {
         if is_partial {
             self.host_due = Instant::now() + HOST_RETRY;
         }
-        if self.status.set_host_problem(None) {
-            info!("interface {} is usable again", host.iface);
+        if self.status.set_host_problem(None)
+            && let Some(more) = self.host_lines.found.next()
+        {
+            info!("interface {} is usable again{more}", host.iface);
         }
         let newest = &self.cluster.generations().newest().backend;
         report_unserved(&**newest, lost.as_ref(), &self.status);
@@ -573,7 +601,9 @@ impl Daemon {
             );
             return false;
         }
-        info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}", addresses(&host.public_ip));
+        if let Some(more) = self.host_lines.changed.next() {
+            info!(iface = %host.iface, mtu = host.mtu, "the host's interface changed{}{more}", addresses(&host.public_ip));
+        }
         let newest = &self.cluster.generations().newest().backend;
         report_unserved(&**newest, lost.as_ref(), &self.status);
         self.apply_backends(host).await;

@@ -13,7 +13,7 @@
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | `lock` | one daemon for each network and device |
 //! | `socket_peer` | who is at the other end of a Unix socket |
-//! | `allowance` | how often something may be done |
+//! | `allowance`, `few_lines` | how often something may be done, and how often the log says it |
 //! | [`announce`] | when this node is announced as ready |
 //! | [`startup`], [`daemon`] | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
@@ -30,6 +30,7 @@ pub mod cluster;
 mod cni_conf;
 pub mod config_change;
 pub mod daemon;
+mod few_lines;
 pub mod flags;
 pub mod forwarding;
 mod generations;

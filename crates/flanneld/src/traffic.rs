@@ -16,8 +16,11 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
-use crate::allowance::Allowance;
+use crate::few_lines::FewLines;
 use crate::status::Status;
+
+/// How many repairs of one kind are logged at once.
+const REPAIR_LINES: u32 = 3;
 
 /// How long the start waits for the rules. They are kept trying for afterwards.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -296,7 +299,7 @@ fn report_sources(ensured: Result<bool, RulesError>, fault: &mut Option<String>)
 struct GuardLog {
     status: Status,
     fault: Option<String>,
-    repairs: RepairLines,
+    repairs: FewLines,
     iptables: bool,
 }
 
@@ -305,7 +308,7 @@ impl GuardLog {
         GuardLog {
             status: status.clone(),
             fault: None,
-            repairs: RepairLines::default(),
+            repairs: FewLines::new(REPAIR_LINES),
             iptables: false,
         }
     }
@@ -318,8 +321,9 @@ impl GuardLog {
                 if self.fault.take().is_some() {
                     info!("forged router advertisements and tunnel packets are dropped now");
                 } else if repaired && iptables == self.iptables {
-                    self.repairs
-                        .log("repaired the rules against forged packets");
+                    if let Some(more) = self.repairs.next() {
+                        info!("repaired the rules against forged packets{more}");
+                    }
                     self.status.update(|n| n.rules_repaired += 1);
                 }
                 if iptables && !self.iptables {
@@ -369,7 +373,7 @@ pub fn start(
         told: None,
         anothers: BTreeSet::new(),
         first: true,
-        repairs: RepairLines::default(),
+        repairs: FewLines::new(REPAIR_LINES),
     };
     let task = tokio::task::spawn_local(async move {
         if watches_bridge {
@@ -408,37 +412,7 @@ struct Reporter {
     /// The networks of another flannel that the log tells of.
     anothers: BTreeSet<IpNet>,
     first: bool,
-    repairs: RepairLines,
-}
-
-/// The lines about repairs of rules: the first ones, then one now and then. Somebody may undo them in a loop.
-struct RepairLines {
-    lines: Allowance,
-    unsaid: u32,
-}
-
-impl Default for RepairLines {
-    fn default() -> Self {
-        RepairLines {
-            lines: Allowance::new(3, Duration::from_secs(30)),
-            unsaid: 0,
-        }
-    }
-}
-
-impl RepairLines {
-    fn log(&mut self, text: &str) {
-        let now = tokio::time::Instant::now();
-        if now < self.lines.next() {
-            self.unsaid += 1;
-            return;
-        }
-        self.lines.take(now);
-        match std::mem::take(&mut self.unsaid) {
-            0 => info!("{text}"),
-            n => info!("{text}, and {n} times since the last such line: another program undoes it"),
-        }
-    }
+    repairs: FewLines,
 }
 
 impl Reporter {
@@ -473,8 +447,9 @@ impl Reporter {
                     (true, _) => debug!("the traffic rules are in place ({ms:.1} ms)"),
                     (false, true) => info!("traffic rules: {written}"),
                     (false, false) => {
-                        let text = format!("repaired the traffic rules in {ms:.1} ms: {written}");
-                        self.repairs.log(&text);
+                        if let Some(more) = self.repairs.next() {
+                            info!("repaired the traffic rules in {ms:.1} ms: {written}{more}");
+                        }
                     }
                 }
                 self.status.set_rules_problem(None);
@@ -559,7 +534,7 @@ mod tests {
                 told: None,
                 anothers: BTreeSet::new(),
                 first: true,
-                repairs: RepairLines::default(),
+                repairs: FewLines::new(REPAIR_LINES),
             };
             reporter.report(Err(missing()), Duration::ZERO);
             assert_eq!(status.problems().len(), usize::from(needed));

@@ -12,7 +12,7 @@ use lab::{Error, Instance, Lab, Node, StoreKind, holds_for, wait_for};
 use model::Family::V4;
 use serde_json::json;
 
-use crate::scene::{self, Peer, SOON, alone, mesh, says};
+use crate::scene::{self, Peer, SOON, alone, mesh, run, says};
 
 /// How long a fight is watched.
 const SPAN: Duration = Duration::from_secs(5);
@@ -136,6 +136,32 @@ fn a_device_that_is_set_down_and_up_in_a_loop() {
 fn a_device_that_is_deleted_in_a_loop() {
     let script = |_: &Node, _: &Peer| "ip link del flannel.1; sleep 0.01".into();
     fights("the device itself", script, "`ip link add flannel.1");
+}
+
+#[test]
+fn an_underlay_that_comes_and_goes_in_a_loop() {
+    let _alone = alone();
+    let lab = started();
+    let node = lab.node(1);
+    {
+        let flap = "ip addr del 192.168.78.1/24 dev eth0; ip addr add 192.168.78.1/24 dev eth0
+             ip route add default via 192.168.78.254; sleep 0.05";
+        let _script = Script::repeat(node, flap);
+        says(
+            node.flanneld(),
+            &["has no IPv4 address", "keeping what is there"],
+        );
+        costs_little(node, "the underlay's address");
+    }
+    // The script may have been stopped between its commands.
+    run(
+        node,
+        "ip addr replace 192.168.78.1/24 dev eth0
+         ip route replace default via 192.168.78.254",
+    )
+    .unwrap();
+    let whole = || lab.must_ping();
+    wait_for("the network is whole again", 3 * SOON, whole).unwrap();
 }
 
 #[test]
