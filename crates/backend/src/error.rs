@@ -13,9 +13,6 @@ pub enum BackendError {
     /// A type that nobody knows.
     #[error("Backend.Type is {0:?}: expected one of {known}", known = names(&BackendType::KNOWN))]
     Unknown(Box<str>),
-    /// A type that is still to come.
-    #[error("backend type {0}: not in this version, which has {have}", have = names(&HAVE))]
-    NotYet(BackendType),
     /// The device's name would be longer than the kernel takes.
     #[error(
         "Backend.VNI is {vni}: the {family} device would be called {name}, and a device's name has at most 15 characters"
@@ -77,7 +74,6 @@ impl BackendError {
         match self {
             BackendError::Config(_)
             | BackendError::Unknown(_)
-            | BackendError::NotYet(_)
             | BackendError::V4Only(_)
             | BackendError::DeviceName { .. } => true,
             BackendError::NoKey
@@ -88,12 +84,13 @@ impl BackendError {
     }
 }
 
-/// The types that this version has; those of [`crate::new`].
-pub const HAVE: [BackendType; 7] = [
+/// The types that [`crate::new`] knows.
+pub const HAVE: [BackendType; 8] = [
     BackendType::Vxlan,
     BackendType::HostGw,
     BackendType::Ipip,
     BackendType::Wireguard,
+    BackendType::Ipsec,
     BackendType::Udp,
     BackendType::Alloc,
     BackendType::Extension,

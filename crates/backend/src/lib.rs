@@ -12,6 +12,7 @@ mod extension;
 mod host_gw;
 mod identity;
 mod ipip;
+mod ipsec;
 mod served;
 mod udp;
 pub mod vxlan;
@@ -23,7 +24,7 @@ pub use identity::{Identity, Need};
 pub use vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
 
 use model::roster::Claims;
-use model::{BackendType, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object};
+use model::{BackendType, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object, SubnetKey};
 
 /// A way to carry packets between nodes.
 ///
@@ -32,6 +33,9 @@ use model::{BackendType, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Obj
 pub trait Backend {
     /// Returns its type, as the configuration calls it.
     fn kind(&self) -> BackendType;
+
+    /// Sets which subnets are this node's, before [`Backend::peer`] is asked for the first time.
+    fn set_own(&mut self, _own: &SubnetKey) {}
 
     /// Returns what this node publishes under its subnet.
     fn publish(&self) -> LeaseAttrs;
@@ -146,6 +150,7 @@ pub fn options(kind: &BackendType) -> &'static [&'static str] {
         BackendType::Ipip => &ipip::OPTIONS,
         BackendType::Wireguard => &wireguard::OPTIONS,
         BackendType::Extension => &extension::OPTIONS,
+        BackendType::Ipsec => &ipsec::OPTIONS,
         _ => &[],
     }
 }
@@ -170,8 +175,8 @@ pub fn new(
         BackendType::Wireguard => Ok(Box::new(wireguard::Wireguard::new(config, host, identity)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
         BackendType::Extension => Ok(Box::new(extension::Extension::new(config, host, identity)?)),
+        BackendType::Ipsec => Ok(Box::new(ipsec::Ipsec::new(config, host)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
-        known => Err(BackendError::NotYet(known.clone())),
     }
 }
 

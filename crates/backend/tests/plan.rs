@@ -16,7 +16,7 @@ use model::{Family, Object, Op, WgSecret};
 use nodes::{config, host, identity, identity_of, lease};
 
 /// Name, and the options of `Backend`.
-const BACKENDS: [(&str, &str); 14] = [
+const BACKENDS: [(&str, &str); 16] = [
     ("vxlan", r#""Type":"vxlan""#),
     ("vxlan-direct", r#""Type":"vxlan","DirectRouting":true"#),
     (
@@ -37,6 +37,14 @@ const BACKENDS: [(&str, &str); 14] = [
     (
         "wireguard-kernel",
         r#""Type":"wireguard","PersistentKeepaliveInterval":25"#,
+    ),
+    (
+        "ipsec",
+        r#""Type":"ipsec","PSK":"012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345""#,
+    ),
+    (
+        "ipsec-options",
+        r#""Type":"ipsec","UDPEncap":true,"ESPProposal":"aes256gcm16-ecp384","PSK":"012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345""#,
     ),
     ("udp", r#""Type":"udp""#),
     ("udp-options", r#""Type":"udp","Port":9000,"MTU":1400"#),
@@ -96,10 +104,11 @@ fn plan(options: &str, families: &[Family], kernel: bool) -> String {
         *in_kernel = kernel;
         *preshared = kernel.then_some(WgSecret([9; 32]));
     }
-    let backend = match backend::new(&config, &host, &identity, None) {
+    let mut backend = match backend::new(&config, &host, &identity, None) {
         Ok(backend) => backend,
         Err(error) => return format!("refused: {error}\n"),
     };
+    backend.set_own(&nodes::key(1, families));
     let mut text = format!("# {} on {}\n", backend.kind(), host.iface);
     for warning in backend.warnings() {
         writeln!(text, "warning: {warning}").unwrap();

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use model::{Object, Op};
 
+use crate::charon::Charon;
 use crate::commands::Commands;
 use crate::door::Door;
 use crate::netlink::Rtnetlink;
 use crate::packet_loops::PacketLoops;
 use crate::wireguard::KernelWireguard;
+use crate::xfrm::XfrmPolicies;
 use crate::{Dataplane, Features, KernelError, KernelEvent, Outcome, Scope};
 
 /// Lists the doors, in the order in which they are looked through. For each: its field, its type, and the
@@ -66,6 +68,10 @@ doors! {
     packet_loops: PacketLoops for PacketLoop | TunnelRoute | TunnelPeer;
     /// WireGuard in the kernel.
     wireguard: KernelWireguard for WgDevice | WgPeer;
+    /// What the kernel encrypts.
+    xfrm: XfrmPolicies for XfrmPolicy;
+    /// Who agrees on the keys for it.
+    charon: Charon for IkeDaemon | IkeConnection;
     /// Commands of the network configuration.
     commands: Commands for PostStartup | PeerCommand;
 }
@@ -81,8 +87,19 @@ impl Kernel {
             rtnetlink: Rtnetlink::open(plain_routes)?,
             packet_loops: PacketLoops::default(),
             wireguard: KernelWireguard::default(),
+            xfrm: XfrmPolicies::default(),
+            charon: Charon::new(None, None),
             commands: Commands::new(None),
         })
+    }
+
+    /// Talks to the charon that listens at `socket`, and starts none; without it, starts one if nobody
+    /// listens where charon does by default, and keeps in `pid_file` which one.
+    pub fn with_charon(self, socket: Option<PathBuf>, pid_file: PathBuf) -> Kernel {
+        Kernel {
+            charon: Charon::new(socket, Some(pid_file)),
+            ..self
+        }
     }
 
     /// Keeps journals in `dir` of the commands that are run for peers, so that the next run of the daemon

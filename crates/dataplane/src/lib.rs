@@ -1,5 +1,6 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
+mod charon;
 mod commands;
 mod door;
 mod failure;
@@ -8,6 +9,7 @@ mod names;
 mod netlink;
 mod packet_loops;
 mod wireguard;
+mod xfrm;
 
 pub mod fake;
 pub mod guard;

@@ -44,7 +44,8 @@ struct Unusable {
 
 impl Cluster {
     /// Returns a cluster without peers; `own` is this node's lease.
-    pub(crate) fn new(own: SubnetKey, generations: Generations, host: Host) -> Cluster {
+    pub(crate) fn new(own: SubnetKey, mut generations: Generations, host: Host) -> Cluster {
+        generations.set_own(&own);
         let newest = generations.newest();
         let (config, kind) = (&newest.config, newest.backend.kind());
         let mut roster = Roster::new(config, kind, generations.claims());

@@ -352,8 +352,7 @@ impl Daemon {
         }
         // Its commands are not to run beside those that remove what they made.
         drop(self.reconciler);
-        let journals = subnet_file::command_journals(&self.options.subnet_file);
-        let left = teardown::clear_kernel(self.scope, self.options.plain_routes, journals).await;
+        let left = teardown::clear_kernel(self.scope, &self.options).await;
         if left > 0 {
             warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
         }
@@ -669,7 +668,9 @@ impl Daemon {
         let all = self.cluster.generations_mut().all_mut().iter_mut();
         for (number, (generation, backend)) in all.zip(built).enumerate() {
             match backend {
-                Ok(backend) => generation.rebuilt(generation.config.clone(), backend),
+                Ok(backend) => {
+                    generation.rebuilt(generation.config.clone(), backend, &self.lease.key);
+                }
                 Err(error) if number == 0 => return Err(error),
                 Err(error) => debug!("{}: {error}", generation.backend.kind()),
             }
@@ -765,13 +766,15 @@ impl Daemon {
         let answer = Answers::default().find(&need, options, device_mac).await;
         let Answer { identity, warnings } = answer.map_err(NotNow::passing)?;
         let published = published_by(&self.lease.attrs, &config.backend.kind);
-        let backend = backend::new(&config, host, &identity, published.as_ref()).map_err(|e| {
+        let backend = backend::new(&config, host, &identity, published.as_ref());
+        let mut backend = backend.map_err(|e| {
             if e.is_in_config() {
                 NotNow::for_good(e.to_string())
             } else {
                 NotNow::passing(e.to_string())
             }
         })?;
+        backend.set_own(&own);
         let missing = self.cluster.generations().newest().backend.missing();
         let served = |family: &Family| !missing.iter().any(|(of, _)| of == family);
         let lost = backend.missing().iter().find(|(of, _)| served(of));

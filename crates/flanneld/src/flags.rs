@@ -218,6 +218,11 @@ pub const FLAGS: &[Flag] = &[
         "true",
         "maintain the node's NetworkUnavailable condition",
     ),
+    value(
+        "charon-vici",
+        "",
+        "backend ipsec: the socket of a charon that somebody else starts; empty: start one if nobody listens at /var/run/charon.vici",
+    ),
     boolean(
         "teardown-on-stop",
         "false",

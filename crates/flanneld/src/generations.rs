@@ -13,7 +13,7 @@ use model::object::{Route, RouteKey, RouteTo};
 use model::roster::Claims;
 use model::{
     BackendConfig, BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object,
-    Offer, SLOTS, Slot,
+    Offer, SLOTS, Slot, SubnetKey,
 };
 use tokio::time::Instant;
 
@@ -74,7 +74,13 @@ impl Generation {
     }
 
     /// Takes over what was built anew for another configuration or host.
-    pub(crate) fn rebuilt(&mut self, config: NetConfig, backend: Box<dyn Backend>) {
+    pub(crate) fn rebuilt(
+        &mut self,
+        config: NetConfig,
+        mut backend: Box<dyn Backend>,
+        own: &SubnetKey,
+    ) {
+        backend.set_own(own);
         (self.config, self.backend) = (config, backend.into());
     }
 
@@ -194,6 +200,14 @@ impl Generations {
 
     pub(crate) fn all_mut(&mut self) -> &mut [Generation] {
         &mut self.list
+    }
+
+    /// Sets which subnets are this node's. To be called before the backends are shared with others.
+    pub(crate) fn set_own(&mut self, own: &SubnetKey) {
+        let backends = self.list.iter_mut();
+        backends
+            .filter_map(|generation| Rc::get_mut(&mut generation.backend))
+            .for_each(|backend| backend.set_own(own));
     }
 
     /// The one that the configuration names.

@@ -6,9 +6,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use flanneld::options::Options;
-use flanneld::settle::{open_store, wrong_flag};
+use flanneld::settle::{open_kernel, open_store, wrong_flag};
 use flanneld::status::Status;
-use flanneld::subnet_file::command_journals;
 use flanneld::{flags, health, logging, startup, status_socket, systemd};
 use store::Store;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -83,8 +82,7 @@ async fn serve(options: Options) -> anyhow::Result<ExitCode> {
     status_socket::serve(status_socket::path(&options.subnet_file), status.clone());
     let store = open_store(&options)?;
     status.set_store_waits(store.status());
-    let kernel = dataplane::Kernel::open(options.plain_routes)?
-        .with_journals(command_journals(&options.subnet_file));
+    let kernel = open_kernel(&options)?;
     // Every step of the daemon may be dropped at its next await: files are written whole, and
     // the kernel keeps what it was given.
     let mut daemon = tokio::select! {

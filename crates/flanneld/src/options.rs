@@ -45,6 +45,8 @@ pub struct Options {
     pub wireguard: WireguardOptions,
     /// `-cni-conf-source` and `-cni-conf-file`, unless off.
     pub cni_conf: Option<CniConf>,
+    /// `-charon-vici`, a path.
+    pub charon_vici: Option<PathBuf>,
     /// `-teardown-on-stop`.
     pub teardown: bool,
     /// `-healthz-ip` and `-healthz-port`, unless off.
@@ -150,6 +152,11 @@ impl Options {
                     source: source.into(),
                     file: path(given, "cni-conf-file")?,
                 }),
+            },
+            charon_vici: match given.value("charon-vici") {
+                "" => None,
+                // As strongSwan writes it.
+                path => Some(path.strip_prefix("unix://").unwrap_or(path).into()),
             },
             teardown: boolean(given, "teardown-on-stop")?,
             healthz: healthz(given)?,

@@ -323,7 +323,11 @@ impl<D: Dataplane> Reconciler<D> {
         *self.refusals.entry(refusal).or_default() += 1;
         if matches!(
             op.object(),
-            Object::Link(..) | Object::Addr(..) | Object::PostStartup(..)
+            Object::Link(..)
+                | Object::Addr(..)
+                | Object::PostStartup(..)
+                | Object::XfrmPolicy(..)
+                | Object::IkeDaemon(..)
         ) {
             self.device_refusal = Some(error.to_string());
         }
@@ -408,7 +412,9 @@ impl<D: Dataplane> Reconciler<D> {
         if self.state.devices_in_sync() {
             return None;
         }
-        let problem = if self.state.is_prepared() {
+        let problem = if !self.state.has_ike_daemon() {
+            "charon, which agrees on keys with the peers, cannot be used yet"
+        } else if self.state.is_prepared() {
             "a flannel device or its address is missing"
         } else {
             "PostStartupCommand has not ended with success yet"

@@ -18,11 +18,11 @@ use tracing::{debug, info, warn};
 
 use crate::generations::published_by;
 use crate::identity::{Answer, Answers};
-use crate::iface;
 use crate::iface::{Lost, NoIface};
 use crate::lock::{Lock, Waiting};
 use crate::options::{Options, StoreChoice};
 use crate::status::Status;
+use crate::{iface, subnet_file};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
@@ -301,6 +301,20 @@ pub(crate) fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
     ips.iter()
         .map(|(_, ip)| format!(", public address {ip}"))
         .collect()
+}
+
+/// Opens the kernel, with what the flags say about it.
+///
+/// # Errors
+/// No netlink socket can be opened.
+pub fn open_kernel(options: &Options) -> Result<Kernel, KernelError> {
+    let file = &options.subnet_file;
+    Ok(Kernel::open(options.plain_routes)?
+        .with_journals(subnet_file::command_journals(file))
+        .with_charon(
+            options.charon_vici.clone(),
+            file.with_file_name("charon.pid"),
+        ))
 }
 
 /// Opens the store that the flags name.

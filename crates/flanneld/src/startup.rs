@@ -198,7 +198,7 @@ fn narrow(generations: &mut Generations, host: &Host, lease: &Lease) -> Result<(
         let config = generation.config.of_families_in(&lease.key);
         let published = published_by(&lease.attrs, &generation.backend.kind());
         let backend = backend::new(&config, host, &generation.identity, published.as_ref())?;
-        generation.rebuilt(config, backend);
+        generation.rebuilt(config, backend, &lease.key);
     }
     Ok(())
 }

@@ -2,23 +2,25 @@
 //! taken away again. Without the flag a stop leaves the data path in place.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use dataplane::{Kernel, Scope};
+use dataplane::Scope;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::options::Options;
 use crate::reconcile::Reconciler;
+use crate::settle::open_kernel;
 
 /// How long the commands that remove peers may take in all.
 const COMMANDS: Duration = Duration::from_secs(60);
 
 /// Removes every object of `scope` from the kernel. Returns how many could not be removed.
-/// `journals` says which commands were run for peers; their removal is waited for.
-pub(crate) async fn clear_kernel(scope: Scope, plain_routes: bool, journals: PathBuf) -> usize {
-    let kernel = match Kernel::open(plain_routes) {
-        Ok(kernel) => kernel.with_journals(journals),
+/// The commands and connections that go are waited for.
+pub(crate) async fn clear_kernel(scope: Scope, options: &Options) -> usize {
+    let kernel = match open_kernel(options) {
+        Ok(kernel) => kernel,
         Err(error) => {
             warn!("the kernel is not asked to remove anything: {error}");
             return 1;

@@ -10,6 +10,7 @@
 pub mod addr;
 pub mod command;
 pub mod fdb;
+pub mod ike;
 pub mod link;
 pub mod neigh;
 pub mod next_hop;
@@ -19,6 +20,7 @@ pub mod tunnel_peer;
 pub mod tunnel_route;
 pub mod wg_device;
 pub mod wg_peer;
+pub mod xfrm_policy;
 
 use std::fmt;
 use std::hash::Hash;
@@ -28,6 +30,7 @@ pub use command::{
     CommandEnv, PeerCommand, PeerCommandRuns, PeerCommands, PostStartup, PostStartups,
 };
 pub use fdb::{Fdb, FdbKey, Remote};
+pub use ike::{IkeConnection, IkeConnections, IkeDaemons, IkeKey, Psk};
 pub use link::{Beneath, Ipip, Link, LinkKind, Links, Mark, Tun, Vxlan, Wireguard};
 pub use neigh::{NeighKey, Neighs};
 pub use next_hop::{NextHop, NextHops};
@@ -40,6 +43,9 @@ pub use tunnel_peer::{TunnelPeer, TunnelPeers};
 pub use tunnel_route::{TunnelRouteKey, TunnelRoutes};
 pub use wg_device::{WgDevice, WgDevices};
 pub use wg_peer::{WgPeer, WgPeerKey, WgPeers};
+pub use xfrm_policy::{
+    IPSEC_PRIORITY, IPSEC_REQUEST, XfrmDir, XfrmPolicies, XfrmPolicy, XfrmPolicyKey,
+};
 
 use crate::IfName;
 use crate::table::{Audit, Retry, Table};
@@ -296,6 +302,12 @@ kinds! {
     NextHop: NextHops in hops;
     /// A route.
     Route: Routes in routes;
+    /// An IPsec policy.
+    XfrmPolicy: XfrmPolicies in xfrm_policies;
+    /// That charon runs.
+    IkeDaemon: IkeDaemons in ike_daemons;
+    /// A connection of charon.
+    IkeConnection: IkeConnections in ike_connections;
     /// A command that prepares this node.
     PostStartup: PostStartups in post_startups;
     /// A command for a peer.

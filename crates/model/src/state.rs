@@ -386,12 +386,14 @@ impl KernelState {
         let tables = &mut self.tables;
         // Nothing may leave by another route in the place of one that is about to be deleted.
         let leads_nowhere = |_: &RouteKey, route: &Route| route.to == RouteTo::Blackhole;
+        puts(&mut tables.xfrm_policies, limit, &mut ops);
         puts_where(&mut tables.routes, limit, &mut ops, leads_nowhere);
         if may_delete || self.encrypted {
             dels(&mut tables.routes, limit, &mut ops, |_, _| true);
         }
         if may_delete {
             dels(&mut tables.peer_commands, limit, &mut ops, |_, _| true);
+            dels(&mut tables.ike_connections, limit, &mut ops, |_, _| true);
             dels(&mut tables.tunnel_routes, limit, &mut ops, |_, _| true);
             dels(&mut tables.neighs, limit, &mut ops, |_, _| true);
             dels(&mut tables.fdb, limit, &mut ops, |_, _| true);
@@ -414,10 +416,14 @@ impl KernelState {
         puts_where(&mut tables.routes, limit, &mut ops, |key, route| {
             !leads_nowhere(key, route)
         });
+        puts(&mut tables.ike_daemons, limit, &mut ops);
+        puts(&mut tables.ike_connections, limit, &mut ops);
         puts(&mut tables.post_startups, limit, &mut ops);
         puts(&mut tables.peer_commands, limit, &mut ops);
         if may_delete {
             dels(&mut tables.post_startups, limit, &mut ops, |(), _| true);
+            dels(&mut tables.ike_daemons, limit, &mut ops, |(), _| true);
+            dels(&mut tables.xfrm_policies, limit, &mut ops, |_, _| true);
             if tables.hops.stray_len() > 0 {
                 let used: HashSet<u32> = tables
                     .routes
@@ -515,6 +521,13 @@ impl KernelState {
             && self.tables.packet_loops.missing_len() == 0
             && self.tables.wg_devices.missing_len() == 0
             && self.is_prepared()
+            && self.has_ike_daemon()
+            && self.tables.xfrm_policies.missing_len() == 0
+    }
+
+    /// Returns whether charon runs, if it is needed.
+    pub fn has_ike_daemon(&self) -> bool {
+        self.tables.ike_daemons.missing_len() == 0
     }
 
     /// Returns whether the command that prepares this node has ended with success, if there is one.

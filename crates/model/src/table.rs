@@ -425,6 +425,8 @@ impl<K: Kind> Table<K> {
         }
         self.under_way += usize::from(!entry.is(UNDER_WAY));
         entry.set(UNDER_WAY, true);
+        // A part of it may be there, also if it fails: not to be left when it is desired no longer.
+        entry.set(DOUBTED, true);
         if was_refused {
             self.refused += usize::from(!entry.is(REFUSED));
             entry.set(REFUSED, true);

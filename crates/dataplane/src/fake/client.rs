@@ -222,6 +222,9 @@ fn shapes_host(object: &Object) -> bool {
         | Object::TunnelPeer(..)
         | Object::WgDevice(..)
         | Object::WgPeer(..)
+        | Object::XfrmPolicy(..)
+        | Object::IkeDaemon(..)
+        | Object::IkeConnection(..)
         | Object::PostStartup(..)
         | Object::PeerCommand(..) => false,
     }
@@ -260,7 +263,9 @@ fn concerns(scope: &Scope, tables: &Tables, object: &Object) -> bool {
         | Object::TunnelPeer(..)
         | Object::WgDevice(..)
         | Object::WgPeer(..) => ours,
-        Object::PostStartup(..) => true,
+        Object::PostStartup(..) | Object::IkeDaemon(..) => true,
+        Object::XfrmPolicy(key, _) => inside(scope, &key.src) && inside(scope, &key.dst),
+        Object::IkeConnection(key, _) => inside(scope, &key.local) && inside(scope, &key.remote),
         Object::PeerCommand(_, peer) => peer.env.network == scope.network,
         Object::Route(key, route) => match dev {
             _ if ours => route.protocol != KERNEL_PROTOCOL,

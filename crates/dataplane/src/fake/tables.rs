@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use model::object::{
-    AddrKey, FdbKey, Link, LinkKind, NeighKey, NextHop, PacketLoop, PeerCommand, PostStartup,
-    Remote, Route, RouteKey, RouteTo, TunnelPeer, TunnelRouteKey, WgDevice, WgPeer, WgPeerKey,
+    AddrKey, FdbKey, IkeConnection, IkeKey, Link, LinkKind, NeighKey, NextHop, PacketLoop,
+    PeerCommand, PostStartup, Remote, Route, RouteKey, RouteTo, TunnelPeer, TunnelRouteKey,
+    WgDevice, WgPeer, WgPeerKey, XfrmPolicy, XfrmPolicyKey,
 };
 use model::{Family, IfName, Mac, Object, Op, SubnetKey};
 
@@ -81,6 +82,12 @@ pub struct Tables {
     pub next_hops: Option<BTreeMap<u32, NextHop>>,
     /// Routes of the main table, one per key.
     pub routes: BTreeMap<RouteKey, Route>,
+    /// IPsec policies.
+    pub xfrm_policies: BTreeMap<XfrmPolicyKey, XfrmPolicy>,
+    /// charon runs.
+    pub ike_daemon: bool,
+    /// Connections of charon.
+    pub ike_connections: BTreeMap<IkeKey, IkeConnection>,
     /// The command that prepared this node.
     pub post_startup: Option<PostStartup>,
     /// Commands that were run for peers.
@@ -144,6 +151,11 @@ impl Tables {
             .flatten()
             .map(|(k, v)| Object::NextHop(*k, *v));
         let routes = self.routes.iter().map(|(k, v)| Object::Route(*k, *v));
+        let policies = self.xfrm_policies.iter();
+        let policies = policies.map(|(k, v)| Object::XfrmPolicy(*k, *v));
+        let daemon = self.ike_daemon.then_some(Object::IkeDaemon((), false));
+        let connections = self.ike_connections.iter();
+        let connections = connections.map(|(k, v)| Object::IkeConnection(*k, v.clone()));
         let post_startup = self.post_startup.iter();
         let post_startup = post_startup.map(|v| Object::PostStartup((), v.clone()));
         let peer_commands = self.peer_commands.iter();
@@ -159,6 +171,9 @@ impl Tables {
             .chain(fdb)
             .chain(next_hops)
             .chain(routes)
+            .chain(policies)
+            .chain(daemon)
+            .chain(connections)
             .chain(post_startup)
             .chain(peer_commands)
             .collect()
@@ -234,6 +249,17 @@ impl Tables {
                     other.allowed.retain(|net| !peer.allowed.contains(net));
                 }
                 self.wg_peers.insert(*key, peer.clone());
+                return Ok(());
+            }
+            Object::XfrmPolicy(key, value) => {
+                self.xfrm_policies.insert(*key, *value);
+            }
+            Object::IkeDaemon((), _) => {
+                self.ike_daemon = true;
+                return Ok(());
+            }
+            Object::IkeConnection(key, value) => {
+                self.ike_connections.insert(*key, value.clone());
                 return Ok(());
             }
             Object::PostStartup((), value) => {
@@ -467,6 +493,15 @@ impl Tables {
             }
             Object::WgPeer(key, _) => {
                 self.wg_peers.remove(key);
+                return;
+            }
+            Object::XfrmPolicy(key, _) => self.xfrm_policies.remove(key).is_some(),
+            Object::IkeDaemon((), _) => {
+                self.ike_daemon = false;
+                return;
+            }
+            Object::IkeConnection(key, _) => {
+                self.ike_connections.remove(key);
                 return;
             }
             Object::PostStartup((), _) => {

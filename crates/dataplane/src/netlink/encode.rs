@@ -112,6 +112,9 @@ pub fn op(batch: &mut Batch, op: &Op, index: u32, marked: bool, over: bool) -> R
         | Object::TunnelPeer(..)
         | Object::WgDevice(..)
         | Object::WgPeer(..)
+        | Object::XfrmPolicy(..)
+        | Object::IkeDaemon(..)
+        | Object::IkeConnection(..)
         | Object::PostStartup(..)
         | Object::PeerCommand(..) => {
             return Err(Failure::because(

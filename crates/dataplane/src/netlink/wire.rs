@@ -142,6 +142,8 @@ pub struct Message<'a> {
     pub flags: u16,
     /// The request's sequence number; 0 in a notice.
     pub seq: u32,
+    /// The socket whose request caused it; 0 is the kernel itself.
+    pub port: u32,
     /// What follows the netlink header.
     pub body: &'a [u8],
 }
@@ -167,6 +169,7 @@ impl<'a> Iterator for Messages<'a> {
             kind: u16_at(self.0, 4)?,
             flags: u16_at(self.0, 6)?,
             seq: u32_at(self.0, 8)?,
+            port: u32_at(self.0, 12)?,
             body: &self.0[HEADER..len],
         };
         self.0 = self.0.get(pad(len)..).unwrap_or_default();

@@ -51,6 +51,7 @@ mod host;
 mod hostile;
 mod hostile_stores;
 mod hung_directory;
+mod ipsec;
 mod lies;
 mod live_change;
 mod metrics;

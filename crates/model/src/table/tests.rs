@@ -295,3 +295,21 @@ fn a_look_that_never_ends_well_hides_nothing() {
     }
     assert_eq!(t.end_audit(), 1);
 }
+
+#[test]
+fn what_was_begun_is_deleted_when_it_is_not_desired_any_more() {
+    for fails in [false, true] {
+        let mut t = Table::<Num>::default();
+        t.want(1, 10, 0);
+        assert_eq!(puts(&mut t), [1]);
+        t.set_under_way(&1);
+        if fails {
+            t.refuse(&1, refusal(5));
+        }
+        assert!(puts(&mut t).is_empty() && dels(&mut t).is_empty());
+        unwant(&mut t, 1);
+        assert_eq!((dels(&mut t), t.stray_len()), (vec![1], 1));
+        t.gone(&1);
+        assert_eq!(t.stray_len(), 0);
+    }
+}

@@ -1,0 +1,332 @@
+//! The door to charon, strongSwan's daemon that agrees on keys with the peers.
+//!
+//! What is wanted is compared with what charon has, again after every change and every few seconds: a
+//! connection that broke is begun again, and a charon that was restarted is told everything again. All of that
+//! happens in a task, so that a charon that hangs delays nobody.
+
+mod process;
+mod sync;
+mod vici;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use model::object::{IkeConnection, IkeKey, Psk};
+use model::{Dual, Family, Object, Op};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::door::Door;
+use crate::failure::Failure;
+use crate::{KernelError, KernelEvent, Outcome, Scope};
+use process::Process;
+use sync::{Found, Plan};
+use vici::Client;
+
+/// Where charon listens, by its own default.
+const SOCKET: &str = "/var/run/charon.vici";
+
+/// How often charon is looked at while something is missing, and while nothing is.
+const SOON: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(10);
+
+/// How long a full look waits for charon.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What charon has, and what it should have.
+pub(crate) struct Charon {
+    socket: PathBuf,
+    /// `None` if somebody else starts charon.
+    process: Option<Process>,
+    network: Dual<IpNet>,
+    is_needed: bool,
+    /// The process that answered last.
+    serving: Option<i32>,
+    /// The reconciler believes that charon runs.
+    runs: bool,
+    /// What went wrong when charon was reached last.
+    problem: Option<String>,
+    wanted: BTreeMap<IkeKey, IkeConnection>,
+    /// Connections to end.
+    unwanted: BTreeMap<IkeKey, IkeConnection>,
+    loaded: BTreeMap<IkeKey, IkeConnection>,
+    /// The reconciler believes that these are up.
+    up: BTreeSet<IkeKey>,
+    failed: BTreeMap<IkeKey, String>,
+    job: JoinSet<io::Result<Found>>,
+    /// Something has changed since the running job began.
+    changed: bool,
+    next: Instant,
+    events: VecDeque<KernelEvent>,
+}
+
+impl Charon {
+    /// `socket` is where a charon listens that somebody else starts; `pid_file` where it is kept which one
+    /// was started here.
+    pub(crate) fn new(socket: Option<PathBuf>, pid_file: Option<PathBuf>) -> Charon {
+        Charon {
+            process: socket.is_none().then(|| Process::new(pid_file)),
+            socket: socket.unwrap_or_else(|| SOCKET.into()),
+            network: Dual::default(),
+            is_needed: false,
+            serving: None,
+            runs: false,
+            problem: None,
+            wanted: BTreeMap::new(),
+            unwanted: BTreeMap::new(),
+            loaded: BTreeMap::new(),
+            up: BTreeSet::new(),
+            failed: BTreeMap::new(),
+            job: JoinSet::new(),
+            changed: false,
+            next: Instant::now(),
+            events: VecDeque::new(),
+        }
+    }
+
+    fn change(&mut self, op: &Op) -> Outcome {
+        match op {
+            Op::Put(Object::IkeDaemon((), _)) => {
+                self.is_needed = true;
+                if self.runs {
+                    return Outcome::Done;
+                }
+            }
+            Op::Del(Object::IkeDaemon((), _)) => {
+                (self.is_needed, self.runs) = (false, false);
+                let serving = self.serving;
+                self.process
+                    .iter_mut()
+                    .for_each(|process| process.stop(serving));
+                return Outcome::Done;
+            }
+            Op::Put(Object::IkeConnection(key, wanted)) => {
+                self.unwanted.remove(key);
+                if self.wanted.get(key) == Some(wanted) && self.up.contains(key) {
+                    return Outcome::Done;
+                }
+                self.up.remove(key);
+                if self.wanted.insert(*key, wanted.clone()).as_ref() != Some(wanted) {
+                    self.failed.remove(key);
+                }
+            }
+            Op::Del(Object::IkeConnection(key, observed)) => {
+                self.wanted.remove(key);
+                self.up.remove(key);
+                self.failed.remove(key);
+                self.unwanted.insert(*key, observed.clone());
+            }
+            Op::Put(_) | Op::Del(_) => {
+                return Outcome::Refused(Failure::errno(libc::EINVAL).of(op));
+            }
+        }
+        self.changed = true;
+        Outcome::UnderWay
+    }
+
+    fn inside(&self, key: &IkeKey) -> bool {
+        [key.local, key.remote].iter().all(|net| {
+            let network = self.network.get(Family::of_net(net));
+            network.is_some_and(|network| network.contains(net))
+        })
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.is_needed && self.wanted.is_empty() && self.unwanted.is_empty()
+    }
+
+    /// Begins a look, if one is due and none runs.
+    fn start(&mut self) {
+        let due = self.changed || Instant::now() >= self.next;
+        if self.is_idle() || !due || !self.job.is_empty() {
+            return;
+        }
+        self.changed = false;
+        self.next = Instant::now() + LATER;
+        let plan = Plan {
+            socket: self.socket.clone(),
+            wanted: self.wanted.clone(),
+            unwanted: self.unwanted.keys().copied().collect(),
+            loaded: self.loaded.clone(),
+        };
+        self.job.spawn(sync::sync(plan));
+    }
+
+    fn ended(&mut self, found: io::Result<Found>) {
+        match found {
+            Ok(found) => self.found(found),
+            Err(error) => self.unreachable(error),
+        }
+    }
+
+    fn unreachable(&mut self, error: io::Error) {
+        let unheard = matches!(
+            error.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        );
+        let started = match &mut self.process {
+            Some(process) if unheard && self.is_needed => process.start(),
+            _ => Ok(()),
+        };
+        let socket = self.socket.display();
+        let problem = started
+            .err()
+            .unwrap_or_else(|| format!("charon cannot be reached at {socket}: {error}"));
+        self.next = Instant::now() + SOON;
+        if unheard {
+            // It has forgotten everything.
+            self.loaded.clear();
+            for key in std::mem::take(&mut self.unwanted) {
+                let (key, connection) = key;
+                let gone = Object::IkeConnection(key, connection);
+                self.events.push_back(KernelEvent::Gone(gone));
+            }
+            for key in std::mem::take(&mut self.up) {
+                self.gone(key);
+            }
+        }
+        if std::mem::take(&mut self.runs) {
+            let gone = Object::IkeDaemon((), false);
+            self.events.push_back(KernelEvent::Gone(gone));
+        }
+        if self.problem.as_ref() != Some(&problem) && self.is_needed {
+            self.refuse(Op::Put(Object::IkeDaemon((), false)), &problem);
+            self.problem = Some(problem);
+        }
+    }
+
+    fn gone(&mut self, key: IkeKey) {
+        if let Some(connection) = self.wanted.get(&key) {
+            let gone = Object::IkeConnection(key, connection.clone());
+            self.events.push_back(KernelEvent::Gone(gone));
+        }
+    }
+
+    fn found(&mut self, found: Found) {
+        self.loaded = found.loaded;
+        self.serving = found.process;
+        self.problem = None;
+        if self.is_needed && !std::mem::replace(&mut self.runs, true) {
+            let daemon = Object::IkeDaemon((), false);
+            self.events.push_back(KernelEvent::Saw(daemon));
+        }
+        if !self.changed {
+            // What was to end when this look began has ended.
+            for (key, connection) in std::mem::take(&mut self.unwanted) {
+                let gone = Object::IkeConnection(key, connection);
+                self.events.push_back(KernelEvent::Gone(gone));
+            }
+        }
+        for key in self.up.clone() {
+            if !found.up.contains(&key) {
+                self.up.remove(&key);
+                self.gone(key);
+            }
+        }
+        for key in found.up {
+            // It may have changed meanwhile.
+            let wanted = self.wanted.get(&key);
+            let same = wanted.filter(|wanted| self.loaded.get(&key) == Some(*wanted));
+            if let Some(wanted) = same.cloned()
+                && self.up.insert(key)
+            {
+                let up = Object::IkeConnection(key, wanted);
+                self.events.push_back(KernelEvent::Saw(up));
+            }
+        }
+        for (key, why) in &found.failed {
+            if self.failed.get(key) != Some(why)
+                && let Some(wanted) = self.wanted.get(key).cloned()
+            {
+                self.refuse(Op::Put(Object::IkeConnection(*key, wanted)), why);
+            }
+        }
+        self.failed = found.failed;
+        if self.up.len() < self.wanted.len() {
+            self.next = Instant::now() + SOON;
+        }
+    }
+
+    fn refuse(&mut self, op: Op, why: &str) {
+        let error = Failure::because(libc::EHOSTUNREACH, why).of(&op);
+        self.events.push_back(KernelEvent::Refused(op, error));
+    }
+}
+
+/// Returns what is known of a connection that an earlier run of the daemon set up: its name.
+fn by_name(name: &str) -> Option<(IkeKey, IkeConnection)> {
+    let key = IkeConnection::key_of(name)?;
+    let local = name.split('-').next()?.parse().ok()?;
+    let remote = name.rsplit('-').next()?.parse().ok()?;
+    let connection = IkeConnection {
+        local,
+        local_id: local,
+        remote,
+        esp: "".into(),
+        encap: false,
+        psk: Psk("".into()),
+    };
+    Some((key, connection))
+}
+
+impl Door for Charon {
+    fn set_scope(&mut self, scope: &Scope) {
+        self.network = scope.network;
+    }
+
+    async fn observe(&mut self, each: &mut dyn FnMut(Object)) -> Result<(), KernelError> {
+        for key in &self.up {
+            if let Some(connection) = self.wanted.get(key) {
+                each(Object::IkeConnection(*key, connection.clone()));
+            }
+        }
+        // What an earlier run left in a charon that still runs.
+        let look = async {
+            let mut client = Client::connect(&self.socket).await?;
+            let names = sync::names(&mut client).await?;
+            io::Result::Ok((client.process(), names))
+        };
+        let looked = tokio::time::timeout(LOOK, look).await;
+        let (serving, names) = looked.ok().and_then(Result::ok).unwrap_or_default();
+        self.serving = serving.or(self.serving);
+        let process = self.process.as_ref();
+        if self.runs {
+            each(Object::IkeDaemon((), false));
+        } else if process.is_some_and(|process| process.was_left(serving)) {
+            each(Object::IkeDaemon((), true));
+        }
+        for (key, connection) in names.iter().filter_map(|name| by_name(name)) {
+            if self.inside(&key) && !self.wanted.contains_key(&key) {
+                each(Object::IkeConnection(key, connection));
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply(&mut self, ops: &[Op]) -> Vec<Outcome> {
+        let outcomes = ops.iter().map(|op| self.change(op)).collect();
+        self.start();
+        outcomes
+    }
+
+    async fn event(&mut self) -> KernelEvent {
+        loop {
+            self.start();
+            if let Some(event) = self.events.pop_front() {
+                return event;
+            }
+            if self.is_idle() && self.job.is_empty() {
+                return std::future::pending().await;
+            }
+            tokio::select! {
+                Some(ended) = self.job.join_next() => {
+                    self.ended(ended.unwrap_or_else(|error| Err(io::Error::other(error))));
+                }
+                () = tokio::time::sleep_until(self.next), if self.job.is_empty() => {}
+            }
+        }
+    }
+}

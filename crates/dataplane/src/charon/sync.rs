@@ -1,0 +1,211 @@
+//! One look at charon, and what it takes to make it hold the connections that are wanted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+
+use model::object::{IkeConnection, IkeKey};
+
+use super::vici::{Client, Section};
+
+/// How both sides agree on the keys for their own messages; upstream's.
+const IKE: &str = "aes256-sha256-modp4096";
+
+/// New keys long before a counter of 32 bits ends.
+const REKEY_PACKETS: &str = "2000000000";
+const REKEY_TIME: &str = "1h";
+
+/// How often a silent peer is asked whether it lives.
+const DPD_DELAY: &str = "30s";
+
+/// What is to be so.
+pub(super) struct Plan {
+    pub(super) socket: PathBuf,
+    pub(super) wanted: BTreeMap<IkeKey, IkeConnection>,
+    /// Connections to end.
+    pub(super) unwanted: BTreeSet<IkeKey>,
+    /// What charon was told by this process.
+    pub(super) loaded: BTreeMap<IkeKey, IkeConnection>,
+}
+
+/// What is so.
+pub(super) struct Found {
+    /// The process that answered.
+    pub(super) process: Option<i32>,
+    /// What charon was told by this process.
+    pub(super) loaded: BTreeMap<IkeKey, IkeConnection>,
+    /// Connections that carry packets.
+    pub(super) up: BTreeSet<IkeKey>,
+    /// Why a connection could not be set up.
+    pub(super) failed: BTreeMap<IkeKey, String>,
+}
+
+/// Returns the names of all connections.
+pub(super) async fn names(client: &mut Client) -> io::Result<Vec<String>> {
+    let answer = client.call("get-conns", &Section::default()).await?;
+    Ok(answer.list("conns").to_vec())
+}
+
+/// Makes charon hold what is wanted.
+///
+/// # Errors
+/// It cannot be reached, or does not answer.
+pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
+    let mut client = Client::connect(&plan.socket).await?;
+    let names = names(&mut client).await?;
+    let mut found = Found {
+        process: client.process(),
+        loaded: plan.loaded,
+        up: BTreeSet::new(),
+        failed: BTreeMap::new(),
+    };
+    for name in &names {
+        let Some(key) = IkeConnection::key_of(name) else {
+            continue;
+        };
+        let ended = match plan.wanted.get(&key) {
+            // With another address.
+            Some(wanted) => wanted.name(&key) != *name,
+            None => plan.unwanted.contains(&key),
+        };
+        if ended {
+            unload(&mut client, name).await?;
+            found.loaded.remove(&key);
+        }
+    }
+    found.loaded.retain(|key, connection| {
+        plan.wanted.contains_key(key) && names.contains(&connection.name(key))
+    });
+    let states = states(&mut client).await?;
+    for (key, wanted) in &plan.wanted {
+        let name = wanted.name(key);
+        let done = if found.loaded.get(key) == Some(wanted) {
+            match states.get(&name) {
+                Some(State::Up) => {
+                    found.up.insert(*key);
+                    Ok(())
+                }
+                Some(State::Beginning) => Ok(()),
+                None => initiate(&mut client, &name, key).await,
+            }
+        } else {
+            let loaded = load(&mut client, &name, key, wanted).await;
+            if loaded.is_ok() {
+                found.loaded.insert(*key, wanted.clone());
+            }
+            loaded
+        };
+        match done {
+            Err(error) if error.kind() == io::ErrorKind::Other => {
+                found.failed.insert(*key, error.to_string());
+            }
+            done => done?,
+        }
+    }
+    Ok(found)
+}
+
+/// How far a connection is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    Beginning,
+    Up,
+}
+
+/// Returns how far each connection is that has begun.
+async fn states(client: &mut Client) -> io::Result<BTreeMap<String, State>> {
+    let mut states = BTreeMap::new();
+    for event in client.list("list-sas", "list-sa").await? {
+        for (name, ike) in event.sections() {
+            let children = ike.section("child-sas").into_iter();
+            let children: Vec<&str> = children
+                .flat_map(Section::sections)
+                .map(|(_, child)| child.text("state"))
+                .collect();
+            let works = |state: &&str| matches!(*state, "INSTALLED" | "REKEYING" | "REKEYED");
+            let state = if children.iter().any(works) {
+                State::Up
+            } else if !children.is_empty() || ike.text("state") != "ESTABLISHED" {
+                State::Beginning
+            } else {
+                // Without what carries packets.
+                continue;
+            };
+            let best = states.entry(name.to_owned()).or_insert(state);
+            *best = (*best).max(state);
+        }
+    }
+    Ok(states)
+}
+
+fn child_name(key: &IkeKey) -> String {
+    format!("{}-{}", key.local, key.remote)
+}
+
+async fn load(
+    client: &mut Client,
+    name: &str,
+    key: &IkeKey,
+    wanted: &IkeConnection,
+) -> io::Result<()> {
+    let mut secret = Section::default()
+        .with("id", name)
+        .with("type", "IKE")
+        .with("data", &*wanted.psk.0);
+    let owners = vec![wanted.local_id.to_string(), wanted.remote.to_string()];
+    secret
+        .0
+        .push(("owners".into(), super::vici::Value::List(owners)));
+    client.order("load-shared", &secret).await?;
+    let child = Section::default()
+        .with_list("local_ts", key.local.to_string())
+        .with_list("remote_ts", key.remote.to_string())
+        .with_list("esp_proposals", &*wanted.esp)
+        .with("mode", "tunnel")
+        .with("reqid", model::object::IPSEC_REQUEST.to_string())
+        .with("policies", "no")
+        .with("start_action", "start")
+        .with("close_action", "start")
+        .with("dpd_action", "restart")
+        .with("rekey_time", REKEY_TIME)
+        .with("rekey_packets", REKEY_PACKETS);
+    let psk = || Section::default().with("auth", "psk");
+    let connection = Section::default()
+        .with("version", "2")
+        .with_list("local_addrs", wanted.local.to_string())
+        .with_list("remote_addrs", wanted.remote.to_string())
+        .with_list("proposals", IKE)
+        .with("keyingtries", "0")
+        .with("dpd_delay", DPD_DELAY)
+        .with("encap", if wanted.encap { "yes" } else { "no" })
+        .with_section("local", psk().with("id", wanted.local_id.to_string()))
+        .with_section("remote", psk().with("id", wanted.remote.to_string()))
+        .with_section(
+            "children",
+            Section::default().with_section(&child_name(key), child),
+        );
+    let message = Section::default().with_section(name, connection);
+    client.order("load-conn", &message).await
+}
+
+async fn initiate(client: &mut Client, name: &str, key: &IkeKey) -> io::Result<()> {
+    let message = Section::default()
+        .with("child", child_name(key))
+        .with("ike", name)
+        // Not to be waited for.
+        .with("timeout", "-1");
+    client.order("initiate", &message).await
+}
+
+async fn unload(client: &mut Client, name: &str) -> io::Result<()> {
+    // What is gone already cannot be removed.
+    let named = |key: &str| Section::default().with(key, name);
+    for (command, message) in [
+        ("unload-conn", named("name")),
+        ("terminate", named("ike").with("timeout", "-1")),
+        ("unload-shared", named("id")),
+    ] {
+        client.call(command, &message).await?;
+    }
+    Ok(())
+}

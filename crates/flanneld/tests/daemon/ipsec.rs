@@ -1,0 +1,260 @@
+//! The ipsec backend: policies, and a real charon. A kernel without ESP shows everything but packets; the
+//! rest runs in a virtual machine (`scripts/test-vm`).
+
+use lab::{Error, Lab, Node, StoreKind, bulk, wait_for};
+use model::Family::V4;
+use serde_json::{Value, json};
+
+use crate::mixed;
+use crate::scene::{self, SOON, lease_of};
+use crate::seen::says;
+
+/// 96 characters.
+const PSK: &str = "9f3c1e5a7b2d4c6e8f0a1b3d5c7e9f2a4b6c8d0e1f3a5b7c9d2e4f6a8b0c1d3e5f7a9b2c4d6e8f0a1b3c5d7e9f2a4b6c";
+
+/// Kills the charons that its nodes leave running.
+struct Scene(Lab);
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        for node in self.0.nodes() {
+            if let Ok(pid) = node.read("/run/flannel/charon.pid") {
+                let _ = node.output(["kill", "-9", pid.trim()]);
+            }
+        }
+    }
+}
+
+fn lab(nodes: usize, store: StoreKind, options: Value) -> Scene {
+    let mut backend = json!({ "Type": "ipsec", "PSK": PSK });
+    for (key, value) in options.as_object().unwrap() {
+        backend[key] = value.clone();
+    }
+    let lab = scene::lab().nodes(nodes).store(store).backend(backend);
+    Scene(lab.build().unwrap())
+}
+
+/// Whether a charon is installed; if not, says what was not run.
+fn has_charon() -> bool {
+    let programs = ["/usr/lib/ipsec/charon", "/usr/sbin/charon-systemd"];
+    let found = programs
+        .iter()
+        .any(|path| std::path::Path::new(path).exists());
+    if !found {
+        let why = Error::Needs("apt-get install charon-systemd strongswan-swanctl".into());
+        lab::not_run("the ipsec backend", &why);
+    }
+    found
+}
+
+/// Whether the kernel of the first node can encrypt; if not, says what was not run.
+fn has_esp(lab: &Lab, what: &str) -> bool {
+    let state = "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel enc 'ecb(cipher_null)' ''";
+    let tried = lab.node(1).exec(["sh", "-c", state]);
+    if let Err(why) = &tried {
+        lab::not_run(what, why);
+    }
+    let _ = lab.node(1).exec(["ip", "xfrm", "state", "flush"]);
+    tried.is_ok()
+}
+
+fn policies(node: &Node) -> String {
+    node.exec(["ip", "xfrm", "policy"]).unwrap()
+}
+
+fn swanctl(node: &Node, what: &str) -> String {
+    let output = node.output(["swanctl", what]).unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Waits until `look` shows all of `texts`, or none of them.
+fn wait_shown(node: &Node, look: impl Fn(&Node) -> String, texts: &[&str], wanted: bool) {
+    let probe = || {
+        let shown = look(node);
+        match texts.iter().find(|text| shown.contains(**text) != wanted) {
+            None => Ok(()),
+            Some(text) => Err(format!("{text}: {shown}\n{}", node.flanneld().log_tail(20))),
+        }
+    };
+    let what = format!("{}: {texts:?} {wanted}", node.name());
+    wait_for(&what, SOON, probe).unwrap();
+}
+
+fn subnet_of(node: &Node) -> String {
+    node.subnet_env()
+        .unwrap()
+        .cidr(V4)
+        .unwrap()
+        .trunc()
+        .to_string()
+}
+
+fn connection(from: &Node, to: &Node) -> String {
+    let (one, two) = (subnet_of(from), subnet_of(to));
+    format!("{}-{one}-{two}-{}", from.ipv4(), to.ipv4())
+}
+
+#[test]
+fn policies_and_connections_are_there_repaired_and_removed() {
+    if !has_charon() {
+        return;
+    }
+    let scene = lab(2, StoreKind::Directory, json!({}));
+    let (one, two) = (scene.0.node(1), scene.0.node(2));
+    for node in scene.0.nodes() {
+        node.flanneld().set_args(["-teardown-on-stop"]);
+        node.flanneld().start_ready(SOON).unwrap();
+    }
+    assert_eq!(one.subnet_env().unwrap().mtu, 1423);
+    let (own, peer) = (subnet_of(one), subnet_of(two));
+    let out = format!("src {own} dst {peer} \n\tdir out priority 0");
+    let block = format!("src {own} dst 172.30.0.0/16 \n\tdir out action block");
+    wait_shown(one, policies, &[&out, &block, "reqid 11 mode tunnel"], true);
+    wait_shown(
+        two,
+        policies,
+        &[&format!("src {own} dst {peer} \n\tdir fwd")],
+        true,
+    );
+    let name = connection(one, two);
+    wait_shown(one, |node| swanctl(node, "--list-conns"), &[&name], true);
+    // Both know the secret.
+    wait_shown(
+        one,
+        |node| swanctl(node, "--list-sas"),
+        &["ESTABLISHED"],
+        true,
+    );
+
+    // Somebody else's changes.
+    let policy = format!("ip xfrm policy delete src {own} dst {peer} dir out");
+    scene::run(one, &policy).unwrap();
+    wait_shown(one, policies, &[&out], true);
+    let changed =
+        format!("ip xfrm policy update src {own} dst 172.30.0.0/16 dir out priority 1073745681");
+    scene::run(one, &changed).unwrap();
+    wait_shown(one, policies, &[&block], true);
+
+    // charon ends: it is started again and told everything.
+    let pid = one.read("/run/flannel/charon.pid").unwrap();
+    one.exec(["kill", "-9", pid.trim()]).unwrap();
+    let again = |node: &Node| node.read("/run/flannel/charon.pid").unwrap();
+    wait_shown(one, again, &[pid.trim()], false);
+    wait_shown(one, |node| swanctl(node, "--list-conns"), &[&name], true);
+
+    // A peer that leaves, and the end.
+    two.flanneld().stop().unwrap();
+    scene.0.delete_lease(&lease_of(&scene.0, two).0).unwrap();
+    wait_shown(one, policies, &[&out], false);
+    wait_shown(one, |node| swanctl(node, "--list-conns"), &[&name], false);
+    one.flanneld().stop().unwrap();
+    for node in [one, two] {
+        wait_shown(node, policies, &["172.30."], false);
+        let pid = node.read("/run/flannel/charon.pid");
+        assert!(pid.is_err(), "{pid:?}\n{}", node.flanneld().log());
+    }
+}
+
+#[test]
+fn a_secret_that_is_too_short_is_named_and_not_shown() {
+    let scene = lab(
+        1,
+        StoreKind::Directory,
+        json!({ "PSK": "too short, secret" }),
+    );
+    let one = scene.0.node(1);
+    one.flanneld().start().unwrap();
+    let line = says(one.flanneld(), &["Backend.PSK", "at least 96 characters"]);
+    assert!(!line.contains("too short, secret"), "{line}");
+}
+
+/// Counts packets between pods that arrive unencrypted.
+fn count_plaintext(node: &Node) {
+    let rules = "add table inet seen; add chain inet seen pre { type filter hook prerouting priority -300; }; add rule inet seen pre iifname eth0 ip saddr 172.30.0.0/16 meta secpath missing counter";
+    node.exec(["nft", rules]).unwrap();
+}
+
+fn no_plaintext(node: &Node) {
+    let seen = node.exec(["nft", "list", "table", "inet", "seen"]).unwrap();
+    assert!(seen.contains("packets 0 "), "{}: {seen}", node.name());
+}
+
+fn streams(one: &Node, two: &Node) {
+    for (from, to) in [(one, two), (two, one)] {
+        let (from, to) = (&from.pods()[0], &to.pods()[0]);
+        wait_for("a stream from pod to pod", SOON, || {
+            bulk(from, to, to.ip(V4).unwrap(), 4 << 20)
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn packets_travel_encrypted_or_not_at_all() {
+    if !has_charon() {
+        return;
+    }
+    for options in [json!({}), json!({ "UDPEncap": true })] {
+        let scene = lab(3, StoreKind::Directory, options);
+        if !has_esp(&scene.0, "packets of the ipsec backend") {
+            return;
+        }
+        let lab = &scene.0;
+        let (one, two) = (lab.node(1), lab.node(2));
+        lab.nodes().iter().for_each(count_plaintext);
+        for node in lab.nodes() {
+            node.flanneld().start_ready(SOON).unwrap();
+            node.add_pods(1).unwrap();
+        }
+        lab.wait_mesh(SOON).unwrap();
+        streams(one, two);
+        // flanneld restarts, charon stays.
+        one.flanneld().restart(SOON).unwrap();
+        streams(one, two);
+        // charon ends without a word.
+        let pid = two.read("/run/flannel/charon.pid").unwrap();
+        two.exec(["kill", "-9", pid.trim()]).unwrap();
+        streams(one, two);
+        // Nobody agrees on keys any more: nothing is sent.
+        for node in [one, two] {
+            node.flanneld().kill9().unwrap();
+            let pid = node.read("/run/flannel/charon.pid").unwrap();
+            node.exec(["kill", "-9", pid.trim()]).unwrap();
+            node.exec(["ip", "xfrm", "state", "flush"]).unwrap();
+        }
+        assert!(crate::udp::reaches(one, two).is_err());
+        one.flanneld().start_ready(SOON).unwrap();
+        two.flanneld().start_ready(SOON).unwrap();
+        streams(one, two);
+        lab.nodes().iter().for_each(no_plaintext);
+    }
+}
+
+#[test]
+fn ours_and_upstream_s_are_one_network() {
+    if !has_charon() {
+        return;
+    }
+    let scene = lab(3, StoreKind::Etcd { tls: false }, json!({}));
+    let lab = &scene.0;
+    if !has_esp(lab, "the ipsec backend beside upstream's") {
+        return;
+    }
+    let Some(program) = mixed::program() else {
+        return;
+    };
+    let (one, two, three) = (lab.node(1), lab.node(2), lab.node(3));
+    for node in lab.nodes() {
+        // Upstream has no routes of its own, and counts on the default one.
+        let _ = node.exec(["ip", "route", "add", "default", "dev", "eth0"]);
+    }
+    let _theirs = mixed::start(lab, one, program, &[]);
+    two.flanneld().start_ready(SOON).unwrap();
+    three.flanneld().start_ready(SOON).unwrap();
+    for node in lab.nodes() {
+        node.add_pods(1).unwrap();
+    }
+    lab.wait_mesh(SOON).unwrap();
+    streams(one, two);
+    streams(three, two);
+}
