@@ -105,6 +105,7 @@ impl Backend for Ipsec {
             public_ip: self.served.public_ip,
             backend_type: Some(BackendType::Ipsec),
             data: Dual::default(),
+            also: Box::default(),
         }
     }
 

@@ -366,7 +366,7 @@ fn peers_that_cannot_be_used() {
         (|a| a.data.v4 = None, "it has no BackendData"),
         (
             |a| a.data.v4 = data("{}"),
-            "its BackendData cannot be used: missing field `VtepMAC` at line 1 column 2",
+            "its BackendData cannot be used: missing field `VtepMAC`",
         ),
         (
             |a| a.data.v4 = data(r#"{"VtepMAC":"01:00:5e:00:00:01"}"#),

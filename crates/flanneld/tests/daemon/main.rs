@@ -40,6 +40,7 @@ mod crowd;
 mod etcd_access;
 mod etcd_cluster;
 mod etcd_faults;
+mod extension;
 mod families;
 mod fights;
 mod flow;
