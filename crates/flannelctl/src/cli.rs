@@ -14,8 +14,9 @@ use crate::config::ConfigCommand;
 use crate::explain::ExplainArgs;
 use crate::install::Install;
 use crate::key::KeyCommand;
-use crate::reports::{PeersArgs, StatusArgs};
+use crate::reports::{LogLevelArgs, PeersArgs, StatusArgs};
 use crate::status_socket::SocketArgs;
+use crate::upgrade_check::UpgradeCheckArgs;
 
 #[derive(Parser)]
 #[command(
@@ -78,6 +79,12 @@ pub(crate) enum Command {
     /// Links, addresses, routes, rules, sysctls, subnet.env, the CNI configuration, what flanneld reports, its log. Run it
     /// as root on the node, or in flannel's pod with `-o -`.
     Bundle(BundleArgs),
+    /// Print the level of flanneld's log, or change it until its next start
+    LogLevel(LogLevelArgs),
+    /// Read how upstream's flannel is set up, and tell what will differ
+    ///
+    /// Exit status 0: nothing has to be changed; 3: something has.
+    UpgradeCheck(UpgradeCheckArgs),
     /// Print the version of this program and of the flanneld of this host
     Version(SocketArgs),
     /// The WireGuard key of this node: show the public one, make a new one

@@ -83,6 +83,12 @@ pub(crate) fn run() -> Result<ExitCode> {
     title(ink, "The pings again");
     mesh(ink, &lab)?;
 
+    title(ink, "What n1 says of itself (flannelctl status)");
+    let ctl = std::env::current_exe()?.display().to_string();
+    n1.exec([&ctl, "status"])?
+        .lines()
+        .for_each(|said| line(&format!("  {said}")));
+
     let taking_down = Instant::now();
     let guard = lab.handles().guard;
     drop(lab);

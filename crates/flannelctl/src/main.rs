@@ -25,7 +25,9 @@ mod runtime;
 mod status;
 mod status_socket;
 mod store_args;
+mod upgrade_check;
 mod words;
+mod yaml;
 
 use std::process::ExitCode;
 
@@ -78,6 +80,8 @@ fn run(command: Command) -> ExitCode {
         Command::Peers(args) => reports::peers(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Bundle(args) => bundle::run(&args),
+        Command::LogLevel(args) => reports::log_level(&args),
+        Command::UpgradeCheck(args) => upgrade_check::run(&args),
         Command::Version(args) => reports::version(&args),
         Command::Completion { shell } => manual::completion(shell),
         Command::InstallCni(what) => install::run(&what),

@@ -1,14 +1,19 @@
 //! `flannelctl status`, `peers` and `version`: what the flanneld of this host reports, for people and for programs.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use flanneld::report::{NodeReport, PeerReport, PeerStatus, PeersReport};
 use serde::Serialize;
+use store::{Administer, ListedLease, Timing};
 
+use crate::check::settings::Settings;
+use crate::runtime::wait_for;
 use crate::status_socket::{self, SocketArgs};
-use crate::{output, status};
+use crate::{output, status, yaml};
 
 /// Arguments of `flannelctl status`.
 #[derive(Args)]
@@ -18,6 +23,25 @@ pub(crate) struct StatusArgs {
     /// How to write it
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
+    /// All nodes, as the store of this node's flanneld has them
+    #[arg(long)]
+    cluster: bool,
+    /// Read FLANNELD_… variables from this file [default: /etc/flannel/flanneld.env, if there is one]
+    #[arg(long, value_name = "FILE", requires = "cluster")]
+    env_file: Option<PathBuf>,
+    /// flanneld's flags, with --cluster
+    #[arg(last = true, value_name = "FLAG", requires = "cluster")]
+    flags: Vec<String>,
+}
+
+/// Arguments of `flannelctl log-level`.
+#[derive(Args)]
+pub(crate) struct LogLevelArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    /// info, debug (every operation) or trace; without one the present level is printed
+    #[arg(value_name = "LEVEL")]
+    level: Option<String>,
 }
 
 /// Arguments of `flannelctl peers`.
@@ -44,6 +68,20 @@ enum Format {
     Wide,
     /// One JSON object
     Json,
+    /// The same as YAML
+    Yaml,
+}
+
+impl Format {
+    /// Writes it, if this format is for programs. Returns whether it is.
+    fn write(self, report: &impl Serialize) -> Result<bool> {
+        match self {
+            Format::Text | Format::Wide => return Ok(false),
+            Format::Json => output::line(&serde_json::to_string_pretty(report)?),
+            Format::Yaml => output::line(&yaml::text(&serde_json::to_value(report)?)?),
+        }
+        Ok(true)
+    }
 }
 
 #[derive(Clone, Copy, Eq, PartialEq, ValueEnum)]
@@ -73,10 +111,11 @@ impl StateArg {
 /// # Errors
 /// The daemon does not answer.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
+    if args.cluster {
+        return cluster(args);
+    }
     let report: NodeReport = status_socket::get(&args.socket.socket, "/v1/status")?;
-    if args.output == Format::Json {
-        json(&report)?;
-    } else {
+    if !args.output.write(&report)? {
         node_lines(&report)
             .iter()
             .for_each(|line| output::line(line));
@@ -99,18 +138,100 @@ pub(crate) fn peers(args: &PeersArgs) -> Result<ExitCode> {
         .iter()
         .any(|peer| peer.state != PeerStatus::Installed);
     report.peers.retain(|peer| is_wanted(args, peer));
-    match args.output {
-        Format::Json => json(&report)?,
-        format => {
-            let lines = peer_lines(&report.peers, format == Format::Wide);
-            lines.iter().for_each(|line| output::line(line));
-        }
+    if !args.output.write(&report)? {
+        let lines = peer_lines(&report.peers, args.output == Format::Wide);
+        lines.iter().for_each(|line| output::line(line));
     }
     Ok(if broken {
         status::no()
     } else {
         ExitCode::SUCCESS
     })
+}
+
+/// Shows all leases of the store.
+fn cluster(args: &StatusArgs) -> Result<ExitCode> {
+    let settings = Settings::find(&args.flags, args.env_file.as_deref())?;
+    let leases = wait_for(async {
+        let store = settings.options.store.open(Timing::default())?;
+        let read = tokio::time::timeout(STORE_LIMIT, store.leases());
+        let leases = read.await.context("the store does not answer")??;
+        anyhow::Ok(leases)
+    })?;
+    let nodes: Vec<LeaseReport> = leases.iter().map(LeaseReport::of).collect();
+    let all_good = nodes.iter().all(|node| node.problem.is_none());
+    if !args.output.write(&serde_json::json!({ "nodes": nodes }))? {
+        let head = ["SUBNET", "PUBLIC IP", "BACKEND", "KIND", "PROBLEM"].map(str::to_owned);
+        let rows = nodes.iter().map(LeaseReport::row);
+        let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
+        table(&rows).iter().for_each(|line| output::line(line));
+    }
+    Ok(if all_good {
+        ExitCode::SUCCESS
+    } else {
+        status::no()
+    })
+}
+
+/// How long the store may take.
+const STORE_LIMIT: Duration = Duration::from_secs(30);
+
+/// A node as the store has it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct LeaseReport {
+    subnets: Vec<String>,
+    public_ips: Vec<String>,
+    backend: String,
+    /// It does not end.
+    reserved: bool,
+    /// Why no node can use it.
+    problem: Option<String>,
+}
+
+impl LeaseReport {
+    fn of(lease: &ListedLease) -> LeaseReport {
+        let nets = lease.key.nets().iter();
+        let attrs = lease.attrs.as_ref().ok();
+        let ips = attrs.map(|attrs| attrs.public_ip.iter().map(|(_, ip)| ip.to_string()));
+        let backend = attrs.and_then(|attrs| attrs.backend_type.as_ref());
+        LeaseReport {
+            subnets: nets.map(|(_, net)| net.to_string()).collect(),
+            public_ips: ips.map(Iterator::collect).unwrap_or_default(),
+            backend: backend.map(ToString::to_string).unwrap_or_default(),
+            reserved: lease.reserved,
+            problem: lease.attrs.as_ref().err().map(ToString::to_string),
+        }
+    }
+
+    fn row(&self) -> [String; 5] {
+        let kind = if self.reserved {
+            "reservation"
+        } else {
+            "lease"
+        };
+        [
+            list(&self.subnets),
+            list(&self.public_ips),
+            self.backend.clone(),
+            kind.to_owned(),
+            self.problem.clone().unwrap_or_default(),
+        ]
+    }
+}
+
+/// Prints the level of the daemon's log, or changes it.
+///
+/// # Errors
+/// The daemon does not answer, or knows no such level.
+pub(crate) fn log_level(args: &LogLevelArgs) -> Result<ExitCode> {
+    let socket = &args.socket.socket;
+    let answer = match &args.level {
+        Some(level) => status_socket::put(socket, &format!("/v1/log-level/{level}"))?,
+        None => status_socket::text(socket, "/v1/log-level", STORE_LIMIT)?,
+    };
+    output::line(answer.trim());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints the versions.
@@ -125,11 +246,6 @@ pub(crate) fn version(args: &SocketArgs) -> Result<ExitCode> {
         Err(error) => output::line(&format!("flanneld   unknown ({error:#})")),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn json(report: &impl Serialize) -> Result<()> {
-    output::line(&serde_json::to_string_pretty(report)?);
-    Ok(())
 }
 
 fn is_wanted(args: &PeersArgs, peer: &PeerReport) -> bool {
@@ -227,6 +343,11 @@ fn peer_lines(peers: &[PeerReport], wide: bool) -> Vec<String> {
     };
     let head = ["SUBNET", "PUBLIC IP", "BACKEND", "STATE", "REASON"].map(str::to_owned);
     let rows: Vec<[String; 5]> = std::iter::once(head).chain(peers.iter().map(row)).collect();
+    table(&rows)
+}
+
+/// Aligns the columns.
+fn table(rows: &[[String; 5]]) -> Vec<String> {
     let width = |column: usize| {
         let widths = rows.iter().map(|row| row[column].chars().count());
         widths.max().unwrap_or_default()

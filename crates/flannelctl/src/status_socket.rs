@@ -62,6 +62,18 @@ fn report<T: DeserializeOwned>(socket: &Path, path: &str, limit: Duration) -> Re
 /// # Errors
 /// As [`get`].
 pub(crate) fn text(socket: &Path, path: &str, limit: Duration) -> Result<String> {
+    request(socket, "GET", path, limit)
+}
+
+/// Changes something of the daemon; returns its answer.
+///
+/// # Errors
+/// As [`get`].
+pub(crate) fn put(socket: &Path, path: &str) -> Result<String> {
+    request(socket, "PUT", path, LIMIT)
+}
+
+fn request(socket: &Path, method: &str, path: &str, limit: Duration) -> Result<String> {
     let place = socket.display();
     let mut stream = UnixStream::connect(socket).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow!(
@@ -70,12 +82,12 @@ pub(crate) fn text(socket: &Path, path: &str, limit: Duration) -> Result<String>
         ErrorKind::PermissionDenied => anyhow!("{place}: {error}: run this command as root"),
         _ => anyhow!("{place}: {error}"),
     })?;
-    let answer = exchange(&mut stream, path, limit).map_err(|error| match error.kind() {
+    let answer = exchange(&mut stream, method, path, limit).map_err(|error| match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!(
-            "{place}: GET {path}: no answer within {} s: flanneld is stopped or hangs; its log says what it did last, and a restart (systemctl restart flanneld) leaves the network in place",
+            "{place}: {method} {path}: no answer within {} s: flanneld is stopped or hangs; its log says what it did last, and a restart (systemctl restart flanneld) leaves the network in place",
             limit.as_secs()
         ),
-        _ => anyhow!("{place}: GET {path}: {error}"),
+        _ => anyhow!("{place}: {method} {path}: {error}"),
     })?;
     let text = String::from_utf8_lossy(&answer);
     let (head, body) = text
@@ -84,7 +96,7 @@ pub(crate) fn text(socket: &Path, path: &str, limit: Duration) -> Result<String>
     let code = head.split(' ').nth(1).unwrap_or_default();
     if code != "200" {
         bail!(
-            "{place}: GET {path}: HTTP status {}: {}",
+            "{place}: {method} {path}: HTTP status {}: {}",
             Outside(code),
             Outside(body.trim())
         );
@@ -92,7 +104,12 @@ pub(crate) fn text(socket: &Path, path: &str, limit: Duration) -> Result<String>
     Ok(body.to_owned())
 }
 
-fn exchange(stream: &mut UnixStream, path: &str, limit: Duration) -> std::io::Result<Vec<u8>> {
+fn exchange(
+    stream: &mut UnixStream,
+    method: &str,
+    path: &str,
+    limit: Duration,
+) -> std::io::Result<Vec<u8>> {
     let began = Instant::now();
     let left = || {
         let left = limit.checked_sub(began.elapsed());
@@ -100,7 +117,7 @@ fn exchange(stream: &mut UnixStream, path: &str, limit: Duration) -> std::io::Re
             .ok_or(std::io::Error::from(ErrorKind::TimedOut))
     };
     stream.set_write_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: flanneld\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: flanneld\r\n\r\n")?;
     let mut answer = Vec::new();
     let mut piece = vec![0; 64 << 10];
     loop {

@@ -101,6 +101,21 @@ fn a_node_and_its_peers() {
     );
     assert_eq!(only["peers"].as_array().unwrap().len(), 1);
 
+    // The same as YAML, and all nodes as the store has them.
+    let yaml = text(&ctl(node, &["status", "-o", "yaml"]));
+    assert!(
+        yaml.contains("\nversion: ") && yaml.contains("\nready: true"),
+        "{yaml}"
+    );
+    let yaml = text(&ctl(node, &["peers", "-o", "yaml"]));
+    assert!(yaml.contains("state: refused"), "{yaml}");
+    let (code, nodes) = json(node, &["status", "--cluster", "-o", "json"]);
+    assert_eq!((code, nodes["nodes"].as_array().unwrap().len()), (0, 4));
+    let table = text(&ctl(node, &["status", "--cluster"]));
+    for node in lab.nodes() {
+        assert!(table.contains(&node.ipv4().to_string()), "{table}");
+    }
+
     let version = text(&ctl(node, &["version"]));
     let ours = env!("CARGO_PKG_VERSION");
     assert!(version.contains(&format!("flanneld   {ours}")), "{version}");
@@ -181,6 +196,46 @@ fn the_socket_is_root_s_and_survives_clients_and_kills() {
     assert_eq!(ctl(node, &["status"]).status.code(), Some(1));
     node.flanneld().start_ready(SOON).unwrap();
     wait(node, &["status"], 0);
+}
+
+#[test]
+fn the_level_of_the_log_changes_while_the_daemon_runs() {
+    let lab = Lab::builder()
+        .nodes(1)
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    lab.start().unwrap();
+    let node = lab.node(1);
+    wait(node, &["status"], 0);
+    let level = |args: &[&str]| {
+        let output = ctl(node, &[&["log-level"], args].concat());
+        (
+            output.status.code().unwrap(),
+            text(&output).trim().to_owned(),
+        )
+    };
+    assert_eq!(level(&[]), (0, "info".to_owned()));
+    assert!(!node.flanneld().log().contains("DEBUG"));
+    assert_eq!(level(&["debug"]), (0, "debug".to_owned()));
+    assert_eq!(level(&[]), (0, "debug".to_owned()));
+    node.exec(["ip", "link", "set", "flannel.1", "down"])
+        .unwrap();
+    wait_for("operations are logged", SOON, || {
+        let log = node.flanneld().log();
+        if log.contains("DEBUG") {
+            Ok(())
+        } else {
+            Err(log)
+        }
+    })
+    .unwrap();
+    let (code, said) = level(&["loud"]);
+    assert!(
+        code == 1 && said.contains("expected info, debug or trace"),
+        "{said}"
+    );
+    assert_eq!(level(&["info"]).0, 0);
 }
 
 #[test]

@@ -3,12 +3,15 @@
 mod limit;
 mod lines;
 
+use std::cell::Cell;
 use std::io::IsTerminal;
+use std::rc::Rc;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, reload};
 
 use limit::Limit;
 use lines::{Form, Lines};
@@ -23,18 +26,78 @@ const OURS: [&str; 6] = [
     "model",
 ];
 
-/// Starts logging. `verbosity` is `-v`: 0 tells what changed, 1 every operation, 5 everything.
-pub fn start(verbosity: u8, json: bool) {
-    let level = match verbosity {
-        0 => LevelFilter::INFO,
-        1..=4 => LevelFilter::DEBUG,
-        _ => LevelFilter::TRACE,
-    };
-    let targets = Targets::new()
-        .with_default(LevelFilter::WARN)
-        .with_targets(OURS.map(|target| (target, level)))
-        // It reports each handshake that a stopped peer does not answer, as a warning, every five seconds.
-        .with_target("boringtun", LevelFilter::OFF);
+/// How much is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// What changed.
+    Info,
+    /// Every operation.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Level {
+    /// All levels, from the quietest.
+    pub const ALL: [Level; 3] = [Level::Info, Level::Debug, Level::Trace];
+
+    /// Returns the level that `-v` means.
+    pub fn of_verbosity(verbosity: u8) -> Level {
+        match verbosity {
+            0 => Level::Info,
+            1..=4 => Level::Debug,
+            _ => Level::Trace,
+        }
+    }
+
+    /// Returns its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Info => "info",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        }
+    }
+
+    fn targets(self) -> Targets {
+        let filter = match self {
+            Level::Info => LevelFilter::INFO,
+            Level::Debug => LevelFilter::DEBUG,
+            Level::Trace => LevelFilter::TRACE,
+        };
+        Targets::new()
+            .with_default(LevelFilter::WARN)
+            .with_targets(OURS.map(|target| (target, filter)))
+            // It reports each handshake that a stopped peer does not answer, as a warning, every five seconds.
+            .with_target("boringtun", LevelFilter::OFF)
+    }
+}
+
+/// Changes what is logged while the daemon runs.
+#[derive(Clone)]
+pub struct LogControl {
+    level: Rc<Cell<Level>>,
+    filter: reload::Handle<Targets, Registry>,
+}
+
+impl LogControl {
+    /// Returns the present level.
+    pub fn level(&self) -> Level {
+        self.level.get()
+    }
+
+    /// Changes the level, until the next start.
+    pub fn set(&self, level: Level) {
+        if self.filter.reload(level.targets()).is_ok() {
+            self.level.set(level);
+        }
+    }
+}
+
+/// Starts logging. `verbosity` is `-v`: 0 logs what changed, 1 every operation, 5 everything.
+pub fn start(verbosity: u8, json: bool) -> LogControl {
+    let level = Level::of_verbosity(verbosity);
+    let (targets, filter) = reload::Layer::new(level.targets());
     let form = if json {
         Form::Json
     } else if std::io::stderr().is_terminal() {
@@ -56,4 +119,8 @@ pub fn start(verbosity: u8, json: bool) {
     };
     // Only a second start in one process can fail, and then logs go where they went before.
     drop(started);
+    LogControl {
+        level: Rc::new(Cell::new(level)),
+        filter,
+    }
 }

@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use flanneld::logging::LogControl;
 use flanneld::options::Options;
 use flanneld::settle::{open_kernel, open_store, wrong_flag};
 use flanneld::status::Status;
@@ -45,8 +46,8 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    logging::start(options.verbosity, options.json_logs);
-    match start(options) {
+    let log = logging::start(options.verbosity, options.json_logs);
+    match start(options, log) {
         Ok(code) => code,
         Err(error) if wrong_flag(&error) => {
             error!("{error:#}");
@@ -59,22 +60,23 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(options: Options) -> anyhow::Result<ExitCode> {
+fn start(options: Options, log: LogControl) -> anyhow::Result<ExitCode> {
     info!("flannel-rs v{}", env!("CARGO_PKG_VERSION"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let local = tokio::task::LocalSet::new();
-    let ended = local.block_on(&runtime, serve(options));
+    let ended = local.block_on(&runtime, serve(options, log));
     drop(local);
     // A file system that hangs must not keep the process: nobody waits for its answer any more.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(options: Options) -> anyhow::Result<ExitCode> {
+async fn serve(options: Options, log: LogControl) -> anyhow::Result<ExitCode> {
     let mut stop = Stop::new()?;
     let status = Status::default();
+    status.set_log_control(log);
     if let Some(addr) = options.healthz {
         health::serve(addr, status.clone()).await?;
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{mpsc, oneshot};
 
+use crate::logging::LogControl;
 use crate::metrics::{self, Histogram, Snapshot};
 use crate::report::{Counts, NetworkReport, NodeReport, PeerStatus, PeersReport};
 
@@ -57,6 +58,7 @@ struct Inner {
     change: Option<String>,
     store_waits: store::StoreStatus,
     network: Option<NetworkReport>,
+    log: Option<LogControl>,
     rules_in_place: bool,
     guard_in_place: bool,
     /// Whether the CNI configuration is in its place; `None` if it is not ours to put there.
@@ -117,6 +119,7 @@ impl Default for Status {
             change: None,
             store_waits: store::StoreStatus::default(),
             network: None,
+            log: None,
             rules_in_place: false,
             guard_in_place: false,
             cni_installed: None,
@@ -248,6 +251,16 @@ impl Status {
     /// Records what this node is in the network.
     pub fn set_network(&self, network: NetworkReport) {
         self.0.borrow_mut().network = Some(network);
+    }
+
+    /// Records what changes the log's level.
+    pub fn set_log_control(&self, log: LogControl) {
+        self.0.borrow_mut().log = Some(log);
+    }
+
+    /// Returns what changes the log's level.
+    pub fn log_control(&self) -> Option<LogControl> {
+        self.0.borrow().log.clone()
     }
 
     /// Records whether the traffic rules are as they should be.

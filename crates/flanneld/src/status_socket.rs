@@ -13,9 +13,10 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::net::{UnixListener, UnixStream};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::http::{self, Connections, Handler};
+use crate::logging::Level;
 use crate::metrics;
 use crate::socket_peer::is_root_or_own_user;
 use crate::status::{Question, Status};
@@ -94,14 +95,14 @@ struct StatusHandler(Status);
 
 impl Handler for StatusHandler {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET {
-            return http::response(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "text/plain",
-                "only GET\n".to_owned(),
-            );
+        let path = request.uri().path();
+        if let Some(level) = path.strip_prefix("/v1/log-level") {
+            return log_level(&self.0, request.method(), level.trim_start_matches('/'));
         }
-        match request.uri().path() {
+        if request.method() != Method::GET {
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
+        }
+        match path {
             "/v1/status" => json(&self.0.report()),
             "/v1/metrics" => {
                 self.0.refresh_peer_states().await;
@@ -114,13 +115,46 @@ impl Handler for StatusHandler {
                     .await
                     .unwrap_or_default(),
             ),
-            _ => http::response(
+            _ => plain(
                 StatusCode::NOT_FOUND,
-                "text/plain",
-                "try /v1/status, /v1/peers or /v1/metrics\n".to_owned(),
+                "try /v1/status, /v1/peers, /v1/metrics or /v1/log-level
+",
             ),
         }
     }
+}
+
+/// Answers with the log's level; `PUT` changes it first.
+fn log_level(status: &Status, method: &Method, name: &str) -> Response<Full<Bytes>> {
+    let Some(log) = status.log_control() else {
+        return plain(StatusCode::NOT_FOUND, "the log's level cannot be changed\n");
+    };
+    if method == Method::PUT {
+        let level = Level::ALL.into_iter().find(|level| level.name() == name);
+        let Some(level) = level else {
+            return plain(
+                StatusCode::BAD_REQUEST,
+                "no such level: expected info, debug or trace\n",
+            );
+        };
+        if level != log.level() {
+            info!(
+                "the log's level is {} now, until the next start",
+                level.name()
+            );
+        }
+        log.set(level);
+    } else if method != Method::GET || !name.is_empty() {
+        return plain(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "GET /v1/log-level, PUT /v1/log-level/LEVEL\n",
+        );
+    }
+    plain(StatusCode::OK, log.level().name())
+}
+
+fn plain(code: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    http::response(code, "text/plain", text.to_owned())
 }
 
 fn json(report: &impl Serialize) -> Response<Full<Bytes>> {
