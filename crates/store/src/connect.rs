@@ -2,7 +2,6 @@
 //! `https`.
 
 use std::future::Future;
-use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -35,12 +34,9 @@ pub(crate) enum ConnectError {
     Dial(#[from] dial::DialError),
     #[error("{0}")]
     Proxy(#[from] ProxyError),
-    #[error("TLS: {error}{hint}")]
-    Tls {
-        error: io::Error,
-        /// Which flag and file it is about.
-        hint: String,
-    },
+    /// With the flag and the file that it is about.
+    #[error("TLS: {0}")]
+    Tls(String),
     #[error("TLS: no answer within {} s", TLS_TIMEOUT.as_secs())]
     TlsTimeout,
     #[error(transparent)]
@@ -75,8 +71,9 @@ impl Connector {
         let name = self
             .server_name
             .unwrap_or_else(|| self.endpoint.name().to_owned());
-        let hint = |error: &io::Error| self.files.hint(error);
-        Ok(TokioIo::new(encrypt(wire, config, name, hint).await?))
+        Ok(TokioIo::new(
+            encrypt(wire, config, name, &self.files).await?,
+        ))
     }
 }
 
@@ -85,7 +82,7 @@ async fn encrypt(
     wire: Wire,
     config: ClientConfig,
     name: String,
-    hint: impl Fn(&io::Error) -> String,
+    files: &TlsFiles,
 ) -> Result<Wire, ConnectError> {
     let Ok(server) = ServerName::try_from(name.clone()) else {
         return Err(ConnectError::Name(name));
@@ -93,10 +90,7 @@ async fn encrypt(
     let handshake = TlsConnector::from(Arc::new(config)).connect(server, wire);
     match timeout(TLS_TIMEOUT, handshake).await {
         Ok(Ok(tls)) => Ok(Wire::Tls(Box::new(tls))),
-        Ok(Err(error)) => Err(ConnectError::Tls {
-            hint: hint(&error),
-            error,
-        }),
+        Ok(Err(error)) => Err(ConnectError::Tls(files.explain(&error))),
         Err(_) => Err(ConnectError::TlsTimeout),
     }
 }

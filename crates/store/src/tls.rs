@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use std::time::SystemTime;
 
 use tokio_rustls::rustls::client::danger::ServerCertVerifier;
@@ -153,10 +154,16 @@ impl TlsFiles {
             return Ok((verifier(Trust::Anyone), source));
         }
         let (roots, given, source) = self.roots()?;
-        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        let roots = Arc::new(roots);
+        let webpki = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
             .map_err(|e| source.problem(e.to_string()))?;
-        Ok((verifier(Trust::Authorities { webpki, given }), source))
+        let trust = Trust::Authorities {
+            webpki,
+            roots,
+            given,
+        };
+        Ok((verifier(trust), source))
     }
 
     /// Which flag a failed handshake is about, and its file: the rest of a message.
@@ -179,6 +186,12 @@ impl TlsFiles {
             },
             _ => String::new(),
         }
+    }
+
+    /// Describes a failed handshake: what is wrong, and what follows for the settings.
+    pub(crate) fn explain(&self, error: &std::io::Error) -> String {
+        let text = explanation(error).unwrap_or_else(|| error.to_string());
+        format!("{text}{}", self.hint(error))
     }
 
     /// Reads the files, as [`TlsFiles::load`] does, and warns of what is skipped in them: once, at the start.
@@ -294,5 +307,38 @@ mod tests {
         for garbage in [&[0x30_u8, 0x82, 0xff, 0xff][..], &[0x30, 0], &[]] {
             assert_eq!(validity::not_after(garbage), None);
         }
+    }
+}
+
+/// Says what a failed handshake means where rustls' words do not, or change with every try.
+fn explanation(error: &std::io::Error) -> Option<String> {
+    use rustls::CertificateError as Cert;
+    const NOT_TLS: &str = "does the server speak TLS? If not, its address begins with http://";
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        return Some(format!("the server ended the connection: {NOT_TLS}"));
+    }
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let invalid = |reason: String| Some(format!("invalid peer certificate: {reason}"));
+    let date = |time: &rustls::pki_types::UnixTime| {
+        let time = std::time::UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()))?;
+        // Later years cannot be written so.
+        let written = time < std::time::UNIX_EPOCH + Duration::from_secs(253_402_300_800);
+        written.then(|| humantime::format_rfc3339_seconds(time).to_string())
+    };
+    match error {
+        rustls::Error::InvalidMessage(_) => Some(format!("{error}: {NOT_TLS}")),
+        rustls::Error::InvalidCertificate(Cert::UnknownIssuer) => {
+            invalid("the authority that signed it is not trusted (UnknownIssuer)".into())
+        }
+        rustls::Error::InvalidCertificate(Cert::ExpiredContext { not_after, .. }) => {
+            invalid(format!("it expired at {}", date(not_after)?))
+        }
+        rustls::Error::InvalidCertificate(Cert::NotValidYetContext { not_before, .. }) => {
+            invalid(format!(
+                "it is not valid before {}: is the clock of this host right?",
+                date(not_before)?
+            ))
+        }
+        _ => None,
     }
 }

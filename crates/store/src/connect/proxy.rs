@@ -207,8 +207,7 @@ impl Proxy {
         }
         let files = TlsFiles::system(&["http/1.1"]);
         let config = files.load()?;
-        let hint = |error: &std::io::Error| files.hint(error);
-        encrypt(wire, config, self.endpoint.host.clone(), hint).await
+        encrypt(wire, config, self.endpoint.host.clone(), &files).await
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::Uri;
 
 use crate::connect::{ConnectError, Connector, Wire};
+use crate::tls::TlsFiles;
 
 /// The end of the last frame that a gRPC server sends to a client that pings more often than it allows.
 const TOO_MANY_PINGS: &[u8] = b"too_many_pings";
@@ -56,8 +57,10 @@ impl tower_service::Service<Uri> for AttentiveConnector {
     fn call(&mut self, _: Uri) -> Self::Future {
         let this = self.clone();
         Box::pin(async move {
+            let files = this.connector.files.clone();
             let wire = this.connector.connect().await?.into_inner();
-            Ok(TokioIo::new(Attentive::new(wire, this.farewell)))
+            let attentive = Attentive::new(wire, files, this.farewell);
+            Ok(TokioIo::new(attentive))
         })
     }
 }
@@ -65,14 +68,17 @@ impl tower_service::Service<Uri> for AttentiveConnector {
 /// A connection that remembers the last bytes that arrived.
 pub(super) struct Attentive<S> {
     inner: S,
+    /// What the server was shown: it may refuse that after the handshake.
+    files: Arc<TlsFiles>,
     tail: Vec<u8>,
     farewell: Farewell,
 }
 
 impl<S> Attentive<S> {
-    fn new(inner: S, farewell: Farewell) -> Attentive<S> {
+    fn new(inner: S, files: Arc<TlsFiles>, farewell: Farewell) -> Attentive<S> {
         Attentive {
             inner,
+            files,
             tail: Vec::new(),
             farewell,
         }
@@ -104,7 +110,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Attentive<S> {
         let read = Pin::new(&mut this.inner).poll_read(cx, buf);
         if let Poll::Ready(Err(error)) = &read {
             // Later ones follow from the first.
-            let _ = this.farewell.0.error.set(error.to_string());
+            let text = format!("{error}{}", this.files.hint(error));
+            let _ = this.farewell.0.error.set(text);
         }
         this.arrived(&buf.filled()[before..]);
         read
@@ -155,6 +162,7 @@ mod tests {
             TOO_MANY_PINGS,
         ]
         .concat();
+        let files = Arc::new(TlsFiles::system(&[]));
         for cut in 0..=frame.len() {
             for (last, expected) in [(true, true), (false, false)] {
                 let farewell = Farewell::default();
@@ -167,7 +175,7 @@ mod tests {
                 if !last && cut == frame.len() {
                     continue;
                 }
-                let mut wire = Attentive::new(both, farewell.clone());
+                let mut wire = Attentive::new(both, files.clone(), farewell.clone());
                 let mut all = Vec::new();
                 wire.read_to_end(&mut all).await.unwrap();
                 assert_eq!(farewell.too_many_pings(), expected, "cut at {cut}");

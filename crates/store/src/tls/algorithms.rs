@@ -1,14 +1,15 @@
 //! The one set of cryptography: ring's, and what Go's TLS knows besides and people's certificates use:
-//! ECDSA on P-521, and private RSA keys that are larger or smaller than ring takes (ADR 6).
+//! ECDSA on P-521, private RSA keys that are larger or smaller than ring takes, and smaller public ones (ADR 6).
 
 use std::sync::{Arc, LazyLock};
 
 use p521::ecdsa::signature::hazmat::PrehashVerifier;
 use p521::pkcs8::{DecodePrivateKey, EncodePublicKey};
-use rsa::pkcs1::DecodeRsaPrivateKey;
+use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey};
 use rsa::sha2::{Digest, Sha256, Sha384, Sha512};
 use rsa::signature::{SignatureEncoding, Signer as _};
 use rsa::traits::PublicKeyParts;
+use rsa::{Pkcs1v15Sign, Pss};
 use tokio_rustls::rustls::crypto::{CryptoProvider, KeyProvider, WebPkiSupportedAlgorithms, ring};
 use tokio_rustls::rustls::pki_types::{
     AlgorithmIdentifier, InvalidSignature, PrivateKeyDer, SignatureVerificationAlgorithm,
@@ -40,7 +41,12 @@ fn with_p521(ring: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
         &P521Verification(Hash::Sha384),
         &P521Verification(Hash::Sha256),
     ];
-    let all: Vec<Algorithm> = ring.all.iter().chain(P521).copied().collect();
+    let widened = |algorithm: &Algorithm| match RsaVerification::of(*algorithm) {
+        Some(rsa) => &*Box::leak(Box::new(rsa)),
+        None => *algorithm,
+    };
+    let all = ring.all.iter().map(widened).chain(P521.iter().copied());
+    let all: Vec<Algorithm> = all.collect();
     let mut mapping = Vec::new();
     for (scheme, algorithms) in ring.mapping {
         // In TLS 1.2 a scheme says the hash and leaves the curve open.
@@ -49,7 +55,7 @@ fn with_p521(ring: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
             SignatureScheme::ECDSA_NISTP256_SHA256 => Some(P521[2]),
             _ => None,
         };
-        let algorithms: Vec<Algorithm> = algorithms.iter().copied().chain(also).collect();
+        let algorithms: Vec<Algorithm> = algorithms.iter().map(widened).chain(also).collect();
         mapping.push((*scheme, &*algorithms.leak()));
     }
     mapping.push((SignatureScheme::ECDSA_NISTP521_SHA512, &P521[..1]));
@@ -192,6 +198,72 @@ impl Signer for P521Key {
         SignatureScheme::ECDSA_NISTP521_SHA512
     }
 }
+
+/// One of ring's verifications of RSA, also for the keys that Go takes and ring finds too short.
+#[derive(Debug)]
+struct RsaVerification {
+    ring: Algorithm,
+    is_pss: bool,
+    hash: Hash,
+}
+
+impl RsaVerification {
+    /// Returns what takes the place of ring's algorithm; `None` if it is not RSA.
+    fn of(ring: Algorithm) -> Option<RsaVerification> {
+        let id = ring.signature_alg_id();
+        let kinds = [
+            (alg_id::RSA_PKCS1_SHA256, false, Hash::Sha256),
+            (alg_id::RSA_PKCS1_SHA384, false, Hash::Sha384),
+            (alg_id::RSA_PKCS1_SHA512, false, Hash::Sha512),
+            (alg_id::RSA_PSS_SHA256, true, Hash::Sha256),
+            (alg_id::RSA_PSS_SHA384, true, Hash::Sha384),
+            (alg_id::RSA_PSS_SHA512, true, Hash::Sha512),
+        ];
+        let (_, is_pss, hash) = kinds.into_iter().find(|(of, _, _)| *of == id)?;
+        Some(RsaVerification { ring, is_pss, hash })
+    }
+
+    fn verify_short(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Option<()> {
+        let key = rsa::PublicKey::from_pkcs1_der(key).ok()?;
+        if !SHORT_RSA_BYTES.contains(&key.size()) {
+            return None;
+        }
+        let hash = self.hash.of(message);
+        let verified = match (self.is_pss, self.hash) {
+            (false, Hash::Sha256) => key.verify(Pkcs1v15Sign::new::<Sha256>(), &hash, signature),
+            (false, Hash::Sha384) => key.verify(Pkcs1v15Sign::new::<Sha384>(), &hash, signature),
+            (false, Hash::Sha512) => key.verify(Pkcs1v15Sign::new::<Sha512>(), &hash, signature),
+            (true, Hash::Sha256) => key.verify(Pss::<Sha256>::new(), &hash, signature),
+            (true, Hash::Sha384) => key.verify(Pss::<Sha384>::new(), &hash, signature),
+            (true, Hash::Sha512) => key.verify(Pss::<Sha512>::new(), &hash, signature),
+        };
+        verified.ok()
+    }
+}
+
+impl SignatureVerificationAlgorithm for RsaVerification {
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let verified = self.ring.verify_signature(public_key, message, signature);
+        let short = || self.verify_short(public_key, message, signature);
+        verified.or_else(|invalid| short().ok_or(invalid))
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.ring.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.ring.signature_alg_id()
+    }
+}
+
+/// Sizes of RSA keys that Go takes and ring does not: 1024 to 2047 bits.
+const SHORT_RSA_BYTES: std::ops::Range<usize> = 128..256;
 
 /// Sizes of RSA keys that Go takes.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 128..=1024;

@@ -47,13 +47,20 @@ pub(super) struct Certificates {
 }
 
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+/// What old programs of OpenSSL's write.
+const OLD_LABEL: &str = "X509 CERTIFICATE-----";
 
 /// Reads all certificates of a file.
 ///
 /// # Errors
 /// The file cannot be read, or there is no certificate in it that can.
 pub(super) fn certificates(source: Source<'_>) -> Result<Certificates, TlsError> {
-    let pem = source.read()?;
+    let mut pem = source.read()?;
+    if let Ok(text) = std::str::from_utf8(&pem)
+        && text.contains(OLD_LABEL)
+    {
+        pem = text.replace(OLD_LABEL, "CERTIFICATE-----").into_bytes();
+    }
     let mut found = Certificates::default();
     let starts: Vec<usize> = pem
         .windows(BEGIN.len())

@@ -12,7 +12,9 @@ use tokio_rustls::rustls::crypto::{
 };
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
-use tokio_rustls::rustls::{self, CertificateError, DigitallySignedStruct, SignatureScheme};
+use tokio_rustls::rustls::{
+    self, CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
 
 /// Judges a server's certificate.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub(super) enum Trust {
     /// signed it, does not matter then; its name and its time are checked all the same.
     Authorities {
         webpki: Arc<WebPkiServerVerifier>,
+        roots: Arc<RootCertStore>,
         given: Vec<CertificateDer<'static>>,
     },
     /// All of them (`insecure-skip-tls-verify`).
@@ -44,11 +47,22 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let Trust::Authorities { webpki, given } = &self.trust else {
+        let Trust::Authorities {
+            webpki,
+            roots,
+            given,
+        } = &self.trust
+        else {
             return Ok(ServerCertVerified::assertion());
         };
         let result =
             webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        if result.as_ref().is_err_and(is_about_the_purpose)
+            && self.is_for_any_purpose(end_entity, intermediates, roots, now)
+        {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
         let named = given
             .iter()
             .any(|root| root.as_ref() == end_entity.as_ref());
@@ -84,6 +98,43 @@ impl ServerCertVerifier for Verifier {
             .signature_verification_algorithms
             .supported_schemes()
     }
+}
+
+/// The purpose "any", which Go takes for a server's too.
+const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+
+impl Verifier {
+    /// Returns whether an authority vouches for the certificate, for any purpose.
+    fn is_for_any_purpose(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        roots: &RootCertStore,
+        now: UnixTime,
+    ) -> bool {
+        let Ok(cert) = webpki::EndEntityCert::try_from(end_entity) else {
+            return false;
+        };
+        let verified = cert.verify_for_usage(
+            self.provider.signature_verification_algorithms.all,
+            &roots.roots,
+            intermediates,
+            now,
+            webpki::KeyUsage::required_if_present(ANY_PURPOSE),
+            None,
+            None,
+        );
+        verified.is_ok()
+    }
+}
+
+/// Returns whether webpki found that the certificate is for something else than a server.
+fn is_about_the_purpose(error: &rustls::Error) -> bool {
+    use CertificateError::{InvalidPurpose, InvalidPurposeContext};
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(InvalidPurpose | InvalidPurposeContext { .. })
+    )
 }
 
 /// Returns whether webpki found fault with who vouches for the certificate: it looks at the time before that,

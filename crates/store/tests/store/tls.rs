@@ -523,6 +523,130 @@ fn rsa_of_more_than_4096_bits_is_spoken_by_everybody() {
 }
 
 #[test]
+fn rsa_of_1024_bits_is_spoken_by_everybody() {
+    for hash in ["sha256", "sha512"] {
+        local(async {
+            let pki = empty_pki();
+            openssl_pki(&pki, "-algorithm RSA -pkeyopt rsa_keygen_bits:1024", hash);
+            let etcd = pki.server("server", "ca.pem", true);
+            serves(&pki, &etcd).await;
+            // Not because any signature would do.
+            openssl(
+                &pki,
+                "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:1024 -out ca-key.pem",
+            );
+            openssl(
+                &pki,
+                "req -x509 -new -key ca-key.pem -subj /CN=ca -out other.pem",
+            );
+            let other = EtcdSettings {
+                certfile: Some(pki.file("client.pem")),
+                keyfile: Some(pki.file("client-key.pem")),
+                cafile: Some(pki.file("other.pem")),
+                ..settings(&etcd)
+            };
+            refused(other, "invalid peer certificate").await;
+        });
+    }
+}
+
+#[test]
+fn a_certificate_for_any_purpose_is_a_servers_too() {
+    local(async {
+        let (pki, ours) = (Pki::new(), authority("ours too"));
+        let mut params = server_params();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+        pki.write("any-ca.pem", &ours.pem);
+        pki.issue("any", params.clone(), &ours);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning];
+        pki.issue("code", params, &ours);
+        let asks = |etcd: &Etcd, ca: &str| EtcdSettings {
+            cafile: Some(pki.file(ca)),
+            ..settings(etcd)
+        };
+        let etcd = pki.server("any", "any-ca.pem", false);
+        reads(asks(&etcd, "any-ca.pem")).await;
+        refused(asks(&etcd, "stranger-ca.pem"), "is not trusted").await;
+        let etcd = pki.server("code", "any-ca.pem", false);
+        refused(asks(&etcd, "any-ca.pem"), "extended key usage").await;
+    });
+}
+
+#[test]
+fn a_certificate_out_of_its_time_is_one_reason_and_not_one_each_second() {
+    local(async {
+        let (pki, ours) = (Pki::new(), authority("ours too"));
+        pki.write("time-ca.pem", &ours.pem);
+        for (name, years, text) in [
+            ("old", (2001, 2002), "it expired at 2002-01-01T00:00:00Z"),
+            (
+                "new",
+                (2801, 2802),
+                "it is not valid before 2801-01-01T00:00:00Z: is the clock",
+            ),
+        ] {
+            let mut params = server_params();
+            params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+            params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
+            pki.issue(name, params, &ours);
+            let etcd = pki.server(name, "time-ca.pem", false);
+            let settings = EtcdSettings {
+                cafile: Some(pki.file("time-ca.pem")),
+                ..settings(&etcd)
+            };
+            refused(settings, text).await;
+        }
+    });
+}
+
+#[test]
+fn what_a_server_refuses_after_the_handshake_is_named() {
+    local(async {
+        let pki = Pki::new();
+        let etcd = pki.server("server", "ca.pem", true);
+        let stranger = EtcdSettings {
+            certfile: Some(pki.file("stranger.pem")),
+            keyfile: Some(pki.file("stranger-key.pem")),
+            cafile: Some(pki.file("ca.pem")),
+            ..settings(&etcd)
+        };
+        refused(stranger, "; it was shown -etcd-certfile").await;
+        let nothing = EtcdSettings {
+            cafile: Some(pki.file("ca.pem")),
+            ..settings(&etcd)
+        };
+        refused(
+            nothing,
+            "; it was shown no certificate, for there is no -etcd-certfile",
+        )
+        .await;
+        // A server without TLS.
+        let plain = Etcd::start();
+        let tls = EtcdSettings {
+            endpoints: plain.url().replace("http://", "https://"),
+            cafile: Some(pki.file("ca.pem")),
+            ..settings(&plain)
+        };
+        refused(tls, "does the server speak TLS?").await;
+    });
+}
+
+#[test]
+fn an_authority_in_a_block_of_the_old_name_is_read() {
+    local(async {
+        let pki = Pki::new();
+        let pem = pki_text(&pki, "ca.pem").replace(" CERTIFICATE", " X509 CERTIFICATE");
+        pki.write("old-ca.pem", &pem);
+        let etcd = pki.server("server", "ca.pem", false);
+        let old = EtcdSettings {
+            cafile: Some(pki.file("old-ca.pem")),
+            ..settings(&etcd)
+        };
+        reads(old).await;
+    });
+}
+
+#[test]
 fn the_very_certificate_that_was_named_is_believed() {
     local(async {
         let pki = Pki::new();
