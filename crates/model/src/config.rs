@@ -178,6 +178,8 @@ impl NetConfig {
         json: &str,
         pool: fn(Family, &Members, &mut Vec<ConfigError>) -> Option<Pool>,
     ) -> Result<(NetConfig, Members), ConfigFaults> {
+        // Editors of Windows write a byte order mark.
+        let json = json.strip_prefix('\u{feff}').unwrap_or(json);
         let members: Members = serde_json::from_str(json).map_err(|e| ConfigFaults {
             first: e.into(),
             others: Vec::new(),

@@ -31,24 +31,33 @@ impl FaultLog {
 const REASONS: usize = 16;
 
 /// The reasons for which something waits: each is logged when it is new and once a minute, however
-/// they alternate.
+/// they alternate. Reasons of the same words are one reason: an API server lists what it does not accept in
+/// another order each time.
 #[derive(Debug, Default)]
-pub(crate) struct RetryLog(Vec<(String, Instant)>);
+pub(crate) struct RetryLog(Vec<(u64, Instant)>);
 
 impl RetryLog {
     /// Returns whether to log `reason` now.
     pub(crate) fn is_due(&mut self, reason: &str) -> bool {
         let now = Instant::now();
         self.0.retain(|(_, at)| now.duration_since(*at) < REMIND);
-        if self.0.iter().any(|(known, _)| known == reason) {
+        let reason = words(reason);
+        if self.0.iter().any(|(known, _)| *known == reason) {
             return false;
         }
         if self.0.len() == REASONS {
             self.0.remove(0);
         }
-        self.0.push((reason.into(), now));
+        self.0.push((reason, now));
         true
     }
+}
+
+/// Returns a number that depends on the words of a text and not on their order.
+fn words(text: &str) -> u64 {
+    let words = text.split(|c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']'));
+    let words = words.filter(|word| !word.is_empty());
+    words.map(hash).fold(0, u64::wrapping_add)
 }
 
 fn hash(value: impl Hash) -> u64 {
@@ -86,5 +95,14 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         assert_eq!(said, 6);
+    }
+
+    #[tokio::test]
+    async fn the_order_of_the_words_does_not_count() {
+        let mut log = RetryLog::default();
+        assert!(log.is_due("invalid: [a: no name, b: no name]"));
+        assert!(!log.is_due("invalid: [b: no name, a: no name]"));
+        assert!(log.is_due("invalid: [a: no name]"));
+        assert!(log.is_due("invalid: [a: no name, c: no name]"));
     }
 }

@@ -278,38 +278,6 @@ impl TlsFiles {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-
-    #[test]
-    fn the_end_of_a_file_is_its_first_certificate_to_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ca.pem");
-        let mut text = String::new();
-        // UTCTime until 2049, GeneralizedTime from then on.
-        for year in [2060, 2031] {
-            let key = rcgen::KeyPair::generate().unwrap();
-            let mut params = rcgen::CertificateParams::new(vec!["a".into()]).unwrap();
-            params.not_after = rcgen::date_time_ymd(year, 1, 1);
-            text += &params.self_signed(&key).unwrap().pem();
-            std::fs::write(&path, &text).unwrap();
-            let end = first_end(&Pem::File(path.clone())).unwrap();
-            let years = end.duration_since(UNIX_EPOCH).unwrap().as_secs_f64() / 31_556_952.0;
-            assert!((years - f64::from(year - 1970)).abs() < 0.01, "{years}");
-        }
-        for cut in [0, 1, 40, text.len() / 3] {
-            std::fs::write(&path, &text[..cut]).unwrap();
-            assert_eq!(first_end(&Pem::File(path.clone())), None);
-        }
-        for garbage in [&[0x30_u8, 0x82, 0xff, 0xff][..], &[0x30, 0], &[]] {
-            assert_eq!(validity::not_after(garbage), None);
-        }
-    }
-}
-
 /// Says what a failed handshake means where rustls' words do not, or change with every try.
 fn explanation(error: &std::io::Error) -> Option<String> {
     use rustls::CertificateError as Cert;
@@ -340,5 +308,37 @@ fn explanation(error: &std::io::Error) -> Option<String> {
             ))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_file_is_its_first_certificate_to_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        let mut text = String::new();
+        // UTCTime until 2049, GeneralizedTime from then on.
+        for year in [2060, 2031] {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::new(vec!["a".into()]).unwrap();
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            text += &params.self_signed(&key).unwrap().pem();
+            std::fs::write(&path, &text).unwrap();
+            let end = first_end(&Pem::File(path.clone())).unwrap();
+            let years = end.duration_since(UNIX_EPOCH).unwrap().as_secs_f64() / 31_556_952.0;
+            assert!((years - f64::from(year - 1970)).abs() < 0.01, "{years}");
+        }
+        for cut in [0, 1, 40, text.len() / 3] {
+            std::fs::write(&path, &text[..cut]).unwrap();
+            assert_eq!(first_end(&Pem::File(path.clone())), None);
+        }
+        for garbage in [&[0x30_u8, 0x82, 0xff, 0xff][..], &[0x30, 0], &[]] {
+            assert_eq!(validity::not_after(garbage), None);
+        }
     }
 }

@@ -13,7 +13,7 @@ use tracing::warn;
 
 use super::access_error::AccessError;
 use super::credential::Credential;
-use super::exec::{ClusterInfo, Plugin};
+use super::exec::{ClusterInfo, Plugin, Printed};
 use super::kubeconfig::{self, Kubeconfig};
 use super::server::{Origin, Server};
 use crate::connect::{Connector, Proxy, Scheme};
@@ -53,6 +53,8 @@ pub(super) struct Access {
     /// [`Target::identity`] whose certificates were checked for blocks that are skipped.
     checked: AtomicU64,
     plugin: Plugin,
+    /// The file of a token, and the last one that it held.
+    token: Mutex<Option<(PathBuf, Secret)>>,
 }
 
 #[derive(Debug)]
@@ -110,6 +112,7 @@ impl Access {
             logged: Mutex::default(),
             checked: AtomicU64::new(0),
             plugin: Plugin::default(),
+            token: Mutex::default(),
         })
     }
 
@@ -159,24 +162,44 @@ impl Access {
     /// if that is due.
     pub(super) async fn target(&self) -> Result<Target, AccessError> {
         let known = self.read();
+        let printed = match &known.credential {
+            Some(Credential::Exec(exec)) => {
+                let printed = self.plugin.credential(exec, known.cluster_info()).await;
+                Some(printed.map_err(AccessError::Exec)?)
+            }
+            _ => None,
+        };
+        self.target_of(&known, printed)
+    }
+
+    /// Returns the same without running a program: what it printed last counts. `None` if it has not yet.
+    pub(super) fn target_so_far(&self) -> Option<Target> {
+        let known = self.read();
+        let printed = match &known.credential {
+            Some(Credential::Exec(exec)) => Some(self.plugin.last(exec)?),
+            _ => None,
+        };
+        self.target_of(&known, printed).ok()
+    }
+
+    fn target_of(
+        &self,
+        known: &Known,
+        printed: Option<Arc<Printed>>,
+    ) -> Result<Target, AccessError> {
         let mut files = known.files.clone();
         let token = match &known.credential {
             None => None,
             Some(Credential::Token(token)) => Some(token.clone()),
-            Some(Credential::TokenFile(path)) => match std::fs::read_to_string(path) {
-                Ok(text) => Some(Secret::new(text.trim())),
-                Err(error) => {
-                    let path = path.clone();
-                    return Err(AccessError::Token { path, error });
+            Some(Credential::TokenFile(path, token)) => Some(self.read_token(path, token)?),
+            Some(Credential::Exec(_)) => {
+                let identity = printed
+                    .as_ref()
+                    .and_then(|printed| printed.identity.clone());
+                if let Some((cert, key)) = identity {
+                    (files.cert, files.key) = (Some(cert), Some(key));
                 }
-            },
-            Some(Credential::Exec(exec)) => {
-                let printed = self.plugin.credential(exec, known.cluster_info()).await;
-                let printed = printed.map_err(AccessError::Exec)?;
-                if let Some((cert, key)) = &printed.identity {
-                    (files.cert, files.key) = (Some(cert.clone()), Some(key.clone()));
-                }
-                printed.token.clone()
+                printed.and_then(|printed| printed.token.clone())
             }
         };
         let proxy = known.proxy()?;
@@ -212,6 +235,29 @@ impl Access {
             identity,
             token,
             impersonate: known.impersonate.clone(),
+        })
+    }
+
+    /// Returns the token in the file; the last one that it held, or the one given beside it, while it cannot be
+    /// read or is empty. The server judges whether that is still good.
+    fn read_token(&self, path: &Path, beside: &Option<Secret>) -> Result<Secret, AccessError> {
+        let read = std::fs::read_to_string(path).and_then(|text| match text.trim() {
+            "" => Err(std::io::Error::other("it is empty")),
+            token => Ok(Secret::new(token)),
+        });
+        let mut last = lock(&self.token);
+        if let Ok(token) = &read {
+            *last = Some((path.into(), token.clone()));
+        }
+        let error = match read {
+            Ok(token) => return Ok(token),
+            Err(error) => error,
+        };
+        let former = last.as_ref().filter(|(of, _)| of == path);
+        let former = former.map(|(_, token)| token).or(beside.as_ref());
+        former.cloned().ok_or(AccessError::Token {
+            path: path.into(),
+            error,
         })
     }
 
@@ -255,7 +301,7 @@ fn in_cluster(env: impl Fn(&str) -> Option<String>) -> Result<Known, AccessError
         ..no_files()
     };
     Ok(Known {
-        credential: Some(Credential::TokenFile(dir.join("token"))),
+        credential: Some(Credential::TokenFile(dir.join("token"), None)),
         ..Known::at("KUBERNETES_SERVICE_HOST", &url, files)?
     })
 }
@@ -396,6 +442,31 @@ mod tests {
         assert_eq!(three.origin.address, "http://b:1");
         assert_eq!(access.place(), "http://b:1");
         assert_ne!(one.identity, three.identity);
+    }
+
+    #[tokio::test]
+    async fn a_token_counts_until_its_file_holds_another_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, file) = (dir.path().join("kubeconfig"), dir.path().join("token"));
+        std::fs::write(&path, config("http://a:1", "tokenFile: token")).unwrap();
+        let access = Access::new("", Some(&path), |_| None).unwrap();
+        let token = async || access.target().await.map(|target| target.token.unwrap());
+        let said = async || token().await.err().unwrap().to_string();
+        assert!(said().await.contains("No such file"));
+        std::fs::write(&file, "\n").unwrap();
+        assert!(said().await.contains("it is empty"));
+        std::fs::write(
+            &path,
+            config("http://a:1", "tokenFile: token, token: beside"),
+        )
+        .unwrap();
+        assert_eq!(token().await.unwrap().reveal(), "beside");
+        for (text, want) in [("one\n", "one"), ("", "one"), ("two", "two")] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(token().await.unwrap().reveal(), want);
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(token().await.unwrap().reveal(), "two");
     }
 
     #[tokio::test]

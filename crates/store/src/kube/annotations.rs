@@ -109,8 +109,10 @@ impl Prefix {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_' | '/');
         let domain = text.split('/').next().unwrap_or_default();
         let slashes = text.matches('/').count();
-        if domain.is_empty() || !text.chars().all(plain) {
-            return bad("expected a domain such as flannel.alpha.coreos.com");
+        if !is_domain(domain) || !text.chars().all(plain) {
+            return bad(
+                "expected a domain such as flannel.alpha.coreos.com, in lower case, of letters, digits, - and .",
+            );
         }
         if slashes > 1 {
             return bad("expected at most one /");
@@ -126,6 +128,19 @@ impl Prefix {
     pub(super) fn name(&self, key: Key) -> String {
         format!("{}{}", self.0, key.name())
     }
+}
+
+/// Whether Kubernetes takes the domain for the first part of an annotation's name.
+fn is_domain(text: &str) -> bool {
+    let inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        let ends = bytes.first().into_iter().chain(bytes.last());
+        !bytes.is_empty()
+            && ends.copied().all(inner)
+            && bytes.iter().all(|c| inner(*c) || *c == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 #[cfg(test)]
@@ -145,7 +160,9 @@ mod tests {
         ] {
             assert_eq!(Prefix::parse(text).unwrap().name(Key::PublicIp), name);
         }
-        for text in ["", "/", "/a", "a/b/c", "a b", "a\"b"] {
+        for text in [
+            "", "/", "/a", "a/b/c", "a b", "a\"b", "a_b", "A", "-a/b", "a-", "a..b", "a.",
+        ] {
             let error = Prefix::parse(text).unwrap_err().to_string();
             assert!(error.starts_with("-kube-annotation-prefix"), "{error}");
         }

@@ -13,19 +13,23 @@ use crate::secret::Secret;
 #[derive(Clone, Debug)]
 pub(super) enum Credential {
     Token(Secret),
-    /// Read again for each request: it is renewed every hour or so.
-    TokenFile(PathBuf),
+    /// Read again for each request: it is renewed every hour or so. Until it can be read, the token beside it
+    /// is used, if there is one.
+    TokenFile(PathBuf, Option<Secret>),
     /// A program that prints a token or a certificate.
     Exec(Arc<Exec>),
 }
 
 /// Reads a user's credential; `None`: a certificate at most.
 pub(super) fn credential(user: At<'_>) -> Result<Option<Credential>, String> {
+    // A block of YAML ends with a line feed, which no header may hold.
+    let token = string(user.map, "token")?.map(|token| Secret::new(token.trim()));
     if let Some(file) = string(user.map, "tokenFile")? {
-        return Ok(Some(Credential::TokenFile(relative_to(user.path, &file))));
+        let file = relative_to(user.path, &file);
+        return Ok(Some(Credential::TokenFile(file, token)));
     }
-    if let Some(token) = string(user.map, "token")? {
-        return Ok(Some(Credential::Token(Secret::new(token))));
+    if let Some(token) = token {
+        return Ok(Some(Credential::Token(token)));
     }
     let exec = &user.map["exec"];
     if matches!(exec, Yaml::BadValue | Yaml::Null) {

@@ -110,6 +110,13 @@ impl Plugin {
         result
     }
 
+    /// Returns what the program printed last, without running it.
+    pub(super) fn last(&self, exec: &Arc<Exec>) -> Option<Arc<Printed>> {
+        let last = self.0.try_lock().ok()?;
+        let run = last.as_ref().filter(|run| run.exec == *exec)?;
+        run.result.as_ref().ok().cloned()
+    }
+
     /// Has the program run again the next time: the server refused what it printed.
     pub(super) async fn forget(&self) {
         self.0.lock().await.take_if(|run| run.result.is_ok());
@@ -366,7 +373,10 @@ mod tests {
                 .unwrap();
         }
         assert_eq!(runs(), 1);
+        assert!(plugin.last(&exec).unwrap().token.is_some());
         plugin.forget().await;
+        assert!(plugin.last(&exec).is_none(), "it is not run to know");
+        assert_eq!(runs(), 1);
         plugin
             .credential(&exec, ClusterInfo::default())
             .await

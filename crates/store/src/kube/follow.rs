@@ -216,7 +216,7 @@ impl Follower {
                 },
                 () = tokio::time::sleep_until(look_at) => {
                     look_at = Instant::now() + LOOK_EVERY;
-                    if self.nodes.has_moved().await {
+                    if self.nodes.has_moved() {
                         return Err(self.moved(&place));
                     }
                 }

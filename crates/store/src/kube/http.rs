@@ -1,7 +1,7 @@
 //! Requests to the API server, over one connection: HTTP/2 where it is offered, with pings, so that
 //! a server that is dead is noticed; else HTTP/1.1, one connection a request.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,8 @@ const CALL: Duration = Duration::from_secs(15);
 /// The same for a list: API servers before 1.33 encode all of it before they send the first byte, and a
 /// busy one queues it for up to a minute. Aborting it would waste that work, and again at the next try.
 const LIST_CALL: Duration = Duration::from_secs(90);
+/// How often these times are doubled when the server does not keep them: once for each try in vain.
+const MOST_DOUBLINGS: u32 = 2;
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
 const WINDOW: u32 = 256 << 10;
@@ -75,6 +77,11 @@ impl<'a> Ask<'a> {
         }
     }
 
+    /// How long its answer may take to begin after so many in a row were late.
+    fn patience(&self, late: u32) -> Duration {
+        self.retry * 2_u32.pow(late.min(MOST_DOUBLINGS))
+    }
+
     /// A list of all Nodes.
     pub(super) fn list(path: &'a str, accept: &'static str) -> Ask<'a> {
         Ask {
@@ -103,6 +110,8 @@ pub(super) struct Client {
     access: Access,
     activity: Activity,
     connection: Mutex<Option<Connection>>,
+    /// How many answers in a row did not begin in time.
+    late: AtomicU32,
     /// [`Target::identity`] of the last request.
     identity: AtomicU64,
 }
@@ -125,6 +134,7 @@ impl Client {
             access,
             activity,
             connection: Mutex::default(),
+            late: AtomicU32::new(0),
             identity: AtomicU64::new(0),
         }
     }
@@ -145,9 +155,9 @@ impl Client {
     }
 
     /// Whether server, certificates or proxy have changed since the last request.
-    pub(super) async fn has_moved(&self) -> bool {
-        let target = self.access.target().await;
-        target.is_ok_and(|target| target.identity != self.identity.load(Ordering::Relaxed))
+    pub(super) fn has_moved(&self) -> bool {
+        let target = self.access.target_so_far();
+        target.is_some_and(|target| target.identity != self.identity.load(Ordering::Relaxed))
     }
 
     /// Sends a request; returns when a successful answer begins.
@@ -155,7 +165,10 @@ impl Client {
         // Not part of the time that the server has: it may run a program.
         let target = self.access.target().await.map_err(|e| self.problem(&e))?;
         self.activity.set_files(&target.connector.files);
-        let answer = timeout(ask.retry, self.try_send(&target, ask)).await;
+        // A server that works slowly must not be asked again and again without ever being heard.
+        let late = self.late.load(Ordering::Relaxed);
+        let patience = ask.patience(late);
+        let answer = timeout(patience, self.try_send(&target, ask)).await;
         match &answer {
             Ok(Ok(answer)) => self
                 .activity
@@ -163,10 +176,14 @@ impl Client {
             Ok(Err(_)) | Err(_) => self.activity.ended(ask.verb(), "none", false),
         }
         let answer = match answer {
-            Ok(answer) => answer?,
+            Ok(answer) => {
+                self.late.store(0, Ordering::Relaxed);
+                answer?
+            }
             Err(_) => {
                 self.hang_up().await;
-                let seconds = ask.retry.as_secs();
+                self.late.store(late.saturating_add(1), Ordering::Relaxed);
+                let seconds = patience.as_secs();
                 return Err(self.away(&format!("no answer within {seconds} s")));
             }
         };
@@ -277,4 +294,15 @@ fn request(target: &Target, ask: &Ask<'_>, http1: bool) -> Result<Request<Full<B
     request
         .body(Full::new(body))
         .map_err(|error| Failure::Refused(format!("the request cannot be made: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_server_is_given_more_time_and_not_all_time() {
+        let seconds = |late| Ask::get("/", "x").patience(late).as_secs();
+        assert_eq!([0, 1, 2, 3, u32::MAX].map(seconds), [15, 30, 60, 60, 60]);
+    }
 }

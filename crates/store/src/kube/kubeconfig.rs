@@ -49,6 +49,8 @@ const REFUSED: [(&str, &str); 3] = [
 pub(super) fn parse(texts: &[(PathBuf, String)]) -> Result<Kubeconfig, String> {
     let mut files = Vec::new();
     for (path, text) in texts {
+        // Editors of Windows write a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let documents = YamlLoader::load_from_str(text)
             .map_err(|error| format!("{}: not YAML: {error}", path.display()))?;
         if let Some(document) = documents.into_iter().next() {
@@ -164,7 +166,10 @@ mod tests {
     #[test]
     fn a_token_file_wins_over_a_token_and_no_secret_is_printed() {
         let config = read("x: y", "token: hunter2, tokenFile: token").unwrap();
-        assert!(matches!(config.credential, Some(Credential::TokenFile(_))));
+        let Some(Credential::TokenFile(_, Some(token))) = &config.credential else {
+            panic!("no token file")
+        };
+        assert_eq!(token.reveal(), "hunter2");
         let config = read(
             "proxy-url: 'http://u:hunter2@p'",
             "token: hunter2, exec: {command: a}",
@@ -278,10 +283,23 @@ mod tests {
         .unwrap();
         assert_eq!(config.server, "https://one");
         assert_eq!(format!("{:?}", config.ca), "Some(/one/ca)");
-        let Some(Credential::TokenFile(path)) = config.credential else {
+        let Some(Credential::TokenFile(path, None)) = config.credential else {
             panic!("no token file")
         };
         assert_eq!(path, Path::new("/two/t"));
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_line_ends_do_not_count() {
+        let text = FLOW
+            .replace("CLUSTER", "x: y")
+            .replace("USER", r#"token: "hunter2\n""#);
+        let text = format!("\u{feff}{}", text.replace(", users", ",\r\n users"));
+        let config = parse(&[file("k", &text)]).unwrap();
+        let Some(Credential::Token(token)) = config.credential else {
+            panic!("no token")
+        };
+        assert_eq!(token.reveal(), "hunter2");
     }
 
     #[test]

@@ -61,8 +61,8 @@ impl NodesClient {
     }
 
     /// Whether server, certificates or proxy have changed since the last request.
-    pub(super) async fn has_moved(&self) -> bool {
-        self.client.has_moved().await
+    pub(super) fn has_moved(&self) -> bool {
+        self.client.has_moved()
     }
 
     /// Returns what the API server was asked and how it answered.
