@@ -34,7 +34,9 @@ const PORT: u16 = 2399;
 /// Whether the daemon may still be waiting for the rest of an answer, inflating it, or waiting for the list of the
 /// other nodes.
 fn is_slow(name: &str) -> bool {
-    ["silent", "drips", "a gzip bomb"].contains(&name) || name.starts_with("the list")
+    ["silent", "drips", "a gzip bomb", "pages: drips"].contains(&name)
+        || name.starts_with("the list")
+        || name.starts_with("pages, quiet:")
 }
 
 /// Serves one connection in a hostile way.
@@ -120,7 +122,8 @@ fn each(
                 }
                 let peak = node.flanneld().usage().unwrap().peak_rss_kib;
                 if peak > MEMORY_KIB {
-                    return Err(format!("{name}: {peak} KiB"));
+                    let log = node.flanneld().log_tail(20);
+                    return Err(format!("{name}: {peak} KiB: {log}"));
                 }
             }
             Ok(())
@@ -237,17 +240,57 @@ mod etcd {
         })
     }
 
-    fn grpc(body: BoxBody<Bytes, Infallible>) -> Answer {
+    pub fn grpc<B>(body: B) -> Response<B> {
         let answer = Response::builder().header("content-type", "application/grpc");
         answer.body(body).unwrap()
     }
 
-    fn all(bytes: Vec<u8>) -> BoxBody<Bytes, Infallible> {
+    /// An answer that etcd calls a success.
+    pub fn trailers_of_success(bytes: Vec<u8>) -> BoxBody<Bytes, Infallible> {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "0".parse().unwrap());
+        let body = Full::new(Bytes::from(bytes));
+        body.with_trailers(async move { Some(Ok(trailers)) })
+            .boxed()
+    }
+
+    fn varint(mut number: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while number > 0x7f {
+            bytes.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        bytes.push(number as u8);
+        bytes
+    }
+
+    /// A field that holds a number.
+    pub fn number(field: u8, value: u64) -> Vec<u8> {
+        [vec![field << 3], varint(value)].concat()
+    }
+
+    /// A field that holds bytes.
+    pub fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        [
+            &[number << 3 | 2],
+            varint(bytes.len() as u64).as_slice(),
+            bytes,
+        ]
+        .concat()
+    }
+
+    /// A key, its revisions and its value.
+    pub fn key_value(key: &[u8], value: &[u8], revision: u64) -> Vec<u8> {
+        let revisions = [number(2, revision), number(3, revision)].concat();
+        [field(1, key), revisions, field(5, value)].concat()
+    }
+
+    pub fn all(bytes: Vec<u8>) -> BoxBody<Bytes, Infallible> {
         Full::new(bytes.into()).boxed()
     }
 
     /// `first`, then `again` for ever, each after a pause.
-    fn endless(first: Vec<u8>, again: Vec<u8>, pause: Duration) -> BoxBody<Bytes, Infallible> {
+    pub fn endless(first: Vec<u8>, again: Vec<u8>, pause: Duration) -> BoxBody<Bytes, Infallible> {
         let (send, receive) = mpsc::channel(1);
         tokio::spawn(async move {
             let (mut next, again) = (Bytes::from(first), Bytes::from(again));
@@ -260,7 +303,7 @@ mod etcd {
     }
 
     /// The head of a message that is said to have so many bytes.
-    fn head(flag: u8, length: u32) -> Vec<u8> {
+    pub fn head(flag: u8, length: u32) -> Vec<u8> {
         [&[flag], length.to_be_bytes().as_slice()].concat()
     }
 
@@ -421,6 +464,201 @@ mod etcd {
             let etcd = SocketAddr::from(([192, 168, 78, 254], 2379));
             Box::pin(async move { (etcd, Box::new(()) as Box<dyn std::any::Any>) })
         });
+    }
+}
+
+/// An etcd that is good, but for the pages that list the leases.
+mod etcd_pages {
+    use std::convert::Infallible;
+
+    use http_body_util::combinators::BoxBody;
+    use http_body_util::{BodyExt, Full};
+    use hyper::body::{Bytes, Incoming};
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
+    use super::etcd::{all, endless, field, grpc, head, key_value, number, trailers_of_success};
+    use super::*;
+
+    type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+    type Served = Pin<Box<dyn Future<Output = std::io::Result<()>> + Send>>;
+    type Body = BoxBody<Bytes, Infallible>;
+
+    /// Passes on everything but the listing of the leases.
+    fn between(stream: TcpStream, to: SocketAddr, page: fn() -> Body) -> Served {
+        answering(stream, to, ("/Range", b"/subnets/"), page)
+    }
+
+    /// Passes on everything but calls of that name that hold these bytes.
+    fn answering(
+        stream: TcpStream,
+        to: SocketAddr,
+        (name, part): (&'static str, &'static [u8]),
+        page: fn() -> Body,
+    ) -> Served {
+        Box::pin(async move {
+            let up = TcpStream::connect(to).await?;
+            let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (sender, up) = client
+                .handshake::<_, BoxBody<Bytes, hyper::Error>>(TokioIo::new(up))
+                .await
+                .map_err(std::io::Error::other)?;
+            let up = tokio::spawn(up);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let mut sender = sender.clone();
+                async move {
+                    let (parts, body) = request.into_parts();
+                    let body = if parts.uri.path().ends_with(name) {
+                        let asked = body.collect().await?.to_bytes();
+                        if part.is_empty() || asked.windows(part.len()).any(|here| here == part) {
+                            let body = page().map_err(|never| match never {}).boxed();
+                            return Ok::<Answer, hyper::Error>(grpc(body));
+                        }
+                        Full::new(asked).map_err(|never| match never {}).boxed()
+                    } else {
+                        body.boxed()
+                    };
+                    let answer = sender
+                        .send_request(Request::from_parts(parts, body))
+                        .await?;
+                    Ok(answer.map(BodyExt::boxed))
+                }
+            });
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            up.abort();
+            Ok(())
+        })
+    }
+
+    /// A whole page of these fields.
+    fn page(fields: &[Vec<u8>]) -> Body {
+        let message = fields.concat();
+        let mut whole = head(0, message.len() as u32);
+        whole.extend(message);
+        trailers_of_success(whole)
+    }
+
+    /// `cluster_id` (0 says nothing), `member_id`, `revision`, `raft_term`.
+    fn header(cluster: u64, revision: u64) -> Vec<u8> {
+        let fields = [
+            number(1, cluster),
+            number(2, 1),
+            number(3, revision),
+            number(4, 2),
+        ];
+        field(1, &fields.concat())
+    }
+
+    fn lease(subnet: u8) -> Vec<u8> {
+        let key = format!("/coreos.com/network/subnets/172.30.{subnet}.0-24");
+        let value = format!(r#"{{"PublicIP":"192.168.78.{subnet}"}}"#);
+        field(2, &key_value(key.as_bytes(), value.as_bytes(), 3))
+    }
+
+    const MORE: [u8; 2] = [0x18, 1];
+
+    #[test]
+    fn whatever_the_pages_hold() {
+        let habits: [(&str, Serve); 17] = [
+            ("pages, quiet: a grant for ever", |s, to| {
+                answering(s, to, ("/LeaseGrant", b""), || {
+                    page(&[header(0, 9), number(2, 7), number(3, u64::MAX >> 1)])
+                })
+            }),
+            ("pages, quiet: a grant of less than nothing", |s, to| {
+                answering(s, to, ("/LeaseGrant", b""), || {
+                    page(&[header(0, 9), number(2, 7), number(3, 1 << 63)])
+                })
+            }),
+            ("pages: more, and no key", |s, to| {
+                between(s, to, || page(&[header(1, 9), MORE.to_vec()]))
+            }),
+            ("pages: the same page again and again", |s, to| {
+                between(s, to, || page(&[header(1, 9), lease(9), MORE.to_vec()]))
+            }),
+            ("pages: keys backwards", |s, to| {
+                between(s, to, || page(&[header(1, 9), lease(9), lease(8)]))
+            }),
+            ("pages: another cluster each time", |s, to| {
+                between(s, to, || {
+                    let ids = fastrand::u64(1..u64::MAX);
+                    let subnet = fastrand::u8(1..250);
+                    page(&[header(ids, 9), lease(subnet), MORE.to_vec()])
+                })
+            }),
+            ("pages: leases without end", |s, to| {
+                between(s, to, || {
+                    endless(head(0, 240 << 20), lease(9).repeat(500), Duration::ZERO)
+                })
+            }),
+            ("pages: 4 GiB", |s, to| {
+                between(s, to, || {
+                    endless(head(0, u32::MAX), vec![0x12; 64 << 10], Duration::ZERO)
+                })
+            }),
+            ("pages: a key of 1 GiB", |s, to| {
+                between(s, to, || {
+                    let first = [head(0, 240 << 20), vec![0x12, 0x80, 0x80, 0x80, 0x80, 0x04]];
+                    endless(first.concat(), vec![0; 64 << 10], Duration::ZERO)
+                })
+            }),
+            ("pages: cut off", |s, to| {
+                between(s, to, || {
+                    all([head(0, 1000), header(1, 9), lease(9)].concat())
+                })
+            }),
+            ("pages: compressed", |s, to| {
+                between(s, to, || {
+                    let bomb = Bomb::of(b"", 0);
+                    let first = [head(1, u32::MAX), bomb.start].concat();
+                    endless(first, bomb.again, Duration::ZERO)
+                })
+            }),
+            ("pages: other types", |s, to| {
+                between(s, to, || page(&[vec![0x08, 5, 0x10, 7, 0x13, 0x14]]))
+            }),
+            ("pages: drips", |s, to| {
+                between(s, to, || {
+                    endless(head(0, 1000), vec![0x12], Duration::from_millis(100))
+                })
+            }),
+            ("pages: nothing at all", |s, to| {
+                between(s, to, || all(Vec::new()))
+            }),
+            // What a daemon can live with.
+            ("pages, quiet: no header", |s, to| {
+                between(s, to, || page(&[lease(9)]))
+            }),
+            ("pages, quiet: keys of others", |s, to| {
+                between(s, to, || {
+                    let foreign =
+                        field(2, &key_value(b"\xff\xfe/\x1b[31m", &[0xff; 4096], u64::MAX));
+                    page(&[header(0, 9), lease(9), foreign])
+                })
+            }),
+            ("pages, quiet: one of ours in each", |s, to| {
+                between(s, to, || page(&[header(0, 9), lease(9), lease_of_nobody()]))
+            }),
+        ];
+        let lab = scene::lab()
+            .nodes(habits.len())
+            .pods_per_node(0)
+            .store(ETCD)
+            .build()
+            .unwrap();
+        let args = |_: &Node| vec![format!("-etcd-endpoints=http://127.0.0.1:{PORT}")];
+        each(&lab, &habits, args, |_| {
+            let etcd = SocketAddr::from(([192, 168, 78, 254], 2379));
+            Box::pin(async move { (etcd, Box::new(()) as Box<dyn std::any::Any>) })
+        });
+    }
+
+    /// A lease whose value is as long as etcd takes it, and is nothing.
+    fn lease_of_nobody() -> Vec<u8> {
+        let key = b"/coreos.com/network/subnets/172.30.99.0-24";
+        field(2, &key_value(key, &[b'{'; 1 << 20], 4))
     }
 }
 

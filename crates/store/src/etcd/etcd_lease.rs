@@ -10,6 +10,9 @@ use crate::Timing;
 use crate::clock::now;
 use crate::own_lease::{Life, Time};
 
+/// A server may answer any number; nobody asks for more than this.
+const LONGEST_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
+
 /// One etcd lease at a time.
 pub(super) struct EtcdLease {
     client: Arc<Client>,
@@ -95,7 +98,7 @@ impl EtcdLease {
             Err(Failure::NoLease) => return Ok(None),
             Err(failure) => return Err(failure),
         };
-        if (ttl - self.ttl()).abs() > self.ttl() / 10 {
+        if ttl.abs_diff(self.ttl()) > self.ttl().unsigned_abs() / 10 {
             return Ok(None);
         }
         self.current = Some(self.term(id, asked, ttl));
@@ -142,7 +145,7 @@ impl EtcdLease {
     }
 
     fn term(&self, id: i64, asked: Time, ttl: i64) -> Term {
-        let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
+        let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0)).min(LONGEST_TTL);
         let margin = self.timing.margin_of(ttl);
         // A cluster that was started at once need not renew at once.
         let spread = (margin / 20)

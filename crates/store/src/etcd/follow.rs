@@ -172,7 +172,7 @@ impl Follower {
         let create = WatchCreate {
             key,
             range_end,
-            start_revision: self.leases.replica().history().revision() + 1,
+            start_revision: self.leases.replica().history().revision().saturating_add(1),
             progress_notify: true,
             fragment: true,
         };

@@ -24,6 +24,8 @@ use crate::subnet_allocator::SubnetAllocator;
 
 /// Keys after which the daemon is notified, so that its work overlaps with the rest of the listing.
 const BATCH: usize = 1000;
+/// After so many listings that do not fit together there is a pause.
+const MOST_MISFITS: u32 = 3;
 /// A write of the own lease that etcd refuses is retried after about so long.
 const REFUSED_AGAIN: Duration = Duration::from_secs(20);
 
@@ -44,6 +46,8 @@ pub(super) struct Leases {
     /// `None`: nothing is being listed.
     listing: Option<Listing>,
     listed: bool,
+    /// How many listings in a row were given up because their pages did not fit together.
+    misfits: u32,
     /// The connection over which the history is known to be the same.
     known_on: Option<u64>,
     /// An answer showed that etcd has lost data: how, until everything is listed again.
@@ -74,6 +78,7 @@ impl Leases {
             own_listed: None,
             listing: None,
             listed: false,
+            misfits: 0,
             known_on: None,
             broken: None,
         }
@@ -205,7 +210,15 @@ impl Leases {
                     self.end_listing(own);
                 }
                 // The pages would not fit together.
-                Err(Failure::Compacted) => self.begin_listing(own),
+                Err(Failure::Compacted) => {
+                    self.begin_listing(own);
+                    self.misfits += 1;
+                    if self.misfits.is_multiple_of(MOST_MISFITS) {
+                        return Err(Failure::Unreachable(
+                            "etcd answers one listing from several histories: do all endpoints belong to one cluster?".into(),
+                        ));
+                    }
+                }
                 Err(failure) => {
                     self.begin_listing(own);
                     return Err(failure);
@@ -219,6 +232,7 @@ impl Leases {
     fn end_listing(&mut self, own: &mut OwnDriver) {
         self.listing = None;
         self.listed = true;
+        self.misfits = 0;
         let bumped = self.replica.end_listing();
         self.own_key.listed_at = self.replica.history().revision();
         if self.own_key.doubtful && bumped {

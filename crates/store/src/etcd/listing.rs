@@ -13,8 +13,12 @@ const PAGE: i64 = 8000;
 /// A listing that is under way.
 #[derive(Debug)]
 pub(super) struct Listing {
-    /// Where to go on: at first the first key, then the last one that was read.
-    next: Bytes,
+    /// The first key that there can be.
+    start: Bytes,
+    /// The last key that was read.
+    last: Option<Bytes>,
+    /// The page that is arriving has had no key yet.
+    is_empty: bool,
     /// The page that is arriving.
     page: Option<Incoming>,
     /// What the first page said; the others are of the same revision.
@@ -26,7 +30,9 @@ pub(super) struct Listing {
 impl Listing {
     pub(super) fn new(start: Bytes) -> Listing {
         Listing {
-            next: start,
+            start,
+            last: None,
+            is_empty: true,
             page: None,
             header: None,
             connection: None,
@@ -57,9 +63,20 @@ impl Listing {
             }
             match kv {
                 Some(kv) => {
+                    if self.last.as_ref().is_some_and(|last| *last >= kv.key) {
+                        client.leave(page.connection()).await;
+                        return Err(not_etcd("its keys are out of order", &kv.key));
+                    }
                     self.page = Some(page);
-                    self.next = kv.key.clone();
+                    self.last = Some(kv.key.clone());
+                    self.is_empty = false;
                     return Ok(Some(kv));
+                }
+                // It would be asked for the same again and again.
+                None if page.more() && self.is_empty => {
+                    client.leave(page.connection()).await;
+                    let begin = self.begin();
+                    return Err(not_etcd("a page without keys is not the last one", &begin));
                 }
                 None if page.more() => {}
                 None => return Ok(None),
@@ -74,18 +91,23 @@ impl Listing {
             }
             page => page?,
         };
+        self.is_empty = true;
         if *self.connection.get_or_insert(page.connection()) != page.connection() {
             return Err(Failure::Compacted);
         }
         Ok(page)
     }
 
+    /// Returns the first key that there can be behind the last one.
+    fn begin(&self) -> Bytes {
+        match &self.last {
+            None => self.start.clone(),
+            Some(last) => [last.as_ref(), &[0]].concat().into(),
+        }
+    }
+
     fn request(&self, end: Bytes) -> RangeRequest {
-        let key = match self.header {
-            None => self.next.clone(),
-            // The first key that there can be behind the last one.
-            Some(_) => [self.next.as_ref(), &[0]].concat().into(),
-        };
+        let key = self.begin();
         let revision = self.header.as_ref().map_or(0, |header| header.revision);
         RangeRequest {
             key,
@@ -105,4 +127,10 @@ impl Listing {
     pub(super) fn connection(&self) -> Option<u64> {
         self.connection
     }
+}
+
+/// What a server answers that cannot be etcd: try another one.
+fn not_etcd(problem: &str, key: &[u8]) -> Failure {
+    let key = String::from_utf8_lossy(key);
+    Failure::Unreachable(format!("not an answer of etcd: {problem}, at {key:?}"))
 }

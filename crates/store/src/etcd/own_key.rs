@@ -230,7 +230,7 @@ impl OwnKey {
             key,
             range_end,
             keys_only: true,
-            min_create_revision: self.listed_at + 1,
+            min_create_revision: self.listed_at.saturating_add(1),
             ..RangeRequest::default()
         }
     }

@@ -97,7 +97,7 @@ impl Replica {
         self.history.reach(0);
         self.skipped.end_listing();
         let before = std::mem::take(&mut self.before);
-        self.history.revision() - before > BUMPED
+        self.history.revision().saturating_sub(before) > BUMPED
     }
 
     /// Removes what the listing did not show. What an etcd that lost data does not show is not gone yet: its
