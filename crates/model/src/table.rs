@@ -3,18 +3,17 @@
 //! An object that is as it should be costs its value once: what the kernel holds is stored apart only
 //! where it differs. The table knows which keys need work, so that a change costs the change, whatever
 //! the table's size.
-//!
-//! Entries live in a vector and are found by a hash index of 4-byte positions: half the memory of a
-//! map that holds them, and a position is a name for an object that fits into its owner's list.
+
+mod entry;
+mod slab;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
-use std::hash::BuildHasher;
 use std::time::Instant;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
-
 use crate::object::{Handle, Kind, Slots};
+use entry::{DOUBTED, Entry, HELD, HOLD, IN_DELS, IN_PUTS, KEPT, REFUSED, UNDER_WAY, WANTED, Work};
+use slab::Slab;
 
 /// What one key needs.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,70 +51,6 @@ pub(crate) enum Audit {
     End,
 }
 
-/// The object is desired, and `value` says how.
-const WANTED: u16 = 1;
-/// The kernel holds `value`.
-const HELD: u16 = 1 << 1;
-/// The queue of objects to write names it.
-const IN_PUTS: u16 = 1 << 2;
-/// The queue of objects to delete names it.
-const IN_DELS: u16 = 1 << 3;
-/// The kernel refused what it needs; not offered until [`Table::retry_refused`].
-const REFUSED: u16 = 1 << 4;
-/// What it needs is being done; not offered until something about it changes.
-const UNDER_WAY: u16 = 1 << 6;
-/// While an owner's list is replaced: the new list names it.
-const KEPT: u16 = 1 << 5;
-/// Not offered until [`Table::release_held`]: somebody else keeps undoing it.
-const HOLD: u16 = 1 << 7;
-/// A notification contradicted what was known. It may be older than our own last write, so the kernel
-/// may hold either: whatever is desired next must be written, and what is not, deleted.
-const DOUBTED: u16 = 1 << 8;
-
-/// One object, desired or observed or both. Neither: it only waits to leave the queues.
-struct Entry<K: Kind> {
-    key: K::Key,
-    /// What is desired; of an object that is not, what was observed.
-    value: K::Value,
-    owner: u32,
-    /// The owner's next object.
-    next: Handle,
-    /// The last full look that showed it.
-    audit: u16,
-    flags: u16,
-}
-
-impl<K: Kind> Entry<K> {
-    fn is(&self, flags: u16) -> bool {
-        self.flags & flags == flags
-    }
-
-    fn set(&mut self, flag: u16, on: bool) {
-        if on {
-            self.flags |= flag;
-        } else {
-            self.flags &= !flag;
-        }
-    }
-
-    fn work(&self) -> Option<Work> {
-        let doubted = self.is(DOUBTED);
-        match (self.is(WANTED), self.is(HELD)) {
-            (true, true) if doubted => Some(Work::Put),
-            (false, false) if doubted => Some(Work::Del),
-            (true, false) => Some(Work::Put),
-            (false, true) => Some(Work::Del),
-            (true, true) | (false, false) => None,
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Work {
-    Put,
-    Del,
-}
-
 /// What became of a claim; see [`Table::want`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claimed {
@@ -129,10 +64,7 @@ pub struct Claimed {
 
 /// Desired and observed objects of one kind.
 pub struct Table<K: Kind> {
-    entries: Vec<Option<Entry<K>>>,
-    index: HashTable<u32>,
-    hasher: DefaultHashBuilder,
-    vacant: Vec<u32>,
+    entries: Slab<K>,
     /// What the kernel holds in the place of what it should.
     instead: HashMap<u32, K::Value>,
     /// Claims of owners that did not get a key, by position and owner.
@@ -155,10 +87,7 @@ pub struct Table<K: Kind> {
 impl<K: Kind> Default for Table<K> {
     fn default() -> Self {
         Table {
-            entries: Vec::new(),
-            index: HashTable::new(),
-            hasher: DefaultHashBuilder::default(),
-            vacant: Vec::new(),
+            entries: Slab::default(),
             instead: HashMap::new(),
             waiting: BTreeMap::new(),
             refusals: HashMap::new(),
@@ -207,7 +136,7 @@ impl<K: Kind> Table<K> {
             self.waiting.insert((slot, holder), theirs);
             won_from = Some(holder);
         }
-        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+        if let Some(entry) = self.entries.get_mut(slot) {
             entry.owner = owner;
         }
         self.set_desired(slot, value);
@@ -224,7 +153,7 @@ impl<K: Kind> Table<K> {
         let next = self.waiting.range((slot, 0)..=(slot, u32::MAX)).next();
         if let Some((&claim, _)) = next {
             let value = self.waiting.remove(&claim)?;
-            if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+            if let Some(entry) = self.entries.get_mut(slot) {
                 entry.owner = claim.1;
             }
             self.set_desired(slot, value);
@@ -340,28 +269,27 @@ impl<K: Kind> Table<K> {
         if self.audit == 0 {
             // The number was used before: no object may seem to have been seen in this look.
             self.audit = 1;
-            let entries = self.entries.iter_mut().flatten();
-            entries.for_each(|entry| entry.audit = 0);
+            self.entries.iter_mut().for_each(|entry| entry.audit = 0);
         }
     }
 
     /// Ends a full look; returns how many objects turned out to be missing or changed.
     pub fn end_audit(&mut self) -> usize {
-        let unseen: Vec<K::Key> = (0..)
-            .zip(&self.entries)
-            .filter_map(|(slot, entry)| {
-                let entry = entry.as_ref().filter(|entry| entry.audit != self.audit)?;
+        let entries = self.entries.iter();
+        let unseen: Vec<K::Key> = entries
+            .filter(|(slot, entry)| {
                 let observed =
-                    entry.flags & (HELD | DOUBTED) != 0 || self.instead.contains_key(&slot);
-                observed.then_some(entry.key)
+                    entry.flags & (HELD | DOUBTED) != 0 || self.instead.contains_key(slot);
+                entry.audit != self.audit && observed
             })
+            .map(|(_, entry)| entry.key)
             .collect();
         unseen.iter().for_each(|key| self.gone(key));
         if self.under_way > 0 {
             // The one who does it may have lost it: a second request is harmless.
-            let slots: Vec<u32> = (0..)
-                .zip(&self.entries)
-                .filter(|(_, entry)| entry.as_ref().is_some_and(|entry| entry.is(UNDER_WAY)))
+            let entries = self.entries.iter();
+            let slots: Vec<u32> = entries
+                .filter(|(_, entry)| entry.is(UNDER_WAY))
                 .map(|(slot, _)| slot)
                 .collect();
             slots.into_iter().for_each(|slot| self.file(slot));
@@ -401,7 +329,7 @@ impl<K: Kind> Table<K> {
             },
             None => refusal,
         };
-        if let Some(Some(entry)) = self.entries.get_mut(slot as usize)
+        if let Some(entry) = self.entries.get_mut(slot)
             && entry.work().is_some()
         {
             self.refused += usize::from(!entry.is(REFUSED));
@@ -417,7 +345,7 @@ impl<K: Kind> Table<K> {
     pub fn set_under_way(&mut self, key: &K::Key) {
         let Some(slot) = self.find(key) else { return };
         let was_refused = self.refusals.contains_key(&slot);
-        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+        let Some(entry) = self.entries.get_mut(slot) else {
             return;
         };
         if entry.work().is_none() {
@@ -436,7 +364,7 @@ impl<K: Kind> Table<K> {
     /// Does not offer what `key` needs until [`Table::release_held`], whatever changes about it.
     pub fn hold(&mut self, key: &K::Key) {
         let Some(slot) = self.find(key) else { return };
-        if let Some(Some(entry)) = self.entries.get_mut(slot as usize)
+        if let Some(entry) = self.entries.get_mut(slot)
             && !entry.is(HOLD)
         {
             entry.set(HOLD, true);
@@ -447,7 +375,7 @@ impl<K: Kind> Table<K> {
     /// Offers again what was held.
     pub fn release_held(&mut self) {
         for slot in std::mem::take(&mut self.on_hold) {
-            if let Some(Some(entry)) = self.entries.get_mut(slot as usize)
+            if let Some(entry) = self.entries.get_mut(slot)
                 && entry.is(HOLD)
             {
                 entry.set(HOLD, false);
@@ -509,7 +437,7 @@ impl<K: Kind> Table<K> {
                 break;
             }
             let Some(slot) = queue.pop_front() else { break };
-            let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+            let Some(entry) = self.entries.get_mut(slot) else {
                 continue;
             };
             if entry.work() != Some(work) || entry.flags & (REFUSED | UNDER_WAY | HOLD) != 0 {
@@ -564,8 +492,9 @@ impl<K: Kind> Table<K> {
 
     /// Returns what the kernel holds as it should.
     pub fn held(&self) -> impl Iterator<Item = &K::Value> {
-        let held = self.entries.iter().flatten();
-        held.filter(|entry| entry.is(WANTED | HELD))
+        let entries = self.entries.iter().map(|(_, entry)| entry);
+        entries
+            .filter(|entry| entry.is(WANTED | HELD))
             .map(|entry| &entry.value)
     }
 
@@ -580,39 +509,22 @@ impl<K: Kind> Table<K> {
     }
 
     fn entry(&self, slot: u32) -> Option<&Entry<K>> {
-        self.entries.get(slot as usize)?.as_ref()
+        self.entries.get(slot)
     }
 
     fn find(&self, key: &K::Key) -> Option<u32> {
-        let same = |slot: &u32| self.entry(*slot).is_some_and(|entry| entry.key == *key);
-        self.index.find(self.hasher.hash_one(key), same).copied()
+        self.entries.find(key)
     }
 
     fn insert(&mut self, key: K::Key, value: K::Value, flags: u16, owner: u32) -> u32 {
-        let entry = Entry {
+        let slot = self.entries.insert(Entry {
             key,
             value,
             owner,
             next: Handle::NONE,
             audit: self.audit,
             flags: 0,
-        };
-        let slot = match self.vacant.pop() {
-            Some(slot) => {
-                self.entries[slot as usize] = Some(entry);
-                slot
-            }
-            None => {
-                self.entries.push(Some(entry));
-                self.entries.len() as u32 - 1
-            }
-        };
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        let rehash = |slot: &u32| {
-            let entry = entries.get(*slot as usize).and_then(Option::as_ref);
-            entry.map_or(0, |entry| hasher.hash_one(entry.key))
-        };
-        self.index.insert_unique(hasher.hash_one(key), slot, rehash);
+        });
         self.count(slot, |entry| entry.flags = flags);
         slot
     }
@@ -650,7 +562,7 @@ impl<K: Kind> Table<K> {
 
     /// Changes an entry and keeps the counts right.
     fn count(&mut self, slot: u32, change: impl FnOnce(&mut Entry<K>)) {
-        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+        let Some(entry) = self.entries.get_mut(slot) else {
             return;
         };
         let before = (entry.is(WANTED), entry.work());
@@ -667,7 +579,7 @@ impl<K: Kind> Table<K> {
 
     /// Queues the entry for what it needs; a refusal no longer keeps it back.
     fn file(&mut self, slot: u32) {
-        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+        let Some(entry) = self.entries.get_mut(slot) else {
             return;
         };
         if entry.is(REFUSED) {
@@ -699,19 +611,14 @@ impl<K: Kind> Table<K> {
 
     /// Removes an entry that is neither desired nor observed nor queued.
     fn free_if_dead(&mut self, slot: u32) {
-        let Some(Some(entry)) = self.entries.get(slot as usize) else {
+        let Some(entry) = self.entries.get(slot) else {
             return;
         };
         if entry.flags & (WANTED | HELD | DOUBTED | IN_PUTS | IN_DELS) != 0 {
             return;
         }
-        let hash = self.hasher.hash_one(entry.key);
-        if let Ok(found) = self.index.find_entry(hash, |at| *at == slot) {
-            found.remove();
-        }
-        self.entries[slot as usize] = None;
+        self.entries.remove(slot);
         self.refusals.remove(&slot);
-        self.vacant.push(slot);
     }
 }
 
@@ -736,7 +643,7 @@ impl<K: Kind> Slots for Table<K> {
     }
 
     fn set_next(&mut self, slot: u32, next: Handle) {
-        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+        if let Some(entry) = self.entries.get_mut(slot) {
             entry.next = next;
         }
     }
@@ -746,7 +653,7 @@ impl<K: Kind> Slots for Table<K> {
     }
 
     fn set_kept(&mut self, slot: u32, kept: bool) -> bool {
-        let Some(Some(entry)) = self.entries.get_mut(slot as usize) else {
+        let Some(entry) = self.entries.get_mut(slot) else {
             return false;
         };
         let before = entry.is(KEPT);

@@ -281,7 +281,7 @@ fn of_two_owners_the_lower_has_the_key_and_the_other_inherits_it() {
         assert_eq!((t.desired(&7), t.contested().len()), (Some(&20), 0));
         assert_eq!(t.release(claims[0].slot), None);
         assert_eq!(t.desired(&7), None);
-        assert!(puts(&mut t).is_empty() && t.entries.iter().flatten().count() == 0);
+        assert!(puts(&mut t).is_empty() && t.entries.iter().count() == 0);
     }
 }
 
