@@ -25,7 +25,7 @@ use shown::Shown;
 pub const PREFIX: &str = "flannel-guard-";
 
 /// Several changes in a row are looked at together.
-const SETTLE: Duration = Duration::from_millis(5);
+const COALESCE: Duration = Duration::from_millis(5);
 
 /// The name of the table that guards `network`.
 pub fn table_name(network: &IpNet) -> String {
@@ -250,7 +250,7 @@ impl GuardKeeper {
             }
             Some(watch) => {
                 watch.told().await;
-                sleep(SETTLE).await;
+                sleep(COALESCE).await;
             }
             None => std::future::pending().await,
         }

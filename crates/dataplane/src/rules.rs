@@ -52,7 +52,7 @@ use variant::{Iptables, Variant};
 use watch::{Realm, Touched, Watch};
 
 /// Several changes in a row are looked at together.
-const SETTLE: Duration = Duration::from_millis(5);
+const COALESCE: Duration = Duration::from_millis(5);
 
 /// By which program the rules are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +180,7 @@ impl RulesKeeper {
                     if self.harmless() {
                         continue;
                     }
-                    sleep(SETTLE).await;
+                    sleep(COALESCE).await;
                     return sleep_until(self.contention.not_before).await;
                 }
                 () = at(next_look) => {
@@ -216,13 +216,13 @@ impl RulesKeeper {
                 _ => &self.desired,
             };
             let families = place.families(self.nft.as_mut(), |family| desired.has(family))?;
-            place.settle(tools, &families, desired, change).await?;
+            place.bring_to(tools, &families, desired, change).await?;
         }
         // Only once the right ones are there.
         let nothing = self.desired.none();
         for other in Place::ALL.into_iter().filter(|p| Some(*p) != right) {
             let families = other.families(self.nft.as_mut(), |_| false)?;
-            other.settle(tools, &families, &nothing, change).await?;
+            other.bring_to(tools, &families, &nothing, change).await?;
         }
         // After a write, the next look at the silent tables is a full one.
         self.seen = seen.filter(|_| change.written.is_empty());

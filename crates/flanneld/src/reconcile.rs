@@ -137,7 +137,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.state.set_encrypted(encrypted);
     }
 
-    /// Sets which objects concern us from now on; the kernel is looked at anew.
+    /// Sets which objects concern us from now on; the kernel is read again.
     pub fn set_scope(&mut self, scope: Scope) {
         self.state.set_devices(scope.devices.clone());
         self.dataplane.set_scope(scope);

@@ -129,7 +129,7 @@ pub async fn start(
         reconciler,
         scope,
         status,
-        rules: rules.settled().await,
+        rules: rules.first_try().await,
         forwarding,
         guard,
         source_check,

@@ -71,7 +71,7 @@ impl Traffic {
 
     /// Waits until the rules are in place or could not be put there, if the node's packets depend on
     /// them; but not for ever: the network comes up without them too. Returns what ends the task.
-    pub async fn settled(self) -> AbortHandle {
+    pub async fn first_try(self) -> AbortHandle {
         if self.needed {
             // The task's end is as good as its word.
             let _ = tokio::time::timeout(PATIENCE, self.first).await;

@@ -66,7 +66,7 @@ pub trait Kind {
 
     /// Returns whether an object that holds `observed` is as `desired` asks. Settings that the desired
     /// value leaves open are no difference.
-    fn settled(desired: &Self::Value, observed: &Self::Value) -> bool {
+    fn is_met_by(desired: &Self::Value, observed: &Self::Value) -> bool {
         desired == observed
     }
 

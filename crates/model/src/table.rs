@@ -204,7 +204,7 @@ impl<K: Kind> Table<K> {
             if !entry.is(WANTED) {
                 entry.value = value;
                 entry.set(HELD, true);
-            } else if K::settled(&entry.value, &value) {
+            } else if K::is_met_by(&entry.value, &value) {
                 entry.set(HELD, true);
             } else {
                 entry.set(HELD, false);
@@ -241,7 +241,7 @@ impl<K: Kind> Table<K> {
             return false;
         }
         let as_desired = match (&value, entry.filter(|entry| entry.is(WANTED))) {
-            (Some(value), Some(desired)) => K::settled(&desired.value, value),
+            (Some(value), Some(desired)) => K::is_met_by(&desired.value, value),
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
         };
@@ -543,7 +543,7 @@ impl<K: Kind> Table<K> {
         };
         let held = observed
             .as_ref()
-            .is_some_and(|observed| K::settled(&value, observed));
+            .is_some_and(|observed| K::is_met_by(&value, observed));
         if let Some(observed) = observed.filter(|_| !held) {
             self.instead.insert(slot, observed);
         }

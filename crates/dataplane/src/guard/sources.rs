@@ -10,7 +10,7 @@ use model::guard::{Hook, Sources};
 use tokio::time::{sleep, sleep_until};
 
 use super::shown::Shown;
-use super::{SETTLE, refused, table, table_name};
+use super::{COALESCE, refused, table, table_name};
 use crate::netlink::socket::Failure;
 use crate::netlink::uapi::NLM_F_CREATE;
 use crate::netlink::wire::{Attrs, Batch, ip};
@@ -139,7 +139,7 @@ impl SourcesKeeper {
             _ if self.failed => {}
             Some(watch) => {
                 watch.told().await;
-                sleep(SETTLE).await;
+                sleep(COALESCE).await;
             }
             None => std::future::pending().await,
         }

@@ -58,7 +58,7 @@ pub struct Events {
     /// What we did ourselves and the kernel does not mark as ours.
     echoes: VecDeque<KernelEvent>,
     /// Notices about this device are about our own doing.
-    settling: Option<IfName>,
+    changing: Option<IfName>,
     floods: Floods,
     /// The addresses of the host's interface; the kernel repeats them with every refresh.
     host_addrs: Vec<RawAddr>,
@@ -92,7 +92,7 @@ impl Events {
             look_again: false,
             host_changed: false,
             echoes: VecDeque::new(),
-            settling: None,
+            changing: None,
             floods: Floods::new(next_hops),
             host_addrs: Vec::new(),
         })
@@ -200,10 +200,10 @@ impl Events {
     }
 
     /// Reads the notices about what we just did to our device `name`, now that the view has it.
-    pub fn settle(&mut self, name: IfName, view: &mut View, requests: &mut Requests) {
-        self.settling = Some(name);
+    pub fn read_own(&mut self, name: IfName, view: &mut View, requests: &mut Requests) {
+        self.changing = Some(name);
         while self.drain(view, requests) {}
-        self.settling = None;
+        self.changing = None;
     }
 
     /// Reads what there is; returns whether there may be more.

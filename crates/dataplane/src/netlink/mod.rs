@@ -127,7 +127,7 @@ impl Rtnetlink {
                 self.events.look_again();
             }
             self.events.refilter(Some(view));
-            self.events.settle(*name, view, &mut self.requests);
+            self.events.read_own(*name, view, &mut self.requests);
             view.forget_gone();
         }
         done

@@ -89,7 +89,7 @@ impl Place {
     ///
     /// # Errors
     /// The first failure; the other family was seen to nevertheless.
-    pub async fn settle(
+    pub async fn bring_to(
         self,
         tools: &Tools,
         families: &[(Family, bool)],

@@ -57,7 +57,7 @@ trait Tunnel {
     const NAME: &'static str;
 
     /// Returns whether a device observed as `observed` is as `self` asks.
-    fn settled(&self, observed: &Self) -> bool;
+    fn is_met_by(&self, observed: &Self) -> bool;
 
     /// Returns whether a device observed as `old` can be given the settings of `self` without being
     /// recreated.
@@ -147,12 +147,12 @@ impl LinkKind {
         }
     }
 
-    fn settled(&self, observed: &LinkKind) -> bool {
+    fn is_met_by(&self, observed: &LinkKind) -> bool {
         match (self, observed) {
-            (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.settled(b),
-            (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.settled(b),
-            (LinkKind::Tun(a), LinkKind::Tun(b)) => a.settled(b),
-            (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.settled(b),
+            (LinkKind::Vxlan(a), LinkKind::Vxlan(b)) => a.is_met_by(b),
+            (LinkKind::Ipip(a), LinkKind::Ipip(b)) => a.is_met_by(b),
+            (LinkKind::Tun(a), LinkKind::Tun(b)) => a.is_met_by(b),
+            (LinkKind::Wireguard(a), LinkKind::Wireguard(b)) => a.is_met_by(b),
             (
                 LinkKind::Vxlan(_)
                 | LinkKind::Ipip(_)
@@ -224,7 +224,7 @@ impl Link {
             mark,
             enslaved,
         } = observed;
-        self.kind.settled(kind)
+        self.kind.is_met_by(kind)
             && (self.mac.is_none() || self.mac == *mac)
             && self.mtu == *mtu
             && self.up == *up
@@ -242,7 +242,7 @@ impl Kind for Links {
     const NAME: &'static str = "link";
     const DELETES_ONLY_ITSELF: bool = false;
 
-    fn settled(desired: &Link, observed: &Link) -> bool {
+    fn is_met_by(desired: &Link, observed: &Link) -> bool {
         desired.is_settled(observed)
     }
 

@@ -39,7 +39,7 @@ impl Kind for WgPeers {
     type Value = WgPeer;
     const NAME: &'static str = "WireGuard peer";
 
-    fn settled(desired: &WgPeer, observed: &WgPeer) -> bool {
+    fn is_met_by(desired: &WgPeer, observed: &WgPeer) -> bool {
         (observed.endpoint.is_none() || observed.endpoint == desired.endpoint)
             && observed.allowed == desired.allowed
             && observed.preshared == desired.preshared
@@ -95,7 +95,7 @@ mod tests {
             endpoint: None,
             ..desired.clone()
         };
-        assert!(WgPeers::settled(&desired, &learnt));
+        assert!(WgPeers::is_met_by(&desired, &learnt));
         for other in [
             WgPeer {
                 endpoint: Some(([192, 0, 2, 2], 51_820).into()),
@@ -114,7 +114,7 @@ mod tests {
                 ..learnt
             },
         ] {
-            assert!(!WgPeers::settled(&desired, &other), "{other:?}");
+            assert!(!WgPeers::is_met_by(&desired, &other), "{other:?}");
         }
     }
 }

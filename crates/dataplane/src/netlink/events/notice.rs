@@ -36,7 +36,7 @@ impl Events {
     ) -> Option<()> {
         // Most are about somebody else's devices: look no further than needed.
         let (index, name) = decode::link_id(message)?;
-        if name.is_some() && name == self.settling {
+        if name.is_some() && name == self.changing {
             return None;
         }
         let mut moved = false;

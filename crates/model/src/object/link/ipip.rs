@@ -16,7 +16,7 @@ pub struct Ipip {
 impl Tunnel for Ipip {
     const NAME: &'static str = "ipip";
 
-    fn settled(&self, observed: &Ipip) -> bool {
+    fn is_met_by(&self, observed: &Ipip) -> bool {
         self == observed
     }
 

@@ -13,7 +13,7 @@ pub struct Tun;
 impl Tunnel for Tun {
     const NAME: &'static str = "tun";
 
-    fn settled(&self, _: &Tun) -> bool {
+    fn is_met_by(&self, _: &Tun) -> bool {
         true
     }
 

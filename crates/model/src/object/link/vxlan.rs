@@ -29,7 +29,7 @@ pub struct Vxlan {
 impl Tunnel for Vxlan {
     const NAME: &'static str = "vxlan";
 
-    fn settled(&self, observed: &Vxlan) -> bool {
+    fn is_met_by(&self, observed: &Vxlan) -> bool {
         self.in_place(observed)
             && (self.tx_checksum.is_none() || self.tx_checksum == observed.tx_checksum)
     }

@@ -13,7 +13,7 @@ pub struct Wireguard;
 impl Tunnel for Wireguard {
     const NAME: &'static str = "wireguard";
 
-    fn settled(&self, _: &Wireguard) -> bool {
+    fn is_met_by(&self, _: &Wireguard) -> bool {
         true
     }
 
