@@ -3,6 +3,7 @@
 
 mod args;
 pub(crate) mod judge;
+mod rollout;
 mod set;
 mod source;
 

@@ -114,7 +114,9 @@ fn life(lab: &Lab, args: &[&str]) {
             "{err}"
         );
     }
-    let keys = ["changed", "misfits", "place", "refused", "warnings"];
+    let keys = [
+        "changed", "effects", "misfits", "place", "refused", "warnings",
+    ];
     let (out, _) = run(3, &["set", "--json", bad]);
     let result: Value = serde_json::from_str(&out).unwrap();
     let names: Vec<&String> = result.as_object().unwrap().keys().collect();

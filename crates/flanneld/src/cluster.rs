@@ -221,11 +221,6 @@ impl Cluster {
         !self.lagging.is_empty()
     }
 
-    /// Whether there are other nodes.
-    pub(crate) fn is_alone(&self) -> bool {
-        self.roster.accepted_len() == 0
-    }
-
     /// Returns how far a change of the backend is, while there is one.
     pub(crate) fn change_report(&self) -> Option<String> {
         if !self.generations.is_changing() {

@@ -11,11 +11,25 @@ use crate::allowance::Allowance;
 /// How often a new configuration is applied: somebody may change it all the time.
 const CHANGES: (u32, Duration) = (3, Duration::from_secs(5));
 
-/// A configuration that this node cannot use at present is tried again after so long.
+/// A configuration that this node cannot use at present is tried again after so long, and after twice as long each
+/// time, up to the second.
 const AGAIN: Duration = Duration::from_secs(60);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(1800);
+
+/// Nodes apply a change at different moments: so much for each of them, up to the second.
+const SPREAD: Duration = Duration::from_millis(2);
+const SPREAD_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Options of which the device is recreated, or its port changed, when they change.
-const INTERRUPTS: [&str; 5] = ["GBP", "Learning", "Port", "ListenPort", "ListenPortV6"];
+const INTERRUPTS: [&str; 7] = [
+    "GBP",
+    "Learning",
+    "Port",
+    "ListenPort",
+    "ListenPortV6",
+    "Mode",
+    "PSK",
+];
 
 /// What a change does to a node that runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,7 +158,17 @@ fn steps(old: &NetConfig, new: &NetConfig, own: Option<&SubnetKey>) -> Vec<Strin
         let program = if new.nftables { "nftables" } else { "iptables" };
         steps.push(format!("the traffic rules are written with {program}"));
     }
+    if steps.is_empty() {
+        steps.push("nothing changes for nodes that run".into());
+    }
     steps
+}
+
+/// Returns a random delay, longer with more nodes: what they write to the store should not come at one moment.
+pub(crate) fn spread(nodes: usize) -> Duration {
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    let longest = SPREAD.saturating_mul(nodes).min(SPREAD_AT_MOST);
+    longest.mul_f64(fastrand::f64())
 }
 
 /// The configuration that the store shows, and what keeps it from being in force.
@@ -155,6 +179,8 @@ pub(crate) struct Wanted {
     at: Instant,
     changes: Allowance,
     problem: Option<String>,
+    /// How long it is until the next try.
+    again: Duration,
 }
 
 impl Wanted {
@@ -164,17 +190,19 @@ impl Wanted {
             at: Instant::now(),
             changes: Allowance::new(CHANGES.0, CHANGES.1),
             problem: None,
+            again: AGAIN,
         }
     }
 
-    /// Takes in a configuration that the store shows. `in_force`: it is so already.
-    pub(crate) fn take(&mut self, config: NetConfig, in_force: bool) {
+    /// Takes in a configuration that the store shows. `in_force`: it is so already. `nodes`: how many there are.
+    pub(crate) fn take(&mut self, config: NetConfig, in_force: bool, nodes: usize) {
         if in_force {
             self.pending = None;
             self.problem = None;
         } else if self.pending.as_ref() != Some(&config) {
             self.pending = Some(config);
-            self.at = self.changes.next();
+            self.at = self.changes.next().max(Instant::now()) + spread(nodes);
+            self.again = AGAIN;
         }
     }
 
@@ -205,7 +233,8 @@ impl Wanted {
 
     /// Records why it is not in force. It is tried again if the reason may pass.
     pub(crate) fn failed(&mut self, config: NetConfig, reason: String, may_pass: bool) {
-        self.at = Instant::now() + AGAIN;
+        self.at = Instant::now() + self.again;
+        self.again = (self.again * 2).min(AGAIN_AT_MOST);
         self.pending = Some(config).filter(|_| may_pass);
         self.problem = Some(reason);
     }
@@ -286,7 +315,7 @@ mod tests {
         let mut wanted = Wanted::new();
         let mut applied = 0;
         for second in 0..60_usize {
-            wanted.take(configs[second % 2].clone(), false);
+            wanted.take(configs[second % 2].clone(), false, 2);
             if wanted.due_now(Instant::now()).is_some() {
                 applied += 1;
                 wanted.done();

@@ -709,7 +709,8 @@ impl Daemon {
             Ok(mut config) => {
                 self.options.overrule(&mut config);
                 let in_force = config == self.configured;
-                self.wanted.take(config, in_force);
+                let nodes = self.cluster.counts().0;
+                self.wanted.take(config, in_force, nodes);
             }
             Err(reason) => self.wanted.refuse(format!(
                 "network configuration: {reason}; the one that was read before stays in force"
@@ -992,9 +993,9 @@ impl Daemon {
     /// Ends the use of former backends that no other node needs. Returns whether it did.
     fn retire(&mut self, now: Instant) -> bool {
         let lags = !self.complete || self.cluster.lags();
-        let alone = self.cluster.is_alone();
+        let nodes = self.cluster.counts().0;
         let generations = self.cluster.generations_mut();
-        if !generations.may_retire(lags, alone, now) {
+        if !generations.may_retire(lags, nodes, now) {
             return false;
         }
         let kinds = generations.kinds();

@@ -17,6 +17,8 @@ use model::{
 };
 use tokio::time::Instant;
 
+use crate::config_change::spread;
+
 /// How long after the store has shown others a key it is used: by then they know it, too.
 const ACQUAINTED: Duration = Duration::from_secs(3);
 
@@ -84,9 +86,14 @@ impl Generation {
         (self.config, self.backend) = (config, backend.into());
     }
 
-    /// Returns whether `backend` uses the same devices: a change to it is made in place.
+    /// Returns whether `backend` uses a device of this one: a change to it is made in place.
     pub(crate) fn is_like(&self, backend: &dyn Backend) -> bool {
-        self.backend.kind() == backend.kind() && self.backend.devices() == backend.devices()
+        let (own, other) = (self.backend.devices(), backend.devices());
+        let shared = || {
+            own.iter()
+                .any(|own| other.iter().any(|of| of.name == own.name))
+        };
+        self.backend.kind() == backend.kind() && (own.is_empty() && other.is_empty() || shared())
     }
 
     /// Returns the network's route into one of its devices, if it is one.
@@ -109,6 +116,10 @@ impl Generation {
     /// Returns what the lease of a peer means for it: the first offer of its type that can be used.
     fn plan(&self, peer: &Lease, host: &Host) -> Option<PeerPlan> {
         let kind = self.backend.kind();
+        if peer.attrs.also.is_empty() {
+            let named = kind.is_named(peer.attrs.backend_type.as_ref());
+            return named.then(|| self.backend.peer(peer, host));
+        }
         let mut best: Option<PeerPlan> = None;
         for offer in peer.attrs.offers() {
             if !kind.is_named(offer.backend_type.as_ref()) {
@@ -180,8 +191,8 @@ pub(crate) struct Served {
 /// The backends in use, newest first; never empty.
 pub(crate) struct Generations {
     list: Vec<Generation>,
-    /// Since when no peer needs an older one than the newest.
-    calm_since: Option<Instant>,
+    /// Until when the older ones stay although no peer needs them.
+    calm_until: Option<Instant>,
 }
 
 impl Generations {
@@ -189,7 +200,7 @@ impl Generations {
     pub(crate) fn new(first: Generation) -> Generations {
         Generations {
             list: vec![first],
-            calm_since: None,
+            calm_until: None,
         }
     }
 
@@ -229,7 +240,7 @@ impl Generations {
     /// Adds a newer one. Where it is like one in use, that one is changed in place and becomes the newest.
     /// Returns the slot of one that had to go to make room.
     pub(crate) fn add(&mut self, mut newer: Generation) -> Option<Slot> {
-        self.calm_since = None;
+        self.calm_until = None;
         let like = self
             .list
             .iter()
@@ -268,7 +279,7 @@ impl Generations {
 
     /// Gives up the newest, if there is another one. Returns it.
     pub(crate) fn give_up(&mut self) -> Option<Generation> {
-        self.calm_since = None;
+        self.calm_until = None;
         self.is_changing().then(|| self.list.remove(0))
     }
 
@@ -289,14 +300,16 @@ impl Generations {
     }
 
     /// Returns whether only the newest is needed, and has been for long enough. `lags`: a peer needs another
-    /// one, or may.
-    pub(crate) fn may_retire(&mut self, lags: bool, alone: bool, now: Instant) -> bool {
+    /// one, or may. `nodes`: how many there are beside this one, which do not all change at one moment.
+    pub(crate) fn may_retire(&mut self, lags: bool, nodes: usize, now: Instant) -> bool {
         if lags || !self.is_changing() || !self.newest().ready {
-            self.calm_since = None;
+            self.calm_until = None;
             return false;
         }
-        let since = *self.calm_since.get_or_insert(now);
-        alone || now >= since + GRACE
+        let until = *self
+            .calm_until
+            .get_or_insert_with(|| now + GRACE + spread(nodes));
+        nodes == 0 || now >= until
     }
 
     /// Returns the next time at which something changes by itself.
@@ -306,10 +319,9 @@ impl Generations {
         }
         let known = self.list.iter().filter_map(|own| own.acquainted);
         let gives_up = (!self.newest().ready).then(|| self.newest().began + GIVE_UP);
-        let calm = self.calm_since.map(|since| since + GRACE);
         known
             .chain(gives_up)
-            .chain(calm)
+            .chain(self.calm_until)
             .filter(|at| *at > now)
             .min()
     }
@@ -484,3 +496,6 @@ impl Generations {
 pub(crate) fn networks(config: &NetConfig) -> Dual<IpNet> {
     config.pools.map(|_, pool| pool.network)
 }
+
+#[cfg(test)]
+mod tests;

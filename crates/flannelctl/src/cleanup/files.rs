@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use flanneld::{status_socket, subnet_file};
+use flanneld::{backends_file, status_socket, subnet_file};
 use serde_json::Value;
 
 use super::args::Cleanup;
@@ -43,6 +43,7 @@ pub(crate) fn find(args: &Cleanup) -> Found {
             found.add(&withdrawn);
         }
         found.add(&status_socket::path(file));
+        found.add(&backends_file::path(file));
     }
     IN_RUN.iter().for_each(|file| found.add(Path::new(file)));
     if is_docker_options(Path::new(DOCKER_OPTS)) {

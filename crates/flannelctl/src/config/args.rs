@@ -44,6 +44,12 @@ pub(crate) struct Set {
     /// Say what would be done, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Wait until every node that has a lease serves the new backend, and nothing beside it
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long --wait waits, in seconds; exit status 3 after that
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) timeout: u64,
     /// Print the result as JSON
     #[arg(long)]
     pub(crate) json: bool,

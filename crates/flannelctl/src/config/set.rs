@@ -4,13 +4,14 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use flanneld::config_change::{Effect, effect};
 use model::NetConfig;
 use serde::Serialize;
 use serde_json::{Value, json};
 use store::{Administer, AnyStore, ListedLease, StoredConfig};
 
 use super::args::Set;
-use super::{judge::judge, source, tell_reasons, tell_warnings};
+use super::{judge::judge, rollout, source, tell_reasons, tell_warnings};
 use crate::output::{line, problem};
 use crate::runtime::wait_for;
 use crate::status;
@@ -32,14 +33,33 @@ pub(super) fn run(args: &Set) -> Result<ExitCode> {
         Err(reasons) => return Ok(refuse(args, &store, reasons)),
     };
     let done = wait_for(write(args, &store, &text, &judged.config))?;
-    Ok(report(args, &store, &done, &judged.warnings))
+    let code = report(args, &store, &done, &judged.warnings);
+    let in_force = matches!(done.outcome, Outcome::Written | Outcome::Same);
+    if !args.wait || !in_force {
+        return Ok(code);
+    }
+    let limit = Duration::from_secs(args.timeout);
+    wait_for(rollout::follow(&store, &judged.config.backend.kind, limit))
+}
+
+/// Returns what the change does to nodes that run, one line each.
+fn effects(before: Option<&StoredConfig>, after: &NetConfig) -> Vec<String> {
+    let before = before.and_then(|stored| {
+        let text = String::from_utf8_lossy(&stored.json);
+        NetConfig::from_json(&text).ok()
+    });
+    match before.map(|before| effect(&before, after, None)) {
+        None | Some(Effect::Nothing) => Vec::new(),
+        Some(Effect::Live(steps)) => steps,
+        Some(Effect::Restart(why)) => vec![why],
+    }
 }
 
 /// What became of it.
 struct Done {
     outcome: Outcome,
-    /// There was a configuration before.
-    before: bool,
+    /// What the change does to nodes that run.
+    effects: Vec<String>,
     misfits: Vec<ListedLease>,
 }
 
@@ -61,7 +81,7 @@ async fn write(args: &Set, store: &AnyStore, text: &str, config: &NetConfig) -> 
         let stored = store.stored_config().await?;
         let mut done = Done {
             outcome: Outcome::Same,
-            before: stored.is_some(),
+            effects: effects(stored.as_ref(), config),
             misfits: Vec::new(),
         };
         match &stored {
@@ -118,6 +138,7 @@ fn refuse(args: &Set, store: &AnyStore, reasons: Vec<String>) -> ExitCode {
             place: store.config_place(),
             warnings: &[],
             misfits: Vec::new(),
+            effects: &[],
             refused: reasons,
         };
         answer.print();
@@ -134,6 +155,7 @@ struct Answer<'a> {
     place: String,
     warnings: &'a [String],
     misfits: Vec<Value>,
+    effects: &'a [String],
     refused: Vec<String>,
 }
 
@@ -154,6 +176,7 @@ fn report(args: &Set, store: &AnyStore, done: &Done, warnings: &[String]) -> Exi
             place,
             warnings,
             misfits: done.misfits.iter().map(described).collect(),
+            effects: &done.effects,
             refused,
         };
         answer.print();
@@ -171,10 +194,8 @@ fn report(args: &Set, store: &AnyStore, done: &Done, warnings: &[String]) -> Exi
                 "{place} holds another configuration, which --if-absent leaves as it is"
             ));
         }
-        if done.outcome == Outcome::Written && done.before {
-            problem(
-                "flanneld reads it when it starts: restart it on every node, one after the other",
-            );
+        if changed {
+            done.effects.iter().for_each(|effect| problem(effect));
         }
     }
     if refused {

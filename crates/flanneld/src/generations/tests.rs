@@ -1,0 +1,292 @@
+//! Nodes that change from backend to backend in any order: those that could talk can talk, at every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::WgSecret;
+use proptest::prelude::*;
+
+use super::*;
+use crate::identity::wg_key;
+
+const KINDS: [&str; 4] = ["vxlan", "host-gw", "wireguard", "udp"];
+const NODES: usize = 3;
+
+fn config(kind: &str) -> NetConfig {
+    let json = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{kind}"}}}}"#);
+    NetConfig::from_json(&json).unwrap()
+}
+
+fn host(node: usize) -> Host {
+    let ip = format!("192.168.0.{}", node + 1).parse().unwrap();
+    let of_v4 = Dual {
+        v4: Some(ip),
+        v6: None,
+    };
+    Host {
+        iface: "eth0".parse().unwrap(),
+        ifindex: 2,
+        mtu: 1500,
+        kind: String::new(),
+        addr: of_v4,
+        public_ip: of_v4,
+        on_link: vec!["192.168.0.0/24".parse().unwrap()],
+        underlay: Vec::new(),
+    }
+}
+
+fn lease(node: usize, attrs: LeaseAttrs) -> Lease {
+    Lease {
+        key: format!("10.1.{}.0-24", node + 1).parse().unwrap(),
+        attrs,
+        seniority: node as u64,
+    }
+}
+
+/// A backend that comes into use on a node.
+fn generation(node: usize, config: NetConfig, served: bool, now: Instant) -> Generation {
+    let identity = match config.backend.kind {
+        BackendType::Wireguard => wg_key(WgSecret([node as u8 + 1; 32]), None, true),
+        _ => Identity::Nothing,
+    };
+    let backend = backend::new(&config, &host(node), &identity, None).unwrap();
+    Generation::new(config, identity, backend, served, now)
+}
+
+struct Node {
+    number: usize,
+    in_use: Generations,
+    /// What the store shows of it.
+    published: LeaseAttrs,
+    /// What it knows of the others.
+    seen: BTreeMap<usize, LeaseAttrs>,
+    /// Whom it has reached encrypted.
+    sealed: BTreeSet<usize>,
+}
+
+impl Node {
+    fn new(number: usize, kind: &str, now: Instant) -> Node {
+        let mut first = generation(number, config(kind), false, now);
+        first.is_served(now);
+        let mut in_use = Generations::new(first);
+        in_use.node(&lease(number, LeaseAttrs::default()), &host(number));
+        Node {
+            number,
+            published: in_use.publish(),
+            in_use,
+            seen: BTreeMap::new(),
+            sealed: BTreeSet::new(),
+        }
+    }
+
+    fn serve(&self, peer: usize, now: Instant) -> Served {
+        let seen = lease(peer, self.seen[&peer].clone());
+        let sealed = self.sealed.contains(&peer);
+        self.in_use.serve(&seen, &host(self.number), sealed, now)
+    }
+
+    /// Restarts its daemon, which knows what it had in use and what it published.
+    fn restart(&mut self, now: Instant) {
+        let configs: Vec<NetConfig> = self
+            .in_use
+            .all()
+            .iter()
+            .map(|own| own.config.clone())
+            .collect();
+        let mut all = configs.into_iter();
+        let mut first = generation(self.number, all.next().unwrap(), false, now);
+        if first.is_offered_by(&self.published) {
+            first.is_served(now);
+        }
+        let mut in_use = Generations::new(first);
+        for former in all {
+            in_use.add_former(generation(self.number, former, true, now));
+        }
+        self.in_use = in_use;
+        self.after_change();
+    }
+
+    fn after_change(&mut self) {
+        let own = lease(self.number, LeaseAttrs::default());
+        self.in_use.node(&own, &host(self.number));
+        if !self.in_use.newest().backend.encrypts() {
+            self.sealed.clear();
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Somebody changes the configuration.
+    Change(usize),
+    /// A node learns of it.
+    Learn(usize),
+    /// A node's new devices are there.
+    Ready(usize),
+    Publish(usize),
+    /// A node learns of what another one has published.
+    See(usize, usize),
+    /// All is delivered, and seconds pass.
+    Wait(u64),
+    Retire(usize),
+    Restart(usize),
+}
+
+fn some_step() -> impl Strategy<Value = Step> {
+    let node = 0..NODES;
+    prop_oneof![
+        1 => (0..KINDS.len()).prop_map(Step::Change),
+        4 => node.clone().prop_map(Step::Learn),
+        4 => node.clone().prop_map(Step::Ready),
+        4 => node.clone().prop_map(Step::Publish),
+        6 => (node.clone(), node.clone()).prop_map(|(a, b)| Step::See(a, b)),
+        2 => (1..15_u64).prop_map(Step::Wait),
+        3 => node.clone().prop_map(Step::Retire),
+        1 => node.prop_map(Step::Restart),
+    ]
+}
+
+/// What is wrong between two nodes, if anything.
+fn fault(from: &Node, to: &Node, now: Instant) -> Option<String> {
+    let served = from.serve(to.number, now);
+    let Some(by) = served.by else {
+        return Some("it is not reached".into());
+    };
+    let by = &from.in_use.all()[by];
+    let kind = by.backend.kind();
+    if !by.ready {
+        return Some(format!("it is reached by {kind}, which is not there"));
+    }
+    let receives = |own: &&Generation| own.backend.kind() == kind && own.ready;
+    let Some(receiver) = to.in_use.all().iter().find(receives) else {
+        return Some(format!(
+            "it is reached by {kind}, which it does not receive"
+        ));
+    };
+    if receiver.backend.needs_acquaintance() {
+        let objects = to.serve(from.number, now).plan.objects;
+        if !objects
+            .iter()
+            .any(|object| matches!(object, Object::WgPeer(..)))
+        {
+            return Some(format!(
+                "it is reached by {kind}, and does not know the key"
+            ));
+        }
+    }
+    let net = *lease(to.number, LeaseAttrs::default()).key.nets();
+    let own_route = RouteKey::to(net.v4.unwrap());
+    let routed = |object: &Object| matches!(object, Object::Route(key, _) if *key == own_route);
+    let routes = served.plan.objects.iter().filter(|object| routed(object));
+    match routes.count() {
+        0 if !from.in_use.is_changing() && by.wide.v4.is_some() => None,
+        1 => None,
+        count => Some(format!("it has {count} routes")),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whoever_could_talk_can_talk(first in 0..KINDS.len(), steps in proptest::collection::vec(some_step(), 0..120)) {
+        let mut now = Instant::now();
+        let mut wanted = KINDS[first];
+        let mut nodes: Vec<Node> = (0..NODES).map(|number| Node::new(number, wanted, now)).collect();
+        let deliver = |nodes: &mut Vec<Node>| {
+            let all: Vec<LeaseAttrs> = nodes.iter().map(|node| node.published.clone()).collect();
+            for node in nodes {
+                for (number, attrs) in all.iter().enumerate().filter(|(n, _)| *n != node.number) {
+                    node.seen.insert(number, attrs.clone());
+                }
+            }
+        };
+        deliver(&mut nodes);
+        for step in steps {
+            match step.clone() {
+                Step::Change(kind) => wanted = KINDS[kind],
+                Step::Learn(node) => {
+                    let newer = generation(node, config(wanted), false, now);
+                    nodes[node].in_use.add(newer);
+                    nodes[node].after_change();
+                }
+                Step::Ready(node) => {
+                    nodes[node].in_use.all_mut().iter_mut().for_each(|own| own.ready = true);
+                    nodes[node].after_change();
+                }
+                Step::Publish(node) => {
+                    let node = &mut nodes[node];
+                    node.published = node.in_use.publish();
+                    node.in_use.published(&node.published, now);
+                }
+                Step::See(node, other) if node != other => {
+                    let attrs = nodes[other].published.clone();
+                    nodes[node].seen.insert(other, attrs);
+                }
+                Step::See(..) => {}
+                Step::Wait(seconds) => {
+                    deliver(&mut nodes);
+                    now += Duration::from_secs(seconds);
+                }
+                Step::Retire(node) => {
+                    let others = (0..NODES).filter(|other| *other != node);
+                    let lags = others.into_iter().any(|other| nodes[node].serve(other, now).lags);
+                    if nodes[node].in_use.may_retire(lags, NODES - 1, now) {
+                        nodes[node].in_use.retire();
+                        nodes[node].after_change();
+                    }
+                }
+                Step::Restart(node) => nodes[node].restart(now),
+            }
+            for from in 0..NODES {
+                for to in (0..NODES).filter(|to| *to != from) {
+                    let fault = fault(&nodes[from], &nodes[to], now);
+                    prop_assert_eq!(fault, None, "from {} to {} after {:?}", from, to, &step);
+                    let by = nodes[from].serve(to, now).by.unwrap();
+                    let generations = nodes[from].in_use.all();
+                    let encrypted = generations[by].backend.encrypts();
+                    let must = nodes[from].sealed.contains(&to) && generations[0].backend.encrypts();
+                    prop_assert!(encrypted || !must, "from {} to {} in the clear after {:?}", from, to, &step);
+                    if encrypted {
+                        nodes[from].sealed.insert(to);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_former_backend_goes_when_nobody_needs_it() {
+    let now = Instant::now();
+    let mut node = Node::new(0, "vxlan", now);
+    node.in_use
+        .add(generation(0, config("host-gw"), false, now));
+    assert!(!node.in_use.may_retire(false, 1, now), "not ready yet");
+    assert_eq!(
+        node.in_use.publish(),
+        node.published,
+        "nothing new is offered before it is there"
+    );
+    node.in_use
+        .all_mut()
+        .iter_mut()
+        .for_each(|own| own.ready = true);
+    let both = node.in_use.publish();
+    assert_eq!(both.backend_type, Some(BackendType::HostGw));
+    assert_eq!(both.also.len(), 1);
+    assert_eq!(node.in_use.mtu(), 1450, "what either carries");
+    let long = now + Duration::from_secs(100);
+    assert!(!node.in_use.may_retire(false, 1, now));
+    assert!(
+        !node.in_use.may_retire(true, 1, long),
+        "a peer has come that needs it"
+    );
+    assert!(!node.in_use.may_retire(false, 1, long));
+    assert!(
+        node.in_use
+            .may_retire(false, 1, long + Duration::from_secs(30))
+    );
+    assert_eq!(node.in_use.retire().len(), 1);
+    assert_eq!(node.in_use.mtu(), 1500);
+    assert!(node.in_use.publish().also.is_empty());
+}
