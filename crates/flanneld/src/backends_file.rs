@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use model::BackendConfig;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tracing::warn;
 
@@ -18,19 +19,48 @@ pub fn path(subnet_file: &Path) -> PathBuf {
     name.into()
 }
 
+/// A backend that was in use.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Kept {
+    /// Its configuration.
+    pub(crate) backend: BackendConfig,
+    /// Other nodes know it from this node's lease.
+    pub(crate) known: bool,
+}
+
+/// An element of the file.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    #[serde(rename = "Backend")]
+    backend: Box<RawValue>,
+    #[serde(rename = "Known", default)]
+    known: bool,
+}
+
 /// Reads which backends were in use, newest first. What cannot be read was none.
-pub(crate) fn read(subnet_file: &Path) -> Vec<BackendConfig> {
+pub(crate) fn read(subnet_file: &Path) -> Vec<Kept> {
     let text = fs::read_to_string(path(subnet_file)).unwrap_or_default();
-    let all: Vec<Box<RawValue>> = serde_json::from_str(&text).unwrap_or_default();
-    all.iter()
-        .filter_map(|json| BackendConfig::from_json(json.get()).ok())
-        .collect()
+    let all: Vec<Wire> = serde_json::from_str(&text).unwrap_or_default();
+    let kept = all.iter().filter_map(|wire| {
+        let backend = BackendConfig::from_json(wire.backend.get()).ok()?;
+        Some(Kept {
+            backend,
+            known: wire.known,
+        })
+    });
+    kept.collect()
 }
 
 /// Writes which backends are in use, newest first.
-pub(crate) fn write<'a>(subnet_file: &Path, all: impl Iterator<Item = &'a BackendConfig>) {
-    let all: Vec<String> = all.map(BackendConfig::to_json).collect();
-    let text = format!("[{}]\n", all.join(","));
+pub(crate) fn write(subnet_file: &Path, all: &[Kept]) {
+    let wire = all.iter().filter_map(|kept| {
+        Some(Wire {
+            backend: RawValue::from_string(kept.backend.to_json()).ok()?,
+            known: kept.known,
+        })
+    });
+    let wire: Vec<Wire> = wire.collect();
+    let text = serde_json::to_string(&wire).unwrap_or_default() + "\n";
     let path = path(subnet_file);
     if fs::read_to_string(&path).is_ok_and(|old| old == text) {
         return;
@@ -76,13 +106,16 @@ mod tests {
         assert_eq!(read(&file), []);
         let config = |backend: &str| {
             let json = format!(r#"{{"Network":"10.1.0.0/16","Backend":{backend}}}"#);
-            NetConfig::from_json(&json).unwrap().backend
+            Kept {
+                backend: NetConfig::from_json(&json).unwrap().backend,
+                known: backend.contains("PSK"),
+            }
         };
         let all = [
             config(r#"{"Type":"wireguard","PSK":"x","MTU":1400}"#),
             config(r#"{"Type":"vxlan","VNI":7}"#),
         ];
-        write(&file, all.iter());
+        write(&file, &all);
         assert_eq!(read(&file), all);
         let mode = fs::metadata(path(&file)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

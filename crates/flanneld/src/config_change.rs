@@ -200,8 +200,10 @@ impl Wanted {
             self.pending = None;
             self.problem = None;
         } else if self.pending.as_ref() != Some(&config) {
-            self.pending = Some(config);
-            self.at = self.changes.next().max(Instant::now()) + spread(nodes);
+            let at = self.changes.next().max(Instant::now()) + spread(nodes);
+            // What changes all the time must not be put off all the time.
+            let waits = self.pending.replace(config).is_some();
+            self.at = if waits { self.at.min(at) } else { at };
             self.again = AGAIN;
         }
     }
@@ -316,11 +318,11 @@ mod tests {
         let mut applied = 0;
         for second in 0..60_usize {
             wanted.take(configs[second % 2].clone(), false, 2);
+            tokio::time::sleep(Duration::from_secs(1)).await;
             if wanted.due_now(Instant::now()).is_some() {
                 applied += 1;
                 wanted.done();
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         assert!((10..20).contains(&applied), "{applied}");
     }

@@ -801,7 +801,6 @@ impl Daemon {
             config,
             identity,
             backend,
-            false,
             Instant::now(),
         )))
     }
@@ -874,7 +873,8 @@ impl Daemon {
     async fn apply_backends(&mut self, host: Host) {
         let own = self.lease.key;
         let generations = self.cluster.generations_mut();
-        backends_file::write(&self.options.subnet_file, generations.backends());
+        let kept = generations.kept(Instant::now());
+        backends_file::write(&self.options.subnet_file, &kept);
         let node = generations.node(&self.lease, &host);
         let (changing, devices) = (generations.is_changing(), generations.devices());
         let networks = networks(&generations.newest().config);
@@ -943,6 +943,8 @@ impl Daemon {
         if changed {
             let host = self.cluster.host().clone();
             self.apply_backends(host).await;
+        } else if self.cluster.generations().is_changing() {
+            self.publish().await;
         }
         self.status.set_change(self.cluster.change_report());
     }
@@ -995,11 +997,12 @@ impl Daemon {
         let lags = !self.complete || self.cluster.lags();
         let nodes = self.cluster.counts().0;
         let generations = self.cluster.generations_mut();
-        if !generations.may_retire(lags, nodes, now) {
+        let kinds = generations.kinds();
+        let gone = generations.retire(lags, nodes, now);
+        if gone.is_empty() {
             return false;
         }
-        let kinds = generations.kinds();
-        for slot in generations.retire() {
+        for slot in gone {
             self.reconciler.set(Owner::Generation(slot), []);
         }
         let mut kinds = kinds.iter();

@@ -12,11 +12,12 @@ use ipnet::IpNet;
 use model::object::{Route, RouteKey, RouteTo};
 use model::roster::Claims;
 use model::{
-    BackendConfig, BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object,
-    Offer, SLOTS, Slot, SubnetKey,
+    BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object, Offer, SLOTS,
+    Slot, SubnetKey,
 };
 use tokio::time::Instant;
 
+use crate::backends_file::Kept;
 use crate::config_change::spread;
 
 /// How long after the store has shown others a key it is used: by then they know it, too.
@@ -45,17 +46,20 @@ pub(crate) struct Generation {
     began: Instant,
     /// From when on this node may send by it to one that must know it; `None` until the store shows it.
     acquainted: Option<Instant>,
+    /// It is not offered any more.
+    withdrawn: bool,
+    /// When nobody sends by it any more; `None` until the store shows that it is withdrawn.
+    leaves: Option<Instant>,
     /// The device of a route that it has to the whole network, for each family.
     wide: Dual<IfName>,
 }
 
 impl Generation {
-    /// Returns a backend that comes into use now. `served` says that other nodes know it from this node's lease.
+    /// Returns a backend that comes into use now.
     pub(crate) fn new(
         config: NetConfig,
         identity: Identity,
         backend: Box<dyn Backend>,
-        served: bool,
         now: Instant,
     ) -> Generation {
         Generation {
@@ -63,16 +67,24 @@ impl Generation {
             config,
             identity,
             backend: backend.into(),
-            ready: served,
+            ready: false,
             began: now,
-            acquainted: served.then_some(now),
+            acquainted: None,
+            withdrawn: false,
+            leaves: None,
             wide: Dual::default(),
         }
     }
 
-    /// Records that other nodes know it from this node's lease already.
-    pub(crate) fn is_served(&mut self, now: Instant) {
-        (self.ready, self.acquainted) = (true, Some(now));
+    /// Records that this node's lease offers it already. `known`: it has done so for long enough.
+    pub(crate) fn is_served(&mut self, known: bool, now: Instant) {
+        let from = if known { now } else { now + ACQUAINTED };
+        (self.ready, self.acquainted) = (true, Some(from));
+    }
+
+    /// Returns whether this node's lease has offered it for long enough for others to know it.
+    pub(crate) fn is_known(&self, now: Instant) -> bool {
+        self.acquainted.is_some_and(|from| now >= from)
     }
 
     /// Takes over what was built anew for another configuration or host.
@@ -250,11 +262,13 @@ impl Generations {
             (newer.slot, newer.ready, newer.began) = (old.slot, old.ready, newer.began);
             newer.acquainted = old.acquainted;
             self.list.insert(0, newer);
+            self.offer_all();
             return None;
         }
         let gone = (self.list.len() >= usize::from(SLOTS)).then(|| self.list.pop());
         newer.slot = self.free_slot();
         self.list.insert(0, newer);
+        self.offer_all();
         gone.flatten().map(|gone| gone.slot)
     }
 
@@ -267,14 +281,16 @@ impl Generations {
         }
     }
 
+    /// Offers again what was to go.
+    fn offer_all(&mut self) {
+        for generation in &mut self.list {
+            (generation.withdrawn, generation.leaves) = (false, None);
+        }
+    }
+
     fn free_slot(&self) -> Slot {
         let used = |slot: &Slot| self.list.iter().any(|own| own.slot == *slot);
         (0..SLOTS).find(|slot| !used(slot)).unwrap_or_default()
-    }
-
-    /// Removes all but the newest; returns their slots.
-    pub(crate) fn retire(&mut self) -> Vec<Slot> {
-        self.list.drain(1..).map(|former| former.slot).collect()
     }
 
     /// Gives up the newest, if there is another one. Returns it.
@@ -293,23 +309,44 @@ impl Generations {
     pub(crate) fn published(&mut self, attrs: &LeaseAttrs, now: Instant) {
         for generation in &mut self.list {
             // For good: who knew it once knows where this node is, and learns of changes by itself.
-            if generation.acquainted.is_none() && generation.is_offered_by(attrs) {
+            let offered = generation.is_offered_by(attrs);
+            if generation.acquainted.is_none() && offered {
                 generation.acquainted = Some(now + ACQUAINTED);
+            }
+            if generation.withdrawn && !offered && generation.leaves.is_none() {
+                generation.leaves = Some(now + ACQUAINTED);
             }
         }
     }
 
-    /// Returns whether only the newest is needed, and has been for long enough. `lags`: a peer needs another
-    /// one, or may. `nodes`: how many there are beside this one, which do not all change at one moment.
-    pub(crate) fn may_retire(&mut self, lags: bool, nodes: usize, now: Instant) -> bool {
-        if lags || !self.is_changing() || !self.newest().ready {
+    /// Ends the use of the older ones that nobody needs: they are no longer offered, and once others have seen that,
+    /// they go. Returns their slots. `lags`: a peer needs an older one, or may. `nodes`: how many there are beside
+    /// this one, which do not all change at one moment.
+    pub(crate) fn retire(&mut self, lags: bool, nodes: usize, now: Instant) -> Vec<Slot> {
+        // Others cannot have changed before the store shows them that this node has.
+        let shown = self.newest().acquainted.is_some();
+        if lags || !self.is_changing() || !self.newest().ready || !shown {
             self.calm_until = None;
-            return false;
+            self.offer_all();
+            return Vec::new();
         }
         let until = *self
             .calm_until
             .get_or_insert_with(|| now + GRACE + spread(nodes));
-        nodes == 0 || now >= until
+        if nodes > 0 && now < until {
+            return Vec::new();
+        }
+        for former in self.list.iter_mut().skip(1) {
+            former.withdrawn = true;
+        }
+        let leaves = |own: &Generation| own.leaves.is_some_and(|at| now >= at);
+        let gone = self
+            .list
+            .iter()
+            .filter(|own| nodes == 0 && own.withdrawn || leaves(own));
+        let gone: Vec<Slot> = gone.map(|own| own.slot).collect();
+        self.list.retain(|own| !gone.contains(&own.slot));
+        gone
     }
 
     /// Returns the next time at which something changes by itself.
@@ -322,6 +359,7 @@ impl Generations {
         known
             .chain(gives_up)
             .chain(self.calm_until)
+            .chain(self.list.iter().filter_map(|own| own.leaves))
             .filter(|at| *at > now)
             .min()
     }
@@ -332,7 +370,7 @@ impl Generations {
         let others = self
             .list
             .iter()
-            .filter(|own| own.ready && own.slot != leading.slot);
+            .filter(|own| own.ready && !own.withdrawn && own.slot != leading.slot);
         LeaseAttrs {
             also: others.map(Generation::offer).collect(),
             ..leading.backend.publish()
@@ -354,9 +392,13 @@ impl Generations {
         names
     }
 
-    /// Returns their configurations, newest first.
-    pub(crate) fn backends(&self) -> impl Iterator<Item = &BackendConfig> {
-        self.list.iter().map(|own| &own.config.backend)
+    /// Returns what a later run must know of them, newest first.
+    pub(crate) fn kept(&self, now: Instant) -> Vec<Kept> {
+        let kept = self.list.iter().map(|own| Kept {
+            backend: own.config.backend.clone(),
+            known: own.is_known(now),
+        });
+        kept.collect()
     }
 
     /// Returns their types, newest first.
@@ -409,9 +451,8 @@ impl Generations {
 
     /// Returns whether this node sends by a backend.
     fn is_usable(&self, generation: &Generation, now: Instant) -> bool {
-        let known = || generation.acquainted.is_some_and(|from| now >= from);
-        !self.is_changing()
-            || generation.ready && (!generation.backend.needs_acquaintance() || known())
+        let known = !generation.backend.needs_acquaintance() || generation.is_known(now);
+        !self.is_changing() || generation.ready && known
     }
 
     /// Returns the slots of those that this node sends by, where a peer serves them, too.

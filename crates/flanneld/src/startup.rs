@@ -4,11 +4,12 @@
 use backend::{Backend, BackendError};
 use dataplane::Kernel;
 use ipnet::IpNet;
-use model::{BackendConfig, BackendType, Host, IfName, Lease, NetConfig, Owner};
+use model::{BackendType, Host, IfName, Lease, LeaseAttrs, NetConfig, Owner};
 use store::{AnyStore, Claim, Store};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use crate::backends_file::Kept;
 use crate::cluster::Cluster;
 use crate::daemon::{Daemon, Parts};
 use crate::generations::{Generation, Generations, networks, published_by};
@@ -111,7 +112,7 @@ pub async fn start(
     let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
     let mut scope = scope(&config, &lease.key, &host, generations.devices());
     scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
-    backends_file::write(&options.subnet_file, generations.backends());
+    backends_file::write(&options.subnet_file, &generations.kept(Instant::now()));
     let mut reconciler = Reconciler::new(kernel, scope.clone());
     let encrypts = generations.newest().backend.encrypts();
     reconciler.set_encrypted(encrypts && !generations.is_changing());
@@ -142,22 +143,27 @@ pub async fn start(
 /// nodes may still send by them.
 async fn backends_in_use(
     newest: Box<dyn Backend>,
-    former: Vec<BackendConfig>,
+    former: Vec<Kept>,
     settled: &mut Settled,
     wireguard: &WireguardOptions,
 ) -> Generations {
     let now = Instant::now();
     let own = settled.own.clone().unwrap_or_default();
     let (config, host) = (&settled.config, &settled.host);
-    let mut first = Generation::new(config.clone(), settled.identity.clone(), newest, false, now);
-    if first.is_offered_by(&own) {
-        first.is_served(now);
-    }
+    let mut first = Generation::new(config.clone(), settled.identity.clone(), newest, now);
+    let served = |own_lease: &LeaseAttrs, generation: &mut Generation| {
+        let kind = generation.backend.kind();
+        let kept = former.iter().find(|kept| kept.backend.kind == kind);
+        if generation.is_offered_by(own_lease) {
+            generation.is_served(kept.is_none_or(|kept| kept.known), now);
+        }
+    };
+    served(&own, &mut first);
     let mut generations = Generations::new(first);
     let beside = |kind: &BackendType| {
         config_change::can_be_beside(kind) && config_change::can_be_beside(&config.backend.kind)
     };
-    for backend in former {
+    for Kept { backend, .. } in former.clone() {
         let kind = backend.kind.clone();
         if !beside(&kind) {
             continue;
@@ -187,7 +193,9 @@ async fn backends_in_use(
             warn!("the backend {kind}, which was in use before, is not served any more: {reason}");
             continue;
         }
-        generations.add_former(Generation::new(config, identity, backend, true, now));
+        let mut older = Generation::new(config, identity, backend, now);
+        served(&own, &mut older);
+        generations.add_former(older);
     }
     generations
 }

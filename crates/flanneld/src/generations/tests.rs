@@ -43,13 +43,13 @@ fn lease(node: usize, attrs: LeaseAttrs) -> Lease {
 }
 
 /// A backend that comes into use on a node.
-fn generation(node: usize, config: NetConfig, served: bool, now: Instant) -> Generation {
+fn generation(node: usize, config: NetConfig, now: Instant) -> Generation {
     let identity = match config.backend.kind {
         BackendType::Wireguard => wg_key(WgSecret([node as u8 + 1; 32]), None, true),
         _ => Identity::Nothing,
     };
     let backend = backend::new(&config, &host(node), &identity, None).unwrap();
-    Generation::new(config, identity, backend, served, now)
+    Generation::new(config, identity, backend, now)
 }
 
 struct Node {
@@ -65,8 +65,8 @@ struct Node {
 
 impl Node {
     fn new(number: usize, kind: &str, now: Instant) -> Node {
-        let mut first = generation(number, config(kind), false, now);
-        first.is_served(now);
+        let mut first = generation(number, config(kind), now);
+        first.is_served(true, now);
         let mut in_use = Generations::new(first);
         in_use.node(&lease(number, LeaseAttrs::default()), &host(number));
         Node {
@@ -86,21 +86,17 @@ impl Node {
 
     /// Restarts its daemon, which knows what it had in use and what it published.
     fn restart(&mut self, now: Instant) {
-        let configs: Vec<NetConfig> = self
-            .in_use
-            .all()
-            .iter()
-            .map(|own| own.config.clone())
-            .collect();
-        let mut all = configs.into_iter();
-        let mut first = generation(self.number, all.next().unwrap(), false, now);
-        if first.is_offered_by(&self.published) {
-            first.is_served(now);
-        }
-        let mut in_use = Generations::new(first);
-        for former in all {
-            in_use.add_former(generation(self.number, former, true, now));
-        }
+        let kept = self.in_use.kept(now);
+        let mut all = kept.into_iter().map(|Kept { backend, known }| {
+            let kind = backend.kind.to_string();
+            let mut own = generation(self.number, config(&kind), now);
+            if own.is_offered_by(&self.published) {
+                own.is_served(known, now);
+            }
+            own
+        });
+        let mut in_use = Generations::new(all.next().unwrap());
+        all.for_each(|former| in_use.add_former(former));
         self.in_use = in_use;
         self.after_change();
     }
@@ -205,7 +201,7 @@ proptest! {
             match step.clone() {
                 Step::Change(kind) => wanted = KINDS[kind],
                 Step::Learn(node) => {
-                    let newer = generation(node, config(wanted), false, now);
+                    let newer = generation(node, config(wanted), now);
                     nodes[node].in_use.add(newer);
                     nodes[node].after_change();
                 }
@@ -230,8 +226,7 @@ proptest! {
                 Step::Retire(node) => {
                     let others = (0..NODES).filter(|other| *other != node);
                     let lags = others.into_iter().any(|other| nodes[node].serve(other, now).lags);
-                    if nodes[node].in_use.may_retire(lags, NODES - 1, now) {
-                        nodes[node].in_use.retire();
+                    if !nodes[node].in_use.retire(lags, NODES - 1, now).is_empty() {
                         nodes[node].after_change();
                     }
                 }
@@ -258,35 +253,36 @@ proptest! {
 #[test]
 fn a_former_backend_goes_when_nobody_needs_it() {
     let now = Instant::now();
+    let later = |seconds| now + Duration::from_secs(seconds);
     let mut node = Node::new(0, "vxlan", now);
-    node.in_use
-        .add(generation(0, config("host-gw"), false, now));
-    assert!(!node.in_use.may_retire(false, 1, now), "not ready yet");
+    node.in_use.add(generation(0, config("host-gw"), now));
+    let before = node.in_use.publish();
     assert_eq!(
-        node.in_use.publish(),
-        node.published,
-        "nothing new is offered before it is there"
+        before, node.published,
+        "nothing is offered before it is there"
     );
-    node.in_use
-        .all_mut()
-        .iter_mut()
-        .for_each(|own| own.ready = true);
+    for generation in node.in_use.all_mut() {
+        generation.ready = true;
+    }
     let both = node.in_use.publish();
     assert_eq!(both.backend_type, Some(BackendType::HostGw));
     assert_eq!(both.also.len(), 1);
     assert_eq!(node.in_use.mtu(), 1450, "what either carries");
-    let long = now + Duration::from_secs(100);
-    assert!(!node.in_use.may_retire(false, 1, now));
-    assert!(
-        !node.in_use.may_retire(true, 1, long),
-        "a peer has come that needs it"
-    );
-    assert!(!node.in_use.may_retire(false, 1, long));
-    assert!(
-        node.in_use
-            .may_retire(false, 1, long + Duration::from_secs(30))
-    );
-    assert_eq!(node.in_use.retire().len(), 1);
+    let stays = |node: &mut Node, lags, seconds, why| {
+        let gone = node.in_use.retire(lags, 1, later(seconds));
+        assert!(gone.is_empty(), "{why}");
+    };
+    stays(&mut node, false, 100, "the store does not show it");
+    node.in_use.published(&both, later(100));
+    stays(&mut node, false, 100, "it has just been shown");
+    stays(&mut node, true, 200, "a peer has come that needs it");
+    stays(&mut node, false, 200, "that has just ended");
+    assert_eq!(node.in_use.publish(), both);
+    stays(&mut node, false, 220, "others may not know that it goes");
+    let alone = node.in_use.publish();
+    assert!(alone.also.is_empty());
+    node.in_use.published(&alone, later(221));
+    stays(&mut node, false, 222, "others may not know that it goes");
+    assert_eq!(node.in_use.retire(false, 1, later(230)), [0]);
     assert_eq!(node.in_use.mtu(), 1500);
-    assert!(node.in_use.publish().also.is_empty());
 }

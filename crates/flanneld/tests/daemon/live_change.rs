@@ -63,9 +63,16 @@ fn there_and_back(store: StoreKind) {
         all_changed(&lab, backend);
         let mtu = if backend == "vxlan" { 1450 } else { 1500 };
         for node in lab.nodes() {
-            assert_eq!(node.subnet_env().unwrap().mtu, mtu);
-            let links = node.exec(["ip", "-o", "link"]).unwrap();
-            assert_eq!(links.contains("flannel.1"), backend == "vxlan", "{links}");
+            let over = || {
+                let links = node.exec(["ip", "-o", "link"]).map_err(|e| e.to_string())?;
+                let env = node.subnet_env().map_err(|e| e.to_string())?;
+                if env.mtu == mtu && links.contains("flannel.1") == (backend == "vxlan") {
+                    Ok(())
+                } else {
+                    Err(format!("{env:?}\n{links}"))
+                }
+            };
+            wait_for("the former is gone", SOON, over).unwrap();
         }
     }
     let [a, b] = traffic;
