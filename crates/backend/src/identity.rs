@@ -62,6 +62,20 @@ impl Identity {
         }
     }
 
+    /// Has WireGuard's packets carried by what carries them now, if `before` is a WireGuard key too: the kernel may have
+    /// got the module since, and a device cannot be of both kinds.
+    pub fn keep_carrier_of(&mut self, before: &Identity) {
+        if let (
+            Identity::WgKey { in_kernel, .. },
+            Identity::WgKey {
+                in_kernel: kept, ..
+            },
+        ) = (self, before)
+        {
+            *in_kernel = *kept;
+        }
+    }
+
     /// Returns the MAC that the device of each family has.
     pub(crate) fn macs(&self) -> Dual<Mac> {
         match self {

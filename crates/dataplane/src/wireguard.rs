@@ -274,9 +274,14 @@ impl Door for KernelWireguard {
                 continue;
             }
             let before = self.known.remove(&name).unwrap_or_default();
-            let read = self.read(&name, &before);
-            let read = read.map_err(|failure| refused(format!("wg show {name}"), failure))?;
-            let Some(known) = read else { continue };
+            let known = match self.read(&name, &before) {
+                Ok(Some(known)) => known,
+                Ok(None) => continue,
+                Err(failure) => {
+                    self.known.insert(name, before);
+                    return Err(refused(format!("wg show {name}"), failure));
+                }
+            };
             if let Some(device) = known.device {
                 each(Object::WgDevice(name, device));
             }

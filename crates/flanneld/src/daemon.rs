@@ -765,7 +765,13 @@ impl Daemon {
         let host = self.cluster.host();
         let (need, options) = (backend::need(&config), &self.options.wireguard);
         let answer = Answers::default().find(&need, options, device_mac).await;
-        let Answer { identity, warnings } = answer.map_err(NotNow::passing)?;
+        let Answer {
+            mut identity,
+            warnings,
+        } = answer.map_err(NotNow::passing)?;
+        for generation in self.cluster.generations().all() {
+            identity.keep_carrier_of(&generation.identity);
+        }
         let published = published_by(&self.lease.attrs, &config.backend.kind);
         let backend = backend::new(&config, host, &identity, published.as_ref());
         let mut backend = backend.map_err(|e| {
