@@ -1,7 +1,7 @@
 //! The daemon from its start to its end: find out who and where we are, take a subnet, then follow
 //! the store and the kernel.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -52,6 +52,9 @@ const HOST_LINES: u32 = 4;
 
 /// How often the files of this node's keys are read: somebody may have replaced one.
 const KEYS_EVERY: Duration = Duration::from_secs(2);
+
+/// How often a trouble that lasts is reported again.
+const TROUBLE_AGAIN: Duration = Duration::from_secs(600);
 
 /// How often the daemon wakes because the kernel reports a change: more changes are taken in together.
 const WAKES: (u32, Duration) = (200, Duration::from_millis(10));
@@ -112,6 +115,8 @@ pub struct Daemon {
     lock: Lock,
     /// Whether an interface of this host has a network that a lease might name.
     is_connected: bool,
+    /// Troubles that last, and when each is reported again.
+    reported: BTreeMap<&'static str, Instant>,
     repairs: RepairLog,
     wakes: Allowance,
     /// The host's interface may have changed since it was looked at.
@@ -188,6 +193,7 @@ impl Daemon {
             cni_conf: None,
             lock,
             is_connected: false,
+            reported: BTreeMap::new(),
             repairs: RepairLog::default(),
             wakes: Allowance::new(WAKES.0, WAKES.1),
             host_may_differ: true,
@@ -400,6 +406,7 @@ impl Daemon {
         if self.announcement.is_made() && now >= self.subnet_env.due() {
             let text = self.subnet_env_text();
             self.subnet_env.restore(&text, &self.status);
+            self.report_troubles(now);
             if self.is_connected {
                 // A device that goes down takes its routes along without a notification.
                 self.follow_connected();
@@ -412,6 +419,24 @@ impl Daemon {
     fn set_network(&mut self, available: bool) {
         if let Some(node) = self.store.node() {
             node.set_network(available);
+        }
+    }
+
+    /// Reports what keeps this node from working as it announces: when it begins, and while it lasts.
+    fn report_troubles(&mut self, now: Instant) {
+        let troubles = self.status.troubles();
+        self.reported
+            .retain(|reason, _| troubles.iter().any(|(lasting, _)| lasting == reason));
+        for (reason, message) in troubles {
+            let again = self.reported.get(reason).copied();
+            if again.is_none_or(|again| again <= now) {
+                self.reported.insert(reason, now + TROUBLE_AGAIN);
+                self.report(Trouble {
+                    reason,
+                    message,
+                    node: None,
+                });
+            }
         }
     }
 

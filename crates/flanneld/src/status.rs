@@ -356,6 +356,24 @@ impl Status {
         change(&mut self.0.borrow_mut().numbers);
     }
 
+    /// Returns what is wrong with what this node announces, each with one word and without figures that change: for
+    /// events. Devices and interface are reported by those who look at them.
+    pub fn troubles(&self) -> Vec<(&'static str, String)> {
+        let inner = self.0.borrow();
+        let lasts = inner.routes_missing_since;
+        let lasts = lasts.is_some_and(|since| since.elapsed() > ROUTES_PATIENCE);
+        let routes = "routes to other nodes are missing: the kernel refuses them; flannelctl peers shows why";
+        let all = [
+            ("RoutesMissing", lasts.then(|| routes.to_owned())),
+            ("SubnetFileMissing", inner.file_problem.clone()),
+            ("TrafficRulesMissing", inner.rules_problem.clone()),
+            ("CniConfigurationMissing", inner.cni_problem.clone()),
+        ];
+        let all = all.into_iter();
+        all.filter_map(|(reason, text)| Some((reason, text?)))
+            .collect()
+    }
+
     /// Why the node is not ready; empty when it is.
     pub fn problems(&self) -> Vec<String> {
         let inner = self.0.borrow();

@@ -128,7 +128,10 @@ fn words(requests: Vec<Request>) -> Vec<String> {
         let allowed = match request.verb.as_str() {
             "list" | "watch" => uri == "/api/v1/nodes",
             "get" => node.is_some_and(|name| !name.contains('/')) || uri.contains("/pods/"),
-            "patch" => node.is_some_and(|path| path.ends_with("/status")),
+            "patch" => {
+                node.is_some_and(|path| path.ends_with("/status"))
+                    || uri.starts_with("/api/v1/namespaces/default/events/")
+            }
             "create" => uri == "/api/v1/namespaces/default/events",
             _ => false,
         };

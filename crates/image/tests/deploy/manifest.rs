@@ -149,7 +149,7 @@ fn the_service_account_may_do_what_flannel_needs_and_nothing_else() {
     );
     assert_eq!(
         rules(&format!("{roles}/namespaces/default/roles/flannel-events")),
-        json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["create"]}])
+        json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}])
     );
 
     let flannel = kube.api_as(&Who::Flannel);

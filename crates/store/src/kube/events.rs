@@ -1,16 +1,17 @@
 //! Events on Nodes: what an administrator sees in `kubectl describe node` and nowhere else.
 //!
-//! They need a right that the network does not need: `create` on `events` in namespace `default`, where
-//! the events of Nodes are. Without it no events are written, and nothing else changes.
+//! They need rights that the network does not need: `create` on `events` in namespace `default`, where the events
+//! of Nodes are, and `patch`, to count what lasts. Without the first no events are written, without the second each is
+//! written once; nothing else changes.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use hyper::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tracing::debug;
@@ -25,6 +26,14 @@ const TROUBLES: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A cluster with ever new faults: only so many are written.
 const MOST: usize = 1000;
+/// Where the events of Nodes are.
+const EVENTS: &str = "/api/v1/namespaces/default/events";
+const MERGE: &str = "application/merge-patch+json";
+/// Bytes of an event.
+const LARGEST: usize = 64 << 10;
+/// Events are changed so often at once, and then one in so long.
+const CHANGES: f64 = 5.0;
+const CHANGE_EVERY: Duration = Duration::from_secs(60);
 /// The API server's limits.
 const LONGEST_NAME: usize = 253;
 const LONGEST_MESSAGE: usize = 1024;
@@ -54,8 +63,11 @@ impl Reporter {
         let writer = EventWriter {
             client,
             own,
-            written: HashSet::new(),
+            written: HashMap::new(),
             forbidden: false,
+            never_again: false,
+            changes: CHANGES,
+            counted_at: Instant::now(),
         };
         Reporter {
             queue,
@@ -74,13 +86,18 @@ impl Reporter {
     }
 }
 
-/// Writes events, each once.
+/// Writes events, each once; what is reported again about this machine's Node counts up.
 struct EventWriter {
     client: Arc<Client>,
     own: Arc<str>,
-    /// Hashes of the troubles that were written.
-    written: HashSet<u64>,
+    /// Hashes of the troubles that were written, and how often each was there; 0 if that is not known.
+    written: HashMap<u64, u64>,
     forbidden: bool,
+    /// The right to change events is missing.
+    never_again: bool,
+    /// How often an event may be changed now.
+    changes: f64,
+    counted_at: Instant,
 }
 
 impl EventWriter {
@@ -96,11 +113,22 @@ impl EventWriter {
         let mut hasher = DefaultHasher::new();
         trouble.hash(&mut hasher);
         let id = hasher.finish();
-        if self.forbidden || self.written.len() >= MOST || !self.written.insert(id) {
+        if self.forbidden {
+            return;
+        }
+        let is_own = trouble.node.is_none();
+        if self.written.contains_key(&id) {
+            let gone = is_own && self.may_change() && !self.count_up(id).await;
+            if !gone {
+                return;
+            }
+            self.written.remove(&id);
+        }
+        if self.written.len() >= MOST {
             return;
         }
         let node = trouble.node.as_deref().unwrap_or(&self.own);
-        let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let now = now();
         let event = json!({
             "apiVersion": "v1",
             "kind": "Event",
@@ -114,24 +142,77 @@ impl EventWriter {
             "lastTimestamp": now,
             "count": 1,
         });
-        let ask = Ask::with_body(
-            Method::POST,
-            "/api/v1/namespaces/default/events",
-            "application/json",
-            ("application/json", Bytes::from(event.to_string())),
-        );
+        let body = ("application/json", Bytes::from(event.to_string()));
+        let ask = Ask::with_body(Method::POST, EVENTS, "application/json", body);
         match timeout(PATIENCE, self.client.send(&ask)).await {
             // The API server does not accept this event; others may be fine.
-            Ok(Err(Failure::Invalid(reason))) => debug!("an event is not accepted: {reason}"),
+            Ok(Err(Failure::Invalid(reason))) => {
+                self.written.insert(id, 0);
+                debug!("an event is not accepted: {reason}");
+            }
             Ok(Err(Failure::Refused(reason))) => {
                 self.forbidden = true;
                 debug!("no events are written: {reason}");
             }
-            // A conflict means that another node has created it.
-            Ok(Ok(_) | Err(Failure::Conflict(_))) => {}
-            Ok(Err(_)) | Err(_) => drop(self.written.remove(&id)),
+            Ok(Ok(_)) => drop(self.written.insert(id, 1)),
+            // Another node has created it, or an earlier run of this daemon.
+            Ok(Err(Failure::Conflict(_))) => {
+                self.written.insert(id, 0);
+                if is_own && self.may_change() {
+                    self.count_up(id).await;
+                }
+            }
+            Ok(Err(_)) | Err(_) => {}
         }
     }
+
+    /// Whether an event may be changed: a fault that comes and goes must not flood the API server.
+    fn may_change(&mut self) -> bool {
+        let passed = self.counted_at.elapsed().as_secs_f64() / CHANGE_EVERY.as_secs_f64();
+        self.counted_at = Instant::now();
+        self.changes = (self.changes + passed).min(CHANGES);
+        let may = !self.never_again && self.changes >= 1.0;
+        if may {
+            self.changes -= 1.0;
+        }
+        may
+    }
+
+    /// Counts an event up that was written before. Returns whether it is still there.
+    async fn count_up(&mut self, id: u64) -> bool {
+        let path = format!("{EVENTS}/{}", event_name(&self.own, id));
+        // The first change of an event that an earlier run wrote returns how often it was there.
+        for _ in 0..2 {
+            let known = self.written.get(&id).copied().unwrap_or_default();
+            let mut patch = json!({ "lastTimestamp": now() });
+            if known > 0 {
+                patch["count"] = (known + 1).into();
+            }
+            let body = (MERGE, Bytes::from(patch.to_string()));
+            let ask = Ask::with_body(Method::PATCH, &path, "application/json", body);
+            let answer = match timeout(PATIENCE, self.client.send(&ask)).await {
+                Ok(Ok(answer)) => answer.whole(LARGEST).await.unwrap_or_default(),
+                Ok(Err(Failure::NotFound(_))) => return false,
+                Ok(Err(Failure::Refused(reason))) => {
+                    self.never_again = true;
+                    debug!("events are not counted: {reason}");
+                    return true;
+                }
+                Ok(Err(_)) | Err(_) => return true,
+            };
+            let event: Value = serde_json::from_slice(&answer).unwrap_or_default();
+            let count = event["count"].as_u64().unwrap_or_default().max(1);
+            self.written.insert(id, count);
+            if known > 0 {
+                return true;
+            }
+        }
+        true
+    }
+}
+
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 /// Returns a name that follows from the content, no longer than the name of an object may be.

@@ -283,8 +283,28 @@ async fn answer(
             news.send_modify(|_| {});
             node
         }
+        (&Method::PATCH, None) if path.contains("/events/") => {
+            let patch: Value = serde_json::from_slice(&body).unwrap();
+            let name = path.rsplit('/').next().unwrap();
+            let mut events = locked.events.iter_mut();
+            let Some(event) = events.find(|event| event["metadata"]["name"] == name) else {
+                return Ok(status(404, "NotFound", "events not found"));
+            };
+            for (key, value) in patch.as_object().unwrap() {
+                event[key] = value.clone();
+            }
+            event.clone()
+        }
         (&Method::POST, _) if path.ends_with("/events") => {
             let event: Value = serde_json::from_slice(&body).unwrap();
+            let name = &event["metadata"]["name"];
+            if locked
+                .events
+                .iter()
+                .any(|known| known["metadata"]["name"] == *name)
+            {
+                return Ok(status(409, "AlreadyExists", "the event exists"));
+            }
             locked.events.push(event.clone());
             event
         }

@@ -291,3 +291,40 @@ async fn an_event_that_is_not_accepted_ends_no_others() {
         .await;
     assert_eq!(api.state().events[0]["message"], "two");
 }
+
+/// An event that lasts counts up, also over a restart of the daemon, and is written again when it has expired.
+#[tokio::test]
+async fn what_lasts_counts_up() {
+    let api = Api::start();
+    api.put("n1", "u1", node(&[OWN], None));
+    let trouble = || store::Trouble {
+        reason: "Test",
+        message: "it lasts".into(),
+        node: None,
+    };
+    let count = || {
+        let events = api.state().events.clone();
+        assert!(events.len() <= 1, "{events:?}");
+        events
+            .first()
+            .map_or(0, |event| event["count"].as_u64().unwrap())
+    };
+    for (run, counts) in [[1, 2, 3], [4, 5, 6]].into_iter().enumerate() {
+        let mut daemon = Daemon::start(&api).await;
+        daemon.knows(&[]).await;
+        for wanted in counts {
+            daemon.store.report(trouble());
+            daemon
+                .until(&format!("run {run} counts {wanted}"), |_| count() == wanted)
+                .await;
+        }
+    }
+    let mut daemon = Daemon::start(&api).await;
+    daemon.knows(&[]).await;
+    api.state().events.clear();
+    daemon.store.report(trouble());
+    daemon.until("it is written again", |_| count() == 1).await;
+    api.state().events.clear();
+    daemon.store.report(trouble());
+    daemon.until("it is written again", |_| count() == 1).await;
+}
