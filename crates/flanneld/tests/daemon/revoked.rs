@@ -1,6 +1,6 @@
 //! A lease that is lost, a reservation that stays one, and two nodes that claim one address.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Lab, Node, StoreKind, wait_for};
 use model::Family::V4;
@@ -365,6 +365,7 @@ fn a_restart_does_not_wait_for_an_answer() {
 
 /// However often a supervisor starts the newcomer again, with and without a pause, the one that was there keeps its subnet.
 fn a_newcomer_never_wins(store: StoreKind, pauses: &[u64]) {
+    let began = Instant::now();
     let lab = scene::lab().nodes(2).store(store).build().unwrap();
     let (one, two) = (lab.node(1), lab.node(2));
     one.flanneld().start_ready(SOON).unwrap();
@@ -396,7 +397,9 @@ fn a_newcomer_never_wins(store: StoreKind, pauses: &[u64]) {
         .lines()
         .filter(|line| line.contains("asks for our"))
         .count();
-    assert!((1..=2).contains(&told), "{told} lines:\n{log}");
+    // Once a minute.
+    let most = 2 + usize::try_from(began.elapsed().as_secs() / 60).unwrap();
+    assert!((1..=most).contains(&told), "{told} lines:\n{log}");
 }
 
 #[test]
