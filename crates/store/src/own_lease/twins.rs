@@ -18,6 +18,9 @@ use super::terms::{Entry, Life, Request, Signature, Time, Value, WriterId, same_
 /// How long after it was taken a lease is compared with others that have its address.
 const FRESH: Duration = Duration::from_secs(600);
 
+/// No more leases are compared: so many have one address only if somebody fills the store with them.
+const MOST: usize = 64;
+
 /// Leases other than the own one that may have this node's address.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Twins<M> {
@@ -96,6 +99,9 @@ impl<M: Clone + PartialEq> Twins<M> {
     }
 
     fn insert(&mut self, entry: Entry<M>, asked: Option<Time>) {
+        if self.known.len() >= MOST && !self.known.contains_key(&entry.key) {
+            return;
+        }
         let twin = Twin {
             asked,
             answered: false,
