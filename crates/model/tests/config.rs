@@ -245,6 +245,17 @@ fn refusals_name_key_value_and_what_is_expected() {
 }
 
 #[test]
+fn a_byte_order_mark_is_skipped() {
+    let json = "{\"Network\": \"10.1.0.0/16\"}";
+    let marked = format!("\u{feff}{json}");
+    let (marked, plain) = (NetConfig::from_json(&marked), NetConfig::from_json(json));
+    assert_eq!(
+        marked.unwrap().pools.v4.unwrap().network,
+        plain.unwrap().pools.v4.unwrap().network
+    );
+}
+
+#[test]
 fn what_is_no_json_object_is_refused() {
     for json in [
         "",
@@ -255,7 +266,8 @@ fn what_is_no_json_object_is_refused() {
         "{",
         "{} {}",
         r#"{"Network":}"#,
-        "\u{feff}{}",
+        "\u{feff}",
+        "{}\u{feff}",
     ] {
         let error = NetConfig::from_json(json).expect_err(json);
         assert!(matches!(error, ConfigError::Json(_)), "{json}: {error}");
