@@ -171,6 +171,29 @@ fn without_rights_for_events_there_are_none() {
     wait_for("one event is refused", SOON, tried).unwrap();
 }
 
+/// What keeps pods from this node without keeping it from being announced is on the Node, too.
+#[test]
+fn a_cni_configuration_that_goes_bad_is_an_event() {
+    let Some(lab) = scene::lab("an event about the CNI configuration", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let one = lab.node(1);
+    one.write("/run/cni-conf.json", r#"{"plugins": []}"#)
+        .unwrap();
+    one.flanneld().set_args([
+        "--cni-conf-source=/run/cni-conf.json",
+        "--cni-conf-file=/run/net.d/10-flannel.conflist",
+    ]);
+    one.flanneld().start_ready(SOON).unwrap();
+    one.write("/run/cni-conf.json", "{").unwrap();
+    let message = scene::event(kube, "n1", "CniConfigurationMissing");
+    assert!(
+        message.contains("-cni-conf-source /run/cni-conf.json"),
+        "{message}"
+    );
+}
+
 /// Plain HTTP/1.1, as `kubectl proxy` speaks it.
 #[test]
 fn a_proxy_without_tls_will_do() {
