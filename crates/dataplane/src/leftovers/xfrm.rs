@@ -1,10 +1,11 @@
-//! What the ipsec backend leaves when it is killed: policies with its request number between subnets
+//! What the ipsec backend leaves: policies with its request number, or with our priority, between subnets
 //! of its network, and the states that they use.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use model::object::IPSEC_PRIORITY;
 use netlink_sys::protocols::NETLINK_XFRM;
 
 use super::Written;
@@ -69,7 +70,7 @@ pub fn find(written: &[Written]) -> Result<Vec<Xfrm>, KernelError> {
                 return;
             };
             found.push(policy);
-            ends.push(between);
+            ends.extend(between);
         },
     );
     shown(dumped, "ip xfrm policy")?;
@@ -115,21 +116,29 @@ pub fn remove_xfrm(xfrm: &Xfrm) -> Result<(), KernelError> {
     }
 }
 
-/// A policy of flannel's, and the two ends of its tunnel.
-fn policy(message: &Message, written: &[Written]) -> Option<(Xfrm, (IpAddr, IpAddr))> {
+/// A policy of flannel's, and the two ends of its tunnel if it has one: those that only drop packets, or leave
+/// them as they are, bear our priority.
+fn policy(message: &Message, written: &[Written]) -> Option<(Xfrm, Option<(IpAddr, IpAddr)>)> {
     let body = message.body;
     let (to, from) = selected(body)?;
     let inside = written.iter().any(|w| w.has(&to) && w.has(&from));
     let mut ends = None;
+    let mut ours = (IPSEC_PRIORITY - 1..=IPSEC_PRIORITY).contains(&u32_at(body, 152)?);
     for (kind, value) in message.attrs(POLICY) {
         match kind {
-            TEMPLATES if value.len() == TEMPLATE => ends = template(value),
+            TEMPLATES if value.len() == TEMPLATE => {
+                ends = template(value);
+                ours = ends.is_some();
+            }
             // Several templates, a mark, an interface: none of flannel's.
             TEMPLATES | MARK | INTERFACE => return None,
             _ => {}
         }
     }
-    let (ends, index) = (ends.filter(|_| inside)?, u32_at(body, 156)?);
+    if !inside || !ours {
+        return None;
+    }
+    let index = u32_at(body, 156)?;
     let dir = match *body.get(160)? {
         0 => "in",
         1 => "out",

@@ -200,6 +200,17 @@ fn ipsec_and_udp() {
             "ip xfrm policy add src {from} dst {to} dir {dir} tmpl {ends} proto esp reqid 11 mode tunnel\n"
         );
     }
+    // What only this project's flanneld writes.
+    for (action, priority) in [("block", 1_073_745_681), ("allow", 1_073_745_680)] {
+        let to = if action == "block" {
+            "172.30.0.0/16"
+        } else {
+            "172.30.150.0/24"
+        };
+        script += &format!(
+            "ip xfrm policy add src 172.30.150.0/24 dst {to} dir out action {action} priority {priority}\n"
+        );
+    }
     // What a key exchange begins with; it needs no cipher of the kernel's.
     let spi = "proto esp reqid 11 mode tunnel min 0x100 max 0x1ff";
     script += &format!("ip xfrm state allocspi src 192.168.78.1 dst 192.168.78.7 {spi}\n");
@@ -207,7 +218,7 @@ fn ipsec_and_udp() {
     let shown = cleans(node, &before, &[]);
     assert_eq!(
         shown.matches("ip xfrm policy delete src 172.30.").count(),
-        3,
+        5,
         "{shown}"
     );
     assert_eq!(
