@@ -192,7 +192,6 @@ impl<M: Clone + PartialEq> Acquisition<M> {
                 self.read_again();
                 self.asking = None;
                 self.candidates.clear();
-                self.sent.clear();
             }
             Event::Answer(answer) => return self.answer(answer, request, writer, policy, now),
             Event::Failed => self.failed(request),

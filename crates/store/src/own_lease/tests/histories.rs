@@ -150,7 +150,7 @@ fn every_history_ends_with_one_lease_a_node() {
 #[test]
 #[ignore = "takes half a minute"]
 fn every_one_of_more_histories_does() {
-    for seed in 1000..3400 {
+    for seed in 1000..8000 {
         history(seed);
     }
 }

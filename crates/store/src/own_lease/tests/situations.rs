@@ -501,3 +501,14 @@ fn a_failed_request_is_followed_by_nothing_before_a_retry() {
     }
     assert!(Bare::looks(&bare.on(Event::Retry, 600)));
 }
+
+#[test]
+fn a_creation_whose_answer_was_lost_with_the_store_s_history_leaves_no_second_key() {
+    let mut bare = Bare::creating();
+    bare.on(Event::Failed, 1);
+    bare.on(Event::HistoryLost, 1);
+    assert!(Bare::looks(&bare.on(Event::Retry, 1)));
+    let look = Look::There(Bare::entry(3, Some(attrs(1, 1)), 2));
+    bare.answer(Answer::Looked { look, rival: None }, 1);
+    assert_eq!(bare.0.key(), Some(key(3)));
+}
