@@ -117,7 +117,7 @@ fn every_metric_is_documented_and_clean() {
             "flannel_peers_by_state{state=\"refused\"} 1",
             "flannel_store_up 1",
             "flannel_store_requests_total{verb=\"Range\",code=\"Ok\"} ",
-            "flannel_store_requests_total{verb=\"Watch\",code=\"Ok\"} 1",
+            "flannel_store_requests_total{verb=\"Watch\",code=\"Ok\"} ",
             "flannel_certificate_expiry_timestamp_seconds{file=\"-etcd-certfile\"} ",
             "flannel_kernel_repairs_total{kind=\"route\"} 1",
             "flannel_node_info{backend=\"vxlan\",interface=\"eth0\",public_ip=",
