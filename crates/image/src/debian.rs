@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::tree::Tree;
+use crate::tree::{Tree, packed};
 
 const PROGRAMS: [&str; 3] = [
     "/usr/sbin/nft",
@@ -232,7 +232,7 @@ fn packages(tree: &mut Tree, owners: &BTreeMap<PathBuf, String>) -> Result<Vec<P
             source: (source.into(), source_version.into()),
             licences: licences(&String::from_utf8_lossy(&copyright)),
         });
-        tree.file(&path, 0o644, copyright)?;
+        tree.file(&format!("{path}.gz"), 0o644, packed(&copyright)?)?;
     }
     Ok(packages)
 }

@@ -29,8 +29,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 
 use archive::Image;
 use tree::Tree;
@@ -132,10 +130,8 @@ fn legal(tree: &mut Tree, notices: &str) -> Result<()> {
     ] {
         tree.file(&format!("{DIR}/{name}"), 0o644, text.into())?;
     }
-    let mut packed = GzEncoder::new(Vec::new(), Compression::best());
-    packed.write_all(notices.as_bytes())?;
     let name = format!("{DIR}/THIRD-PARTY-NOTICES.gz");
-    tree.file(&name, 0o644, packed.finish()?)
+    tree.file(&name, 0o644, tree::packed(notices.as_bytes())?)
 }
 
 /// In one step, so that nobody reads half a file.

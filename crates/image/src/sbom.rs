@@ -33,7 +33,7 @@ pub fn document(
         .map(|c| format!("pkg:cargo/{}", c.id()));
     let all: Vec<String> = ours.chain(packages.iter().map(purl)).collect();
     dependencies.push(json!({"ref": image, "dependsOn": all}));
-    let mut text = serde_json::to_vec_pretty(&json!({
+    let mut text = serde_json::to_vec(&json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
@@ -76,7 +76,7 @@ fn of_package(p: &Package) -> Value {
     let named = |licence: &String| json!({"license": {"name": licence}});
     let mut licences: Vec<Value> = p.licences.iter().map(named).collect();
     if licences.is_empty() {
-        let file = format!("see /usr/share/doc/{}/copyright", p.name);
+        let file = format!("see /usr/share/doc/{}/copyright.gz", p.name);
         licences.push(json!({"license": {"name": file}}));
     }
     json!({
