@@ -129,7 +129,7 @@ fn installed_as_the_variables_say(site: &Site) {
             "ca-etcd-key.pem 400 root\nca-etcd.pem 644 root\ncert-etcd-key.pem 400 root\ncert-etcd.pem 644 root\n\
              /etc/flannel/flanneld.env 600 root\n"
         );
-        assert_eq!(conflist(machine)["cniVersion"], "0.3.1");
+        assert_eq!(conflist(machine)["cniVersion"], "1.0.0");
     }
 }
 
@@ -143,7 +143,7 @@ fn pod(machine: &Machine) -> String {
     );
     let result = machine.exec(["sh", "-c", &add]).unwrap();
     let result: Value = serde_json::from_str(&result).unwrap();
-    assert_eq!(result["cniVersion"], "0.3.1");
+    assert_eq!(result["cniVersion"], "1.0.0");
     let rules = machine.exec(["iptables", "-t", "nat", "-S"]).unwrap();
     assert!(
         rules.contains("--dport 8080"),
@@ -190,7 +190,7 @@ fn only_what_changed_is_restarted(site: &mut Site) {
     assert_ne!(main_pid(n1), before[0], "{}", changed.output);
     assert_eq!(main_pid(n2), before[1], "{}", changed.output);
     assert_eq!(conflist(n2)["cniVersion"], "1.0.0");
-    assert_eq!(conflist(n1)["cniVersion"], "0.3.1");
+    assert_eq!(conflist(n1)["cniVersion"], "1.0.0");
 
     assert!(offload().contains("tx-checksumming: off"), "{}", offload());
     assert!(

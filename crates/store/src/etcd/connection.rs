@@ -29,7 +29,7 @@ pub(super) struct Connection {
     pub number: u64,
     pub endpoint: Arc<Endpoint>,
     pub farewell: Farewell,
-    /// It was made for this call.
+    /// It was opened for this call, or for another one just before.
     pub fresh: bool,
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint as Transport, Uri};
@@ -29,6 +30,9 @@ const NAMES: Names = Names {
     ca: "-etcd-cafile",
 };
 
+/// A connection that fails this soon after it was opened says something about its endpoint.
+const FRESH: Duration = Duration::from_secs(5);
+
 /// etcd drops clients that ping more often than every 5 s.
 const PING_EVERY: Duration = Duration::from_secs(7);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
@@ -51,6 +55,8 @@ struct State {
     active: usize,
     /// Counts connections, so that a late failure of an old one does not end the new one.
     number: u64,
+    /// When it was opened.
+    opened: Option<Instant>,
     channel: Option<Channel>,
     farewell: Farewell,
     /// Endpoints that ended a connection because of its pings.
@@ -185,15 +191,16 @@ impl Failover {
         } else {
             PING_EVERY
         };
-        let (channel, fresh) = match &state.channel {
-            Some(channel) => (channel.clone(), false),
+        let channel = match &state.channel {
+            Some(channel) => channel.clone(),
             None => match self.connect(&endpoint, ping_every).await {
                 Ok((channel, farewell)) => {
                     state.farewell = farewell;
                     state.number += 1;
                     state.logged_in = false;
+                    state.opened = Some(Instant::now());
                     state.channel = Some(channel.clone());
-                    (channel, true)
+                    channel
                 }
                 Err(reason) => {
                     self.activity.ended("Connect", "Unavailable", false);
@@ -208,7 +215,8 @@ impl Failover {
             number: state.number,
             endpoint,
             farewell: state.farewell.clone(),
-            fresh,
+            // Whichever of the calls that share it opened it.
+            fresh: state.opened.is_some_and(|at| at.elapsed() < FRESH),
         };
         if !state.logged_in {
             match self.log_in(&connection).await {
