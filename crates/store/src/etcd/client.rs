@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::connection::{Connection, count, streaming, unary, within};
@@ -124,15 +125,21 @@ impl Client {
         let mut tries = self.failover.tries();
         loop {
             let connection = self.failover.connection(&mut tries).await?;
-            let query = tokio_stream::once(proto::LeaseId { id });
+            // The request's side stays open until the answer is there: a grpc-proxy takes its end for the end of
+            // the call, and answers "context canceled".
+            let (ask, asked) = mpsc::channel(1);
             let answer = async {
-                let mut stream = streaming(&connection, path::LEASE_KEEP_ALIVE, query).await?;
+                let _: Result<(), _> = ask.send(proto::LeaseId { id }).await;
+                let asked = ReceiverStream::new(asked);
+                let mut stream = streaming(&connection, path::LEASE_KEEP_ALIVE, asked).await?;
                 stream
                     .message()
                     .await?
                     .ok_or_else(|| Status::unavailable("etcd ended the stream"))
             };
             let answer: Result<proto::LeaseResponse, Status> = within(CALL, answer).await;
+            // An open stream would have the proxy keep the lease alive for ever.
+            drop(ask);
             count(self.activity(), path::LEASE_KEEP_ALIVE, &answer);
             match answer {
                 Ok(answer) if answer.ttl > 0 => return Ok(answer.ttl),
@@ -154,12 +161,21 @@ impl Client {
             let query = proto::WatchRequest {
                 create: Some(create.clone()),
             };
-            // The request's side stays open: its end would end the watch.
-            let query = tokio_stream::once(query).chain(tokio_stream::pending());
-            let stream = within(CALL, streaming(&connection, path::WATCH, query)).await;
+            // The request's side stays open as long as the watch is wanted: before, its end would end the watch;
+            // after that, nothing else would.
+            let (ask, asked) = mpsc::channel(1);
+            let _: Result<(), _> = ask.send(query).await;
+            let asked = ReceiverStream::new(asked);
+            let stream = within(CALL, streaming(&connection, path::WATCH, asked)).await;
             count(self.activity(), path::WATCH, &stream);
             match stream {
-                Ok(stream) => return Ok(Watch { stream, connection }),
+                Ok(stream) => {
+                    return Ok(Watch {
+                        stream,
+                        connection,
+                        _ask: ask,
+                    });
+                }
                 Err(status) => {
                     self.failover
                         .failed(&mut tries, &connection, &status)
@@ -201,6 +217,8 @@ impl Client {
 pub(super) struct Watch {
     stream: Streaming<proto::WatchResponse>,
     connection: Connection,
+    /// While it is there, the request's side is open.
+    _ask: mpsc::Sender<proto::WatchRequest>,
 }
 
 impl Watch {

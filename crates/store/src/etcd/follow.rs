@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::LeaseAttrs;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info};
 
 use super::client::{Client, Watch};
@@ -25,6 +25,10 @@ use crate::store_task::Follow;
 const CONFIRM: Duration = Duration::from_secs(10);
 /// A connection that lasted for so long was a good one.
 const LASTING: Duration = Duration::from_secs(5);
+/// After about so long without a word etcd is asked whether it still has the history that is known: behind a
+/// grpc-proxy no connection ends when etcd is restored or begins anew, and the proxy waits for a revision that may
+/// be long in coming.
+const QUIET: Duration = Duration::from_secs(300);
 /// The kind of a watch's event that says that a key was deleted.
 const DELETE: i32 = 1;
 
@@ -136,6 +140,7 @@ impl Follower {
         self.status.set(None);
         self.publish_desired();
         self.own.retry();
+        let mut ask_at = quiet_until();
         loop {
             self.work().await?;
             self.queue.flush();
@@ -144,6 +149,11 @@ impl Follower {
                 answer = self.client.next(&mut watch) => {
                     let answer = answer?;
                     self.take_in(answer).await?;
+                    ask_at = quiet_until();
+                }
+                () = sleep_until(ask_at) => {
+                    self.check_quiet().await?;
+                    ask_at = quiet_until();
                 }
                 () = sleep_until_some(timers.into_iter().flatten().min()) => {
                     self.leases.replica().timer_expired();
@@ -207,6 +217,19 @@ impl Follower {
         }
     }
 
+    /// The watch has shown nothing for long: is it one of the history that is known?
+    async fn check_quiet(&mut self) -> Result<(), End> {
+        match self.leases.history_break().await {
+            Ok(Some(why)) => {
+                self.leases.data_lost(&mut self.own);
+                Err(End::ListAgain(why))
+            }
+            // What was compacted away is past: etcd has come further, and had nothing for us.
+            Ok(None) | Err(Failure::Compacted) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
     /// Carries out what the own lease needs.
     async fn work(&mut self) -> Result<(), End> {
         self.own.work(&mut self.leases).await?;
@@ -252,4 +275,9 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// When to ask etcd if its watch shows nothing; all nodes do not ask at once.
+fn quiet_until() -> Instant {
+    Instant::now() + QUIET.mul_f64(0.8 + fastrand::f64() * 0.4)
 }
