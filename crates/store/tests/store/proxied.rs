@@ -210,7 +210,7 @@ fn a_lease_is_renewed_through_a_grpc_proxy() {
 
 /// No connection ends, and the proxy's watch waits for a revision of the history that is gone.
 #[test]
-#[ignore = "takes up to six minutes for each version"]
+#[ignore = "open: it does not recover; takes minutes"]
 fn an_etcd_behind_a_grpc_proxy_that_lost_everything_gets_it_back() {
     for programs in all_programs() {
         local(async {
