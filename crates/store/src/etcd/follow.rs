@@ -208,25 +208,27 @@ impl Follower {
 
     /// After an interruption: does etcd still have the history that is known?
     async fn check_history(&mut self) -> Result<(), End> {
-        match self.leases.history_break().await? {
-            Some(why) => {
-                self.leases.data_lost(&mut self.own);
-                Err(End::ListAgain(why))
-            }
-            None => Ok(()),
-        }
+        let broken = self.leases.history_break().await?;
+        self.unbroken(broken)
     }
 
     /// The watch has shown nothing for long: is it one of the history that is known?
     async fn check_quiet(&mut self) -> Result<(), End> {
         match self.leases.history_break().await {
-            Ok(Some(why)) => {
+            // What was compacted away is past: etcd has come further, and had nothing for us.
+            Err(Failure::Compacted) => Ok(()),
+            broken => self.unbroken(broken?),
+        }
+    }
+
+    /// Ends the session if etcd has another history than the one that is known.
+    fn unbroken(&mut self, broken: Option<&'static str>) -> Result<(), End> {
+        match broken {
+            Some(why) => {
                 self.leases.data_lost(&mut self.own);
                 Err(End::ListAgain(why))
             }
-            // What was compacted away is past: etcd has come further, and had nothing for us.
-            Ok(None) | Err(Failure::Compacted) => Ok(()),
-            Err(failure) => Err(failure.into()),
+            None => Ok(()),
         }
     }
 
