@@ -55,11 +55,16 @@ test-vm: ## The kernel suites under the kernels of Debian 12 and 13, in virtual 
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: lint
-lint: ## Formatting and clippy, warnings refused
+lint: ## Formatting, clippy, dependencies, workflows; warnings refused
 	@scripts/setup lint
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/deny
 	@if tool=$$(scripts/actionlint); then $$tool -shellcheck= -pyflakes=; else [ $$? = 2 ]; fi
+
+.PHONY: audit
+audit: ## Known vulnerabilities in dependencies, if RustSec's list can be fetched
+	@scripts/deny advisories
 
 .PHONY: msrv
 msrv: ## Check that the oldest supported Rust builds everything
