@@ -90,6 +90,8 @@ impl Follow for Leases {
 impl Follower {
     async fn run(mut self) {
         let mut backoff = Backoff::default();
+        // etcd has been listed again since a watch last lasted.
+        let mut listed_again = false;
         loop {
             let mut joined = None;
             let end = match self.session(&mut joined).await {
@@ -102,9 +104,14 @@ impl Follower {
             let lasted = joined.is_some_and(|at: Instant| at.elapsed() >= LASTING);
             if lasted {
                 backoff.reset();
+                listed_again = false;
             }
             match end {
                 End::ListAgain(why) => {
+                    // etcd has answered: what an outage made the wait to be is no reason to wait once more.
+                    if !std::mem::replace(&mut listed_again, true) {
+                        backoff.reset();
+                    }
                     info!("etcd: {why}: listing all leases again");
                     self.leases.list_again(&mut self.own);
                 }
