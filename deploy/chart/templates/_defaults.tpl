@@ -24,6 +24,7 @@ flannel:
   GBP: false
   directRouting: false
   backendConfig: {}
+  charonSocket: /run/flannel/charon.vici
   netConf: {}
   enableNFTables: false
   legacyIptables: true
@@ -85,7 +86,7 @@ flannel:
     type: RollingUpdate
     rollingUpdate:
       maxUnavailable: 10%
-  restartOnConfigChange: true
+  restartOnConfigChange: false
   podLabels: {}
   podAnnotations: {}
 rbac:

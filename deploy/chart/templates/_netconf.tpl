@@ -12,7 +12,7 @@
 {{- if and (int $f.vni) $vxlan }}{{ $_ := set $b "VNI" (int $f.vni) }}{{ end -}}
 {{- if and (include "flannel.true" $f.GBP) $vxlan }}{{ $_ := set $b "GBP" true }}{{ end -}}
 {{- if and (include "flannel.true" $f.directRouting) (or $vxlan (eq $type "ipip")) }}{{ $_ := set $b "DirectRouting" true }}{{ end -}}
-{{- if and $f.psk $wireguard }}{{ $_ := set $b "PSK" $f.psk }}{{ end -}}
+{{- if and $f.psk (or $wireguard (eq $type "ipsec")) }}{{ $_ := set $b "PSK" $f.psk }}{{ end -}}
 {{- if and $f.tunnelMode $wireguard }}{{ $_ := set $b "Mode" $f.tunnelMode }}{{ end -}}
 {{- if and (int $f.keepaliveInterval) $wireguard }}{{ $_ := set $b "PersistentKeepaliveInterval" (int $f.keepaliveInterval) }}{{ end -}}
 {{- range $key, $value := $f.backendConfig }}{{ $_ := set $b $key $value }}{{ end -}}

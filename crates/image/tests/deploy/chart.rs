@@ -78,6 +78,21 @@ fn values_of_upstreams_chart_become_the_network_configuration() {
             ],
             json!({"Network": v4, "SubnetLen": 26, "Backend": {"Type": "vxlan", "Learning": true}}),
         ),
+        (
+            vec![
+                r#"flannel.backend="ipsec""#,
+                r#"flannel.psk="secret""#,
+                r#"flannel.backendConfig={"UDPEncap":true}"#,
+            ],
+            json!({"Network": v4, "Backend": {"Type": "ipsec", "PSK": "secret", "UDPEncap": true}}),
+        ),
+        (
+            vec![
+                r#"flannel.backend="extension""#,
+                r#"flannel.backendConfig={"SubnetAddCommand":"/opt/net add"}"#,
+            ],
+            json!({"Network": v4, "Backend": {"Type": "extension", "SubnetAddCommand": "/opt/net add"}}),
+        ),
     ] {
         let output = template(&helm, &values);
         assert!(output.status.success(), "{values:?}: {}", said(&output));
@@ -459,14 +474,14 @@ fn helm_takes_over_what_kubectl_applied_upgrades_and_uninstalls() {
         &chart,
         "--set=flannel.backend=host-gw",
     ]);
-    assert_ne!(template(), installed, "no daemon would be restarted");
+    assert_eq!(template(), installed, "the daemons would be restarted");
     assert_eq!(uid(&daemonset()), applied);
     run(&["uninstall", "flannel"]);
     kube.api().get(DAEMONSET).unwrap_err();
 }
 
 #[test]
-fn a_changed_configuration_restarts_the_daemons() {
+fn a_changed_configuration_restarts_the_daemons_where_that_is_asked_for() {
     let Some(helm) = helm("restarts by the chart") else {
         return;
     };
@@ -478,9 +493,45 @@ fn a_changed_configuration_restarts_the_daemons() {
             .map(str::to_owned);
         line.unwrap_or_else(|| panic!("{text}"))
     };
-    assert_ne!(sum(&[]), sum(&[r#"flannel.backend="host-gw""#]));
-    assert_ne!(sum(&[]), sum(&[r#"flannel.cniConf="{}""#]));
-    assert_eq!(sum(&[]), sum(&["flannel.healthz.port=8082"]));
+    const ON: &str = "flannel.restartOnConfigChange=true";
+    let before = sum(&[ON]);
+    assert_ne!(before, sum(&[ON, r#"flannel.backend="host-gw""#]));
+    assert_ne!(before, sum(&[ON, r#"flannel.cniConf="{}""#]));
+    assert_eq!(before, sum(&[ON, "flannel.healthz.port=8082"]));
+    // Unasked they follow it.
+    assert!(!said(&template(&helm, &[])).contains("checksum/config"));
+}
+
+/// What the backends need of the host is mounted whatever the backend is: it may change while the pods run.
+#[test]
+fn pods_have_what_the_backends_need() {
+    let Some(helm) = helm("the pods' volumes") else {
+        return;
+    };
+    let rendered = |values: &[&str]| {
+        let output = template(&helm, values);
+        assert!(output.status.success(), "{values:?}: {}", said(&output));
+        said(&output)
+    };
+    let mounted = |text: &str, dir: &str| {
+        let inside = text.contains(&format!("mountPath: {dir}\n"));
+        inside && text.contains(&format!("path: {dir}\n            type: DirectoryOrCreate"))
+    };
+    let vxlan = rendered(&[]);
+    for dir in ["/var/lib/flannel", "/dev/net", "/run/flannel"] {
+        assert!(mounted(&vxlan, dir), "{dir}: {vxlan}");
+    }
+    assert!(!vxlan.contains("charon"), "{vxlan}");
+    let ipsec = rendered(&[r#"flannel.backend="ipsec""#]);
+    assert!(ipsec.contains("- --charon-vici=/run/flannel/charon.vici\n"));
+    assert!(!ipsec.contains("name: charon"), "mounted twice: {ipsec}");
+    let elsewhere = r#"flannel.charonSocket="/run/charon/vici""#;
+    let ipsec = rendered(&[r#"flannel.backend="ipsec""#, elsewhere]);
+    assert!(mounted(&ipsec, "/run/charon"), "{ipsec}");
+    let whole_run = r#"flannel.charonSocket="/var/run/charon.vici""#;
+    let refused = template(&helm, &[r#"flannel.backend="ipsec""#, whole_run]);
+    assert!(!refused.status.success());
+    assert!(said(&refused).contains("a directory of its own"));
 }
 
 /// The versions of the chart, of the image that it names and of the programs are one.

@@ -211,7 +211,9 @@ fn the_pods_have_no_more_rights_than_they_need() {
             "/run/flannel",
             "/opt/cni/bin",
             "/etc/cni/net.d",
-            "/run/xtables.lock"
+            "/run/xtables.lock",
+            "/var/lib/flannel",
+            "/dev/net",
         ]
     );
 }
