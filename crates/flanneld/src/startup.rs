@@ -1,6 +1,8 @@
 //! From the command line to a daemon that has its subnet: find out who and where we are, take a subnet, begin to
 //! make the devices.
 
+use std::rc::Rc;
+
 use backend::{Backend, BackendError};
 use dataplane::Kernel;
 use ipnet::IpNet;
@@ -11,11 +13,11 @@ use tracing::{info, warn};
 
 use crate::backends_file::Kept;
 use crate::cluster::Cluster;
-use crate::daemon::{Daemon, Parts};
+use crate::daemon::{Daemon, DataPath, TrafficTasks};
 use crate::generations::{Generation, Generations, networks, published_by};
 use crate::identity::{Answer, Answers, WireguardOptions};
 use crate::options::Options;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Reconciler, RepairLog};
 use crate::settle::{Settled, device_mac, pool, ran_here, report_unserved, scope, settle};
 use crate::status::Status;
 use crate::traffic::{Guarding, SourceCheck};
@@ -121,22 +123,26 @@ pub async fn start(
     }
     reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
     reconciler.pass().await;
-    Ok(Daemon::new(Parts {
+    let path = DataPath {
         cluster: Cluster::new(lease.key, generations, host),
-        options,
-        configured,
+        options: Rc::new(options),
         lease,
-        store,
         reconciler,
         scope,
-        status,
-        rules: rules.first_try().await,
-        forwarding,
-        guard,
-        source_check,
-        ports,
+        traffic: TrafficTasks {
+            rules: rules.first_try().await,
+            forwarding,
+            guard,
+            source_check,
+            ports,
+        },
         lock,
-    }))
+        status,
+        repairs: RepairLog::default(),
+        complete: false,
+        knows_peers: false,
+    };
+    Ok(Daemon::new(path, store, configured))
 }
 
 /// Returns the backend of the configuration, and those that an earlier run had in use beside or before it: other
