@@ -149,6 +149,10 @@ image-programs:
 
 IMAGE = $(CARGO) run --locked --quiet -p image -- --programs $(BUILT)/$(MUSL)/$(PROFILE_DIR) $(if $(filter release,$(PROFILE)),,--any-size)
 
+.PHONY: docs
+docs: ## The documentation as a site with a search, in target/docs/book
+	@scripts/docs $(abspath $(BUILT))/docs
+
 .PHONY: manifests
 manifests: ## Write deploy/*.yml anew from the Helm chart
 	@scripts/manifests write

@@ -116,7 +116,7 @@ pub(crate) struct Keys {
     pub(crate) max: &'static str,
 }
 
-pub(crate) fn keys(family: Family) -> &'static Keys {
+pub(crate) const fn keys(family: Family) -> &'static Keys {
     match family {
         Family::V4 => &Keys {
             enable: "EnableIPv4",
@@ -136,6 +136,25 @@ pub(crate) fn keys(family: Family) -> &'static Keys {
 }
 
 impl NetConfig {
+    /// Every key that it may have, as documents write it.
+    pub const KEYS: [&'static str; 12] = {
+        let (v4, v6) = (keys(Family::V4), keys(Family::V6));
+        [
+            v4.enable,
+            v6.enable,
+            v4.network,
+            v4.len,
+            v4.min,
+            v4.max,
+            v6.network,
+            v6.len,
+            v6.min,
+            v6.max,
+            "EnableNFTables",
+            "Backend",
+        ]
+    };
+
     /// Reads the configuration, fills in the defaults and checks every value of the families that
     /// are enabled. The keys of a family that is not enabled are not looked at.
     ///
@@ -185,11 +204,9 @@ impl NetConfig {
             others: Vec::new(),
         })?;
         let mut faults = Vec::new();
-        let mut known = vec!["EnableNFTables", "Backend"];
         let mut pools = Dual::default();
         for family in Family::ALL {
             let keys = keys(family);
-            known.extend([keys.enable, keys.network, keys.len, keys.min, keys.max]);
             let enabled = note(&mut faults, members.bool(keys.enable));
             if enabled.is_some_and(|given| given.unwrap_or(family == Family::V4)) {
                 pools.set(family, pool(family, &members, &mut faults));
@@ -207,7 +224,7 @@ impl NetConfig {
                     pools,
                     nftables: nftables.unwrap_or(false),
                     backend,
-                    unknown: members.unknown(&known),
+                    unknown: members.unknown(&NetConfig::KEYS),
                     avoid: Vec::new(),
                     connected: Vec::new(),
                 };

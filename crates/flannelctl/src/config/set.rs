@@ -32,14 +32,17 @@ pub(super) fn run(args: &Set) -> Result<ExitCode> {
         Ok(judged) => judged,
         Err(reasons) => return Ok(refuse(args, &store, reasons)),
     };
-    let done = wait_for(write(args, &store, &text, &judged.config))?;
-    let code = report(args, &store, &done, &judged.warnings);
-    let in_force = matches!(done.outcome, Outcome::Written | Outcome::Same);
-    if !args.wait || !in_force {
-        return Ok(code);
-    }
-    let limit = Duration::from_secs(args.timeout);
-    wait_for(rollout::follow(&store, &judged.config.backend.kind, limit))
+    // One runtime for both: the connection of the first step is of no use in another.
+    wait_for(async {
+        let done = write(args, &store, &text, &judged.config).await?;
+        let code = report(args, &store, &done, &judged.warnings);
+        let in_force = matches!(done.outcome, Outcome::Written | Outcome::Same);
+        if !args.wait || !in_force {
+            return Ok(code);
+        }
+        let limit = Duration::from_secs(args.timeout);
+        rollout::follow(&store, &judged.config.backend.kind, limit).await
+    })
 }
 
 /// Returns what the change does to nodes that run, one line each.
