@@ -38,6 +38,8 @@ pub(super) struct History {
     known: Position,
     /// What has arrived of a batch that is not complete.
     staged: Position,
+    /// The revision of this program's last own write. The watch may be about to show it.
+    own_write: i64,
 }
 
 impl History {
@@ -55,6 +57,11 @@ impl History {
     pub(super) fn listed(&mut self, kv: &KeyValue) {
         self.staged.population += 1;
         self.changed(kv);
+    }
+
+    /// This program wrote, and etcd's answer had this revision.
+    pub(super) fn wrote(&mut self, revision: i64) {
+        self.own_write = self.own_write.max(revision);
     }
 
     /// A watch shows a key that was written.
@@ -135,7 +142,7 @@ impl History {
         if !self.is_same_cluster(&header) {
             return Some("it is another cluster than before");
         }
-        if header.revision < self.known.revision
+        if header.revision < self.known.revision.max(self.own_write)
             || (header.raft_term != 0 && header.raft_term < self.term)
         {
             return Some("it has lost what it knew");

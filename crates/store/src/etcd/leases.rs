@@ -358,6 +358,7 @@ impl Execute for Leases {
     }
 
     fn record(&mut self, lease: Lease, mark: Revision) {
+        self.replica.history_mut().wrote(mark.mod_revision);
         self.replica.put(lease.key, mark.mod_revision, Some(lease));
         self.queue.flush();
     }
