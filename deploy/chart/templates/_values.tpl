@@ -1,11 +1,30 @@
 {{/*
-Completes .Values in place, so that a release whose values are those of another chart or of an older version of
-this one (helm upgrade --reuse-values) renders too. To be included first in every template.
+Completes and converts .Values in place, so that a release whose values are those of another chart or of an older
+version of this one (helm upgrade --reuse-values) renders too. To be included first in every template.
 */}}
 {{- define "flannel.values" -}}
+{{- if not (hasKey .Values "valuesAreRead") -}}
+{{- $values := .Values -}}
+{{- $defaults := include "flannel.defaults" . | fromYaml -}}
+{{- $faults := dict -}}
+{{- include "flannel.parts" (dict "values" $values "faults" $faults) -}}
+{{- include "flannel.refuse" $faults -}}
 {{- /* No IPv4 network beside an IPv6 one means none, not the default. */ -}}
-{{- if and .Values.podCidrv6 (or (not (hasKey .Values "podCidr")) (kindIs "invalid" .Values.podCidr)) }}{{ $_ := set .Values "podCidr" "" }}{{ end -}}
-{{- include "flannel.fill" (dict "into" .Values "from" (include "flannel.defaults" . | fromYaml)) -}}
+{{- if and $values.podCidrv6 (or (not (hasKey $values "podCidr")) (kindIs "invalid" $values.podCidr)) }}{{ $_ := set $values "podCidr" "" }}{{ end -}}
+{{- include "flannel.fill" (dict "into" $values "from" $defaults) -}}
+{{- range $path, $kind := include "flannel.kinds" . | fromYaml -}}
+  {{- $parts := splitList "." $path -}}
+  {{- $at := $values }}{{ $from := $defaults -}}
+  {{- range initial $parts }}{{ $at = get $at . }}{{ $from = get $from . | default dict }}{{ end -}}
+  {{- $key := last $parts -}}
+  {{- $default := get $from $key -}}
+  {{- /* Empty means none here, though there is a default. */ -}}
+  {{- if has $path (list "podCidr" "flannel.priorityClassName") }}{{ $default = "" }}{{ end -}}
+  {{- if hasKey $at $key }}{{ include "flannel.convert" (dict "at" $at "key" $key "kind" $kind "path" $path "default" $default "faults" $faults) }}{{ end -}}
+{{- end -}}
+{{- include "flannel.refuse" $faults -}}
+{{- $_ := set $values "valuesAreRead" true -}}
+{{- end -}}
 {{- end }}
 
 {{/* Adds what `from` has and `into` lacks, at every depth; a null counts as missing. */}}
@@ -20,7 +39,15 @@ this one (helm upgrade --reuse-values) renders too. To be included first in ever
 {{- end -}}
 {{- end }}
 
-{{/* "true" for true and "true", else nothing: values given as strings mean what they say. */}}
+{{/* A probe of flanneld's own port: what the user gives, with the address unless they probe something else. */}}
+{{- define "flannel.probe" -}}
+{{- $get := dict "path" .path "port" "healthz" -}}
+{{- if .host }}{{ $_ := set $get "host" .host }}{{ end -}}
+{{- $own := or (hasKey .user "httpGet") (hasKey .user "exec") (hasKey .user "tcpSocket") (hasKey .user "grpc") -}}
+{{- toYaml ($own | ternary .user (merge (dict "httpGet" $get) .user)) -}}
+{{- end }}
+
+{{/* "true" for true, else nothing. */}}
 {{- define "flannel.true" -}}
 {{- if eq (toString .) "true" }}true{{ end -}}
 {{- end }}
@@ -31,7 +58,7 @@ list of the user's extends.
 */}}
 {{- define "flannel.securityContext" -}}
 {{- $context := deepCopy .user -}}
-{{- $given := dig "capabilities" "add" list $context | default list -}}
+{{- $given := dig "capabilities" "add" list $context -}}
 {{- $add := concat .add $given | uniq -}}
 {{- $capabilities := dict "drop" (list "ALL") -}}
 {{- if $add }}{{ $_ := set $capabilities "add" $add }}{{ end -}}

@@ -187,7 +187,7 @@ fn values_that_mean_nothing_are_refused_by_name() {
         ("flannel.backendPort=65536", "backendPort"),
         (r#"flannel.args="--ip-masq""#, "args"),
         (r#"flannel.mtu="1400 bytes""#, "mtu"),
-        (r#"netpol.enabled="yes""#, "netpol"),
+        (r#"netpol.enabled="perhaps""#, "netpol"),
         (
             r#"flannel.image={"repository":"registry.example/flannel-io/flannel","tag":"v0.28.9"}"#,
             "Write flannel.image.repository and flannel.image.tag",

@@ -11,6 +11,7 @@
 mod chart;
 mod manifest;
 mod migration;
+mod odd_values;
 mod policy;
 
 use std::path::{Path, PathBuf};
