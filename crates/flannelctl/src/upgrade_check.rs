@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::Args;
 use flanneld::flags;
-use flanneld::options::Options;
+use flanneld::options::{Options, ProcessOptions};
 use serde_json::Value;
 
 use crate::config::judge::judge;
@@ -361,10 +361,12 @@ fn judge_flags(findings: &mut Findings, words: Vec<String>, variables: &[(String
                 .trim_start_matches("error: ");
             findings.change(format!("flags: {first}"));
         }
-        Ok(given) => match Options::from_flags(&given) {
-            Err(error) => findings.change(format!("flags: {error}")),
-            Ok(_) => findings.same(format!("{count} flags are understood")),
-        },
+        Ok(given) => {
+            match ProcessOptions::from_flags(&given).and_then(|_| Options::from_flags(&given)) {
+                Err(error) => findings.change(format!("flags: {error}")),
+                Ok(_) => findings.same(format!("{count} flags are understood")),
+            }
+        }
     }
 }
 

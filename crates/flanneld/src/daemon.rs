@@ -7,22 +7,23 @@ mod network_change;
 mod outputs;
 mod traffic_tasks;
 
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
 use dataplane::KernelEvent;
 use model::{Host, NetConfig};
 use store::{AnyStore, Store, StoreEvent};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::warn;
 
 use crate::allowance::Allowance;
+use crate::node::NodeError;
 use crate::options::Options;
 use crate::status::{Question, Status};
+use crate::subnet_file::SubnetFileError;
 use crate::withdraw::{Former, withdrawn};
-use crate::{backends_file, status_socket, subnet_file, systemd, teardown, traffic};
+use crate::{backends_file, subnet_file, teardown, traffic};
 use host_watch::HostWatch;
 use key_watch::KeyWatch;
 use network_change::{Advance, NetworkChange};
@@ -38,7 +39,7 @@ const WAKES: (u32, Duration) = (200, Duration::from_millis(10));
 const EVENTS_A_PASS: usize = 4096;
 
 /// A daemon that has its subnet.
-pub struct Daemon {
+pub(crate) struct Daemon {
     options: Rc<Options>,
     store: AnyStore,
     status: Status,
@@ -69,13 +70,13 @@ impl Daemon {
         }
     }
 
-    /// Follows the store and the kernel until the lease is lost. Announces the node as soon as its
-    /// devices are up: `subnet.env`, the CNI configuration, the store, the service manager.
+    /// Follows the store and the kernel until it is dropped. Announces the node as soon as its devices are up:
+    /// `subnet.env`, the CNI configuration, the store.
     ///
     /// # Errors
-    /// `subnet.env` cannot be written.
-    pub async fn run(&mut self) -> anyhow::Result<ExitCode> {
-        let mut watchdog = Watchdog::new();
+    /// The lease is lost, or `subnet.env` cannot be written.
+    pub(crate) async fn run(&mut self) -> Result<(), NodeError> {
+        let mut network = self.options.network.clone();
         let mut questions = self.status.questions();
         if self.options.cni_conf.is_some() {
             self.status.set_cni_installed(false);
@@ -89,8 +90,7 @@ impl Daemon {
             self.follow_config().await;
             self.advance().await;
             self.announce()?;
-            watchdog.tick();
-            let due = self.due(&watchdog);
+            let due = self.due();
             let may_wake = self.wakes.next();
             let kernel_event = async {
                 tokio::time::sleep_until(may_wake).await;
@@ -100,14 +100,17 @@ impl Daemon {
                 event = kernel_event => self.take_kernel_events(event).await,
                 event = self.store.next_event() => {
                     if let Some(reason) = self.take_store_event(event).await {
-                        self.lease_lost(&reason);
-                        return Ok(ExitCode::FAILURE);
+                        return Err(self.lease_lost(reason));
                     }
                     false
                 }
                 Some(question) = next(&mut questions) => {
                     self.answer(question);
                     continue;
+                }
+                config = changed(&mut network) => {
+                    self.take_config(Ok(config));
+                    false
                 }
                 () = tokio::time::sleep_until(due) => false,
             };
@@ -124,14 +127,13 @@ impl Daemon {
     }
 
     /// Returns when there is something to do although nothing changes.
-    fn due(&self, watchdog: &Watchdog) -> Instant {
+    fn due(&self) -> Instant {
         let generations = self.path.cluster.generations();
         let all = [
             self.outputs.due(),
             generations.due(Instant::now()),
             self.change.due(),
             self.keys.due(generations),
-            watchdog.due(),
         ];
         let first = self.path.reconciler.due().min(self.host.due());
         all.into_iter().flatten().fold(first, Instant::min)
@@ -142,6 +144,7 @@ impl Daemon {
         match question {
             Question::PeerStates(reply) => drop(reply.send(self.path.peer_states())),
             Question::Peers(reply) => drop(reply.send(self.path.peers())),
+            Question::Alive(reply) => drop(reply.send(())),
         }
     }
 
@@ -149,11 +152,18 @@ impl Daemon {
     async fn take_store_event(&mut self, event: StoreEvent) -> Option<String> {
         self.status.set_store_unreachable(!event.complete);
         self.path.take_leases(event.leases, event.complete).await;
-        if let Some(config) = event.config {
-            self.change.take(config, self.path.cluster.counts().0);
-            self.change.report(&self.status);
+        if let Some(config) = event.config
+            && self.options.network.is_none()
+        {
+            self.take_config(config);
         }
         event.revoked
+    }
+
+    /// Takes in the network configuration as it is to be, or why that cannot be read.
+    fn take_config(&mut self, config: Result<NetConfig, String>) {
+        self.change.take(config, self.path.cluster.counts().0);
+        self.change.report(&self.status);
     }
 
     /// Takes in what the kernel reports, and whatever else it has to report just now. Returns whether
@@ -234,7 +244,7 @@ impl Daemon {
     }
 
     /// Announces the node, or withdraws the announcement.
-    fn announce(&mut self) -> anyhow::Result<()> {
+    fn announce(&mut self) -> Result<(), SubnetFileError> {
         let looked = self.outputs.announce(&mut self.path, &mut self.store)?;
         if looked && self.host.is_connected() {
             // A device that goes down takes its routes along without a notification.
@@ -244,7 +254,7 @@ impl Daemon {
     }
 
     /// Withdraws the files that name a subnet that is this node's no longer.
-    fn lease_lost(&self, reason: &str) {
+    fn lease_lost(&self, reason: String) -> NodeError {
         let (assigned, own) = (
             *self.store.status().assigned().borrow(),
             self.path.lease.key,
@@ -255,20 +265,16 @@ impl Daemon {
             self.outputs.abort();
             former.withdraw_if(assigned);
         }
-        error!(
-            "lease {own} is lost: {reason}; stopping, so that the supervisor starts a new daemon"
-        );
-        systemd::stopping("the lease is lost");
-    }
-
-    /// Whether a stop is to take the network down.
-    pub fn tears_down(&self) -> bool {
-        self.options.teardown
+        let lease = own.to_string();
+        NodeError::LeaseLost { lease, reason }
     }
 
     /// Takes the network down: first nobody is to place pods here, then what carries their packets
     /// goes.
-    pub async fn tear_down(mut self) {
+    ///
+    /// # Errors
+    /// Something is left in the kernel.
+    pub(crate) async fn tear_down(mut self) -> Result<(), NodeError> {
         self.path.traffic.abort();
         self.outputs.withdraw_cni_conf();
         if let Some(node) = self.store.node() {
@@ -284,42 +290,13 @@ impl Daemon {
         // Its commands are not to run along with those that remove what they made.
         drop(self.path);
         let left = teardown::clear_kernel(scope, options).await;
-        if left > 0 {
-            warn!("{left} objects are left in the kernel: `flannelctl cleanup` shows them");
-        }
         teardown::remove_file("-subnet-file", subnet_file);
-        let _ = std::fs::remove_file(status_socket::path(subnet_file));
         let _ = std::fs::remove_file(withdrawn(subnet_file));
         let _ = std::fs::remove_file(backends_file::path(subnet_file));
-    }
-}
-
-/// Reports to the service manager that the main loop turns, if it wants to know.
-struct Watchdog {
-    period: Option<Duration>,
-    next: Instant,
-}
-
-impl Watchdog {
-    fn new() -> Watchdog {
-        Watchdog {
-            period: systemd::watchdog_period(),
-            next: Instant::now(),
+        if left > 0 {
+            return Err(NodeError::Left(left));
         }
-    }
-
-    /// Reports if it is time.
-    fn tick(&mut self) {
-        let now = Instant::now();
-        if let Some(period) = self.period.filter(|_| now >= self.next) {
-            systemd::alive();
-            self.next = now + period;
-        }
-    }
-
-    /// Returns when to report again.
-    fn due(&self) -> Option<Instant> {
-        self.period.map(|_| self.next)
+        Ok(())
     }
 }
 
@@ -329,4 +306,14 @@ async fn next(questions: &mut Option<mpsc::Receiver<Question>>) -> Option<Questi
         Some(questions) => questions.recv().await,
         None => std::future::pending().await,
     }
+}
+
+/// The next network configuration that was set; waits for ever if the store has it.
+async fn changed(network: &mut Option<watch::Receiver<NetConfig>>) -> NetConfig {
+    if let Some(network) = network
+        && network.changed().await.is_ok()
+    {
+        return network.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }

@@ -41,6 +41,8 @@ pub struct WireguardOptions {
     pub implementation: Implementation,
     /// `-wireguard-psk-file`.
     pub psk_file: Option<PathBuf>,
+    /// Where this node's key is, the most important place first.
+    pub key_files: Vec<PathBuf>,
 }
 
 /// An answer, and what somebody should look into.
@@ -109,7 +111,7 @@ impl Answers {
 
 /// Returns the keys of this node, and makes the one that nobody has yet.
 fn wireguard(options: &WireguardOptions) -> Result<Answer, String> {
-    let key = wg_key_file::read_or_make(&wg_key_file::own_places())?;
+    let key = wg_key_file::read_or_make(&options.key_files)?;
     let in_kernel = match options.implementation {
         Implementation::Auto => dataplane::has_wireguard(),
         Implementation::Kernel => true,
@@ -129,14 +131,7 @@ fn wireguard(options: &WireguardOptions) -> Result<Answer, String> {
 /// # Errors
 /// What is wrong with a file, and what helps.
 pub(crate) fn again(before: &Identity, options: &WireguardOptions) -> Result<Identity, String> {
-    again_in(before, options, &wg_key_file::own_places())
-}
-
-fn again_in(
-    before: &Identity,
-    options: &WireguardOptions,
-    places: &[PathBuf],
-) -> Result<Identity, String> {
+    let places = &options.key_files;
     let Identity::WgKey {
         private, in_kernel, ..
     } = before
@@ -208,25 +203,25 @@ mod tests {
     fn keys_are_followed_and_a_deleted_file_is_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let places = [dir.path().join("a/wgkey"), dir.path().join("b/wgkey")];
-        let options = WireguardOptions::default();
+        let options = WireguardOptions {
+            key_files: places.to_vec(),
+            ..WireguardOptions::default()
+        };
         let key = wg_key_file::read_or_make(&places).unwrap();
         let before = wg_key(key.secret, None, true);
-        assert_eq!(again_in(&before, &options, &places), Ok(before.clone()));
+        assert_eq!(again(&before, &options), Ok(before.clone()));
         for path in &places {
             fs::remove_file(path).unwrap();
         }
-        assert_eq!(again_in(&before, &options, &places), Ok(before.clone()));
+        assert_eq!(again(&before, &options), Ok(before.clone()));
         assert_eq!(wg_key_file::read(&places), Ok(Some(key)));
         let (secret, _) = wg_key_file::replace(&places).unwrap();
-        let now = again_in(&before, &options, &places);
+        let now = again(&before, &options);
         assert_eq!(now, Ok(wg_key(secret, None, true)));
         fs::remove_file(&places[0]).unwrap();
         fs::write(&places[0], "nonsense").unwrap();
-        assert!(again_in(&before, &options, &places).is_err());
-        assert_eq!(
-            again_in(&Identity::Nothing, &options, &places),
-            Ok(Identity::Nothing)
-        );
+        assert!(again(&before, &options).is_err());
+        assert_eq!(again(&Identity::Nothing, &options), Ok(Identity::Nothing));
     }
 
     #[test]

@@ -15,7 +15,8 @@
 //! | `socket_peer` | who is at the other end of a Unix socket |
 //! | `allowance`, `few_lines` | how often something may be done, and how often the log says it |
 //! | [`announce`] | when this node is announced as ready |
-//! | [`startup`], [`daemon`] | the order of it all |
+//! | [`node`] | all of it as one handle, for `main` and for programs that embed it |
+//! | `startup`, `daemon` | the order of it all |
 //! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`report`] | what the daemon says of itself: figures, reasons, peers |
 //! | [`metrics`] | the figures as Prometheus reads them |
@@ -29,7 +30,7 @@ pub mod backends_file;
 pub mod cluster;
 mod cni_conf;
 pub mod config_change;
-pub mod daemon;
+mod daemon;
 mod few_lines;
 pub mod flags;
 pub mod forwarding;
@@ -41,12 +42,13 @@ pub mod iface;
 mod lock;
 pub mod logging;
 pub mod metrics;
+pub mod node;
 pub mod options;
 pub mod reconcile;
 pub mod report;
 pub mod settle;
 mod socket_peer;
-pub mod startup;
+mod startup;
 pub mod status;
 pub mod status_socket;
 mod subnet_env;

@@ -6,13 +6,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use flanneld::logging::LogControl;
-use flanneld::options::Options;
-use flanneld::settle::{open_kernel, open_store, wrong_flag};
-use flanneld::status::Status;
-use flanneld::{flags, health, logging, startup, status_socket, systemd};
-use store::Store;
+use flanneld::node::{NodeBuilder, NodeError, Teardown};
+use flanneld::options::{Options, ProcessOptions};
+use flanneld::{flags, health, logging, status_socket, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 /// What a wrong command line ends with; everything else that goes wrong ends with 1.
 const USAGE: u8 = 2;
@@ -39,20 +37,18 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    let options = match Options::from_flags(&given) {
+    let options = ProcessOptions::from_flags(&given)
+        .and_then(|process| Ok((process, Options::from_flags(&given)?)));
+    let (process, options) = match options {
         Ok(options) => options,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "flanneld: {error}");
             return ExitCode::from(USAGE);
         }
     };
-    let log = logging::start(options.verbosity, options.json_logs);
-    match start(options, log) {
+    let log = logging::start(process.verbosity, process.json_logs);
+    match start(process, options, log) {
         Ok(code) => code,
-        Err(error) if wrong_flag(&error) => {
-            error!("{error:#}");
-            ExitCode::from(USAGE)
-        }
         Err(error) => {
             error!("{error:#}");
             ExitCode::FAILURE
@@ -60,48 +56,84 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(options: Options, log: LogControl) -> anyhow::Result<ExitCode> {
+fn start(process: ProcessOptions, options: Options, log: LogControl) -> anyhow::Result<ExitCode> {
     info!("flannel-rs v{}", env!("CARGO_PKG_VERSION"));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     let local = tokio::task::LocalSet::new();
-    let ended = local.block_on(&runtime, serve(options, log));
+    let ended = local.block_on(&runtime, serve(process, options, log));
     drop(local);
     // A file system that hangs must not keep the process: nobody waits for its answer any more.
     runtime.shutdown_background();
     ended
 }
 
-async fn serve(options: Options, log: LogControl) -> anyhow::Result<ExitCode> {
+async fn serve(
+    process: ProcessOptions,
+    options: Options,
+    log: LogControl,
+) -> anyhow::Result<ExitCode> {
     let mut stop = Stop::new()?;
-    let status = Status::default();
-    status.set_log_control(log);
-    if let Some(addr) = options.healthz {
-        health::serve(addr, status.clone()).await?;
+    let socket = status_socket::path(&options.subnet_file);
+    let (node, runner) = NodeBuilder::new(options).prepare();
+    if let Some(addr) = process.healthz {
+        health::serve(addr, node.observer()).await?;
     }
-    status.set_store(options.store.to_string());
-    status_socket::serve(status_socket::path(&options.subnet_file), status.clone());
-    let store = open_store(&options)?;
-    status.set_store_waits(store.status());
-    let kernel = open_kernel(&options)?;
-    // Every step of the daemon may be dropped at its next await: files are written whole, and
-    // the kernel keeps what it was given.
-    let mut daemon = tokio::select! {
-        daemon = startup::start(options, store, kernel, status) => daemon?,
-        signal = stop.asked() => return Ok(stopped(signal)),
-    };
+    status_socket::serve(socket.clone(), node.observer(), log);
+    tokio::task::spawn_local(systemd::follow(node.observer()));
+    let run = runner.run();
+    tokio::pin!(run);
     let signal = tokio::select! {
-        ended = daemon.run() => return ended,
+        ended = &mut run => return Ok(ended_alone(ended)),
         signal = stop.asked() => signal,
     };
-    if daemon.tears_down() {
-        info!("{signal}: taking the network down");
-        systemd::stopping("taking the network down");
-        daemon.tear_down().await;
-        return Ok(ExitCode::SUCCESS);
+    if !process.teardown {
+        info!("{signal}: stopping; routes and devices stay in place");
+        systemd::stopping("stopping; routes and devices stay");
+        node.request_stop(Teardown::Keep);
+        return Ok(exit_code(run.await));
     }
-    Ok(stopped(signal))
+    info!("{signal}: taking the network down");
+    systemd::stopping("taking the network down");
+    let had_subnet = node.lease().is_some();
+    node.request_stop(Teardown::Remove);
+    let ended = run.await;
+    if had_subnet {
+        let _ = std::fs::remove_file(socket);
+    }
+    Ok(exit_code(ended))
+}
+
+/// Returns what the process ends with if the node has ended without being asked to.
+fn ended_alone(ended: Result<(), NodeError>) -> ExitCode {
+    if let Err(NodeError::LeaseLost { .. }) = &ended {
+        systemd::stopping("the lease is lost");
+    }
+    exit_code(ended)
+}
+
+fn exit_code(ended: Result<(), NodeError>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ NodeError::Settings(_)) => {
+            error!("{error}");
+            ExitCode::from(USAGE)
+        }
+        Err(error @ NodeError::LeaseLost { .. }) => {
+            error!("{error}; stopping, so that the supervisor starts a new daemon");
+            ExitCode::FAILURE
+        }
+        // The network is down, and what is left harms nobody.
+        Err(error @ NodeError::Left(_)) => {
+            warn!("{error}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The signals that ask for an end.
@@ -125,10 +157,4 @@ impl Stop {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
-}
-
-fn stopped(signal: &str) -> ExitCode {
-    info!("{signal}: stopping; routes and devices stay in place");
-    systemd::stopping("stopping; routes and devices stay");
-    ExitCode::SUCCESS
 }

@@ -5,17 +5,19 @@ use std::fmt;
 use std::fs::Metadata;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use backend::{OFFLOAD_OPTION, TxChecksumOffload};
 use model::rules::RuleFlags;
 use model::{Dual, NetConfig};
 use regex_lite::Regex;
+use tokio::sync::watch;
 
 use crate::flags::Given;
 use crate::identity::{Implementation, WireguardOptions};
 use crate::traffic::TrafficOptions;
+use crate::wg_key_file;
 
 /// How long a look at a path may take.
 const LOOK: Duration = Duration::from_secs(2);
@@ -25,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(2);
 #[error("{0}")]
 pub struct UsageError(String);
 
-/// Everything the daemon was told.
+/// The settings of a node.
 pub struct Options {
     /// Where leases live.
     pub store: StoreChoice,
@@ -47,6 +49,17 @@ pub struct Options {
     pub cni_conf: Option<CniConf>,
     /// `-charon-vici`, a path.
     pub charon_vici: Option<PathBuf>,
+    /// Write plain routes even where the kernel has next-hop objects.
+    pub plain_routes: bool,
+    /// The network configuration, if the store's is not to be used.
+    pub network: Option<watch::Receiver<NetConfig>>,
+    /// Where the store finds variables.
+    pub environment: Environment,
+}
+
+/// What the flags say about the process that a node runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessOptions {
     /// `-teardown-on-stop`.
     pub teardown: bool,
     /// `-healthz-ip` and `-healthz-port`, unless off.
@@ -55,15 +68,41 @@ pub struct Options {
     pub verbosity: u8,
     /// `-log-format json`.
     pub json_logs: bool,
-    /// Write plain routes even where the kernel has next-hop objects.
-    pub plain_routes: bool,
+}
+
+/// Where variables are looked up that others use to describe a pod.
+#[derive(Clone)]
+pub struct Environment(Arc<Lookup>);
+
+type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+impl Environment {
+    /// Returns an environment that answers as `get` does.
+    pub fn new(get: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Environment {
+        Environment(Arc::new(get))
+    }
+
+    /// Returns an environment without variables.
+    pub fn none() -> Environment {
+        Environment::new(|_| None)
+    }
+
+    /// Returns the environment of this process.
+    pub fn process() -> Environment {
+        Environment::new(|name| std::env::var(name).ok())
+    }
+
+    /// Returns a variable's value.
+    pub fn get(&self, name: &str) -> Option<String> {
+        (self.0)(name)
+    }
 }
 
 /// Where leases live.
 pub enum StoreChoice {
     /// etcd, as these settings say.
     Etcd(Box<store::EtcdSettings>),
-    /// Kubernetes' Nodes, as these settings say; whose node this is says the environment.
+    /// Kubernetes' Nodes, as these settings say; if they do not name this node, the environment does.
     Kube(Box<store::KubeSettings>),
     /// Files below a directory.
     Directory(PathBuf),
@@ -158,20 +197,44 @@ impl Options {
                 // As strongSwan writes it.
                 path => Some(path.strip_prefix("unix://").unwrap_or(path).into()),
             },
-            teardown: boolean(given, "teardown-on-stop")?,
-            healthz: healthz(given)?,
-            verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
-            json_logs: match given.value("log-format") {
-                "text" => false,
-                "json" => true,
-                _ => return Err(wrong(given, "log-format", "text or json")),
-            },
             plain_routes: boolean(given, "plain-routes")?,
+            network: None,
+            environment: Environment::process(),
         })
     }
-}
 
-impl Options {
+    /// Returns what `flanneld` does without flags, with the leases in `store` and all files in `directory`.
+    pub fn new(store: StoreChoice, directory: &Path) -> Options {
+        Options {
+            store,
+            iface: IfaceChoice::default(),
+            public_ip: Dual::default(),
+            subnet_file: directory.join("subnet.env"),
+            renew_margin: Duration::from_secs(3600),
+            traffic: TrafficOptions {
+                rules: RuleFlags {
+                    masquerade: false,
+                    masquerade_ipv6: false,
+                    fully_random: true,
+                    forward: true,
+                },
+                resync: Duration::from_secs(5),
+                blackhole: false,
+                check_sources: false,
+            },
+            tx_checksum_offload: None,
+            wireguard: WireguardOptions {
+                key_files: vec![directory.join("wgkey")],
+                ..WireguardOptions::default()
+            },
+            cni_conf: None,
+            charon_vici: None,
+            plain_routes: false,
+            network: None,
+            environment: Environment::none(),
+        }
+    }
+
     /// Puts into the network configuration what flags of this node say instead.
     pub fn overrule(&self, config: &mut NetConfig) {
         let known = backend::options(&config.backend.kind);
@@ -180,6 +243,25 @@ impl Options {
         {
             config.backend.set(OFFLOAD_OPTION, value.as_str());
         }
+    }
+}
+
+impl ProcessOptions {
+    /// Gives the flags their meaning.
+    ///
+    /// # Errors
+    /// The first flag that cannot be used as given.
+    pub fn from_flags(given: &Given) -> Result<ProcessOptions, UsageError> {
+        Ok(ProcessOptions {
+            teardown: boolean(given, "teardown-on-stop")?,
+            healthz: healthz(given)?,
+            verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
+            json_logs: match given.value("log-format") {
+                "text" => false,
+                "json" => true,
+                _ => return Err(wrong(given, "log-format", "text or json")),
+            },
+        })
     }
 }
 
@@ -192,6 +274,7 @@ fn wireguard(given: &Given) -> Result<WireguardOptions, UsageError> {
         psk_file: Some(given.value("wireguard-psk-file"))
             .filter(|path| !path.is_empty())
             .map(PathBuf::from),
+        key_files: wg_key_file::own_places(),
     })
 }
 
@@ -365,7 +448,28 @@ mod tests {
 
     fn options(args: &[&str]) -> Result<Options, UsageError> {
         let given = crate::flags::parse(args.iter().map(|s| (*s).to_owned()), |_| None).unwrap();
+        ProcessOptions::from_flags(&given)?;
         Options::from_flags(&given)
+    }
+
+    #[test]
+    fn a_program_s_defaults_are_those_of_the_flags() {
+        let of_flags = options(&["-store-dir=/a", "-subnet-file=/b/subnet.env"]).unwrap();
+        let own = Options::new(StoreChoice::Directory("/a".into()), Path::new("/b"));
+        assert_eq!(own.subnet_file, of_flags.subnet_file);
+        assert_eq!(own.renew_margin, of_flags.renew_margin);
+        assert_eq!(own.traffic, of_flags.traffic);
+        assert_eq!(own.tx_checksum_offload, of_flags.tx_checksum_offload);
+        assert_eq!(
+            own.wireguard.implementation,
+            of_flags.wireguard.implementation
+        );
+        assert_eq!(own.wireguard.key_files, [PathBuf::from("/b/wgkey")]);
+        assert_eq!(
+            (own.cni_conf, own.plain_routes),
+            (of_flags.cni_conf, of_flags.plain_routes)
+        );
+        assert!(own.iface.is_empty() && own.environment.get("PATH").is_none());
     }
 
     #[test]
@@ -381,7 +485,9 @@ mod tests {
         assert_eq!(etcd.prefix, "/coreos.com/network");
         assert_eq!(o.subnet_file, PathBuf::from("/run/flannel/subnet.env"));
         assert_eq!(o.renew_margin, Duration::from_secs(3600));
-        assert!(o.healthz.is_none());
+        let given = crate::flags::parse([], |_| None).unwrap();
+        let process = ProcessOptions::from_flags(&given).unwrap();
+        assert!(process.healthz.is_none() && !process.teardown);
         let t = o.traffic;
         assert!(!t.rules.masquerade && t.rules.fully_random && t.rules.forward && !t.blackhole);
         assert_eq!(t.resync, Duration::from_secs(5));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backend::{Backend, Identity, Need};
+use backend::{Backend, BackendError, Identity, Need};
 use dataplane::{Dataplane, Kernel, KernelError, Scope};
 use ipnet::IpNet;
 use model::object::ROUTE_PROTOCOL;
@@ -68,14 +68,17 @@ pub(crate) async fn settle(
     store: &mut AnyStore,
     previous: Option<SubnetKey>,
     status: &Status,
-) -> anyhow::Result<Settled> {
+) -> Result<Settled, BackendError> {
     let mut waiting = Waiting::default();
     let mut told = String::new();
     let given = options.public_ip;
     let mut search = HostSearch::default();
     let (mut answers, mut answer_again) = (Answers::default(), CONFIG_AGAIN);
     loop {
-        let mut config = store.config().await;
+        let mut config = match &mut options.network {
+            Some(given) => given.borrow_and_update().clone(),
+            None => store.config().await,
+        };
         options.overrule(&mut config);
         let assigned = match store.node() {
             Some(node) => node.assigned_ip().await,
@@ -147,7 +150,7 @@ pub(crate) async fn settle(
                     lock,
                 });
             }
-            Err(error) if !error.is_in_config() => return Err(error.into()),
+            Err(error) if !error.is_in_config() => return Err(error),
             Err(error) => {
                 let text = error.to_string();
                 if text != told {
@@ -326,15 +329,28 @@ pub fn open_store(options: &Options) -> anyhow::Result<AnyStore> {
         margin: options.renew_margin,
         ..Timing::default()
     };
-    options.store.open(timing)
+    let env = |name: &str| options.environment.get(name);
+    options.store.open_in(timing, env)
 }
 
 impl StoreChoice {
-    /// Opens the store. Nothing is sent yet.
+    /// Opens the store, with the variables of this process. Nothing is sent yet.
     ///
     /// # Errors
-    /// Settings that no waiting mends.
+    /// Settings that no waiting fixes.
     pub fn open(&self, timing: Timing) -> anyhow::Result<AnyStore> {
+        self.open_in(timing, |name| std::env::var(name).ok())
+    }
+
+    /// Opens the store; `env` returns variables. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// Settings that no waiting fixes.
+    pub fn open_in(
+        &self,
+        timing: Timing,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> anyhow::Result<AnyStore> {
         match self {
             StoreChoice::Etcd(settings) => {
                 let settings = EtcdSettings {
@@ -344,12 +360,13 @@ impl StoreChoice {
                 Ok(EtcdStore::new(settings)?.into())
             }
             StoreChoice::Kube(settings) => {
-                let env = |name: &str| std::env::var(name).ok();
-                let settings = KubeSettings {
+                let mut settings = KubeSettings {
                     timing,
-                    node: NodeName::from_env(env),
                     ..(**settings).clone()
                 };
+                if settings.node == NodeName::Unknown {
+                    settings.node = NodeName::from_env(&env);
+                }
                 Ok(KubeStore::new(settings, env)?.into())
             }
             StoreChoice::Directory(path) => Ok(DirectoryStore::new(path, timing).into()),

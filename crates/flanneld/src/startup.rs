@@ -1,4 +1,4 @@
-//! From the command line to a daemon that has its subnet: find out who and where we are, take a subnet, begin to
+//! From the settings to a daemon that has its subnet: find out who and where we are, take a subnet, begin to
 //! make the devices.
 
 use std::rc::Rc;
@@ -16,6 +16,8 @@ use crate::cluster::Cluster;
 use crate::daemon::{Daemon, DataPath, TrafficTasks};
 use crate::generations::{Generation, Generations, networks, published_by};
 use crate::identity::{Answer, Answers, WireguardOptions};
+use crate::lock::Lock;
+use crate::node::NodeError;
 use crate::options::Options;
 use crate::reconcile::{Reconciler, RepairLog};
 use crate::settle::{Settled, device_mac, pool, ran_here, report_unserved, scope, settle};
@@ -24,17 +26,34 @@ use crate::traffic::{Guarding, SourceCheck};
 use crate::withdraw::{Former, when_stale};
 use crate::{backends_file, config_change, forwarding, subnet_file, traffic};
 
-/// Reads the configuration, chooses interface and identity, takes a subnet and begins to make
-/// the devices. Waits for what is not there yet: the store, its configuration, the interface.
+/// A node that has its subnet; nothing is in the kernel yet.
+pub(crate) struct Acquired {
+    options: Options,
+    store: AnyStore,
+    kernel: Kernel,
+    status: Status,
+    /// The networks of the run before.
+    former_networks: Vec<IpNet>,
+    /// Another flannel ran here before.
+    after_another: bool,
+    configured: NetConfig,
+    host: Host,
+    lock: Lock,
+    generations: Generations,
+    lease: Lease,
+}
+
+/// Reads the configuration, chooses interface and identity and takes a subnet. Waits for what is not there yet: the
+/// store, its configuration, the interface.
 ///
 /// # Errors
-/// What waiting does not fix: a full pool, flags that contradict each other.
-pub async fn start(
+/// What waiting does not fix: a full pool, settings that contradict each other.
+pub(crate) async fn acquire(
     mut options: Options,
     mut store: AnyStore,
-    mut kernel: Kernel,
+    kernel: Kernel,
     status: Status,
-) -> anyhow::Result<Daemon> {
+) -> Result<Acquired, NodeError> {
     let previous = subnet_file::previous(&options.subnet_file);
     let former_networks = subnet_file::former_networks(&options.subnet_file);
     // Asked before the file may be withdrawn.
@@ -56,7 +75,7 @@ pub async fn start(
         };
         let pool = pool(&settled.config, &settled.host);
         let lease = store.acquire(&pool, &claim).await?;
-        anyhow::Ok((settled, generations, lease))
+        Ok::<_, NodeError>((settled, generations, lease))
     };
     let acquired = tokio::select! {
         biased;
@@ -84,6 +103,40 @@ pub async fn start(
             store.publish(attrs).await;
         }
     }
+    Ok(Acquired {
+        options,
+        store,
+        kernel,
+        status,
+        former_networks,
+        after_another,
+        configured,
+        host,
+        lock,
+        generations,
+        lease,
+    })
+}
+
+/// Begins to make the devices of a node that has its subnet, and to keep its traffic rules. Must be called on a
+/// `LocalSet`.
+///
+/// # Errors
+/// The kernel does not show what it holds.
+pub(crate) async fn build(acquired: Acquired) -> Result<Daemon, NodeError> {
+    let Acquired {
+        options,
+        store,
+        mut kernel,
+        status,
+        former_networks,
+        after_another,
+        configured,
+        host,
+        lock,
+        mut generations,
+        lease,
+    } = acquired;
     let config = generations.newest().config.clone();
     info!(
         "lease {} acquired, backend {}",

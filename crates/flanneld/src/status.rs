@@ -1,14 +1,14 @@
-//! What the daemon says of itself: to `/readyz`, to `/metrics`, to systemd. Written by the main
-//! loop, read by the reports.
+//! What the daemon reports of itself: to `/readyz`, to `/metrics`, to systemd, to a program that embeds it. Written by
+//! the main loop, read from any thread.
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use model::Lease;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::logging::LogControl;
 use crate::metrics::{self, Histogram, Snapshot};
 use crate::report::{Counts, NetworkReport, NodeReport, PeerStatus, PeersReport};
 
@@ -23,9 +23,85 @@ pub const ROUTES_PATIENCE: Duration = Duration::from_secs(30);
 const PEER_STATES_EVERY: Duration = Duration::from_secs(1);
 const PEER_STATES_LIMIT: Duration = Duration::from_secs(2);
 
-/// The daemon's state, shared between the main loop and what reports it (one thread).
-#[derive(Clone)]
-pub struct Status(Rc<RefCell<Inner>>);
+/// The daemon's state, shared between the main loop and what reports it.
+#[derive(Clone, Default)]
+pub struct Status(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    inner: Mutex<Inner>,
+    /// Notified after every change; carries nothing, so that a reader that is late costs nothing.
+    changed: watch::Sender<()>,
+}
+
+/// Access to the state; the readers are notified when it ends.
+struct Change<'a> {
+    inner: MutexGuard<'a, Inner>,
+    changed: &'a watch::Sender<()>,
+}
+
+impl Deref for Change<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Change<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.changed.send_replace(());
+    }
+}
+
+/// How far a node is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// It waits for what is missing, takes a subnet, or makes its devices.
+    #[default]
+    Starting,
+    /// Its devices are up, and it is announced: pods can be placed here.
+    Announced,
+    /// Devices have been missing for so long that the announcement was withdrawn.
+    Withdrawn,
+    /// It does nothing any more.
+    Ended,
+}
+
+/// What a node is at a moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// How far it is.
+    pub phase: Phase,
+    /// Its subnet, and what it publishes; absent until it has one.
+    pub lease: Option<Lease>,
+    /// Bytes of the largest packet of a pod, once there is a subnet.
+    pub mtu: Option<u32>,
+    /// What keeps it from working as announced; empty when all works.
+    pub problems: Vec<String>,
+    /// What is not served although the node works, such as one address family of two.
+    pub degraded: Option<String>,
+    /// Whether the store answers.
+    pub store_reachable: bool,
+    /// How many other nodes are in use.
+    pub peers: usize,
+    /// How many leases of other nodes cannot be used.
+    pub refused_leases: usize,
+}
+
+impl NodeStatus {
+    /// Whether pods can be placed here and all works.
+    pub fn is_ready(&self) -> bool {
+        self.phase == Phase::Announced && self.problems.is_empty()
+    }
+}
 
 /// What the status socket asks the main loop, which alone knows the peers.
 pub enum Question {
@@ -33,6 +109,15 @@ pub enum Question {
     PeerStates(oneshot::Sender<BTreeMap<PeerStatus, usize>>),
     /// The other nodes.
     Peers(oneshot::Sender<PeersReport>),
+    /// Whether the main loop turns.
+    Alive(oneshot::Sender<()>),
+}
+
+/// Whether a text says for how many seconds something has lasted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Figures {
+    Seconds,
+    Without,
 }
 
 /// Questions that wait at most; more are not answered.
@@ -58,7 +143,8 @@ struct Inner {
     change: Option<String>,
     store_waits: store::StoreStatus,
     network: Option<NetworkReport>,
-    log: Option<LogControl>,
+    lease: Option<Lease>,
+    phase: Phase,
     rules_in_place: bool,
     guard_in_place: bool,
     /// Whether the CNI configuration is in its place; `None` if it is not ours to put there.
@@ -97,10 +183,10 @@ pub struct Numbers {
     pub passes: Histogram,
 }
 
-impl Default for Status {
-    fn default() -> Status {
+impl Default for Inner {
+    fn default() -> Inner {
         let (ask, questions) = mpsc::channel(QUESTIONS);
-        Status(Rc::new(RefCell::new(Inner {
+        Inner {
             began: Instant::now(),
             began_at: SystemTime::now(),
             store: String::new(),
@@ -119,26 +205,80 @@ impl Default for Status {
             change: None,
             store_waits: store::StoreStatus::default(),
             network: None,
-            log: None,
+            lease: None,
+            phase: Phase::Starting,
             rules_in_place: false,
             guard_in_place: false,
             cni_installed: None,
             peer_states: BTreeMap::new(),
             peer_states_at: None,
             numbers: Numbers::default(),
-        })))
+        }
     }
 }
 
 impl Status {
+    fn read(&self) -> MutexGuard<'_, Inner> {
+        // What is in there is figures and texts: whole after every step.
+        self.0.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> Change<'_> {
+        Change {
+            inner: self.read(),
+            changed: &self.0.changed,
+        }
+    }
+
+    /// Returns what is notified after every change.
+    pub(crate) fn changed(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// Has subscribers look again.
+    pub(crate) fn touch(&self) {
+        self.0.changed.send_replace(());
+    }
+
+    /// Whether the main loop runs.
+    pub(crate) fn takes_questions(&self) -> bool {
+        let inner = self.read();
+        inner.questions.is_none() && !inner.ask.is_closed()
+    }
+
+    /// Returns what the node is now.
+    pub fn node(&self) -> NodeStatus {
+        // Seconds that count up would make every look another status.
+        let (problems, degraded) = (self.problems_with(Figures::Without), self.degraded());
+        let inner = self.read();
+        NodeStatus {
+            phase: inner.phase,
+            lease: inner.lease.clone(),
+            mtu: inner.network.as_ref().map(|network| network.mtu),
+            problems,
+            degraded,
+            store_reachable: inner.store_unreachable_since.is_none(),
+            peers: inner.numbers.peers,
+            refused_leases: inner.numbers.refused_leases,
+        }
+    }
+
+    /// Records how far the node is. The end is for good.
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        let mut inner = self.change();
+        if inner.phase != Phase::Ended {
+            inner.phase = phase;
+        }
+    }
+
     /// Records what the store is, for a person.
     pub fn set_store(&self, name: String) {
-        self.0.borrow_mut().store = name;
+        self.change().store = name;
     }
 
     /// Returns the questions of the status socket, once: to whoever answers them from then on.
     pub fn questions(&self) -> Option<mpsc::Receiver<Question>> {
-        self.0.borrow_mut().questions.take()
+        self.change().questions.take()
     }
 
     /// Asks the main loop. Returns `None` if it is not running yet, or too busy to answer within `limit`.
@@ -148,7 +288,7 @@ impl Status {
         question: impl FnOnce(oneshot::Sender<T>) -> Question,
     ) -> Option<T> {
         let ask = {
-            let inner = self.0.borrow();
+            let inner = self.read();
             if inner.questions.is_some() {
                 return None;
             }
@@ -162,7 +302,7 @@ impl Status {
     /// Returns what the status socket says of this node.
     pub fn report(&self) -> NodeReport {
         let (problems, degraded) = (self.problems(), self.degraded());
-        let inner = self.0.borrow();
+        let inner = self.read();
         let n = &inner.numbers;
         NodeReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -185,14 +325,15 @@ impl Status {
         }
     }
 
-    /// The subnet file is written and the devices stand.
+    /// Records that the subnet file is written and the devices are up.
     pub fn set_started(&self) {
-        self.0.borrow_mut().started = true;
+        self.change().started = true;
+        self.set_phase(Phase::Announced);
     }
 
     /// Whether the store answers.
     pub fn set_store_unreachable(&self, away: bool) {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.change();
         match away {
             true => drop(
                 inner
@@ -205,12 +346,12 @@ impl Status {
 
     /// Records why a device of ours, or its address, is missing, if one is.
     pub fn set_device_problem(&self, problem: Option<String>) {
-        self.0.borrow_mut().device_problem = problem;
+        self.change().device_problem = problem;
     }
 
     /// Records whether routes are missing that should be there.
     pub fn set_routes_missing(&self, missing: bool) {
-        let since = &mut self.0.borrow_mut().routes_missing_since;
+        let since = &mut self.change().routes_missing_since;
         if missing {
             since.get_or_insert_with(Instant::now);
         } else {
@@ -221,7 +362,7 @@ impl Status {
     /// Records what keeps `subnet.env` from being written again, if anything. Returns whether that
     /// is new.
     pub fn set_file_problem(&self, problem: Option<String>) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.change();
         let new = inner.file_problem != problem;
         inner.file_problem = problem;
         new
@@ -229,7 +370,7 @@ impl Status {
 
     /// What is wrong with the host's interface, if anything. Returns whether that is news.
     pub fn set_host_problem(&self, problem: Option<String>) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.change();
         let news = inner.host_problem != problem;
         inner.host_problem = problem;
         news
@@ -237,64 +378,56 @@ impl Status {
 
     /// What is wrong with the traffic rules, if anything.
     pub fn set_rules_problem(&self, problem: Option<String>) {
-        self.0.borrow_mut().rules_problem = problem;
+        self.change().rules_problem = problem;
     }
 
     /// What keeps the CNI configuration from its place, if anything. Returns whether that is news.
     pub fn set_cni_problem(&self, problem: Option<String>) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.change();
         let news = inner.cni_problem != problem;
         inner.cni_problem = problem;
         news
     }
 
     /// Records what this node is in the network.
-    pub fn set_network(&self, network: NetworkReport) {
-        self.0.borrow_mut().network = Some(network);
-    }
-
-    /// Records what changes the log's level.
-    pub fn set_log_control(&self, log: LogControl) {
-        self.0.borrow_mut().log = Some(log);
-    }
-
-    /// Returns what changes the log's level.
-    pub fn log_control(&self) -> Option<LogControl> {
-        self.0.borrow().log.clone()
+    pub fn set_network(&self, network: NetworkReport, lease: Lease) {
+        let mut inner = self.change();
+        inner.network = Some(network);
+        inner.lease = Some(lease);
     }
 
     /// Records whether the traffic rules are as they should be.
     pub fn set_rules_in_place(&self, in_place: bool) {
-        self.0.borrow_mut().rules_in_place = in_place;
+        self.change().rules_in_place = in_place;
     }
 
     /// Records whether forged packets are dropped.
     pub fn set_guard_in_place(&self, in_place: bool) {
-        self.0.borrow_mut().guard_in_place = in_place;
+        self.change().guard_in_place = in_place;
     }
 
     /// Records whether the CNI configuration is in its place.
     pub fn set_cni_installed(&self, installed: bool) {
-        self.0.borrow_mut().cni_installed = Some(installed);
+        self.change().cni_installed = Some(installed);
     }
 
     /// Asks the main loop again how many peers are in each state, at most once a second.
     pub async fn refresh_peer_states(&self) {
-        let read = self.0.borrow().peer_states_at;
+        let read = self.read().peer_states_at;
         if read.is_some_and(|read| read.elapsed() < PEER_STATES_EVERY) {
             return;
         }
         // Set first: many that ask at once are one question.
-        self.0.borrow_mut().peer_states_at = Some(Instant::now());
+        self.change().peer_states_at = Some(Instant::now());
         if let Some(states) = self.ask(PEER_STATES_LIMIT, Question::PeerStates).await {
-            self.0.borrow_mut().peer_states = states;
+            self.change().peer_states = states;
         }
     }
 
     /// Returns the figures in Prometheus' text format.
     pub fn metrics(&self) -> String {
         let ready = self.problems().is_empty();
-        let inner = self.0.borrow();
+        let inner = self.read();
         metrics::render(&Snapshot {
             ready,
             began_at: inner.began_at,
@@ -309,15 +442,15 @@ impl Status {
         })
     }
 
-    /// Where the store says what it waits for.
+    /// Records where the store reports what it waits for.
     pub fn set_store_waits(&self, waits: store::StoreStatus) {
-        self.0.borrow_mut().store_waits = waits;
+        self.change().store_waits = waits;
     }
 
     /// Records which families of the network the backend does not serve, and why. Returns whether that
     /// is new.
     pub fn set_unserved(&self, unserved: &[String]) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.change();
         let new = inner.unserved != unserved;
         inner.unserved = unserved.to_vec();
         new
@@ -326,7 +459,7 @@ impl Status {
     /// Records why the network configuration that the store shows is not in force, if it is not. Returns whether
     /// that is new.
     pub fn set_config_problem(&self, problem: Option<String>) -> bool {
-        let mut inner = self.0.borrow_mut();
+        let mut inner = self.change();
         let new = inner.config_problem != problem;
         inner.config_problem = problem;
         new
@@ -334,12 +467,12 @@ impl Status {
 
     /// Records how far a change of the backend is, while there is one.
     pub fn set_change(&self, change: Option<String>) {
-        self.0.borrow_mut().change = change;
+        self.change().change = change;
     }
 
     /// Returns what cannot be served although the node works: one family of two.
     pub fn degraded(&self) -> Option<String> {
-        let inner = self.0.borrow();
+        let inner = self.read();
         let all: Vec<String> = inner
             .store_waits
             .degraded()
@@ -353,13 +486,13 @@ impl Status {
 
     /// Changes the figures.
     pub fn update(&self, change: impl FnOnce(&mut Numbers)) {
-        change(&mut self.0.borrow_mut().numbers);
+        change(&mut self.change().numbers);
     }
 
     /// Returns what is wrong with what this node announces, each with one word and without figures that change: for
     /// events. Devices and interface are reported by those who look at them.
     pub fn troubles(&self) -> Vec<(&'static str, String)> {
-        let inner = self.0.borrow();
+        let inner = self.read();
         let lasts = inner.routes_missing_since;
         let lasts = lasts.is_some_and(|since| since.elapsed() > ROUTES_PATIENCE);
         let routes = "routes to other nodes are missing: the kernel refuses them; flannelctl peers shows why";
@@ -374,9 +507,17 @@ impl Status {
             .collect()
     }
 
-    /// Why the node is not ready; empty when it is.
+    /// Returns why the node is not ready; empty when it is.
     pub fn problems(&self) -> Vec<String> {
-        let inner = self.0.borrow();
+        self.problems_with(Figures::Seconds)
+    }
+
+    fn problems_with(&self, figures: Figures) -> Vec<String> {
+        let lasting = |since: Instant| match figures {
+            Figures::Seconds => format!(" for {} s", since.elapsed().as_secs()),
+            Figures::Without => String::new(),
+        };
+        let inner = self.read();
         let mut problems = Vec::new();
         if !inner.started {
             let waits = inner.store_waits.get();
@@ -392,10 +533,7 @@ impl Status {
             .store_unreachable_since
             .filter(|since| since.elapsed() > STORE_PATIENCE)
         {
-            problems.push(format!(
-                "the store has been unreachable for {} s",
-                since.elapsed().as_secs()
-            ));
+            problems.push(format!("the store has been unreachable{}", lasting(since)));
         }
         problems.extend(inner.device_problem.clone());
         if let Some(since) = inner
@@ -403,8 +541,8 @@ impl Status {
             .filter(|since| since.elapsed() > ROUTES_PATIENCE)
         {
             problems.push(format!(
-                "routes to other nodes have been missing for {} s: the kernel refuses them",
-                since.elapsed().as_secs()
+                "routes to other nodes have been missing{}: the kernel refuses them",
+                lasting(since)
             ));
         }
         problems.extend(inner.file_problem.clone());
@@ -430,15 +568,13 @@ mod tests {
         status.set_device_problem(None);
         status.set_routes_missing(true);
         assert!(status.problems().is_empty(), "a retry may do");
-        status.0.borrow_mut().routes_missing_since =
-            Instant::now().checked_sub(ROUTES_PATIENCE * 2);
+        status.change().routes_missing_since = Instant::now().checked_sub(ROUTES_PATIENCE * 2);
         status.set_routes_missing(true);
         assert!(status.problems()[0].contains("routes to other nodes"));
         status.set_routes_missing(false);
         status.set_store_unreachable(true);
         assert!(status.problems().is_empty(), "a short outage");
-        status.0.borrow_mut().store_unreachable_since =
-            Instant::now().checked_sub(STORE_PATIENCE * 2);
+        status.change().store_unreachable_since = Instant::now().checked_sub(STORE_PATIENCE * 2);
         assert!(status.problems()[0].starts_with("the store has been unreachable"));
         status.set_store_unreachable(false);
         assert!(status.problems().is_empty());

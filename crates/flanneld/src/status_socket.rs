@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tracing::{debug, info, warn};
 
 use crate::http::{self, Connections, Handler};
-use crate::logging::Level;
+use crate::logging::{Level, LogControl};
 use crate::metrics;
 use crate::socket_peer::is_root_or_own_user;
 use crate::status::{Question, Status};
@@ -40,8 +40,8 @@ pub fn path(subnet_file: &Path) -> PathBuf {
 }
 
 /// Serves the socket from a task of its own until the process ends. Must be called on a `LocalSet`. If the socket
-/// cannot be made, the daemon works without it; the log says why.
-pub fn serve(path: PathBuf, status: Status) {
+/// cannot be made, the daemon works without it; the log says why. `log` changes the log's level.
+pub fn serve(path: PathBuf, status: Status, log: LogControl) {
     tokio::task::spawn_local(async move {
         let listener = match listen(&path).await {
             Ok(listener) => listener,
@@ -54,7 +54,7 @@ pub fn serve(path: PathBuf, status: Status) {
             }
         };
         let mut open = Connections::default();
-        let handler = Rc::new(StatusHandler(status));
+        let handler = Rc::new(StatusHandler { status, log });
         loop {
             match listener.accept().await {
                 Ok((stream, _)) if is_root_or_own_user(&stream).unwrap_or(false) => {
@@ -91,26 +91,30 @@ async fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-struct StatusHandler(Status);
+struct StatusHandler {
+    status: Status,
+    log: LogControl,
+}
 
 impl Handler for StatusHandler {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let path = request.uri().path();
         if let Some(level) = path.strip_prefix("/v1/log-level") {
-            return log_level(&self.0, request.method(), level.trim_start_matches('/'));
+            return log_level(&self.log, request.method(), level.trim_start_matches('/'));
         }
         if request.method() != Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         match path {
-            "/v1/status" => json(&self.0.report()),
+            "/v1/status" => json(&self.status.report()),
             "/v1/metrics" => {
-                self.0.refresh_peer_states().await;
-                http::response(StatusCode::OK, metrics::CONTENT_TYPE, self.0.metrics())
+                let status = &self.status;
+                status.refresh_peer_states().await;
+                http::response(StatusCode::OK, metrics::CONTENT_TYPE, status.metrics())
             }
             "/v1/peers" => json(
                 &self
-                    .0
+                    .status
                     .ask(ANSWER, Question::Peers)
                     .await
                     .unwrap_or_default(),
@@ -125,10 +129,7 @@ impl Handler for StatusHandler {
 }
 
 /// Answers with the log's level; `PUT` changes it first.
-fn log_level(status: &Status, method: &Method, name: &str) -> Response<Full<Bytes>> {
-    let Some(log) = status.log_control() else {
-        return plain(StatusCode::NOT_FOUND, "the log's level cannot be changed\n");
-    };
+fn log_level(log: &LogControl, method: &Method, name: &str) -> Response<Full<Bytes>> {
     if method == Method::PUT {
         let level = Level::ALL.into_iter().find(|level| level.name() == name);
         let Some(level) = level else {

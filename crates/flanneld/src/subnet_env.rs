@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::status::Status;
-use crate::subnet_file;
+use crate::subnet_file::{self, SubnetFileError};
 
 /// How often the file is looked at.
 const EVERY: Duration = Duration::from_secs(2);
@@ -42,7 +42,7 @@ impl SubnetEnv {
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn write(&self, text: &str, mtu: u32) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, text: &str, mtu: u32) -> Result<(), SubnetFileError> {
         if subnet_file::write(&self.path, text)? {
             info!("wrote {} (MTU {mtu})", self.path.display());
         }

@@ -3,14 +3,74 @@
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::time::sleep;
+
+use crate::node::StatusChanges;
+use crate::status::{Phase, Question, Status};
+
+/// Reports what a node is, until it ends: that it is ready, what it waits for, and that its main loop turns. Returns at
+/// once without a service manager that wants to know.
+pub async fn follow(status: Status) {
+    if !is_there() {
+        return;
+    }
+    tokio::join!(follow_status(status.clone()), follow_loop(status));
+}
+
+async fn follow_status(status: Status) {
+    let mut changes = StatusChanges::new(status.clone());
+    let (mut was_announced, mut told) = (false, String::new());
+    while let Some(now) = changes.next().await {
+        let text = match (&now.lease, now.problems.is_empty()) {
+            (Some(lease), true) => {
+                let network = status.report().network;
+                let backend = network.map(|network| network.backend);
+                format!(
+                    "subnet {}, backend {}",
+                    lease.key,
+                    backend.unwrap_or_default()
+                )
+            }
+            (_, _) => now.problems.join("; "),
+        };
+        match now.phase {
+            Phase::Announced if !was_announced => ready(&text),
+            Phase::Ended => return,
+            _ if text != told && !text.is_empty() => self::status(&text),
+            _ => {}
+        }
+        was_announced |= now.phase == Phase::Announced;
+        told = text;
+    }
+}
+
+async fn follow_loop(status: Status) {
+    let Some(period) = watchdog_period() else {
+        return;
+    };
+    loop {
+        if status.ask(period, Question::Alive).await.is_some() {
+            alive();
+        }
+        sleep(period).await;
+        if status.node().phase == Phase::Ended {
+            return;
+        }
+    }
+}
+
+/// Whether a service manager is to be told anything.
+fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
 
 /// Ready: the devices are up and `subnet.env` is written.
-pub fn ready(status: &str) {
+fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// Sends a line of status.
-pub fn status(text: &str) {
+fn status(text: &str) {
     tell(&[NotifyState::Status(text)]);
 }
 
@@ -20,12 +80,12 @@ pub fn stopping(why: &str) {
 }
 
 /// The main loop turns.
-pub fn alive() {
+fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
 /// How often [`alive`] must be called: half of what `WatchdogSec` allows. `None` without a watchdog.
-pub fn watchdog_period() -> Option<Duration> {
+fn watchdog_period() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 

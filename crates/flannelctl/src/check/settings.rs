@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use flanneld::flags;
-use flanneld::options::Options;
+use flanneld::options::{Options, ProcessOptions};
 
 use crate::cleanup::daemons::running;
 
@@ -76,6 +76,7 @@ impl Settings {
         let ours = ours.map(|(name, value)| format!("{name}={value}"));
         let all = words.iter().cloned().chain(ours).collect();
         let given = flags::parse(words, |name| variables.get(name).cloned())?;
+        ProcessOptions::from_flags(&given)?;
         let options = Options::from_flags(&given)?;
         Ok(Settings {
             options,

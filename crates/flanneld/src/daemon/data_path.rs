@@ -244,7 +244,7 @@ impl DataPath {
     pub(super) fn report_network(&self) {
         let generations = self.cluster.generations();
         let public_ips = self.lease.attrs.public_ip.iter();
-        self.status.set_network(NetworkReport {
+        let network = NetworkReport {
             networks: texts(self.config().pools.iter().map(|(_, pool)| pool.network)),
             subnets: texts(self.lease.key.nets().iter().map(|(_, net)| net)),
             public_ips: public_ips.map(|(_, ip)| *ip).collect(),
@@ -252,7 +252,8 @@ impl DataPath {
             mtu: generations.mtu(),
             interface: self.cluster.host().iface.to_string(),
             devices: texts(generations.devices().iter()),
-        });
+        };
+        self.status.set_network(network, self.lease.clone());
     }
 
     /// Returns how many other nodes are in each state.

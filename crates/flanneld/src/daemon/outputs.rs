@@ -1,4 +1,4 @@
-//! What this node announces: `subnet.env`, the CNI configuration, its condition in the store, the service manager.
+//! What this node announces: `subnet.env`, the CNI configuration, its condition in the store.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -11,10 +11,11 @@ use tracing::warn;
 
 use super::data_path::DataPath;
 use crate::announce::{Announcement, Step};
+use crate::cni_conf;
 use crate::options::Options;
-use crate::status::Status;
+use crate::status::{Phase, Status};
 use crate::subnet_env::SubnetEnv;
-use crate::{cni_conf, systemd};
+use crate::subnet_file::SubnetFileError;
 
 /// How often a trouble that lasts is reported again.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(600);
@@ -59,7 +60,7 @@ impl Outputs {
         &mut self,
         path: &mut DataPath,
         store: &mut AnyStore,
-    ) -> anyhow::Result<bool> {
+    ) -> Result<bool, SubnetFileError> {
         let problem = path.device_problem();
         let now = Instant::now();
         match self.announcement.observe(problem.is_none(), now) {
@@ -70,22 +71,16 @@ impl Outputs {
                 }
                 self.status.set_started();
                 set_network(store, true);
-                systemd::ready(&format!(
-                    "subnet {}, backend {}",
-                    path.lease.key,
-                    path.cluster.generations().leading().backend.kind()
-                ));
             }
             Step::Report => {
                 let message = problem.unwrap_or_default();
                 warn!("{message}; this node is not announced as ready before it is there");
-                systemd::status(&message);
                 report(store, "DeviceMissing", message);
             }
             Step::Withdraw => {
                 let message = problem.unwrap_or_default();
                 warn!("{message}; this node is no longer announced as ready");
-                systemd::status(&message);
+                self.status.set_phase(Phase::Withdrawn);
                 self.withdraw_cni_conf();
                 set_network(store, false);
                 report(store, "DeviceMissing", message);
@@ -111,7 +106,7 @@ impl Outputs {
         }
     }
 
-    fn write_subnet_env(&self, path: &DataPath) -> anyhow::Result<()> {
+    fn write_subnet_env(&self, path: &DataPath) -> Result<(), SubnetFileError> {
         let mtu = path.cluster.generations().mtu();
         self.subnet_env.write(&path.subnet_env_text(), mtu)
     }

@@ -37,6 +37,7 @@ mod attributes;
 mod between_runs;
 mod connected;
 mod crowd;
+mod embed;
 mod etcd_access;
 mod etcd_cluster;
 mod etcd_faults;
