@@ -36,14 +36,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
         if status.phase == Phase::Announced {
             let lease = node.lease().map(|lease| lease.key.to_string());
             let (lease, mtu) = (lease.unwrap_or_default(), node.mtu().unwrap_or_default());
-            let peers = node.peers().await?;
-            say(&format!("subnet {lease}, MTU {mtu}, {} peers", peers.len()))?;
-            for peer in peers {
-                say(&format!(
-                    "peer {}: {}",
-                    peer.subnets.join(" "),
-                    peer.state.name()
-                ))?;
+            say(&format!(
+                "subnet {lease}, MTU {mtu}, {} peers",
+                status.peers
+            ))?;
+            for peer in node.peers().await.unwrap_or_default() {
+                let subnets = peer.subnets.join(" ");
+                say(&format!("peer {subnets}: {}", peer.state.name()))?;
             }
         }
         for problem in &status.problems {

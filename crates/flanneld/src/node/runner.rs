@@ -29,15 +29,15 @@ struct End {
 }
 
 impl End {
+    /// Reports the end, unless it is known.
     fn report(&self, result: Result<(), NodeError>) {
-        let news = self.sender.send_if_modified(|end| {
+        // First: who has waited for the end sees no other status any more.
+        self.status.set_phase(Phase::Ended);
+        self.sender.send_if_modified(|end| {
             let is_first = end.is_none();
             end.get_or_insert(result);
             is_first
         });
-        if news {
-            self.status.set_phase(Phase::Ended);
-        }
     }
 }
 

@@ -97,7 +97,12 @@ fn a_program_has_two_networks_and_each_goes_without_the_other() {
             let second =
                 network(r#"{"Network": "10.60.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}"#);
             let one = node("/run/one").start().unwrap();
-            let two = node("/run/two").network(second).start().unwrap();
+            // One place of a store holds one network.
+            let two = Node::builder(
+                StoreChoice::Directory("/run/lab/store-2".into()),
+                "/run/two",
+            );
+            let two = two.network(second).start().unwrap();
             runtime().block_on(async {
                 for node in [&one, &two] {
                     let status = timeout(SOON, node.announced()).await.unwrap().unwrap();
@@ -221,6 +226,7 @@ fn a_full_network_is_an_error_with_a_type() {
 fn a_setting_that_cannot_be_used_is_named() {
     let etcd = EtcdSettings {
         endpoints: "ftp://127.0.0.1".into(),
+        prefix: "/coreos.com/network".into(),
         ..EtcdSettings::default()
     };
     let node = Node::builder(StoreChoice::Etcd(Box::new(etcd)), "/nowhere");
