@@ -87,6 +87,7 @@ pub(crate) struct Wireguard {
 
 /// `BackendData` of a lease.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wire<'a> {
     #[serde(rename = "PublicKey", borrow)]
     public_key: std::borrow::Cow<'a, str>,

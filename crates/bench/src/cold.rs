@@ -18,17 +18,18 @@ pub struct Cold {
     pub took: Duration,
     /// Processor time until it was at rest.
     pub cpu: Duration,
-    /// Peak memory in KiB, after it has also read the whole kernel once more.
-    pub peak_kib: u64,
+    /// Peak memory in KiB, after it has also read the whole kernel once more, if it has.
+    pub peak_kib: Option<u64>,
     /// Requests to etcd until it was at rest; 0 on another store.
     pub requests: u64,
 }
 
-/// Starts a daemon on a clean node and follows it until it is at rest. The daemon stays.
+/// Starts a daemon on a clean node and follows it until it is at rest, with one more full look at the kernel if
+/// `look`. The daemon stays.
 ///
 /// # Errors
 /// It does not start, or something is missing from the kernel in the end.
-pub fn start(stage: &Stage, target: &Target) -> anyhow::Result<Cold> {
+pub fn start(stage: &Stage, target: &Target, look: bool) -> anyhow::Result<Cold> {
     let (node, peers) = (stage.node(), target.peers());
     let subnets: Vec<_> = sample(peers)
         .into_iter()
@@ -44,8 +45,12 @@ pub fn start(stage: &Stage, target: &Target) -> anyhow::Result<Cold> {
 
     let cpu = at_rest(node)?.cpu;
     let requests = requests(stage, target)? - before;
-    look_again(node)?;
-    let peak_kib = at_rest(node)?.peak_kib;
+    let peak_kib = if look {
+        look_again(node)?;
+        Some(at_rest(node)?.peak_kib)
+    } else {
+        None
+    };
     Ok(Cold {
         took: seen - began,
         cpu,

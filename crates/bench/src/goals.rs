@@ -12,6 +12,8 @@ pub struct Size {
     pub idle: bool,
     /// MiB.
     pub memory: Option<Goal>,
+    /// Milliseconds in user space.
+    pub user: Option<Goal>,
 }
 
 const fn size(peers: u32) -> Size {
@@ -22,6 +24,7 @@ const fn size(peers: u32) -> Size {
         follow: false,
         idle: false,
         memory: None,
+        user: None,
     }
 }
 
@@ -56,6 +59,10 @@ pub const SIZES: [Size; 5] = [
         memory: Some(Goal {
             must: 24.0,
             aim: 16.0,
+        }),
+        user: Some(Goal {
+            must: 80.0,
+            aim: 60.0,
         }),
         ..size(15_000)
     },

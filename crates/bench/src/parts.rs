@@ -93,6 +93,7 @@ fn order(work: &str) -> usize {
     let all = [
         COLD,
         CPU,
+        USER,
         MEMORY,
         REQUESTS_MADE,
         ROUTE,
@@ -110,6 +111,7 @@ fn order(work: &str) -> usize {
 }
 
 const CPU: &str = "processor time of that start";
+const USER: &str = "of that in user space";
 const MEMORY: &str = "peak memory";
 const REQUESTS_MADE: &str = "etcd requests";
 const ROUTE: &str = "lease put → route in the kernel";
@@ -127,10 +129,11 @@ fn say(target: &Target, what: &str) {
     );
 }
 
-/// Ends the daemon and makes node and store what they were before it.
-fn wipe(stage: &Stage, target: &mut Target) -> anyhow::Result<()> {
-    let key = stage.wipe()?;
-    target.remove(key)
+/// Ends the daemon and makes node and store what they were before it. Returns its processor time in user space.
+fn wipe(stage: &Stage, target: &mut Target) -> anyhow::Result<Duration> {
+    let ended = stage.wipe()?;
+    target.remove(ended.key)?;
+    Ok(ended.user)
 }
 
 /// The kernel frees deleted objects after the deletion, on whichever core is there: not while the
@@ -140,7 +143,7 @@ const AFTERMATH: Duration = Duration::from_millis(150);
 /// The daemon and the reference leave the same behind; also brings all of it into memory.
 fn same_work(stage: &Stage, target: &mut Target) -> anyhow::Result<()> {
     reference::run(stage, target.peers())?;
-    cold::start(stage, target)?;
+    cold::start(stage, target, false)?;
     cold::compare(stage)?;
     reference::wipe(stage)?;
     wipe(stage, target)?;
@@ -158,6 +161,7 @@ fn cold_starts(
     same_work(stage, &mut targets[0])?;
     let mut beside = Vec::new();
     let mut runs = vec![Vec::<Cold>::new(); targets.len()];
+    let mut user = vec![Vec::<f64>::new(); targets.len()];
     for round in 0..effort.runs {
         eprintln!(
             "{:>6} peers: cold start {} of {}",
@@ -178,15 +182,18 @@ fn cold_starts(
                     reference::wipe(stage)?;
                 }
                 Some(i) => {
-                    runs[i].push(cold::start(stage, &targets[i])?);
-                    wipe(stage, &mut targets[i])?;
+                    // One more look at the kernel shows the peak of memory, but is not part of the start.
+                    let look = round % 3 == 0;
+                    runs[i].push(cold::start(stage, &targets[i], look)?);
+                    let used = wipe(stage, &mut targets[i])?;
+                    user[i].extend((!look).then(|| ms(used)));
                 }
             }
             pause(AFTERMATH);
         }
     }
     let mut figures = Vec::new();
-    for (target, runs) in targets.iter().zip(&runs) {
+    for ((target, runs), user) in targets.iter().zip(&runs).zip(&user) {
         let place = (target.kind().name(), size.peers);
         let all = |pick: fn(&Cold) -> f64| runs.iter().map(pick).collect::<Vec<f64>>();
         let took = all(|run| ms(run.took));
@@ -223,7 +230,19 @@ fn cold_starts(
             )
             .samples(&cpu),
         );
-        let peak = all(|run| run.peak_kib as f64 / 1024.0);
+        figures.push(
+            Figure::new(
+                USER,
+                place,
+                (median(user), "ms"),
+                None,
+                JudgedAs::Value,
+                size.user.filter(|_| target.kind() == Kind::Etcd),
+            )
+            .samples(user),
+        );
+        let peaks = runs.iter().filter_map(|run| run.peak_kib);
+        let peak: Vec<f64> = peaks.map(|kib| kib as f64 / 1024.0).collect();
         figures.push(
             Figure::new(
                 MEMORY,
@@ -275,7 +294,7 @@ fn readiness(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Res
 }
 
 fn following(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Result<[Figure; 3]> {
-    cold::start(stage, target)?;
+    cold::start(stage, target, false)?;
     say(target, "leases put one by one");
     let follow = follow::run(stage, target, effort.puts)?;
     wipe(stage, target)?;
@@ -317,7 +336,7 @@ fn following(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Res
 
 fn idleness(stage: &Stage, target: &mut Target, effort: &Effort) -> anyhow::Result<[Figure; 2]> {
     say(target, "nothing to do");
-    cold::start(stage, target)?;
+    cold::start(stage, target, false)?;
     let idle = idle::run(stage, effort.idle)?;
     wipe(stage, target)?;
     let place = (target.kind().name(), target.peers());
@@ -349,7 +368,7 @@ fn traffic_rules(
     effort: &Effort,
 ) -> anyhow::Result<Vec<Figure>> {
     let clean = |target: &mut Target| {
-        wipe(stage, target)?;
+        let _user = wipe(stage, target)?;
         rules::wipe(stage.node())
     };
     let mut figures = Vec::new();

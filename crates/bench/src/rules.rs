@@ -81,7 +81,7 @@ pub fn readiness(
 /// # Errors
 /// It does not start, or ends.
 pub fn idleness(stage: &Stage, target: &Target, span: Duration) -> anyhow::Result<Figure> {
-    cold::start(stage, target)?;
+    cold::start(stage, target, false)?;
     standing(stage.node(), false)?;
     let idle = idle::run(stage, span)?;
     let place = (target.kind().name(), target.peers());

@@ -10,6 +10,7 @@ use lab::{Lab, Node, StoreKind};
 use serde_json::json;
 
 use crate::fleet::NETWORK;
+use crate::usage::user_time_of_ended;
 
 /// How long one start may take, whatever the number of peers.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -101,14 +102,16 @@ impl Stage {
         Ok(before)
     }
 
-    /// Kills the node's flanneld and removes all that it left: device, routes, files. Returns the
-    /// key of the subnet that it had, to be removed from the store.
+    /// Kills the node's flanneld and removes all that it left: device, routes, files. Returns what is known of
+    /// it only then.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn wipe(&self) -> anyhow::Result<Option<String>> {
+    pub fn wipe(&self) -> anyhow::Result<Ended> {
         let node = self.node();
+        let before = user_time_of_ended()?;
         node.flanneld().kill9()?;
+        let user = user_time_of_ended()?.saturating_sub(before);
         let subnet = node.subnet_env().ok().and_then(|env| env.subnet.v4);
         let key = subnet.map(|net| format!("{}-{}", net.network(), net.prefix_len()));
         // Routes, neighbours and next hops go with the device, and are gone when this returns.
@@ -120,8 +123,17 @@ impl Stage {
             fs::create_dir_all("/run/flannel")
         };
         node.run(forget)?.context("/run/flannel")?;
-        Ok(key)
+        Ok(Ended { key, user })
     }
+}
+
+/// A flanneld that was killed.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The key of the subnet that it had, to be removed from the store.
+    pub key: Option<String>,
+    /// Its processor time in user space.
+    pub user: Duration,
 }
 
 /// The one sleep: between two looks, or for a span of time that is to be observed.

@@ -4,12 +4,15 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::Deserialize;
 use serde::de::value::MapDeserializer;
 use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// Decodes an object of which only `keys` matter, spelled as `T` names them. A value of `null` counts as absent.
+///
+/// `T` must deny unknown fields: then what it takes as it is was written as flannel writes it, and is read in one
+/// pass without any memory of its own. Everything else is taken apart first.
 ///
 /// # Errors
 /// The decoder's, for what is not JSON, no object, or no `T`.
@@ -17,6 +20,13 @@ pub fn decode<'a, T: Deserialize<'a>>(
     json: &'a [u8],
     keys: &[&'static str],
 ) -> Result<T, serde_json::Error> {
+    // A name that is unknown, written in another way or written twice is an error here. A list would be taken for the
+    // fields in their order.
+    if json.trim_ascii_start().starts_with(b"{")
+        && let Ok(plain) = serde_json::from_slice(json)
+    {
+        return Ok(plain);
+    }
     let Members(all) = serde_json::from_slice(json)?;
     let latest = |key: &'static str| {
         let mut named = all
@@ -32,12 +42,13 @@ pub fn decode<'a, T: Deserialize<'a>>(
 }
 
 /// The members of an object in the order they are written, as text.
-struct Members<'a>(Vec<(Name<'a>, &'a RawValue)>);
+struct Members<'a>(Vec<(Text<'a>, &'a RawValue)>);
 
-#[derive(Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+/// A string, borrowed where nothing in it is escaped.
+#[derive(Serialize, Deserialize)]
+pub struct Text<'a>(#[serde(borrow)] pub Cow<'a, str>);
 
-impl std::ops::Deref for Name<'_> {
+impl std::ops::Deref for Text<'_> {
     type Target = str;
 
     fn deref(&self) -> &str {
@@ -72,6 +83,7 @@ mod tests {
     use super::*;
 
     #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
     struct Data<'a> {
         #[serde(rename = "VNI", default)]
         vni: Option<u32>,
@@ -105,6 +117,9 @@ mod tests {
                 all(Some(3), None),
             ),
             (r#"{"VNI":2,"vni":null,"VtepMAC":"m"}"#, all(Some(2), None)),
+            (r#"{"VNI":2,"VNI":3,"VtepMAC":"m"}"#, all(Some(3), None)),
+            (r#"{"VNI":2,"VNI":null,"VtepMAC":"m"}"#, all(Some(2), None)),
+            (r#"{"VNI":2,"VtepMAC":"\u006d"}"#, all(Some(2), None)),
             (r#"{"VNI":null,"VtepMAC":"m","Raw":null}"#, all(None, None)),
         ] {
             assert_eq!(read(json), expected, "{json}");
@@ -112,6 +127,7 @@ mod tests {
         for json in [
             "",
             "[]",
+            r#"[1,"m",{}]"#,
             "null",
             "7",
             "{",

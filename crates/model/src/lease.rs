@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{Dual, SubnetKey, go_json};
+use crate::go_json::{self, Text};
+use crate::{Dual, SubnetKey};
 
 /// The kind of a backend: `Backend.Type` of the configuration, `BackendType` of a lease.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -200,6 +201,7 @@ pub enum BadAttrs {
 /// The JSON shape. Old writers leave keys out, newer ones add some; an
 /// absent IPv4 address is written `0.0.0.0`, an absent IPv6 address `null`.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wire<'a> {
     #[serde(rename = "PublicIP", default)]
     public_ip: Option<Ipv4Addr>,
@@ -208,9 +210,10 @@ struct Wire<'a> {
     #[serde(
         rename = "BackendType",
         default,
+        borrow,
         skip_serializing_if = "Option::is_none"
     )]
-    backend_type: Option<std::borrow::Cow<'a, str>>,
+    backend_type: Option<Text<'a>>,
     #[serde(
         rename = "BackendData",
         default,
@@ -383,7 +386,10 @@ impl LeaseAttrs {
                     .unwrap_or(Ipv4Addr::UNSPECIFIED),
             ),
             public_ipv6: self.public_ip.v6.as_ref().and_then(v6),
-            backend_type: self.backend_type.as_ref().map(|kind| kind.as_str().into()),
+            backend_type: self
+                .backend_type
+                .as_ref()
+                .map(|kind| Text(kind.as_str().into())),
             data: self.data.v4.clone(),
             v6_data: self.data.v6.clone(),
             also: also_to_json(&self.also).and_then(|json| RawValue::from_string(json).ok()),
@@ -467,6 +473,7 @@ mod tests {
         for json in [
             "",
             "[]",
+            r#"["10.0.0.1"]"#,
             "null",
             "{}",
             "{",

@@ -31,6 +31,7 @@ pub enum BadVtep {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wire<'a> {
     #[serde(rename = "VNI", default, skip_serializing_if = "Option::is_none")]
     vni: Option<u32>,

@@ -1,6 +1,9 @@
 //! Tests of `state`.
 
+use ipnet::IpNet;
+
 use super::*;
+use crate::object::RouteKey;
 
 fn hop(via: &str) -> NextHop {
     NextHop {
@@ -185,7 +188,7 @@ fn what_an_owner_no_longer_names_goes_and_two_owners_never_take_turns() {
 #[test]
 fn v6_ids_of_one_network_differ() {
     let ids: std::collections::BTreeSet<u32> = (0..5000u32)
-        .map(|n| derived_id(&format!("fd00:10:{n:x}::/48").parse().unwrap()))
+        .map(|n| hop_ids::derived(&format!("fd00:10:{n:x}::/48").parse().unwrap()))
         .collect();
     assert_eq!(ids.len(), 5000);
     assert!(ids.iter().all(|id| *id >= 1 << 31));
