@@ -12,14 +12,47 @@ use crate::tree::{Entry, Tree};
 /// The same for every build: an image's date says nothing that its version does not.
 const CREATED: &str = "1970-01-01T00:00:00Z";
 
+/// A processor architecture, as container images call it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Platform {
+    /// `amd64`, `arm`, …
+    pub architecture: String,
+    /// `v7` of `arm`.
+    pub variant: Option<String>,
+}
+
+impl Platform {
+    /// Returns the platform of a Debian architecture.
+    pub fn of_debian(architecture: &str) -> Platform {
+        let (architecture, variant) = match architecture {
+            "armhf" => ("arm", Some("v7".to_owned())),
+            "ppc64el" => ("ppc64le", None),
+            same => (same, None),
+        };
+        Platform {
+            architecture: architecture.into(),
+            variant,
+        }
+    }
+
+    /// Adds it to a JSON object.
+    pub fn write(&self, object: &mut Value) {
+        object["os"] = "linux".into();
+        object["architecture"] = self.architecture.clone().into();
+        if let Some(variant) = &self.variant {
+            object["variant"] = variant.clone().into();
+        }
+    }
+}
+
 /// An image.
 pub struct Image {
     /// Name and tag. Container runtimes complete it the way they complete it in a manifest.
     pub name: String,
     /// Our version.
     pub version: String,
-    /// `amd64`, …
-    pub architecture: String,
+    /// The processor it is for.
+    pub platform: Platform,
     /// From the lowest to the topmost, each with a word about what it is.
     pub layers: Vec<(&'static str, Tree)>,
 }
@@ -39,9 +72,7 @@ impl Image {
         }
         let digests: Vec<String> = blobs.iter().map(|blob| sha256(blob)).collect();
         let diff_ids: Vec<String> = digests.iter().map(|d| format!("sha256:{d}")).collect();
-        let config = serde_json::to_vec(&json!({
-            "architecture": self.architecture,
-            "os": "linux",
+        let mut config = json!({
             "created": CREATED,
             "config": {
                 "Entrypoint": ["/opt/bin/flanneld"],
@@ -53,7 +84,9 @@ impl Image {
             },
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
             "history": history,
-        }))?;
+        });
+        self.platform.write(&mut config);
+        let config = serde_json::to_vec(&config)?;
         let id = sha256(&config);
         let paths: Vec<String> = digests.iter().map(|d| format!("{d}/layer.tar")).collect();
         let manifest: Value =
@@ -92,7 +125,8 @@ fn layer(tree: &Tree) -> io::Result<Vec<u8>> {
     tar.into_inner()
 }
 
-fn append(tar: &mut Builder<Vec<u8>>, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+/// Adds a file to an archive, of root and without a date.
+pub fn append(tar: &mut Builder<Vec<u8>>, path: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let mut header = header(EntryType::Regular, mode, bytes.len() as u64);
     tar.append_data(&mut header, path, bytes)
 }
@@ -109,7 +143,8 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
     header
 }
 
-fn sha256(bytes: &[u8]) -> String {
+/// Returns the SHA-256 of some bytes, in hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
         .iter()
         .map(|b| format!("{b:02x}"))

@@ -40,20 +40,20 @@ impl Crate {
     }
 }
 
-/// What ends up in the programs: dependencies of dependencies too, but nothing that only a build or a test needs.
+/// Returns what ends up in the programs for a Rust target: dependencies of dependencies too, but nothing that only a
+/// build or a test needs. `with_lab`: the commands `lab` and `demo` too, which the image's `flannelctl` has not.
 ///
 /// # Errors
 /// Cargo fails, or says what cannot be understood.
-pub fn of_programs() -> Result<Vec<Crate>> {
+pub fn of_programs(target: &str, with_lab: bool) -> Result<Vec<Crate>> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let target = format!("{}-unknown-linux-musl", env::consts::ARCH);
     let output = Command::new(cargo)
         .args([
             "metadata",
             "--locked",
             "--format-version=1",
             "--filter-platform",
-            &target,
+            target,
         ])
         .output()
         .context("cannot run cargo metadata")?;
@@ -62,7 +62,8 @@ pub fn of_programs() -> Result<Vec<Crate>> {
         bail!("cargo metadata: {}", said.trim());
     }
     let metadata = serde_json::from_slice(&output.stdout)?;
-    closure(&metadata, &ROOTS).context("cargo metadata says what cannot be understood")
+    let left_out = if with_lab { &[][..] } else { &LEFT_OUT[..] };
+    closure(&metadata, &ROOTS, left_out).context("cargo metadata says what cannot be understood")
 }
 
 /// The version of the Rust compiler.
@@ -79,7 +80,7 @@ pub fn compiler() -> Result<String> {
     version.with_context(|| format!("rustc --version says {said:?}"))
 }
 
-fn closure(metadata: &Value, roots: &[&str]) -> Option<Vec<Crate>> {
+fn closure(metadata: &Value, roots: &[&str], left_out: &[&str]) -> Option<Vec<Crate>> {
     let by_id = |list: &Value| -> Option<BTreeMap<String, Value>> {
         let entry = |v: &Value| Some((v["id"].as_str()?.to_owned(), v.clone()));
         list.as_array()?.iter().map(entry).collect()
@@ -113,10 +114,10 @@ fn closure(metadata: &Value, roots: &[&str]) -> Option<Vec<Crate>> {
         for dependency in nodes.get(&id)?["deps"].as_array()? {
             let mut kinds = dependency["dep_kinds"].as_array()?.iter();
             let id = dependency["pkg"].as_str()?;
-            let left_out = packages.get(id)?;
-            let left_out = left_out["source"].is_null()
-                && LEFT_OUT.iter().any(|name| left_out["name"] == **name);
-            if kinds.any(|kind| kind["kind"].is_null()) && !left_out {
+            let package = packages.get(id)?;
+            let is_left_out = package["source"].is_null()
+                && left_out.iter().any(|name| package["name"] == **name);
+            if kinds.any(|kind| kind["kind"].is_null()) && !is_left_out {
                 needs.insert(name(id)?);
                 open.push(id.to_owned());
             }
@@ -158,19 +159,22 @@ mod tests {
         let metadata = json!({
             "packages": [
                 package("flanneld", Value::Null), package("linked", json!("registry")), package("deep", json!("registry")),
-                package("cc", json!("registry")), package("proptest", json!("registry")),
+                package("cc", json!("registry")), package("proptest", json!("registry")), package("lab", Value::Null),
             ],
             "resolve": {"nodes": [
-                {"id": "flanneld", "deps": [dep("linked", Value::Null), dep("cc", json!("build")), dep("proptest", json!("dev"))]},
+                {"id": "flanneld", "deps": [dep("linked", Value::Null), dep("cc", json!("build")), dep("proptest", json!("dev")), dep("lab", Value::Null)]},
                 {"id": "linked", "deps": [dep("deep", Value::Null)]},
                 {"id": "deep", "deps": []}, {"id": "cc", "deps": []}, {"id": "proptest", "deps": []},
+                {"id": "lab", "deps": []},
             ]},
         });
-        let found = closure(&metadata, &["flanneld"]).unwrap();
+        let all = closure(&metadata, &["flanneld"], &[]).unwrap();
+        assert_eq!(all.len(), 4);
+        let found = closure(&metadata, &["flanneld"], &["lab"]).unwrap();
         let names: Vec<String> = found.iter().map(Crate::id).collect();
         assert_eq!(names, ["deep@1.0.0", "flanneld@1.0.0", "linked@1.0.0"]);
         assert_eq!(found[2].needs, ["deep@1.0.0".to_owned()].into());
         assert!(found[1].ours && !found[2].ours);
-        assert_eq!(closure(&metadata, &["flanneld", "cni"]), None);
+        assert_eq!(closure(&metadata, &["flanneld", "cni"], &[]), None);
     }
 }

@@ -1,4 +1,4 @@
-//! `nft` and both variants of iptables, with the libraries that they load, from this machine's Debian packages.
+//! `nft` and both variants of iptables, with the libraries that they load, from Debian packages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::root::Root;
 use crate::tree::{Tree, packed};
 
 const PROGRAMS: [&str; 3] = [
@@ -24,7 +25,7 @@ pub struct Debian {
     pub tree: Tree,
     /// Where they are from, by name.
     pub packages: Vec<Package>,
-    /// As Debian and container images call it, such as `amd64`.
+    /// As Debian calls it, such as `amd64`.
     pub architecture: String,
 }
 
@@ -43,20 +44,24 @@ pub struct Package {
     pub licences: BTreeSet<String>,
 }
 
-/// Takes the files from this machine.
+/// Takes the files from a root, and the `libraries` that programs of ours need.
 ///
 /// # Errors
 /// A package is missing, one of the files is not as its package brought it, or a Debian tool fails.
-pub fn collect() -> Result<Debian> {
+pub fn collect(root: &Root, libraries: &BTreeSet<String>) -> Result<Debian> {
     let mut wanted: BTreeSet<PathBuf> = PROGRAMS.map(PathBuf::from).into();
-    for line in run("dpkg-query", &["--listfiles", "iptables"])?.lines() {
+    for line in root.dpkg_query(&["--listfiles", "iptables"])?.lines() {
         let extension = |name: &str| EXTENSIONS.iter().any(|e| name.starts_with(e));
         if line.contains("/xtables/") && extension(line.rsplit('/').next().unwrap_or_default()) {
             wanted.insert(line.into());
         }
     }
     let found: Vec<PathBuf> = wanted.iter().cloned().collect();
-    wanted.extend(shared_libraries(&found)?);
+    if root.is_own() {
+        wanted.extend(shared_libraries(&found)?);
+    } else {
+        wanted.extend(root.libraries(&found, libraries)?);
+    }
 
     let mut tree = Tree::default();
     for (name, to) in [
@@ -69,7 +74,7 @@ pub fn collect() -> Result<Debian> {
     }
     let mut real = BTreeSet::new();
     for path in &wanted {
-        real.insert(take(&mut tree, path)?);
+        real.insert(take(root, &mut tree, path)?);
     }
     for family in ["iptables", "ip6tables"] {
         for part in ["", "-save", "-restore"] {
@@ -79,21 +84,30 @@ pub fn collect() -> Result<Debian> {
             }
         }
     }
-    let owners = owners(&real)?;
-    unchanged(&owners)?;
-    let packages = packages(&mut tree, &owners)?;
+    let owners = owners(root, &real)?;
+    // Another root was made of signed packages just before.
+    if root.is_own() {
+        unchanged(&owners)?;
+    }
+    let packages = packages(root, &mut tree, &owners)?;
+    let architecture = packages.iter().map(|p| p.architecture.as_str());
+    let architecture = architecture
+        .into_iter()
+        .find(|architecture| *architecture != "all")
+        .context("no package has an architecture")?
+        .to_owned();
     Ok(Debian {
         tree,
         packages,
-        architecture: run("dpkg", &["--print-architecture"])?.trim().into(),
+        architecture,
     })
 }
 
-/// The shared libraries, loader included, that ELF files ask for; none for static ones.
+/// The shared libraries, loader included, that ELF files of this machine ask for; none for static ones.
 ///
 /// # Errors
 /// One of them is not on this machine.
-pub fn shared_libraries(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+fn shared_libraries(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
     // Its status says only whether all of them are dynamic.
     let output = Command::new("ldd")
         .args(files)
@@ -118,24 +132,26 @@ pub fn shared_libraries(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
 }
 
 /// Adds a file, and where it is known by another name, that name too. Returns where it really is.
-fn take(tree: &mut Tree, path: &Path) -> Result<PathBuf> {
-    let real = fs::canonicalize(path).with_context(|| {
+fn take(root: &Root, tree: &mut Tree, path: &Path) -> Result<PathBuf> {
+    let real = root.resolve(path).with_context(|| {
         format!(
             "cannot find {}: are the packages iptables and nftables installed?",
-            path.display()
+            root.at(path).display()
         )
     })?;
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         bail!("{} is no file", path.display());
     };
-    let known_as = fs::canonicalize(dir)?.join(name);
-    let bytes = fs::read(&real).with_context(|| format!("cannot read {}", real.display()))?;
-    let mode = fs::metadata(&real)?.permissions().mode() & 0o755;
+    let known_as = root.resolve(dir)?.join(name);
+    let here = root.at(&real);
+    let bytes = fs::read(&here).with_context(|| format!("cannot read {}", here.display()))?;
+    let mode = fs::metadata(&here)?.permissions().mode() & 0o755;
     tree.file(in_tree(&real)?, mode, bytes)?;
     if known_as != real {
-        let to = match known_as.parent() == real.parent() {
-            true => real.file_name().map(PathBuf::from).unwrap_or_default(),
-            false => real.clone(),
+        let to = if known_as.parent() == real.parent() {
+            real.file_name().map(PathBuf::from).unwrap_or_default()
+        } else {
+            real.clone()
         };
         tree.link(in_tree(&known_as)?, &to.to_string_lossy())?;
     }
@@ -148,7 +164,7 @@ fn in_tree(path: &Path) -> Result<&str> {
 }
 
 /// The package of each file.
-fn owners(files: &BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, String>> {
+fn owners(root: &Root, files: &BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, String>> {
     // Packages older than the merged /usr still name their files without it.
     let older = |path: &Path| {
         path.strip_prefix("/usr")
@@ -164,10 +180,10 @@ fn owners(files: &BTreeSet<PathBuf>) -> Result<BTreeMap<PathBuf, String>> {
                 .map(|n| (n, real.clone()))
         })
         .collect();
-    let output = Command::new("dpkg-query")
+    let output = root
+        .query()
         .arg("--search")
         .args(names.keys())
-        .env("LC_ALL", "C")
         .output()
         .context("cannot run dpkg-query")?;
     let mut owners = BTreeMap::new();
@@ -207,7 +223,11 @@ fn unchanged(owners: &BTreeMap<PathBuf, String>) -> Result<()> {
     Ok(())
 }
 
-fn packages(tree: &mut Tree, owners: &BTreeMap<PathBuf, String>) -> Result<Vec<Package>> {
+fn packages(
+    root: &Root,
+    tree: &mut Tree,
+    owners: &BTreeMap<PathBuf, String>,
+) -> Result<Vec<Package>> {
     let names: BTreeSet<&str> = owners.values().map(String::as_str).collect();
     let mut args = vec![
         "--show",
@@ -215,14 +235,15 @@ fn packages(tree: &mut Tree, owners: &BTreeMap<PathBuf, String>) -> Result<Vec<P
     ];
     args.extend(names);
     let mut packages = Vec::new();
-    for line in run("dpkg-query", &args)?.lines() {
+    for line in root.dpkg_query(&args)?.lines() {
         let [name, version, architecture, source, source_version] =
             line.split('\t').collect::<Vec<_>>()[..]
         else {
             bail!("dpkg-query said {line:?}");
         };
         let path = format!("usr/share/doc/{name}/copyright");
-        let copyright = fs::read(Path::new("/").join(&path)).with_context(|| {
+        let file = root.resolve(&Path::new("/").join(&path));
+        let copyright = file.and_then(|f| fs::read(root.at(&f))).with_context(|| {
             format!("cannot read /{path}, which must go along with the programs")
         })?;
         packages.push(Package {
@@ -248,19 +269,6 @@ fn licences(copyright: &str) -> BTreeSet<String> {
         .map(|licence| licence.trim().to_owned())
         .filter(|licence| !licence.is_empty())
         .collect()
-}
-
-fn run(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(args)
-        .env("LC_ALL", "C")
-        .output()
-        .with_context(|| format!("cannot run {program}: this needs Debian"))?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{program} {}: {}", args.join(" "), said.trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]
