@@ -86,17 +86,20 @@ build: ## Build all programs for development
 	@scripts/setup build
 	$(CARGO) build --locked --workspace --bins
 
+# The programs say which commit they are of.
+programs image-programs: export FLANNEL_COMMIT := $(or $(FLANNEL_COMMIT),$(shell git rev-parse HEAD 2>/dev/null))
+
 # The plugin is copied to hosts of every kind and runs for every container: linked statically.
 MUSL := $(shell uname -m)-unknown-linux-musl
-.PHONY: release
-release: ## Build what is to be installed: flanneld, flannelctl, and the CNI plugin linked statically
+.PHONY: programs
+programs: ## Build what is to be installed: flanneld, flannelctl, and the CNI plugin linked statically
 	@scripts/setup release
 	$(CARGO) build --locked --release -p flanneld -p flannelctl
 	$(CARGO) build --locked --release -p cni --target $(MUSL)
 
 # Programs built elsewhere: BIN_DIR=…, and CNI_PLUGIN=… where the plugin is not there too.
 BUILT := $(or $(CARGO_TARGET_DIR),target)
-PROGRAMS := $(if $(BIN_DIR),,release)
+PROGRAMS := $(if $(BIN_DIR),,programs)
 install uninstall deb: export CNI_PLUGIN := $(or $(CNI_PLUGIN),$(if $(BIN_DIR),$(BIN_DIR),$(BUILT)/$(MUSL)/release)/flannel)
 install uninstall deb: export BIN_DIR := $(or $(BIN_DIR),$(BUILT)/release)
 
@@ -110,7 +113,7 @@ uninstall: ## Remove what `make install` installed
 
 .PHONY: notices
 notices: ## Write target/THIRD-PARTY-NOTICES: the licences of what the programs contain
-	@$(CARGO) run --locked --quiet -p image -- --notices $(BUILT)/THIRD-PARTY-NOTICES
+	@$(CARGO) run --locked --quiet -p image -- notices --with-lab $(BUILT)/THIRD-PARTY-NOTICES
 
 deb packages: export NOTICES = $(abspath $(BUILT))/THIRD-PARTY-NOTICES
 
@@ -122,7 +125,9 @@ deb: $(PROGRAMS) notices ## Build a Debian package in target/debian
 packages: PROFILE = release
 packages: FEATURES =
 packages: image-programs notices ## Build deb, rpm, apk, Arch packages and a tarball of static programs in target/packages
+	@rm -rf $(BUILT)/packages
 	@BIN_DIR=$(BUILT)/$(MUSL)/release CNI_PLUGIN=$(BUILT)/$(MUSL)/release/flannel dist/packages -o $(BUILT)/packages
+	@$(IMAGE) sbom --with-lab $(BUILT)/packages/*
 	@cd $(BUILT)/packages && sha256sum flannel[-_]* >SHA256SUMS
 
 # How the programs of the image are built; `make image PROFILE=dev` is quick and large.
@@ -136,18 +141,41 @@ MUSL_FLAGS = -C link-arg=-Wl,-T,$(CURDIR)/dist/no-unwind-tables.ld -C link-arg=-
 
 .PHONY: image
 image: image-programs ## The container image target/image/flannel-rs.tar and its bill of materials
-	@$(IMAGE) --out $(BUILT)/image
+	@$(IMAGE) archive $(IMAGE_CONTENT) --out $(BUILT)/image
 
 .PHONY: image-tree
 image-tree: image-programs
-	@$(IMAGE) --tree $(IMAGE_TREE)
+	@$(IMAGE) tree $(IMAGE_CONTENT) --out $(IMAGE_TREE)
 
 .PHONY: image-programs
 image-programs:
 	@scripts/setup image
 	RUSTFLAGS='$(MUSL_FLAGS)' $(CARGO) build --locked --profile $(PROFILE) --target $(MUSL) $(FEATURES) -p flanneld -p cni -p flannelctl
 
-IMAGE = $(CARGO) run --locked --quiet -p image -- --programs $(BUILT)/$(MUSL)/$(PROFILE_DIR) $(if $(filter release,$(PROFILE)),,--any-size)
+IMAGE = $(CARGO) run --locked --quiet -p image --
+IMAGE_CONTENT = --programs $(BUILT)/$(MUSL)/$(PROFILE_DIR) $(if $(filter release,$(PROFILE)),,--any-size)
+
+ARCHITECTURES ?= $(shell scripts/cross architectures)
+
+.PHONY: cross
+cross: ## Build the programs for ARCHITECTURES="arm64 s390x …" (default: all six)
+	@scripts/image-all programs $(BUILT)/image $(ARCHITECTURES)
+
+.PHONY: image-all
+image-all: ## Build one image for all ARCHITECTURES: target/image/flannel-rs.oci.tar
+	@scripts/image-all image $(BUILT)/image $(ARCHITECTURES)
+
+.PHONY: test-cross
+test-cross: ## Unit tests of what goes onto the wire, on an emulated big-endian machine (s390x)
+	@scripts/test-cross
+
+VERSION ?=
+RELEASE_DIR ?= $(BUILT)/release-$(VERSION)
+.PHONY: release
+release: ## Everything that is handed out, VERSION=0.1.0: packages, images, chart, checksums, signature (KEY=file)
+	@scripts/setup release
+	@scripts/setup image
+	@KEY='$(KEY)' ARCHITECTURES='$(ARCHITECTURES)' scripts/release '$(VERSION)' '$(RELEASE_DIR)'
 
 .PHONY: docs
 docs: ## The documentation as a site with a search, in target/docs/book

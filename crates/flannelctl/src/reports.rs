@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use flanneld::report::{NodeReport, PeerReport, PeerStatus, PeersReport};
+use flanneld::version;
 use serde::Serialize;
 use store::{Administer, ListedLease, Timing};
 
@@ -239,7 +240,7 @@ pub(crate) fn log_level(args: &LogLevelArgs) -> Result<ExitCode> {
 /// # Errors
 /// None: a daemon that does not answer is said to be unknown.
 pub(crate) fn version(args: &SocketArgs) -> Result<ExitCode> {
-    output::line(&format!("flannelctl {}", env!("CARGO_PKG_VERSION")));
+    output::line(&format!("flannelctl {}", version::with_commit()));
     let daemon = status_socket::get::<NodeReport>(&args.socket, "/v1/status");
     match daemon {
         Ok(report) => output::line(&format!("flanneld   {}", report.version)),

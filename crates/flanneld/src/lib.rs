@@ -20,6 +20,7 @@
 //! | [`teardown`] | its reverse, for those who ask for it |
 //! | [`status`], [`report`] | what the daemon says of itself: figures, reasons, peers |
 //! | [`metrics`] | the figures as Prometheus reads them |
+//! | [`version`] | version and commit |
 //! | [`health`], [`status_socket`], `http`, [`systemd`], [`logging`] | to whom, and how |
 
 #![forbid(unsafe_code)]
@@ -56,6 +57,7 @@ pub mod subnet_file;
 pub mod systemd;
 mod teardown;
 pub mod traffic;
+pub mod version;
 pub mod wg_key_file;
 mod whole_file;
 mod withdraw;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use flanneld::logging::LogControl;
 use flanneld::node::{NodeBuilder, NodeError, Teardown};
 use flanneld::options::{Options, ProcessOptions};
-use flanneld::{flags, health, logging, status_socket, systemd};
+use flanneld::{flags, health, logging, status_socket, systemd, version};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
@@ -30,11 +30,7 @@ fn main() -> ExitCode {
         }
     };
     if given.value("version") == "true" {
-        let _ = writeln!(
-            std::io::stdout(),
-            "flannel-rs v{}",
-            env!("CARGO_PKG_VERSION")
-        );
+        let _ = writeln!(std::io::stdout(), "flannel-rs v{}", version::with_commit());
         return ExitCode::SUCCESS;
     }
     let options = ProcessOptions::from_flags(&given)
@@ -57,7 +53,7 @@ fn main() -> ExitCode {
 }
 
 fn start(process: ProcessOptions, options: Options, log: LogControl) -> anyhow::Result<ExitCode> {
-    info!("flannel-rs v{}", env!("CARGO_PKG_VERSION"));
+    info!("flannel-rs v{}", version::with_commit());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -10,15 +10,10 @@ use model::Object;
 
 use crate::report::{NetworkReport, PeerStatus};
 use crate::status::Numbers;
+use crate::version;
 
 /// The type of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// The commit that the program was built from.
-const COMMIT: &str = match option_env!("FLANNEL_COMMIT") {
-    Some(commit) => commit,
-    None => "unknown",
-};
 
 /// Upper bounds of [`Histogram`]'s buckets, in seconds.
 const BOUNDS: [f64; 7] = [0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0];
@@ -131,8 +126,9 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
 fn node(text: &mut Text, snapshot: &Snapshot<'_>) {
     let name = "flannel_build_info";
     text.begin(name, "gauge", "The program");
-    let version = env!("CARGO_PKG_VERSION");
-    text.series(name, &[("version", version), ("commit", COMMIT)], &1);
+    let commit = version::COMMIT.unwrap_or("unknown");
+    let labels = [("version", version::VERSION), ("commit", commit)];
+    text.series(name, &labels, &1);
     if let Some(network) = snapshot.network {
         let ips: Vec<String> = network.public_ips.iter().map(ToString::to_string).collect();
         let labels = [

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use dataplane::host::{Interface, interfaces};
 use dataplane::paths::policy_rules;
 use dataplane::{Dataplane, Kernel, Scope};
-use flanneld::subnet_file;
+use flanneld::{subnet_file, version};
 use model::{Family, Op};
 use store::{Administer, Timing};
 
@@ -141,7 +141,7 @@ impl Collection<'_> {
             let name = file.rsplit('/').next().unwrap_or(file);
             self.put(&format!("host/{name}.txt"), fs::read_to_string(file))?;
         }
-        let mut text = format!("flannelctl {}\n", env!("CARGO_PKG_VERSION"));
+        let mut text = format!("flannelctl {}\n", version::with_commit());
         text += "Secrets were removed: passwords, tokens, private keys.\n\nNot collected:\n";
         for line in &self.missing {
             text += &format!("- {line}\n");

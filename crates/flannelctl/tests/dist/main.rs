@@ -16,6 +16,7 @@ mod install;
 mod machines;
 mod manual;
 mod package;
+mod release;
 mod service;
 
 use std::path::{Path, PathBuf};
