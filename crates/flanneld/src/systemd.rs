@@ -8,6 +8,12 @@ use tokio::time::sleep;
 use crate::node::StatusChanges;
 use crate::status::{Phase, Question, Status};
 
+/// How long an answer of the main loop may take: if it hangs, the service manager ends this process before.
+const LATEST_ANSWER: Duration = Duration::from_secs(3600);
+
+/// How soon the main loop is asked again while it does not run, as before there is a subnet.
+const NOT_RUNNING: Duration = Duration::from_secs(1);
+
 /// Reports what a node is, until it ends: that it is ready, what it waits for, and that its main loop turns. Returns at
 /// once without a service manager that wants to know.
 pub async fn follow(status: Status) {
@@ -48,13 +54,13 @@ async fn follow_loop(status: Status) {
     let Some(period) = watchdog_period() else {
         return;
     };
-    loop {
-        if status.ask(period, Question::Alive).await.is_some() {
+    while status.node().phase != Phase::Ended {
+        // However late the answer is, it is passed on at once.
+        if status.ask(LATEST_ANSWER, Question::Alive).await.is_some() {
             alive();
-        }
-        sleep(period).await;
-        if status.node().phase == Phase::Ended {
-            return;
+            sleep(period).await;
+        } else {
+            sleep(period.min(NOT_RUNNING)).await;
         }
     }
 }

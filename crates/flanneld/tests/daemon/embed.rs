@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use flanneld::node::{NetConfig, Node, NodeBuilder, NodeError, Phase, StoreChoice, Teardown};
+use flanneld::node::{
+    Environment, NetConfig, Node, NodeBuilder, NodeError, Phase, StoreChoice, Teardown,
+};
 use lab::{Lab, StoreKind, wait_for};
 use store::EtcdSettings;
 use tokio::runtime::Runtime;
@@ -266,6 +268,17 @@ fn the_program_changes_its_network_while_it_runs() {
             .unwrap()
             .unwrap();
     });
+}
+
+#[test]
+fn a_closure_of_the_program_that_panics_ends_the_node_and_nothing_else() {
+    let kube = StoreChoice::Kube(Box::default());
+    let node =
+        Node::builder(kube, "/nowhere").environment(Environment::new(|_| panic!("on purpose")));
+    let node = node.start().unwrap();
+    let ended = runtime().block_on(async { timeout(SOON, node.ended()).await.unwrap() });
+    assert_eq!(ended, Err(NodeError::Died));
+    assert_eq!(node.status().phase, Phase::Ended);
 }
 
 /// A program may hand the node to any of its threads.
