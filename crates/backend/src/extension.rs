@@ -26,6 +26,9 @@ const TIMEOUT: &str = "CommandTimeout";
 /// How long a command may take, in seconds.
 const SECONDS: u32 = 60;
 
+/// How long a command that failed has for further tries, at a change of the backend.
+const AGAIN: Duration = Duration::from_secs(20);
+
 /// What only a shell understands. Upstream's older versions had one.
 const SHELL: [char; 12] = ['"', '\'', '`', '|', '&', ';', '<', '>', '(', ')', '\\', '*'];
 
@@ -209,6 +212,11 @@ impl Backend for Extension {
         };
         plan.objects.push(Object::PeerCommand(peer.key, command));
         plan
+    }
+
+    fn patience(&self) -> Duration {
+        // A command that fails is run again.
+        self.commands.limit + AGAIN
     }
 
     fn missing(&self) -> &[(Family, BackendError)] {

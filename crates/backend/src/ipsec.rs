@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use model::object::{
@@ -29,6 +30,9 @@ const LEAST_PSK: usize = 96;
 /// What ESP adds to a packet in the worst case, and UDP on top of it, in bytes.
 const OVERHEAD: u32 = 77;
 const UDP_OVERHEAD: u32 = 8;
+
+/// How long charon may take to start: it reads its plugins and certificates, and gathers randomness.
+const CHARON: Duration = Duration::from_secs(60);
 
 /// Behind every route that anybody writes.
 const LAST_METRIC: u32 = u32::MAX - 1;
@@ -163,6 +167,14 @@ impl Backend for Ipsec {
         true
     }
 
+    fn needs_connection(&self) -> bool {
+        true
+    }
+
+    fn patience(&self) -> Duration {
+        CHARON
+    }
+
     fn missing(&self) -> &[(Family, BackendError)] {
         &self.served.missing
     }
@@ -185,10 +197,12 @@ impl Ipsec {
         let to_peer = XfrmPolicy::Tunnel {
             src: local,
             dst: remote,
+            or_plain: false,
         };
         let from_peer = XfrmPolicy::Tunnel {
             src: remote,
             dst: local,
+            or_plain: false,
         };
         let key = IkeKey {
             local: own,

@@ -23,8 +23,13 @@ pub use error::{BackendError, Fault, HAVE};
 pub use identity::{Identity, Need};
 pub use vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
 
+use std::time::Duration;
+
 use model::roster::Claims;
 use model::{BackendType, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object, SubnetKey};
+
+/// How long a device may take to come up.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A way to carry packets between nodes.
 ///
@@ -73,6 +78,17 @@ pub trait Backend {
     /// have read this node's lease yet.
     fn needs_acquaintance(&self) -> bool {
         false
+    }
+
+    /// Returns whether both sides must have agreed on keys, which takes a while or fails, before packets can be sent to
+    /// a peer. A peer whose plan has no [`Object::IkeConnection`] needs none.
+    fn needs_connection(&self) -> bool {
+        false
+    }
+
+    /// Returns how long what this node needs may take to come up, before another backend that was in use stays so.
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 
     /// Returns the families of the network that this node does not serve, and why not. The other one

@@ -248,7 +248,7 @@ fn policy(key: &XfrmPolicyKey, value: &XfrmPolicy) -> Result<(Vec<u8>, Vec<u8>),
     bytes.extend_from_slice(&[number(key.dir), action, 0, 0]);
     bytes.resize(POLICY, 0);
     let mut template = Vec::new();
-    if let XfrmPolicy::Tunnel { src, dst } = value {
+    if let XfrmPolicy::Tunnel { src, dst, or_plain } = value {
         template.extend_from_slice(&wide(*dst));
         template.extend_from_slice(&[0; 4]);
         template.extend_from_slice(&[ESP, 0, 0, 0]);
@@ -256,7 +256,7 @@ fn policy(key: &XfrmPolicyKey, value: &XfrmPolicy) -> Result<(Vec<u8>, Vec<u8>),
         template.extend_from_slice(&[0; 2]);
         template.extend_from_slice(&wide(*src));
         template.extend_from_slice(&IPSEC_REQUEST.to_ne_bytes());
-        template.extend_from_slice(&[TUNNEL, 0, 0, 0]);
+        template.extend_from_slice(&[TUNNEL, 0, u8::from(*or_plain), 0]);
         // No algorithms are excluded.
         template.extend_from_slice(&[0xff; 12]);
     }
@@ -323,6 +323,7 @@ fn template(bytes: &[u8]) -> Option<XfrmPolicy> {
     flannels.then_some(XfrmPolicy::Tunnel {
         src: address(bytes, 28, family)?,
         dst: address(bytes, 0, family)?,
+        or_plain: *bytes.get(50)? != 0,
     })
 }
 

@@ -7,7 +7,7 @@ use dataplane::Dataplane;
 use ipnet::IpNet;
 use model::roster::{Roster, RosterChange};
 use model::state::Progress;
-use model::{BackendType, Family, Host, IfName, Lease, Owner, SubnetKey};
+use model::{BackendType, Family, Host, IfName, Lease, Object, Owner, SubnetKey};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -27,6 +27,10 @@ pub struct Cluster {
     reached_by: BTreeMap<SubnetKey, BackendType>,
     /// Peers that need an older backend than the newest, or may.
     lagging: BTreeSet<SubnetKey>,
+    /// Peers with which keys must be agreed on before they are reached by a newer backend.
+    awaiting: BTreeSet<SubnetKey>,
+    /// How many connections of charon were up at the last look.
+    connections: usize,
     /// Peers that are reached encrypted: never again without, as long as the newest backend encrypts.
     sealed: BTreeSet<SubnetKey>,
     /// Accepted leases that the backend cannot use, or not in every family. Logged once.
@@ -58,6 +62,8 @@ impl Cluster {
             host,
             reached_by: BTreeMap::new(),
             lagging: BTreeSet::new(),
+            awaiting: BTreeSet::new(),
+            connections: 0,
             sealed: BTreeSet::new(),
             unusable: BTreeMap::new(),
             conflicts: BTreeSet::new(),
@@ -118,6 +124,7 @@ impl Cluster {
         self.host = host;
         self.reached_by.clear();
         self.lagging.clear();
+        self.awaiting.clear();
         let newest = self.generations.newest();
         if !newest.backend.encrypts() {
             self.sealed.clear();
@@ -143,6 +150,19 @@ impl Cluster {
         let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
         for lease in &leases {
             self.install_peer(true, lease, false, reconciler);
+        }
+    }
+
+    /// Has peers with which keys have been agreed on reached by the backend that needs them.
+    pub(crate) fn follow_connections<D: Dataplane>(&mut self, reconciler: &mut Reconciler<D>) {
+        let up = reconciler.connections_up();
+        if self.awaiting.is_empty() || std::mem::replace(&mut self.connections, up) == up {
+            return;
+        }
+        for key in self.awaiting.clone() {
+            if let Some(lease) = self.roster.accepted(&key).cloned() {
+                self.install_peer(true, &lease, false, reconciler);
+            }
         }
     }
 
@@ -238,8 +258,15 @@ impl Cluster {
         if !newest.ready {
             waits.push("its devices are not there yet".into());
         }
-        if !self.lagging.is_empty() {
-            waits.push(format!("not changed yet: {}", some(self.lagging.iter())));
+        let unchanged = self.lagging.difference(&self.awaiting);
+        let unchanged: Vec<&SubnetKey> = unchanged.collect();
+        if !unchanged.is_empty() {
+            let unchanged = some(unchanged.into_iter());
+            waits.push(format!("not changed yet: {unchanged}"));
+        }
+        if !self.awaiting.is_empty() {
+            let awaiting = some(self.awaiting.iter());
+            waits.push(format!("no keys agreed on yet with: {awaiting}"));
         }
         let encrypts = |kind: &BackendType| {
             let mut all = self.generations.all().iter();
@@ -365,11 +392,17 @@ impl Cluster {
             return;
         };
         let sealed = self.sealed.contains(&lease.key);
+        let holds = |object: &Object| reconciler.holds(object);
         let served = self
             .generations
-            .serve(lease, &self.host, sealed, Instant::now());
+            .serve(lease, &self.host, sealed, &holds, Instant::now());
         let plan = served.plan;
         reconciler.set(Owner::Peer(id), plan.objects);
+        if served.awaits_connection {
+            self.awaiting.insert(lease.key);
+        } else {
+            self.awaiting.remove(&lease.key);
+        }
         if served.lags {
             self.lagging.insert(lease.key);
         } else {
@@ -442,6 +475,7 @@ impl Cluster {
     ) {
         self.unusable.remove(key);
         self.lagging.remove(key);
+        self.awaiting.remove(key);
         self.sealed.remove(key);
         self.reached_by.remove(key);
         if let Some(id) = id {

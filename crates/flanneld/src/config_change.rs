@@ -21,7 +21,7 @@ const SPREAD: Duration = Duration::from_millis(2);
 const SPREAD_AT_MOST: Duration = Duration::from_secs(10);
 
 /// Options of which the device is recreated, or its port changed, when they change.
-const INTERRUPTS: [&str; 7] = [
+const INTERRUPTS: [&str; 9] = [
     "GBP",
     "Learning",
     "Port",
@@ -29,6 +29,8 @@ const INTERRUPTS: [&str; 7] = [
     "ListenPortV6",
     "Mode",
     "PSK",
+    "UDPEncap",
+    "ESPProposal",
 ];
 
 /// What a change does to a node that runs.
@@ -81,8 +83,8 @@ pub fn effect(old: &NetConfig, new: &NetConfig, own: Option<&SubnetKey>) -> Effe
     let (from, to) = (&old.backend, &new.backend);
     if from != to && !(can_be_beside(&from.kind) && can_be_beside(&to.kind)) {
         return Effect::Restart(format!(
-            "what carries the packets of {} cannot be told apart from what carries those of {}: restart flanneld on every node, one after the other",
-            from.kind, to.kind
+            "this version has no backend {}: install one that has it, or configure another one",
+            if can_be_beside(&to.kind) { &from.kind } else { &to.kind }
         ));
     }
     Effect::Live(steps(old, new, own))
@@ -96,11 +98,9 @@ pub fn can_be_beside(kind: &BackendType) -> bool {
         | BackendType::Wireguard
         | BackendType::Ipip
         | BackendType::Udp
+        | BackendType::Ipsec
+        | BackendType::Extension
         | BackendType::Alloc => true,
-        // Its policies hold for the addresses of pods, whatever the route.
-        BackendType::Ipsec => false,
-        // Nobody knows what its commands do.
-        BackendType::Extension => false,
         BackendType::Other(_) => false,
     }
 }
@@ -111,10 +111,15 @@ fn steps(old: &NetConfig, new: &NetConfig, own: Option<&SubnetKey>) -> Vec<Strin
     let (from, to) = (&old.backend.kind, &new.backend.kind);
     let vni = |config: &NetConfig| backend::vxlan::vni(config).ok();
     if from != to {
+        let lost = if [from, to].contains(&&BackendType::Extension) {
+            "packets to a peer are lost while the commands for it run"
+        } else {
+            "no packet is lost"
+        };
         steps.push(format!(
-            "{from} changes to {to}: every node serves both until all have changed, and no packet is lost"
+            "{from} changes to {to}: every node serves both until all have changed, and {lost}"
         ));
-        if *to == BackendType::Wireguard {
+        if matches!(to, BackendType::Wireguard | BackendType::Ipsec) {
             steps.push(
                 "nodes that have not changed yet are reached without encryption until then".into(),
             );
@@ -123,6 +128,10 @@ fn steps(old: &NetConfig, new: &NetConfig, own: Option<&SubnetKey>) -> Vec<Strin
         steps.push(
             "the VNI changes: every node serves both until all have changed, and no packet is lost"
                 .into(),
+        );
+    } else if old.backend != new.backend && *to == BackendType::Extension {
+        steps.push(
+            "the commands change: each peer is removed by the former ones and added by the new ones, and packets to it are lost meanwhile".into(),
         );
     } else if old.backend != new.backend {
         let option = |config: &NetConfig, name: &str| config.backend.options.get(name).cloned();
@@ -292,7 +301,15 @@ mod tests {
             (r#"{"Network":"10.2.0.0/16"}"#, "restart flanneld"),
             (
                 r#"{"Network":"10.1.0.0/16","Backend":{"Type":"extension"}}"#,
-                "restart flanneld",
+                "while the commands for it run",
+            ),
+            (
+                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"ipsec"}}"#,
+                "reached without encryption until then",
+            ),
+            (
+                r#"{"Network":"10.1.0.0/16","Backend":{"Type":"vlan"}}"#,
+                "no backend vlan",
             ),
             (
                 r#"{"Network":"10.1.0.0/16","EnableIPv6":true,"IPv6Network":"fd00::/48"}"#,

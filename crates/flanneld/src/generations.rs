@@ -3,13 +3,17 @@
 //!
 //! A node receives on every backend that it has made ready before it says so in its lease, and sends to another
 //! node by the newest one that both serve. So it does not matter in which order nodes learn of a change.
+//!
+//! IPsec is another matter, for its policies hold whatever the route. While there are several backends, none of them
+//! drops packets, those of a peer let unencrypted packets in as well, and the one that encrypts comes when both sides
+//! have agreed on keys.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use backend::{Backend, Identity, PeerPlan};
 use ipnet::IpNet;
-use model::object::{Route, RouteKey, RouteTo};
+use model::object::{Route, RouteKey, RouteTo, XfrmDir, XfrmPolicy};
 use model::roster::Claims;
 use model::{
     BackendType, Dual, Family, Host, IfName, Lease, LeaseAttrs, NetConfig, Object, Offer, SLOTS,
@@ -26,9 +30,6 @@ const ACQUAINTED: Duration = Duration::from_secs(3);
 /// How long a backend stays after no other node named an older one than the newest: those that have just learned
 /// of the change may still send by it.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// How long the kernel may refuse what a new backend needs before the change is given up.
-pub(crate) const GIVE_UP: Duration = Duration::from_secs(20);
 
 /// A backend in use.
 pub(crate) struct Generation {
@@ -122,7 +123,7 @@ impl Generation {
         };
         let family = Family::of_net(&key.dst);
         let network = self.config.pools.get(family)?.network;
-        (*key == RouteKey::to(network)).then_some((family, *dev))
+        (key.dst == network).then_some((family, *dev))
     }
 
     /// Returns what the lease of a peer means for it: the first offer of its type that can be used.
@@ -157,6 +158,16 @@ impl Generation {
         self.backend.peer(&read, host)
     }
 
+    /// Returns whether packets can be sent by it to the peer of `plan`, as far as both must have agreed on keys.
+    /// `holds` looks at the kernel. Once packets to the peer must be encrypted, that stays so without keys, too.
+    fn is_connected(&self, plan: &PeerPlan, holds: &dyn Fn(&Object) -> bool) -> bool {
+        let all = |which: fn(&Object) -> bool| {
+            let mut objects = plan.objects.iter().filter(|object| which(object));
+            objects.all(holds)
+        };
+        !self.backend.needs_connection() || all(is_connection) || all(encrypts_to_peer)
+    }
+
     /// Returns what this node offers by it.
     fn offer(&self) -> Offer {
         let LeaseAttrs {
@@ -188,6 +199,26 @@ pub(crate) fn published_by(own: &LeaseAttrs, kind: &BackendType) -> Option<Lease
     })
 }
 
+fn is_connection(object: &Object) -> bool {
+    matches!(object, Object::IkeConnection(..))
+}
+
+fn encrypts_to_peer(object: &Object) -> bool {
+    matches!(object, Object::XfrmPolicy(key, _) if key.dir == XfrmDir::Out)
+}
+
+/// Returns whether an object leads packets to a peer. What does not lets the peer's in.
+fn leads(object: &Object) -> bool {
+    encrypts_to_peer(object) || matches!(object, Object::Route(..) | Object::PeerCommand(..))
+}
+
+/// Has a policy for packets of a peer let unencrypted ones in as well.
+fn let_plaintext_in(object: &mut Object) {
+    if let Object::XfrmPolicy(key, XfrmPolicy::Tunnel { or_plain, .. }) = object {
+        *or_plain = key.dir != XfrmDir::Out;
+    }
+}
+
 /// What is needed for one peer.
 pub(crate) struct Served {
     /// The objects, and the faults of the backend that was chosen.
@@ -198,6 +229,8 @@ pub(crate) struct Served {
     pub(crate) kept_from_plaintext: bool,
     /// Its lease names an older backend than the newest: it has not changed yet, or cannot.
     pub(crate) lags: bool,
+    /// It serves a newer backend than the one it is reached by, and both sides have not agreed on keys yet.
+    pub(crate) awaits_connection: bool,
 }
 
 /// The backends in use, newest first; never empty.
@@ -302,7 +335,7 @@ impl Generations {
     /// Whether the kernel has refused what the newest needs for so long that it is given up.
     pub(crate) fn is_hopeless(&self, now: Instant) -> bool {
         let newest = self.newest();
-        self.is_changing() && !newest.ready && now >= newest.began + GIVE_UP
+        self.is_changing() && !newest.ready && now >= newest.began + newest.backend.patience()
     }
 
     /// Takes in that the store shows `attrs` as this node's lease.
@@ -355,7 +388,8 @@ impl Generations {
             return None;
         }
         let known = self.list.iter().filter_map(|own| own.acquainted);
-        let gives_up = (!self.newest().ready).then(|| self.newest().began + GIVE_UP);
+        let newest = self.newest();
+        let gives_up = (!newest.ready).then(|| newest.began + newest.backend.patience());
         known
             .chain(gives_up)
             .chain(self.calm_until)
@@ -427,7 +461,8 @@ impl Generations {
     }
 
     /// Returns what this node needs for each backend, by slot. While there are several, a route to the whole
-    /// network belongs to the leading one alone, and every peer has a route of its own.
+    /// network belongs to the leading one alone, and every peer has a route of its own. IPsec then has none, and drops
+    /// nothing: the packets of the others go that way, too.
     pub(crate) fn node(&mut self, own: &Lease, host: &Host) -> Vec<(Slot, Vec<Object>)> {
         let (leading, changing) = (self.leading().slot, self.is_changing());
         let mut all = Vec::new();
@@ -441,8 +476,12 @@ impl Generations {
             for (family, dev) in wide {
                 generation.wide.set(family, Some(dev));
             }
-            if changing && generation.slot != leading {
+            let is_ipsec = generation.backend.needs_connection();
+            if changing && (generation.slot != leading || is_ipsec) {
                 objects.retain(|object| generation.wide_route(object).is_none());
+            }
+            if changing {
+                objects.retain(|object| !matches!(object, Object::XfrmPolicy(_, XfrmPolicy::Block)));
             }
             all.push((generation.slot, objects));
         }
@@ -461,8 +500,15 @@ impl Generations {
         usable.map(|own| own.slot).collect()
     }
 
-    /// Returns what a peer needs. `sealed`: it was reached encrypted before.
-    pub(crate) fn serve(&self, peer: &Lease, host: &Host, sealed: bool, now: Instant) -> Served {
+    /// Returns what a peer needs. `sealed`: it was reached encrypted before. `holds`: whether the kernel holds an object.
+    pub(crate) fn serve(
+        &self,
+        peer: &Lease,
+        host: &Host,
+        sealed: bool,
+        holds: &dyn Fn(&Object) -> bool,
+        now: Instant,
+    ) -> Served {
         let sealed = sealed && self.newest().backend.encrypts();
         let plans = self.list.iter().map(|own| own.plan(peer, host));
         let mut plans: Vec<Option<PeerPlan>> = plans.collect();
@@ -474,12 +520,23 @@ impl Generations {
             })
         };
         let allowed = || candidates().filter(|(_, own, _)| !sealed || own.backend.encrypts());
-        let whole = allowed().find(|(.., plan)| plan.faults.is_empty());
+        let connected = || {
+            allowed().filter(|(_, own, plan)| !self.is_changing() || own.is_connected(plan, holds))
+        };
+        // If there is no other way, packets wait for the keys.
+        let whole = connected().find(|(.., plan)| plan.faults.is_empty());
         let by = whole
+            .or_else(|| connected().next())
             .or_else(|| allowed().next())
             .map(|(number, ..)| number);
         let kept_from_plaintext = by.is_none() && candidates().next().is_some();
-        let lags = self.is_changing() && !kept_from_plaintext && !self.has_changed(peer, host);
+        let awaits_connection = self.is_changing()
+            && candidates().any(|(number, own, plan)| {
+                by.is_some_and(|by| number < by) && !own.is_connected(plan, holds)
+            });
+        let lags = self.is_changing()
+            && !kept_from_plaintext
+            && (awaits_connection || !self.has_changed(peer, host));
         let mut plan = by.and_then(|by| plans.get_mut(by).and_then(Option::take));
         if let (Some(plan), Some(by), true) = (&mut plan, by, self.is_changing()) {
             self.add_own_routes(&self.list[by], peer, plan);
@@ -495,14 +552,17 @@ impl Generations {
         for (own, other) in self.list.iter().zip(plans) {
             let objects = other.filter(|_| own.ready).map(|plan| plan.objects);
             let objects = objects.into_iter().flatten();
-            plan.objects
-                .extend(objects.filter(|object| !matches!(object, Object::Route(..))));
+            plan.objects.extend(objects.filter(|object| !leads(object)));
+        }
+        if self.is_changing() {
+            plan.objects.iter_mut().for_each(let_plaintext_in);
         }
         Served {
             plan,
             by,
             kept_from_plaintext,
             lags,
+            awaits_connection,
         }
     }
 

@@ -127,6 +127,16 @@ impl<D: Dataplane> Reconciler<D> {
         self.state.progress(owner)
     }
 
+    /// Returns whether the kernel was last seen to hold what meets `object`, desired or not.
+    pub fn holds(&self, object: &Object) -> bool {
+        self.state.holds(object)
+    }
+
+    /// Returns how many connections of charon are up.
+    pub fn connections_up(&self) -> usize {
+        self.state.connections_up()
+    }
+
     /// Allows or forbids deletions. Forbidden until the store was listed once, and while it is unreachable.
     pub fn set_may_delete(&mut self, may: bool) {
         self.may_delete = may;

@@ -250,6 +250,16 @@ macro_rules! kinds {
                 }
             }
 
+            /// Returns whether the kernel was last seen to hold what meets this, desired or not.
+            pub(crate) fn holds(&self, object: &Object) -> bool {
+                match object {
+                    $(Object::$name(key, value) => {
+                        let observed = self.$table.observed(key);
+                        observed.is_some_and(|observed| <$kind as Kind>::is_met_by(value, observed))
+                    })*
+                }
+            }
+
             /// Does not offer what this object needs for now.
             pub(crate) fn hold(&mut self, object: &Object) {
                 match object {

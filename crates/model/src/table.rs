@@ -479,6 +479,14 @@ impl<K: Kind> Table<K> {
         entry.is_some_and(|entry| entry.is(WANTED) && entry.work().is_none())
     }
 
+    /// Returns what the kernel was last seen to hold under `key`, desired or not.
+    pub fn observed(&self, key: &K::Key) -> Option<&K::Value> {
+        let slot = self.find(key)?;
+        let entry = self.entry(slot)?;
+        let held = entry.is(HELD).then_some(&entry.value);
+        held.or_else(|| self.instead.get(&slot))
+    }
+
     /// Returns the owner of what is desired under `key`.
     pub fn owner(&self, key: &K::Key) -> Option<u32> {
         let entry = self.find(key).and_then(|slot| self.entry(slot))?;

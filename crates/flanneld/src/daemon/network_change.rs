@@ -164,6 +164,7 @@ impl NetworkChange {
     /// Continues a change of the backend, as far as it can.
     pub(super) fn advance(&mut self, path: &mut DataPath) -> Advance {
         let now = Instant::now();
+        path.cluster.follow_connections(&mut path.reconciler);
         let ready = make_ready(path);
         let generations = path.cluster.generations();
         let usable = generations.usable(now);

@@ -8,11 +8,23 @@ use proptest::prelude::*;
 use super::*;
 use crate::identity::wg_key;
 
-const KINDS: [&str; 4] = ["vxlan", "host-gw", "wireguard", "udp"];
+const KINDS: [&str; 6] = [
+    "vxlan",
+    "host-gw",
+    "wireguard",
+    "udp",
+    "ipsec",
+    "extension",
+];
 const NODES: usize = 3;
 
 fn config(kind: &str) -> NetConfig {
-    let json = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{kind}"}}}}"#);
+    let options = match kind {
+        "ipsec" => format!(r#","PSK":"{}""#, "x".repeat(96)),
+        "extension" => r#","SubnetAddCommand":"add""#.to_owned(),
+        _ => String::new(),
+    };
+    let json = format!(r#"{{"Network":"10.1.0.0/16","Backend":{{"Type":"{kind}"{options}}}}}"#);
     NetConfig::from_json(&json).unwrap()
 }
 
@@ -48,7 +60,8 @@ fn generation(node: usize, config: NetConfig, now: Instant) -> Generation {
         BackendType::Wireguard => wg_key(WgSecret([node as u8 + 1; 32]), None, true),
         _ => Identity::Nothing,
     };
-    let backend = backend::new(&config, &host(node), &identity, None).unwrap();
+    let mut backend = backend::new(&config, &host(node), &identity, None).unwrap();
+    backend.set_own(&lease(node, LeaseAttrs::default()).key);
     Generation::new(config, identity, backend, now)
 }
 
@@ -61,6 +74,10 @@ struct Node {
     seen: BTreeMap<usize, LeaseAttrs>,
     /// Whom it has reached encrypted.
     sealed: BTreeSet<usize>,
+    /// With whom it has agreed on keys.
+    agreed: BTreeSet<usize>,
+    /// To whom the kernel sends nothing unencrypted.
+    policies: BTreeSet<usize>,
 }
 
 impl Node {
@@ -75,13 +92,30 @@ impl Node {
             in_use,
             seen: BTreeMap::new(),
             sealed: BTreeSet::new(),
+            agreed: (0..NODES).collect(),
+            policies: BTreeSet::new(),
         }
+    }
+
+    fn has_ipsec(&self) -> bool {
+        let mut all = self.in_use.all().iter();
+        all.any(|own| own.ready && own.backend.needs_connection())
+    }
+
+    /// Whether it sees that a peer serves IPsec, and serves it, too.
+    fn connects_to(&self, peer: usize) -> bool {
+        self.has_ipsec() && self.seen[&peer].offers_type(&BackendType::Ipsec)
     }
 
     fn serve(&self, peer: usize, now: Instant) -> Served {
         let seen = lease(peer, self.seen[&peer].clone());
         let sealed = self.sealed.contains(&peer);
-        self.in_use.serve(&seen, &host(self.number), sealed, now)
+        let holds = |object: &Object| match object {
+            Object::IkeConnection(..) => self.agreed.contains(&peer),
+            _ => self.policies.contains(&peer),
+        };
+        let host = host(self.number);
+        self.in_use.serve(&seen, &host, sealed, &holds, now)
     }
 
     /// Restarts its daemon, which knows what it had in use and what it published.
@@ -104,6 +138,9 @@ impl Node {
     fn after_change(&mut self) {
         let own = lease(self.number, LeaseAttrs::default());
         self.in_use.node(&own, &host(self.number));
+        if !self.has_ipsec() {
+            self.agreed.clear();
+        }
         if !self.in_use.newest().backend.encrypts() {
             self.sealed.clear();
         }
@@ -124,6 +161,8 @@ enum Step {
     /// All is delivered, and seconds pass.
     Wait(u64),
     Retire(usize),
+    /// Two nodes agree on keys.
+    Agree(usize, usize),
     Restart(usize),
 }
 
@@ -137,12 +176,13 @@ fn some_step() -> impl Strategy<Value = Step> {
         6 => (node.clone(), node.clone()).prop_map(|(a, b)| Step::See(a, b)),
         2 => (1..15_u64).prop_map(Step::Wait),
         3 => node.clone().prop_map(Step::Retire),
+        4 => (node.clone(), node.clone()).prop_map(|(a, b)| Step::Agree(a, b)),
         1 => node.prop_map(Step::Restart),
     ]
 }
 
 /// What is wrong between two nodes, if anything.
-fn fault(from: &Node, to: &Node, now: Instant) -> Option<String> {
+fn fault(from: &Node, to: &mut Node, now: Instant) -> Option<String> {
     let served = from.serve(to.number, now);
     let Some(by) = served.by else {
         return Some("it is not reached".into());
@@ -158,6 +198,27 @@ fn fault(from: &Node, to: &Node, now: Instant) -> Option<String> {
             "it is reached by {kind}, which it does not receive"
         ));
     };
+    if receiver.backend.needs_connection() {
+        if !from.agreed.contains(&to.number) {
+            return Some("it is reached by ipsec without keys".into());
+        }
+    } else if to.has_ipsec() {
+        let own = lease(to.number, LeaseAttrs::default());
+        let node = to.in_use.node(&own, &host(to.number)).into_iter();
+        let node = node.flat_map(|(_, objects)| objects);
+        let strict = |object: &Object| match object {
+            Object::XfrmPolicy(_, XfrmPolicy::Block) => true,
+            Object::XfrmPolicy(key, XfrmPolicy::Tunnel { or_plain, .. }) => {
+                key.dir != XfrmDir::Out && !or_plain
+            }
+            _ => false,
+        };
+        let peer = to.serve(from.number, now).plan.objects;
+        if let Some(object) = node.chain(peer).find(strict) {
+            return Some(format!("it is reached by {kind}, and drops that: {object:?}"));
+        }
+    }
+    let receiver = to.in_use.all().iter().find(receives)?;
     if receiver.backend.needs_acquaintance() {
         let objects = to.serve(from.number, now).plan.objects;
         if !objects
@@ -172,11 +233,32 @@ fn fault(from: &Node, to: &Node, now: Instant) -> Option<String> {
     let net = *lease(to.number, LeaseAttrs::default()).key.nets();
     let own_route = RouteKey::to(net.v4.unwrap());
     let routed = |object: &Object| matches!(object, Object::Route(key, _) if *key == own_route);
-    let routes = served.plan.objects.iter().filter(|object| routed(object));
-    match routes.count() {
+    let objects = || served.plan.objects.iter();
+    let count = |which: fn(&Object) -> bool| objects().filter(|object| which(object)).count();
+    let commands = count(|object| matches!(object, Object::PeerCommand(..)));
+    let policies = count(encrypts_to_peer);
+    if commands != usize::from(kind == BackendType::Extension)
+        || policies != usize::from(kind == BackendType::Ipsec)
+    {
+        return Some(format!("{kind}: {commands} commands, {policies} policies"));
+    }
+    let routes = objects().filter(|object| routed(object)).count();
+    match routes {
+        0 if kind == BackendType::Extension => None,
         0 if !from.in_use.is_changing() && by.wide.v4.is_some() => None,
         1 => None,
         count => Some(format!("it has {count} routes")),
+    }
+}
+
+/// Returns two nodes, the second to be changed.
+fn two_of(nodes: &mut [Node], one: usize, other: usize) -> (&Node, &mut Node) {
+    let (low, high) = nodes.split_at_mut(one.max(other));
+    let (first, second) = (&mut low[one.min(other)], &mut high[0]);
+    if one < other {
+        (first, second)
+    } else {
+        (second, first)
     }
 }
 
@@ -230,19 +312,38 @@ proptest! {
                         nodes[node].after_change();
                     }
                 }
+                Step::Agree(one, other) if one != other => {
+                    if nodes[one].connects_to(other) && nodes[other].connects_to(one) {
+                        nodes[one].agreed.insert(other);
+                        nodes[other].agreed.insert(one);
+                    }
+                }
+                Step::Agree(..) => {}
                 Step::Restart(node) => nodes[node].restart(now),
             }
             for from in 0..NODES {
                 for to in (0..NODES).filter(|to| *to != from) {
-                    let fault = fault(&nodes[from], &nodes[to], now);
+                    // Keys that both have agreed on stay until one of them has no use for them.
+                    if !nodes[from].connects_to(to) || !nodes[to].connects_to(from) {
+                        nodes[from].agreed.remove(&to);
+                        nodes[to].agreed.remove(&from);
+                    }
+                    let (one, other) = two_of(&mut nodes, from, to);
+                    let fault = fault(one, other, now);
                     prop_assert_eq!(fault, None, "from {} to {} after {:?}", from, to, &step);
                     let by = nodes[from].serve(to, now).by.unwrap();
                     let generations = nodes[from].in_use.all();
                     let encrypted = generations[by].backend.encrypts();
+                    let by_ipsec = generations[by].backend.needs_connection();
                     let must = nodes[from].sealed.contains(&to) && generations[0].backend.encrypts();
                     prop_assert!(encrypted || !must, "from {} to {} in the clear after {:?}", from, to, &step);
                     if encrypted {
                         nodes[from].sealed.insert(to);
+                    }
+                    if by_ipsec {
+                        nodes[from].policies.insert(to);
+                    } else {
+                        nodes[from].policies.remove(&to);
                     }
                 }
             }

@@ -60,6 +60,8 @@ pub enum XfrmPolicy {
         src: IpAddr,
         /// The host that decrypts.
         dst: IpAddr,
+        /// Packets that arrive unencrypted are let in, too. Not for [`XfrmDir::Out`].
+        or_plain: bool,
     },
     /// They are dropped, unless a policy for a peer says otherwise.
     Block,
@@ -86,10 +88,13 @@ impl Kind for XfrmPolicies {
         let dir = dir.as_str();
         write!(f, "ip xfrm policy update src {src} dst {dst} dir {dir}")?;
         match value {
-            XfrmPolicy::Tunnel { src, dst } => write!(
-                f,
-                " tmpl src {src} dst {dst} proto esp mode tunnel reqid {IPSEC_REQUEST}"
-            ),
+            XfrmPolicy::Tunnel { src, dst, or_plain } => {
+                let level = if *or_plain { " level use" } else { "" };
+                write!(
+                    f,
+                    " tmpl src {src} dst {dst} proto esp mode tunnel reqid {IPSEC_REQUEST}{level}"
+                )
+            }
             XfrmPolicy::Block => write!(f, " action block priority {IPSEC_PRIORITY}"),
             XfrmPolicy::Allow => write!(f, " priority {}", IPSEC_PRIORITY - 1),
             XfrmPolicy::Foreign => f.write_str(" ..."),
