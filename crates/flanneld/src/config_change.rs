@@ -16,6 +16,9 @@ const CHANGES: (u32, Duration) = (3, Duration::from_secs(5));
 const AGAIN: Duration = Duration::from_secs(60);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(1800);
 
+/// How often it is looked whether a command has ended.
+const COMMAND_RUNS: Duration = Duration::from_millis(100);
+
 /// Nodes apply a change at different moments: so much for each of them, up to the second.
 const SPREAD: Duration = Duration::from_millis(2);
 const SPREAD_AT_MOST: Duration = Duration::from_secs(10);
@@ -84,7 +87,11 @@ pub fn effect(old: &NetConfig, new: &NetConfig, own: Option<&SubnetKey>) -> Effe
     if from != to && !(can_be_beside(&from.kind) && can_be_beside(&to.kind)) {
         return Effect::Restart(format!(
             "this version has no backend {}: install one that has it, or configure another one",
-            if can_be_beside(&to.kind) { &from.kind } else { &to.kind }
+            if can_be_beside(&to.kind) {
+                &from.kind
+            } else {
+                &to.kind
+            }
         ));
     }
     Effect::Live(steps(old, new, own))
@@ -190,6 +197,8 @@ pub(crate) struct Wanted {
     problem: Option<String>,
     /// How long it is until the next try.
     again: Duration,
+    /// A command is waited for that belongs to it.
+    prepares: bool,
 }
 
 impl Wanted {
@@ -200,6 +209,7 @@ impl Wanted {
             changes: Allowance::new(CHANGES.0, CHANGES.1),
             problem: None,
             again: AGAIN,
+            prepares: false,
         }
     }
 
@@ -226,7 +236,9 @@ impl Wanted {
     /// Returns the configuration that is to be applied now.
     pub(crate) fn due_now(&mut self, now: Instant) -> Option<NetConfig> {
         let due = self.pending.clone().filter(|_| now >= self.at)?;
-        self.changes.take(now);
+        if !std::mem::take(&mut self.prepares) {
+            self.changes.take(now);
+        }
         self.at = now + AGAIN;
         Some(due)
     }
@@ -234,6 +246,12 @@ impl Wanted {
     /// Returns when [`Wanted::due_now`] has something.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.pending.as_ref().map(|_| self.at)
+    }
+
+    /// Records that a command runs that belongs to what was due: it is due again soon.
+    pub(crate) fn prepares(&mut self) {
+        self.prepares = true;
+        self.at = Instant::now() + COMMAND_RUNS;
     }
 
     /// Records that it is in force.

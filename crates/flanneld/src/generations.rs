@@ -11,7 +11,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use backend::{Backend, Identity, PeerPlan};
+use backend::{Backend, Identity, Need, PeerPlan};
 use ipnet::IpNet;
 use model::object::{Route, RouteKey, RouteTo, XfrmDir, XfrmPolicy};
 use model::roster::Claims;
@@ -282,6 +282,23 @@ impl Generations {
         self.list.len() > 1
     }
 
+    /// Returns what the command printed that `need` names, if one in use asked the same: it is not run again for a
+    /// change of other options.
+    pub(crate) fn answered(&self, need: &Need) -> Option<&Identity> {
+        let Need::Command { line, env, .. } = need else {
+            return None;
+        };
+        let asks = |own: &&Generation| match backend::need(&own.config) {
+            Need::Command {
+                line: asked,
+                env: told,
+                ..
+            } => asked == *line && told == *env,
+            _ => false,
+        };
+        self.list.iter().find(asks).map(|own| &own.identity)
+    }
+
     /// Adds a newer one. Where it is like one in use, that one is changed in place and becomes the newest.
     /// Returns the slot of one that had to go to make room.
     pub(crate) fn add(&mut self, mut newer: Generation) -> Option<Slot> {
@@ -481,7 +498,8 @@ impl Generations {
                 objects.retain(|object| generation.wide_route(object).is_none());
             }
             if changing {
-                objects.retain(|object| !matches!(object, Object::XfrmPolicy(_, XfrmPolicy::Block)));
+                objects
+                    .retain(|object| !matches!(object, Object::XfrmPolicy(_, XfrmPolicy::Block)));
             }
             all.push((generation.slot, objects));
         }

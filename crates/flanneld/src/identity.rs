@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use backend::{Identity, Need};
 use model::{IfName, Mac, WgKey, WgSecret};
+use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::wg_key_file::{self, KeyOnFile};
@@ -106,6 +107,39 @@ impl Answers {
                 Ok(answer.into())
             }
         }
+    }
+}
+
+/// The command whose output a changed configuration waits for. It runs beside everything else.
+#[derive(Default)]
+pub(crate) struct Asked {
+    running: Option<(Need, JoinSet<Result<Answer, String>>)>,
+}
+
+impl Asked {
+    /// Answers what a backend asks, as [`Answers::find`] does; `None` while the command runs.
+    pub(crate) async fn find(
+        &mut self,
+        need: &Need,
+        options: &WireguardOptions,
+        mac_of: impl Fn(&IfName) -> Option<Mac>,
+    ) -> Option<Result<Answer, String>> {
+        if !matches!(need, Need::Command { .. }) {
+            return Some(Answers::default().find(need, options, mac_of).await);
+        }
+        if let Some((asked, running)) = &mut self.running
+            && asked == need
+        {
+            let ended = running.try_join_next()?;
+            self.running = None;
+            return Some(ended.unwrap_or_else(|error| Err(error.to_string())));
+        }
+        let mut running = JoinSet::new();
+        let (asked, options) = (need.clone(), options.clone());
+        running
+            .spawn_local(async move { Answers::default().find(&asked, &options, |_| None).await });
+        self.running = Some((need.clone(), running));
+        None
     }
 }
 

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::data_path::DataPath;
 use crate::config_change::{self, Effect, Wanted};
 use crate::generations::{Generation, networks, published_by};
-use crate::identity::{Answer, Answers};
+use crate::identity::{Answer, Asked};
 use crate::options::Options;
 use crate::settle::{device_mac, report_unserved};
 use crate::status::Status;
@@ -24,6 +24,8 @@ pub(super) struct NetworkChange {
     configured: NetConfig,
     /// What the store shows, and is not in force yet.
     wanted: Wanted,
+    /// A command that belongs to it.
+    asked: Asked,
     /// The backends that this node sends by, as of the last [`NetworkChange::advance`].
     usable: Vec<Slot>,
 }
@@ -46,6 +48,7 @@ impl NetworkChange {
             options,
             configured,
             wanted: Wanted::new(),
+            asked: Asked::default(),
             usable: Vec::new(),
         }
     }
@@ -83,8 +86,15 @@ impl NetworkChange {
     /// Takes a changed configuration into `path`, if one is due. Returns the host that the backends are then to be
     /// applied for.
     pub(super) async fn follow(&mut self, path: &mut DataPath) -> Option<Host> {
+        if self.wanted.due().is_none() {
+            self.asked = Asked::default();
+        }
         let wanted = self.wanted.due_now(Instant::now())?;
         match self.prepare(&wanted, path).await {
+            Err(NotNow::CommandRuns) => {
+                self.wanted.prepares();
+                None
+            }
             Ok(Some(newer)) => {
                 self.wanted.done();
                 self.configured = wanted;
@@ -94,7 +104,7 @@ impl NetworkChange {
                 self.wanted.done();
                 None
             }
-            Err(NotNow { reason, may_pass }) => {
+            Err(NotNow::Because { reason, may_pass }) => {
                 let reason = format!("the changed network configuration is not applied: {reason}");
                 self.wanted.failed(wanted, reason, may_pass);
                 None
@@ -104,7 +114,7 @@ impl NetworkChange {
 
     /// Builds the backend of a changed configuration; `None` if nothing changes.
     async fn prepare(
-        &self,
+        &mut self,
         wanted: &NetConfig,
         path: &mut DataPath,
     ) -> Result<Option<Generation>, NotNow> {
@@ -121,11 +131,17 @@ impl NetworkChange {
         };
         let host = path.cluster.host();
         let (need, options) = (backend::need(&config), &self.options.wireguard);
-        let answer = Answers::default().find(&need, options, device_mac).await;
         let Answer {
             mut identity,
             warnings,
-        } = answer.map_err(NotNow::passing)?;
+        } = match path.cluster.generations().answered(&need) {
+            Some(identity) => identity.clone().into(),
+            None => {
+                let answer = self.asked.find(&need, options, device_mac).await;
+                let answer = answer.ok_or(NotNow::CommandRuns)?;
+                answer.map_err(NotNow::passing)?
+            }
+        };
         for generation in path.cluster.generations().all() {
             identity.keep_carrier_of(&generation.identity);
         }
@@ -283,22 +299,26 @@ fn retire(path: &mut DataPath, now: Instant) -> bool {
 }
 
 /// Why a changed configuration is not in force.
-struct NotNow {
-    reason: String,
-    /// It may be applied later.
-    may_pass: bool,
+enum NotNow {
+    /// A command must end first.
+    CommandRuns,
+    Because {
+        reason: String,
+        /// It may be applied later.
+        may_pass: bool,
+    },
 }
 
 impl NotNow {
     fn for_good(reason: String) -> NotNow {
-        NotNow {
+        NotNow::Because {
             reason,
             may_pass: false,
         }
     }
 
     fn passing(reason: String) -> NotNow {
-        NotNow {
+        NotNow::Because {
             reason,
             may_pass: true,
         }

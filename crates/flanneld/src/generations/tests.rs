@@ -8,14 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::identity::wg_key;
 
-const KINDS: [&str; 6] = [
-    "vxlan",
-    "host-gw",
-    "wireguard",
-    "udp",
-    "ipsec",
-    "extension",
-];
+const KINDS: [&str; 6] = ["vxlan", "host-gw", "wireguard", "udp", "ipsec", "extension"];
 const NODES: usize = 3;
 
 fn config(kind: &str) -> NetConfig {
@@ -215,7 +208,9 @@ fn fault(from: &Node, to: &mut Node, now: Instant) -> Option<String> {
         };
         let peer = to.serve(from.number, now).plan.objects;
         if let Some(object) = node.chain(peer).find(strict) {
-            return Some(format!("it is reached by {kind}, and drops that: {object:?}"));
+            return Some(format!(
+                "it is reached by {kind}, and drops that: {object:?}"
+            ));
         }
     }
     let receiver = to.in_use.all().iter().find(receives)?;

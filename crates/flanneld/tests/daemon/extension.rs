@@ -113,6 +113,121 @@ fn flow(from: &Node, to: &Node) -> Flow {
     Flow::start(&from.pods()[0], to, to.ip(V4).unwrap(), every).unwrap()
 }
 
+/// A change from vxlan to commands that make the same, and back, while daemons run.
+#[test]
+fn a_running_network_changes_to_commands_and_back() {
+    let (_dir, by_hand) = by_script(VXLAN);
+    let lab = lab(3, &json!({ "Type": "vxlan" }))
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    start_all(&lab);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let talk = flow(one, two);
+    let config = |backend: &Value| {
+        let config = json!({ "Network": "172.30.0.0/16", "Backend": backend });
+        lab.put_config(&config.to_string()).unwrap();
+    };
+    let changed = |there: &str, gone: &str| {
+        for node in lab.nodes() {
+            let look = || {
+                let links = node.exec(["ip", "-o", "link"]).map_err(|e| e.to_string())?;
+                let routes = node.exec(["ip", "route"]).map_err(|e| e.to_string())?;
+                if links.contains(there) && !links.contains(gone) && !routes.contains(gone) {
+                    Ok(())
+                } else {
+                    Err(format!("{links}{routes}{}", node.flanneld().log_tail(8)))
+                }
+            };
+            wait_for(&format!("{there}, no {gone}"), SOON, look).unwrap();
+        }
+        lab.wait_mesh(SOON).unwrap();
+    };
+    config(&by_hand);
+    changed("fxt", "flannel.1");
+    for node in lab.nodes() {
+        let (_, lease) = lease_of(&lab, node);
+        assert_eq!(lease["BackendType"], "extension", "{lease}");
+    }
+    config(&json!({ "Type": "vxlan" }));
+    let routes_left = || {
+        for node in lab.nodes() {
+            let routes = node.exec(["ip", "route"]).map_err(|e| e.to_string())?;
+            if routes.contains("dev fxt") || lease_of(&lab, node).1.get("Also").is_some() {
+                return Err(format!("{routes}{}", node.flanneld().log_tail(8)));
+            }
+        }
+        Ok(())
+    };
+    wait_for("no route of the commands", SOON, routes_left).unwrap();
+    lab.wait_mesh(SOON).unwrap();
+    assert_eq!(talk.stop().broken, None);
+}
+
+/// A command that takes long does not hold up the daemon; it is run once for a change.
+#[test]
+fn a_slow_command_of_a_changed_configuration_holds_nothing_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("net");
+    let (began, goes_on) = (dir.path().join("began"), dir.path().join("on"));
+    let text = format!(
+        "echo x >>{}\nuntil [ -e {} ]; do sleep 0.1; done\necho data\n",
+        began.display(),
+        goes_on.display()
+    );
+    fs::write(&script, text).unwrap();
+    let lab = lab(2, &json!({ "Type": "vxlan" }))
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    start_all(&lab);
+    let (one, two) = (lab.node(1), lab.node(2));
+    let mut backend = host_gw();
+    backend["PreStartupCommand"] = json!(format!("sh {}", script.display()));
+    let config = json!({ "Network": "172.30.0.0/16", "Backend": backend });
+    lab.put_config(&config.to_string()).unwrap();
+    let begun = || {
+        fs::read_to_string(&began)
+            .map(|text| text.len())
+            .unwrap_or(0)
+    };
+    wait_for("both run it", SOON, || {
+        if begun() == 4 { Ok(()) } else { Err(begun()) }
+    })
+    .unwrap();
+    // The daemon repairs what somebody deletes.
+    let route = subnet_of(two);
+    one.exec(["ip", "route", "del", &route]).unwrap();
+    let repaired = || {
+        if has_route(one, &route) {
+            Ok(())
+        } else {
+            Err("no route")
+        }
+    };
+    wait_for("the route is there again", SOON, repaired).unwrap();
+    fs::write(&goes_on, "").unwrap();
+    let published = || {
+        let (_, lease) = lease_of(&lab, one);
+        if lease["BackendData"] == "data" {
+            Ok(())
+        } else {
+            Err(lease)
+        }
+    };
+    wait_for("its output is published", SOON, published).unwrap();
+    // Another option: its output is still known.
+    let mut config = config;
+    config["Backend"]["CommandTimeout"] = json!(30);
+    lab.put_config(&config.to_string()).unwrap();
+    says(
+        one.flanneld(),
+        &["the network configuration changed: the commands change"],
+    );
+    assert_eq!(begun(), 4);
+    lab.wait_mesh(SOON).unwrap();
+}
+
 fn has_route(node: &Node, subnet: &str) -> bool {
     let said = node.exec(["ip", "route", "show", subnet]).unwrap();
     !said.trim().is_empty()

@@ -5,6 +5,7 @@ use lab::{Error, Lab, Node, StoreKind, bulk, wait_for};
 use model::Family::V4;
 use serde_json::{Value, json};
 
+use crate::flow::Traffic;
 use crate::mixed;
 use crate::scene::{self, SOON, lease_of};
 use crate::seen::says;
@@ -49,13 +50,18 @@ fn has_charon() -> bool {
 
 /// Whether the kernel of the first node can encrypt; if not, says what was not run.
 fn has_esp(lab: &Lab, what: &str) -> bool {
-    let state = "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel enc 'ecb(cipher_null)' ''";
-    let tried = lab.node(1).exec(["sh", "-c", state]);
+    let tried = encrypt(lab);
     if let Err(why) = &tried {
         lab::not_run(what, why);
     }
-    let _ = lab.node(1).exec(["ip", "xfrm", "state", "flush"]);
     tried.is_ok()
+}
+
+fn encrypt(lab: &Lab) -> Result<(), Error> {
+    let state = "ip xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 1 mode tunnel enc 'ecb(cipher_null)' ''";
+    let tried = lab.node(1).exec(["sh", "-c", state]);
+    let _ = lab.node(1).exec(["ip", "xfrm", "state", "flush"]);
+    tried.map(|_| ())
 }
 
 fn policies(node: &Node) -> String {
@@ -246,6 +252,108 @@ fn faults(one: &Node, two: &Node) {
         node.exec(["ip", "xfrm", "state", "flush"]).unwrap();
     }
     assert!(crate::udp::reaches(one, two).is_err());
+}
+
+fn change(lab: &Lab, backend: &Value) {
+    let config = json!({ "Network": "172.30.0.0/16", "Backend": backend });
+    lab.put_config(&config.to_string()).unwrap();
+}
+
+fn with_psk() -> Value {
+    json!({ "Type": "ipsec", "PSK": PSK })
+}
+
+fn by_vxlan(nodes: usize) -> Scene {
+    let backend = json!({ "Type": "vxlan" });
+    let lab = scene::lab().nodes(nodes).store(StoreKind::Directory);
+    let scene = Scene(lab.backend(backend).build().unwrap());
+    for node in scene.0.nodes() {
+        node.flanneld().start_ready(SOON).unwrap();
+        node.add_pods(1).unwrap();
+    }
+    scene.0.wait_mesh(SOON).unwrap();
+    scene
+}
+
+fn status(node: &Node) -> String {
+    match node.flanneld().http_get("/readyz") {
+        Ok((_, body)) => body,
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Where nobody agrees on keys, the former backend stays in use.
+#[test]
+fn a_change_to_ipsec_waits_for_keys_and_is_taken_back_without_a_lost_packet() {
+    if !has_charon() {
+        return;
+    }
+    let scene = by_vxlan(2);
+    let (one, two) = (scene.0.node(1), scene.0.node(2));
+    if encrypt(&scene.0).is_ok() {
+        // There are keys.
+        return;
+    }
+    let traffic = Traffic::between(one, two);
+    change(&scene.0, &with_psk());
+    let name = connection(one, two);
+    wait_shown(one, |node| swanctl(node, "--list-conns"), &[&name], true);
+    wait_shown(one, status, &["no keys agreed on yet with"], true);
+    let (own, peer) = (subnet_of(one), subnet_of(two));
+    let lets_in = format!("src {peer} dst {own} \n\tdir fwd priority 0");
+    wait_shown(one, policies, &[&lets_in, "level use"], true);
+    let shown = policies(one);
+    let out = format!("src {own} dst {peer} \n\tdir out");
+    assert!(
+        !shown.contains(&out) && !shown.contains("action block"),
+        "{shown}"
+    );
+    // A daemon that is restarted in the middle goes on.
+    one.flanneld().restart(SOON).unwrap();
+    wait_shown(one, status, &["no keys agreed on yet with"], true);
+    change(&scene.0, &json!({ "Type": "vxlan" }));
+    for node in [one, two] {
+        wait_shown(node, policies, &["172.30."], false);
+        wait_shown(
+            node,
+            |node| swanctl(node, "--list-conns"),
+            &["172.30."],
+            false,
+        );
+    }
+    traffic.all_arrived("vxlan, ipsec without keys, vxlan");
+}
+
+#[test]
+fn packets_follow_a_change_from_vxlan_to_ipsec_and_back() {
+    if !has_charon() {
+        return;
+    }
+    let scene = by_vxlan(2);
+    let (one, two) = (scene.0.node(1), scene.0.node(2));
+    if !has_esp(&scene.0, "a change from vxlan to ipsec") {
+        return;
+    }
+    let traffic = Traffic::between(one, two);
+    change(&scene.0, &with_psk());
+    let done = "action block";
+    for node in [one, two] {
+        wait_shown(node, policies, &[done], true);
+    }
+    for node in [one, two] {
+        count_plaintext(node);
+    }
+    scene.0.wait_mesh(SOON).unwrap();
+    streams(one, two);
+    for node in [one, two] {
+        no_plaintext(node);
+    }
+    change(&scene.0, &json!({ "Type": "vxlan" }));
+    for node in [one, two] {
+        wait_shown(node, policies, &["172.30."], false);
+    }
+    scene.0.wait_mesh(SOON).unwrap();
+    traffic.all_arrived("vxlan, ipsec, vxlan");
 }
 
 #[test]
