@@ -100,7 +100,9 @@ impl Extension {
         let limit = limit(config)?;
         let data = match identity {
             Identity::Data(text) => serde_json::value::to_raw_value(text).ok(),
-            Identity::Nothing | Identity::Macs(_) | Identity::WgKey { .. } => None,
+            Identity::Nothing | Identity::Macs(_) | Identity::WgKey { .. } | Identity::Psk(_) => {
+                None
+            }
         };
         Ok(Extension {
             served: Served::new(config, host, |_, _| Ok(()))?,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::object::CommandEnv;
+use model::object::{CommandEnv, Psk};
 use model::{Dual, IfName, Mac, WgKey, WgSecret};
 
 /// What must be found out before the lease is taken. Pure: the daemon does it.
@@ -15,6 +15,8 @@ pub enum Need {
     Macs(Dual<IfName>),
     /// WireGuard's key of this node, made if there is none.
     WgKey,
+    /// The secret that the nodes of an IPsec network share, if a file of this node has it.
+    Psk,
     /// What a command prints.
     Command {
         /// The option that holds it.
@@ -47,6 +49,8 @@ pub enum Identity {
         /// Whether the kernel's WireGuard carries the packets, and not this process.
         in_kernel: bool,
     },
+    /// The secret that the nodes of an IPsec network share, from a file of this node. Without, the configuration's is used.
+    Psk(Option<Psk>),
     /// What a command printed.
     Data(Box<str>),
 }
@@ -56,7 +60,7 @@ impl Identity {
     /// is this node's, whatever its address.
     pub fn published_names(&self) -> Vec<String> {
         match self {
-            Identity::Nothing | Identity::Data(_) => Vec::new(),
+            Identity::Nothing | Identity::Psk(_) | Identity::Data(_) => Vec::new(),
             Identity::Macs(macs) => macs.iter().map(|(_, mac)| mac.to_string()).collect(),
             Identity::WgKey { public, .. } => vec![public.to_string()],
         }
@@ -79,7 +83,9 @@ impl Identity {
     /// Returns the MAC that the device of each family has.
     pub(crate) fn macs(&self) -> Dual<Mac> {
         match self {
-            Identity::Nothing | Identity::WgKey { .. } | Identity::Data(_) => Dual::default(),
+            Identity::Nothing | Identity::WgKey { .. } | Identity::Psk(_) | Identity::Data(_) => {
+                Dual::default()
+            }
             Identity::Macs(macs) => *macs,
         }
     }

@@ -17,7 +17,7 @@ use model::{
 
 use crate::error::underlay;
 use crate::served::Served;
-use crate::{Backend, BackendError, OwnDevice, PeerPlan, unknown_options};
+use crate::{Backend, BackendError, Identity, OwnDevice, PeerPlan, unknown_options};
 
 /// The options beside `Type`.
 pub(crate) const OPTIONS: [&str; 3] = ["PSK", "UDPEncap", "ESPProposal"];
@@ -25,7 +25,7 @@ pub(crate) const OPTIONS: [&str; 3] = ["PSK", "UDPEncap", "ESPProposal"];
 const ESP: &str = "aes128gcm16-sha256-prfsha256-ecp256";
 
 /// The shortest secret that upstream takes, in bytes.
-const LEAST_PSK: usize = 96;
+pub const LEAST_PSK: usize = 96;
 
 /// What ESP adds to a packet in the worst case, and UDP on top of it, in bytes.
 const OVERHEAD: u32 = 77;
@@ -51,19 +51,35 @@ pub(crate) struct Ipsec {
 }
 
 impl Ipsec {
-    pub(crate) fn new(config: &NetConfig, host: &Host) -> Result<Ipsec, BackendError> {
+    pub(crate) fn new(
+        config: &NetConfig,
+        host: &Host,
+        identity: &Identity,
+    ) -> Result<Ipsec, BackendError> {
         let options = &config.backend;
         let mut warnings = unknown_options(config);
-        let psk = options.string("PSK")?.unwrap_or_default();
-        if psk.len() < LEAST_PSK {
-            return Err(BackendError::Config(ConfigError::Value {
-                key: "Backend.PSK".into(),
-                value: format!("a text of {} characters (not shown)", psk.len()),
-                expected: format!(
-                    "at least {LEAST_PSK} characters, as `dd if=/dev/urandom count=48 bs=1 status=none | xxd -p -c 48` makes them"
-                ),
-            }));
-        }
+        let configured = options.string("PSK")?.unwrap_or_default();
+        let psk = match identity {
+            // The node's own file wins over what everybody can read.
+            Identity::Psk(Some(psk)) => psk.clone(),
+            _ if configured.len() >= LEAST_PSK => Psk(configured.into()),
+            // No node was asked.
+            Identity::Nothing if configured.is_empty() => {
+                warnings.push(
+                    "Backend.PSK is not set: every node needs the flag -ipsec-psk-file".into(),
+                );
+                Psk("".into())
+            }
+            _ => {
+                return Err(BackendError::Config(ConfigError::Value {
+                    key: "Backend.PSK".into(),
+                    value: format!("a text of {} characters (not shown)", configured.len()),
+                    expected: format!(
+                        "at least {LEAST_PSK} characters, as `dd if=/dev/urandom count=48 bs=1 status=none | xxd -p -c 48` makes them, here or in the file that -ipsec-psk-file names"
+                    ),
+                }));
+            }
+        };
         let esp = options.string("ESPProposal")?.filter(|esp| !esp.is_empty());
         let asked = options.bool("UDPEncap", false)?;
         let served = Served::new(config, host, |family, addr| {
@@ -85,7 +101,7 @@ impl Ipsec {
         Ok(Ipsec {
             served,
             networks: config.pools.map(|_, pool| pool.network),
-            psk: Psk(psk.into()),
+            psk,
             esp: esp.unwrap_or(ESP).into(),
             encap,
             own: Dual::default(),

@@ -21,6 +21,7 @@ mod wireguard;
 pub use check::check;
 pub use error::{BackendError, Fault, HAVE};
 pub use identity::{Identity, Need};
+pub use ipsec::LEAST_PSK;
 pub use vxlan::{OFFLOAD_OPTION, TxChecksumOffload};
 
 use std::time::Duration;
@@ -144,6 +145,7 @@ pub fn need(config: &NetConfig) -> Need {
     match &config.backend.kind {
         BackendType::Vxlan => vxlan::need(config),
         BackendType::Wireguard => Need::WgKey,
+        BackendType::Ipsec => Need::Psk,
         BackendType::Extension => extension::need(config),
         _ => Need::Nothing,
     }
@@ -191,7 +193,7 @@ pub fn new(
         BackendType::Wireguard => Ok(Box::new(wireguard::Wireguard::new(config, host, identity)?)),
         BackendType::Alloc => Ok(Box::new(alloc::Alloc::new(config, host)?)),
         BackendType::Extension => Ok(Box::new(extension::Extension::new(config, host, identity)?)),
-        BackendType::Ipsec => Ok(Box::new(ipsec::Ipsec::new(config, host)?)),
+        BackendType::Ipsec => Ok(Box::new(ipsec::Ipsec::new(config, host, identity)?)),
         BackendType::Other(name) => Err(BackendError::Unknown(name.clone())),
     }
 }

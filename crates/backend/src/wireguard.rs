@@ -127,7 +127,7 @@ impl Wireguard {
                 preshared,
                 in_kernel,
             } => (*private, *public, *preshared, *in_kernel),
-            Identity::Nothing | Identity::Macs(_) | Identity::Data(_) => {
+            Identity::Nothing | Identity::Macs(_) | Identity::Psk(_) | Identity::Data(_) => {
                 return Err(BackendError::NoKey);
             }
         };

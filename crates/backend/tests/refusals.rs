@@ -68,7 +68,7 @@ fn options_that_cannot_be() {
         ),
         (
             r#""Type":"ipsec","PSK":"short""#,
-            "Backend.PSK is a text of 5 characters (not shown): expected at least 96 characters, as `dd if=/dev/urandom count=48 bs=1 status=none | xxd -p -c 48` makes them",
+            "Backend.PSK is a text of 5 characters (not shown): expected at least 96 characters, as `dd if=/dev/urandom count=48 bs=1 status=none | xxd -p -c 48` makes them, here or in the file that -ipsec-psk-file names",
         ),
         (
             r#""Type":"vxlan","VNI":0"#,

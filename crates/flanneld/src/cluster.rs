@@ -243,11 +243,30 @@ impl Cluster {
 
     /// Returns how far a change of the backend is, while there is one.
     pub(crate) fn change_report(&self) -> Option<String> {
+        let all = [self.trial_report(), self.network_change_report()];
+        let all: Vec<String> = all.into_iter().flatten().collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    /// Returns whom this node reaches by a backend that it tries.
+    fn trial_report(&self) -> Option<String> {
+        let trial = self.generations.trial()?.backend.kind();
+        let reached = self.reached_by.iter().filter(|(_, kind)| **kind == trial);
+        let reached: Vec<&SubnetKey> = reached.map(|(key, _)| key).collect();
+        let reached = if reached.is_empty() {
+            "no other node that tries it, too, is reached by it".to_owned()
+        } else {
+            format!("reached by it: {}", some(reached.into_iter()))
+        };
+        Some(format!("this node tries {trial} (-backend); {reached}"))
+    }
+
+    fn network_change_report(&self) -> Option<String> {
         if !self.generations.is_changing() {
             return None;
         }
         let newest = self.generations.newest();
-        let older = self.generations.all().iter().skip(1);
+        let older = self.generations.former().iter();
         let older: Vec<BackendType> = older.map(|own| own.backend.kind()).collect();
         let change = format!(
             "the backend changes from {} to {}",
@@ -416,7 +435,7 @@ impl Cluster {
             if by.backend.encrypts() {
                 self.sealed.insert(lease.key);
             }
-            if self.generations.is_changing() {
+            if self.generations.has_several() {
                 self.reached_by.insert(lease.key, by.backend.kind());
             }
         }

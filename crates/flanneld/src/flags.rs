@@ -168,9 +168,19 @@ pub const FLAGS: &[Flag] = &[
         "wireguard: what carries the packets, the kernel's module (kernel) or flanneld (userspace); auto takes the kernel's where there is one",
     ),
     value(
+        "backend",
+        "",
+        "a backend that this node tries beside the network's, with other nodes that try it, too: a type, or an object like Backend of the network configuration",
+    ),
+    value(
         "wireguard-psk-file",
         "",
         "wireguard: file with the key that all nodes share, in place of PSK in the network configuration",
+    ),
+    value(
+        "ipsec-psk-file",
+        "",
+        "ipsec: file with the secret that all nodes share, in place of PSK in the network configuration",
     ),
     boolean(
         "ip-masq",

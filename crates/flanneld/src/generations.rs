@@ -47,6 +47,8 @@ pub(crate) struct Generation {
     began: Instant,
     /// From when on this node may send by it to one that must know it; `None` until the store shows it.
     acquainted: Option<Instant>,
+    /// It is tried by this node, and not the network's.
+    trial: bool,
     /// It is not offered any more.
     withdrawn: bool,
     /// When nobody sends by it any more; `None` until the store shows that it is withdrawn.
@@ -71,6 +73,7 @@ impl Generation {
             ready: false,
             began: now,
             acquainted: None,
+            trial: false,
             withdrawn: false,
             leaves: None,
             wide: Dual::default(),
@@ -86,6 +89,22 @@ impl Generation {
     /// Returns whether this node's lease has offered it for long enough for others to know it.
     pub(crate) fn is_known(&self, now: Instant) -> bool {
         self.acquainted.is_some_and(|from| now >= from)
+    }
+
+    /// Sets which subnets are this node's. To be called before the backend is shared with others.
+    pub(crate) fn set_own(&mut self, own: &SubnetKey) {
+        if let Some(backend) = Rc::get_mut(&mut self.backend) {
+            backend.set_own(own);
+        }
+    }
+
+    /// Returns whether what it needs has not come up for too long.
+    fn is_hopeless(&self, now: Instant) -> bool {
+        !self.ready && now >= self.gives_up()
+    }
+
+    fn gives_up(&self) -> Instant {
+        self.began + self.backend.patience()
     }
 
     /// Takes over what was built anew for another configuration or host.
@@ -233,7 +252,8 @@ pub(crate) struct Served {
     pub(crate) awaits_connection: bool,
 }
 
-/// The backends in use, newest first; never empty.
+/// The backends in use, in the order in which they are preferred: one that this node tries, then the network's, newest
+/// first. There is always one of the network's.
 pub(crate) struct Generations {
     list: Vec<Generation>,
     /// Until when the older ones stay although no peer needs them.
@@ -249,7 +269,7 @@ impl Generations {
         }
     }
 
-    /// All of them, newest first.
+    /// All of them, in the order in which they are preferred.
     pub(crate) fn all(&self) -> &[Generation] {
         &self.list
     }
@@ -260,26 +280,69 @@ impl Generations {
 
     /// Sets which subnets are this node's. To be called before the backends are shared with others.
     pub(crate) fn set_own(&mut self, own: &SubnetKey) {
-        let backends = self.list.iter_mut();
-        backends
-            .filter_map(|generation| Rc::get_mut(&mut generation.backend))
-            .for_each(|backend| backend.set_own(own));
+        self.list.iter_mut().for_each(|one| one.set_own(own));
+    }
+
+    /// Returns the place of the network's newest.
+    pub(crate) fn newest_at(&self) -> usize {
+        usize::from(self.trial().is_some())
     }
 
     /// The one that the configuration names.
     pub(crate) fn newest(&self) -> &Generation {
-        &self.list[0]
+        &self.list[self.newest_at()]
     }
 
-    /// The newest that other nodes can be told of.
+    /// The network's former ones.
+    pub(crate) fn former(&self) -> &[Generation] {
+        &self.list[self.newest_at() + 1..]
+    }
+
+    /// The one that this node tries.
+    pub(crate) fn trial(&self) -> Option<&Generation> {
+        self.list.first().filter(|own| own.trial)
+    }
+
+    /// The network's newest that other nodes can be told of.
     pub(crate) fn leading(&self) -> &Generation {
-        let ready = self.list.iter().find(|generation| generation.ready);
-        ready.unwrap_or(&self.list[0])
+        let mut networks = self.list.iter().filter(|own| !own.trial);
+        let ready = networks.find(|own| own.ready);
+        ready.unwrap_or_else(|| self.newest())
+    }
+
+    /// Whether the network's backend changes.
+    pub(crate) fn is_changing(&self) -> bool {
+        !self.former().is_empty()
     }
 
     /// Whether there is more than one.
-    pub(crate) fn is_changing(&self) -> bool {
+    pub(crate) fn has_several(&self) -> bool {
         self.list.len() > 1
+    }
+
+    /// Whether all of them encrypt.
+    pub(crate) fn all_encrypt(&self) -> bool {
+        self.list.iter().all(|own| own.backend.encrypts())
+    }
+
+    /// Has this node try another backend beside the network's.
+    pub(crate) fn add_trial(&mut self, mut trial: Generation) {
+        if self.trial().is_none() && self.list.len() < usize::from(SLOTS) {
+            trial.slot = self.free_slot();
+            trial.trial = true;
+            self.list.insert(0, trial);
+        }
+    }
+
+    /// Ends the trial. Returns the backend.
+    pub(crate) fn end_trial(&mut self) -> Option<Generation> {
+        self.trial()?;
+        Some(self.list.remove(0))
+    }
+
+    /// Whether the kernel has refused what the trial needs for so long that it is ended.
+    pub(crate) fn is_trial_hopeless(&self, now: Instant) -> bool {
+        self.trial().is_some_and(|trial| trial.is_hopeless(now))
     }
 
     /// Returns what the command printed that `need` names, if one in use asked the same: it is not run again for a
@@ -311,13 +374,13 @@ impl Generations {
             let old = self.list.remove(at);
             (newer.slot, newer.ready, newer.began) = (old.slot, old.ready, newer.began);
             newer.acquainted = old.acquainted;
-            self.list.insert(0, newer);
+            self.list.insert(self.newest_at(), newer);
             self.offer_all();
             return None;
         }
         let gone = (self.list.len() >= usize::from(SLOTS)).then(|| self.list.pop());
         newer.slot = self.free_slot();
-        self.list.insert(0, newer);
+        self.list.insert(self.newest_at(), newer);
         self.offer_all();
         gone.flatten().map(|gone| gone.slot)
     }
@@ -346,13 +409,13 @@ impl Generations {
     /// Gives up the newest, if there is another one. Returns it.
     pub(crate) fn give_up(&mut self) -> Option<Generation> {
         self.calm_until = None;
-        self.is_changing().then(|| self.list.remove(0))
+        let at = self.newest_at();
+        self.is_changing().then(|| self.list.remove(at))
     }
 
     /// Whether the kernel has refused what the newest needs for so long that it is given up.
     pub(crate) fn is_hopeless(&self, now: Instant) -> bool {
-        let newest = self.newest();
-        self.is_changing() && !newest.ready && now >= newest.began + newest.backend.patience()
+        self.is_changing() && self.newest().is_hopeless(now)
     }
 
     /// Takes in that the store shows `attrs` as this node's lease.
@@ -386,7 +449,8 @@ impl Generations {
         if nodes > 0 && now < until {
             return Vec::new();
         }
-        for former in self.list.iter_mut().skip(1) {
+        let formers = self.newest_at() + 1;
+        for former in self.list.iter_mut().skip(formers) {
             former.withdrawn = true;
         }
         let leaves = |own: &Generation| own.leaves.is_some_and(|at| now >= at);
@@ -401,12 +465,12 @@ impl Generations {
 
     /// Returns the next time at which something changes by itself.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
-        if !self.is_changing() {
+        if !self.has_several() {
             return None;
         }
         let known = self.list.iter().filter_map(|own| own.acquainted);
-        let newest = self.newest();
-        let gives_up = (!newest.ready).then(|| newest.began + newest.backend.patience());
+        let missing = self.list.iter().filter(|own| !own.ready);
+        let gives_up = missing.map(Generation::gives_up);
         known
             .chain(gives_up)
             .chain(self.calm_until)
@@ -443,7 +507,7 @@ impl Generations {
         names
     }
 
-    /// Returns what a later run must know of them, newest first.
+    /// Returns what a later run must know of them, in the order in which they are preferred.
     pub(crate) fn kept(&self, now: Instant) -> Vec<Kept> {
         let kept = self.list.iter().map(|own| Kept {
             backend: own.config.backend.clone(),
@@ -452,18 +516,21 @@ impl Generations {
         kept.collect()
     }
 
-    /// Returns their types, newest first.
+    /// Returns all of them, the network's newest first.
+    fn by_age(&self) -> impl Iterator<Item = &Generation> {
+        let networks = self.list.iter().filter(|own| !own.trial);
+        networks.chain(self.trial())
+    }
+
+    /// Returns their types, the network's newest first.
     pub(crate) fn kinds(&self) -> Vec<BackendType> {
-        self.list.iter().map(|own| own.backend.kind()).collect()
+        self.by_age().map(|own| own.backend.kind()).collect()
     }
 
     /// Returns what reads the claims of a lease: those of the newest backend that it offers.
     pub(crate) fn claims(&self) -> impl Fn(&LeaseAttrs) -> Claims + 'static {
-        let backends: Vec<Rc<dyn Backend>> = self
-            .list
-            .iter()
-            .map(|own| Rc::clone(&own.backend))
-            .collect();
+        let backends = self.by_age().map(|own| Rc::clone(&own.backend));
+        let backends: Vec<Rc<dyn Backend>> = backends.collect();
         move |attrs| {
             for backend in &backends {
                 let kind = backend.kind();
@@ -481,7 +548,7 @@ impl Generations {
     /// network belongs to the leading one alone, and every peer has a route of its own. IPsec then has none, and drops
     /// nothing: the packets of the others go that way, too.
     pub(crate) fn node(&mut self, own: &Lease, host: &Host) -> Vec<(Slot, Vec<Object>)> {
-        let (leading, changing) = (self.leading().slot, self.is_changing());
+        let (leading, several) = (self.leading().slot, self.has_several());
         let mut all = Vec::new();
         for generation in &mut self.list {
             let mut objects = generation.backend.node(own, host);
@@ -494,10 +561,10 @@ impl Generations {
                 generation.wide.set(family, Some(dev));
             }
             let is_ipsec = generation.backend.needs_connection();
-            if changing && (generation.slot != leading || is_ipsec) {
+            if several && (generation.slot != leading || is_ipsec) {
                 objects.retain(|object| generation.wide_route(object).is_none());
             }
-            if changing {
+            if several {
                 objects
                     .retain(|object| !matches!(object, Object::XfrmPolicy(_, XfrmPolicy::Block)));
             }
@@ -509,7 +576,7 @@ impl Generations {
     /// Returns whether this node sends by a backend.
     fn is_usable(&self, generation: &Generation, now: Instant) -> bool {
         let known = !generation.backend.needs_acquaintance() || generation.is_known(now);
-        !self.is_changing() || generation.ready && known
+        !self.has_several() || generation.ready && known
     }
 
     /// Returns the slots of those that this node sends by, where a peer serves them, too.
@@ -539,7 +606,7 @@ impl Generations {
         };
         let allowed = || candidates().filter(|(_, own, _)| !sealed || own.backend.encrypts());
         let connected = || {
-            allowed().filter(|(_, own, plan)| !self.is_changing() || own.is_connected(plan, holds))
+            allowed().filter(|(_, own, plan)| !self.has_several() || own.is_connected(plan, holds))
         };
         // If there is no other way, packets wait for the keys.
         let whole = connected().find(|(.., plan)| plan.faults.is_empty());
@@ -548,15 +615,17 @@ impl Generations {
             .or_else(|| allowed().next())
             .map(|(number, ..)| number);
         let kept_from_plaintext = by.is_none() && candidates().next().is_some();
-        let awaits_connection = self.is_changing()
-            && candidates().any(|(number, own, plan)| {
-                by.is_some_and(|by| number < by) && !own.is_connected(plan, holds)
-            });
+        let awaited = candidates().filter(|(number, own, plan)| {
+            by.is_some_and(|by| *number < by) && !own.is_connected(plan, holds)
+        });
+        let awaited: Vec<bool> = awaited.map(|(_, own, _)| own.trial).collect();
+        let awaits_connection = !awaited.is_empty();
+        let awaits_network = awaited.contains(&false);
         let lags = self.is_changing()
             && !kept_from_plaintext
-            && (awaits_connection || !self.has_changed(peer, host));
+            && (awaits_network || !self.has_changed(peer, host));
         let mut plan = by.and_then(|by| plans.get_mut(by).and_then(Option::take));
-        if let (Some(plan), Some(by), true) = (&mut plan, by, self.is_changing()) {
+        if let (Some(plan), Some(by), true) = (&mut plan, by, self.has_several()) {
             self.add_own_routes(&self.list[by], peer, plan);
         }
         let mut plan = plan.unwrap_or_else(|| {
@@ -572,7 +641,7 @@ impl Generations {
             let objects = objects.into_iter().flatten();
             plan.objects.extend(objects.filter(|object| !leads(object)));
         }
-        if self.is_changing() {
+        if self.has_several() {
             plan.objects.iter_mut().for_each(let_plaintext_in);
         }
         Served {

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use backend::{Identity, Need};
+use model::object::Psk;
 use model::{IfName, Mac, WgKey, WgSecret};
 use tokio::task::JoinSet;
 use tracing::info;
@@ -35,15 +36,17 @@ impl Implementation {
     }
 }
 
-/// What the flags say of WireGuard.
+/// What the flags say of keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WireguardOptions {
+pub struct KeyOptions {
     /// `-wireguard-implementation`.
     pub implementation: Implementation,
     /// `-wireguard-psk-file`.
     pub psk_file: Option<PathBuf>,
     /// Where this node's key is, the most important place first.
     pub key_files: Vec<PathBuf>,
+    /// `-ipsec-psk-file`.
+    pub ipsec_psk_file: Option<PathBuf>,
 }
 
 /// An answer, and what somebody should look into.
@@ -78,7 +81,7 @@ impl Answers {
     pub async fn find(
         &mut self,
         need: &Need,
-        options: &WireguardOptions,
+        options: &KeyOptions,
         mac_of: impl Fn(&IfName) -> Option<Mac>,
     ) -> Result<Answer, String> {
         match need {
@@ -88,6 +91,7 @@ impl Answers {
                 Ok(Identity::Macs(model::Dual::from_fn(found)).into())
             }
             Need::WgKey => wireguard(options),
+            Need::Psk => ipsec_psk(options),
             Need::Command {
                 name,
                 line,
@@ -121,7 +125,7 @@ impl Asked {
     pub(crate) async fn find(
         &mut self,
         need: &Need,
-        options: &WireguardOptions,
+        options: &KeyOptions,
         mac_of: impl Fn(&IfName) -> Option<Mac>,
     ) -> Option<Result<Answer, String>> {
         if !matches!(need, Need::Command { .. }) {
@@ -144,7 +148,7 @@ impl Asked {
 }
 
 /// Returns the keys of this node, and makes the one that nobody has yet.
-fn wireguard(options: &WireguardOptions) -> Result<Answer, String> {
+fn wireguard(options: &KeyOptions) -> Result<Answer, String> {
     let key = wg_key_file::read_or_make(&options.key_files)?;
     let in_kernel = match options.implementation {
         Implementation::Auto => dataplane::has_wireguard(),
@@ -159,13 +163,51 @@ fn wireguard(options: &WireguardOptions) -> Result<Answer, String> {
     })
 }
 
-/// Reads the keys of `before` again; what is no WireGuard key stays as it is. A key file that was deleted is written
+/// Returns the secret of an IPsec network, if a file of this node has it.
+///
+/// # Errors
+/// What is wrong with the file, and what helps.
+pub fn ipsec_psk(options: &KeyOptions) -> Result<Answer, String> {
+    const FLAG: &str = "-ipsec-psk-file";
+    let Some(path) = &options.ipsec_psk_file else {
+        return Ok(Identity::Psk(None).into());
+    };
+    let shown = path.display();
+    let text = fs::read_to_string(path)
+        .map_err(|error| format!("{FLAG} {shown}: cannot read it: {error}"))?;
+    let psk = text.trim();
+    if psk.len() < backend::LEAST_PSK {
+        return Err(format!(
+            "{FLAG} {shown}: it holds {} characters, and at least {} are needed (dd if=/dev/urandom count=48 bs=1 status=none | xxd -p -c 48 > {shown})",
+            psk.len(),
+            backend::LEAST_PSK
+        ));
+    }
+    Ok(Answer {
+        identity: Identity::Psk(Some(Psk(psk.into()))),
+        warnings: is_open(FLAG, path).into_iter().collect(),
+    })
+}
+
+/// Returns whether `identity` is read from files of this node.
+pub(crate) fn is_in_files(identity: &Identity, options: &KeyOptions) -> bool {
+    match identity {
+        Identity::WgKey { .. } => true,
+        Identity::Psk(_) => options.ipsec_psk_file.is_some(),
+        Identity::Nothing | Identity::Macs(_) | Identity::Data(_) => false,
+    }
+}
+
+/// Reads the keys of `before` again; what is in no file stays as it is. A key file that was deleted is written
 /// again: the key is in use.
 ///
 /// # Errors
 /// What is wrong with a file, and what helps.
-pub(crate) fn again(before: &Identity, options: &WireguardOptions) -> Result<Identity, String> {
+pub(crate) fn again(before: &Identity, options: &KeyOptions) -> Result<Identity, String> {
     let places = &options.key_files;
+    if let Identity::Psk(_) = before {
+        return ipsec_psk(options).map(|answer| answer.identity);
+    }
     let Identity::WgKey {
         private, in_kernel, ..
     } = before
@@ -197,14 +239,11 @@ pub fn public_key(private: &WgSecret) -> WgKey {
     WgKey(proxy::Secret(private.0).public_key())
 }
 
-fn preshared(
-    options: &WireguardOptions,
-    warnings: &mut Vec<String>,
-) -> Result<Option<WgSecret>, String> {
+fn preshared(options: &KeyOptions, warnings: &mut Vec<String>) -> Result<Option<WgSecret>, String> {
     let Some(path) = &options.psk_file else {
         return Ok(None);
     };
-    warnings.extend(is_open(path));
+    warnings.extend(is_open("-wireguard-psk-file", path));
     read_psk(path).map(Some)
 }
 
@@ -217,14 +256,14 @@ fn read_psk(path: &Path) -> Result<WgSecret, String> {
 }
 
 /// Returns a warning if others than the owner may read the file.
-fn is_open(path: &Path) -> Option<String> {
+fn is_open(flag: &str, path: &Path) -> Option<String> {
     let mode = fs::metadata(path).ok()?.permissions().mode() & 0o7777;
     // A group is often meant: a Secret that is mounted for a pod.
     let open = mode & 0o007 != 0;
     let shown = path.display();
     open.then(|| {
         format!(
-            "-wireguard-psk-file {shown}: its mode is {mode:o}, so that every user of this host may read it: chmod 400 {shown}"
+            "{flag} {shown}: its mode is {mode:o}, so that every user of this host may read it: chmod 400 {shown}"
         )
     })
 }
@@ -237,9 +276,9 @@ mod tests {
     fn keys_are_followed_and_a_deleted_file_is_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let places = [dir.path().join("a/wgkey"), dir.path().join("b/wgkey")];
-        let options = WireguardOptions {
+        let options = KeyOptions {
             key_files: places.to_vec(),
-            ..WireguardOptions::default()
+            ..KeyOptions::default()
         };
         let key = wg_key_file::read_or_make(&places).unwrap();
         let before = wg_key(key.secret, None, true);
@@ -273,8 +312,24 @@ mod tests {
         fs::write(&path, format!("{}\n", WgSecret([7; 32]).to_file())).unwrap();
         assert_eq!(read_psk(&path), Ok(WgSecret([7; 32])));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(is_open(&path).unwrap().contains("644"));
+        assert!(is_open("-f", &path).unwrap().contains("644"));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o440)).unwrap();
-        assert_eq!(is_open(&path), None);
+        assert_eq!(is_open("-f", &path), None);
+        // IPsec's secret is longer.
+        let options = KeyOptions {
+            ipsec_psk_file: Some(path.clone()),
+            ..KeyOptions::default()
+        };
+        let short = ipsec_psk(&options).unwrap_err();
+        assert!(
+            short.contains("-ipsec-psk-file") && short.contains("at least 96"),
+            "{short}"
+        );
+        let secret = "x".repeat(96);
+        fs::write(&path, format!("{secret}\n")).unwrap();
+        let psk = Identity::Psk(Some(Psk(secret.into())));
+        assert_eq!(ipsec_psk(&options).unwrap().identity, psk);
+        assert_eq!(again(&Identity::Psk(None), &options), Ok(psk.clone()));
+        assert!(!format!("{psk:?}").contains("xxx"));
     }
 }

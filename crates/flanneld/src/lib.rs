@@ -57,6 +57,7 @@ pub mod subnet_file;
 pub mod systemd;
 mod teardown;
 pub mod traffic;
+mod trial;
 pub mod version;
 pub mod wg_key_file;
 mod whole_file;

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use backend::{OFFLOAD_OPTION, TxChecksumOffload};
 use model::rules::RuleFlags;
-use model::{Dual, NetConfig};
+use model::{BackendConfig, Dual, NetConfig};
 use regex_lite::Regex;
 use tokio::sync::watch;
 
 use crate::flags::Given;
-use crate::identity::{Implementation, WireguardOptions};
+use crate::identity::{Implementation, KeyOptions};
 use crate::traffic::TrafficOptions;
+use crate::trial;
 use crate::wg_key_file;
 
 /// How long a look at a path may take.
@@ -43,8 +44,10 @@ pub struct Options {
     pub traffic: TrafficOptions,
     /// `-tx-checksum-offload`, which wins over the network configuration.
     pub tx_checksum_offload: Option<String>,
-    /// `-wireguard-implementation` and `-wireguard-psk-file`.
-    pub wireguard: WireguardOptions,
+    /// `-wireguard-implementation`, `-wireguard-psk-file` and `-ipsec-psk-file`.
+    pub keys: KeyOptions,
+    /// `-backend`: a backend that this node tries beside the network's.
+    pub trial: Option<BackendConfig>,
     /// `-cni-conf-source` and `-cni-conf-file`, unless off.
     pub cni_conf: Option<CniConf>,
     /// `-charon-vici`, a path.
@@ -184,7 +187,14 @@ impl Options {
             renew_margin: Duration::from_secs(margin * 60),
             traffic: traffic(given)?,
             tx_checksum_offload: tx_checksum_offload(given)?,
-            wireguard: wireguard(given)?,
+            keys: keys(given)?,
+            trial: match given.value("backend") {
+                "" => None,
+                text => match trial::parse(text) {
+                    Some(trial) => Some(trial),
+                    None => return Err(wrong(given, "backend", trial::EXPECTED)),
+                },
+            },
             cni_conf: match given.value("cni-conf-source") {
                 "" => None,
                 source => Some(CniConf {
@@ -223,10 +233,11 @@ impl Options {
                 check_sources: false,
             },
             tx_checksum_offload: None,
-            wireguard: WireguardOptions {
+            keys: KeyOptions {
                 key_files: vec![directory.join("wgkey")],
-                ..WireguardOptions::default()
+                ..KeyOptions::default()
             },
+            trial: None,
             cni_conf: None,
             charon_vici: None,
             plain_routes: false,
@@ -265,15 +276,18 @@ impl ProcessOptions {
     }
 }
 
-fn wireguard(given: &Given) -> Result<WireguardOptions, UsageError> {
+fn keys(given: &Given) -> Result<KeyOptions, UsageError> {
     const FLAG: &str = "wireguard-implementation";
     let implementation = Implementation::parse(given.value(FLAG));
-    Ok(WireguardOptions {
+    let file = |flag| {
+        let path = Some(given.value(flag)).filter(|path| !path.is_empty());
+        path.map(PathBuf::from)
+    };
+    Ok(KeyOptions {
         implementation: implementation
             .ok_or_else(|| wrong(given, FLAG, "auto, kernel or userspace"))?,
-        psk_file: Some(given.value("wireguard-psk-file"))
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from),
+        psk_file: file("wireguard-psk-file"),
+        ipsec_psk_file: file("ipsec-psk-file"),
         key_files: wg_key_file::own_places(),
     })
 }
@@ -460,11 +474,8 @@ mod tests {
         assert_eq!(own.renew_margin, of_flags.renew_margin);
         assert_eq!(own.traffic, of_flags.traffic);
         assert_eq!(own.tx_checksum_offload, of_flags.tx_checksum_offload);
-        assert_eq!(
-            own.wireguard.implementation,
-            of_flags.wireguard.implementation
-        );
-        assert_eq!(own.wireguard.key_files, [PathBuf::from("/b/wgkey")]);
+        assert_eq!(own.keys.implementation, of_flags.keys.implementation);
+        assert_eq!(own.keys.key_files, [PathBuf::from("/b/wgkey")]);
         assert_eq!(
             (own.cni_conf, own.plain_routes),
             (of_flags.cni_conf, of_flags.plain_routes)

@@ -92,7 +92,7 @@ pub(crate) async fn settle(
             continue;
         };
         let need = backend::need(&config);
-        let answer = answers.find(&need, &options.wireguard, device_mac).await;
+        let answer = answers.find(&need, &options.keys, device_mac).await;
         let Answer { identity, warnings } = match answer {
             Ok(answer) => answer,
             Err(problem) => {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use backend::{Backend, BackendError};
 use dataplane::Kernel;
 use ipnet::IpNet;
-use model::{BackendType, Host, IfName, Lease, LeaseAttrs, NetConfig, Owner};
+use model::{BackendConfig, BackendType, Host, IfName, Lease, LeaseAttrs, NetConfig, Owner};
 use store::{AnyStore, Claim, Store};
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -15,7 +15,7 @@ use crate::backends_file::Kept;
 use crate::cluster::Cluster;
 use crate::daemon::{Daemon, DataPath, TrafficTasks};
 use crate::generations::{Generation, Generations, networks, published_by};
-use crate::identity::{Answer, Answers, WireguardOptions};
+use crate::identity::{Answer, Answers, KeyOptions};
 use crate::lock::Lock;
 use crate::node::NodeError;
 use crate::options::Options;
@@ -24,7 +24,7 @@ use crate::settle::{Settled, device_mac, pool, ran_here, report_unserved, scope,
 use crate::status::Status;
 use crate::traffic::{Guarding, SourceCheck};
 use crate::withdraw::{Former, when_stale};
-use crate::{backends_file, config_change, forwarding, subnet_file, traffic};
+use crate::{backends_file, config_change, forwarding, subnet_file, traffic, trial};
 
 /// A node that has its subnet; nothing is in the kernel yet.
 pub(crate) struct Acquired {
@@ -67,8 +67,7 @@ pub(crate) async fn acquire(
         let identity = &settled.identity;
         let (config, host) = (&settled.config, &settled.host);
         let newest = backend::new(config, host, identity, settled.published().as_ref())?;
-        let generations =
-            backends_in_use(newest, former_backends, &mut settled, &options.wireguard).await;
+        let generations = backends_in_use(newest, former_backends, &mut settled, &options).await;
         let claim = Claim {
             attrs: generations.publish(),
             previous,
@@ -169,8 +168,7 @@ pub(crate) async fn build(acquired: Acquired) -> Result<Daemon, NodeError> {
     scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
     backends_file::write(&options.subnet_file, &generations.kept(Instant::now()));
     let mut reconciler = Reconciler::new(kernel, scope.clone());
-    let encrypts = generations.newest().backend.encrypts();
-    reconciler.set_encrypted(encrypts && !generations.is_changing());
+    reconciler.set_encrypted(generations.all_encrypt());
     for (slot, objects) in node {
         reconciler.set(Owner::Generation(slot), objects);
     }
@@ -204,8 +202,9 @@ async fn backends_in_use(
     newest: Box<dyn Backend>,
     former: Vec<Kept>,
     settled: &mut Settled,
-    wireguard: &WireguardOptions,
+    options: &Options,
 ) -> Generations {
+    let (trial, wireguard) = (options.trial.as_ref(), &options.keys);
     let now = Instant::now();
     let own = settled.own.clone().unwrap_or_default();
     let (config, host) = (&settled.config, &settled.host);
@@ -224,7 +223,8 @@ async fn backends_in_use(
     };
     for Kept { backend, .. } in former.clone() {
         let kind = backend.kind.clone();
-        if !beside(&kind) {
+        let is_tried = trial.is_some_and(|trial| trial.kind == kind);
+        if !beside(&kind) || is_tried {
             continue;
         }
         let config = NetConfig {
@@ -256,7 +256,37 @@ async fn backends_in_use(
         served(&own, &mut older);
         generations.add_former(older);
     }
+    if let Some(trial) = trial {
+        try_beside(trial, &mut generations, settled, wireguard).await;
+    }
     generations
+}
+
+/// Adds the backend that this node tries, if it can.
+async fn try_beside(
+    trial: &BackendConfig,
+    generations: &mut Generations,
+    settled: &mut Settled,
+    wireguard: &KeyOptions,
+) {
+    let own = settled.own.clone().unwrap_or_default();
+    let newest = generations.newest();
+    let built = trial::prepare(trial, newest, &own, &settled.host, wireguard).await;
+    let built = match built {
+        Ok(built) => trial::lock(&built, &mut settled.lock).await.map(|()| built),
+        Err(reason) => Err(reason),
+    };
+    match built {
+        Ok(built) => {
+            info!(
+                "this node tries {} beside {}: other nodes that try it are reached by it",
+                built.backend.kind(),
+                generations.newest().backend.kind()
+            );
+            generations.add_trial(built);
+        }
+        Err(reason) => warn!("{reason}"),
+    }
 }
 
 /// Restricts the backends to the families of the lease.

@@ -49,7 +49,8 @@ impl Secrets {
         let mut files = wg_key_file::own_places();
         files.push(POD_TOKEN.into());
         if let Some(settings) = settings {
-            files.extend(settings.options.wireguard.psk_file.clone());
+            files.extend(settings.options.keys.psk_file.clone());
+            files.extend(settings.options.keys.ipsec_psk_file.clone());
             for word in &settings.given {
                 if let Some((name, value)) = word.split_once('=')
                     && name.to_lowercase().ends_with("password")

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use backend::{Backend, Identity, Need};
 use dataplane::host::{Interface, interfaces, standing};
-use flanneld::identity::{self, Implementation, WireguardOptions};
+use flanneld::identity::{self, Implementation, KeyOptions};
 use flanneld::iface::{self, NoIface};
 use flanneld::wg_key_file;
 use model::{Host, IfName, NetConfig, WgSecret};
@@ -94,7 +94,7 @@ fn find_host(report: &mut Report, settings: &Settings, config: &NetConfig) -> Op
 }
 
 /// Returns the node's WireGuard key. A check makes none: without one it goes on with a key that nobody uses.
-fn wg_key(report: &mut Report, options: &WireguardOptions) -> Identity {
+fn wg_key(report: &mut Report, options: &KeyOptions) -> Identity {
     const ABOUT: &str = "wireguard key";
     let nobodys = WgSecret([0x40; 32]);
     let secret = match wg_key_file::read(&wg_key_file::own_places()) {
@@ -137,13 +137,24 @@ fn find_backend(
     let own = subnet::own_leases(leases, &host.public_ip);
     let own = own.first().and_then(|lease| lease.attrs.as_ref().ok());
     let mac_of = |name: &IfName| standing(name).ok().flatten().and_then(|found| found.mac);
-    let options = &settings.options.wireguard;
+    let options = &settings.options.keys;
     let identity = match backend::need(config) {
         Need::WgKey => wg_key(report, options),
         Need::Macs(devices) => {
             let found = |family| devices.get(family).and_then(mac_of);
             Identity::Macs(model::Dual::from_fn(found))
         }
+        Need::Psk => match identity::ipsec_psk(options) {
+            Ok(answer) => answer.identity,
+            Err(error) => {
+                report.fail(
+                    "ipsec secret",
+                    error,
+                    "flanneld waits until the file is fixed",
+                );
+                Identity::Nothing
+            }
+        },
         // A check runs no commands.
         Need::Nothing | Need::Command { .. } => Identity::Nothing,
     };

@@ -72,7 +72,7 @@ pub(super) fn objects(
         take_over: false,
     };
     // The file's key is not read here: each peer would differ by it.
-    let has_psk_file = settings.options.wireguard.psk_file.is_some();
+    let has_psk_file = settings.options.keys.psk_file.is_some();
     let is_compared = |object: &Object| {
         is_kernels(object) && !(has_psk_file && matches!(object, Object::WgPeer(..)))
     };

@@ -131,11 +131,13 @@ impl DataPath {
     pub(super) fn device_problem(&mut self) -> Option<String> {
         let problem = self.reconciler.device_problem()?;
         let generations = self.cluster.generations();
-        if !generations.is_changing() || generations.newest().ready {
+        if !generations.has_several() {
             return Some(problem);
         }
-        let ready = generations.all().iter().filter(|own| own.ready);
-        let slots: Vec<Slot> = ready.map(|own| own.slot).collect();
+        let leading = generations.leading().slot;
+        let all = generations.all().iter();
+        let needed = all.filter(|own| own.ready || own.slot == leading);
+        let slots: Vec<Slot> = needed.map(|own| own.slot).collect();
         let missing = slots.into_iter().any(|slot| {
             let progress = self.reconciler.progress(Owner::Generation(slot));
             progress != Progress::Installed
@@ -158,13 +160,14 @@ impl DataPath {
             backend::new(config, host, identity, published.as_ref())
         });
         let built: Vec<Result<Box<dyn Backend>, BackendError>> = built.collect();
+        let newest = self.cluster.generations().newest_at();
         let all = self.cluster.generations_mut().all_mut().iter_mut();
         for (number, (generation, backend)) in all.zip(built).enumerate() {
             match backend {
                 Ok(backend) => {
                     generation.rebuilt(generation.config.clone(), backend, &self.lease.key);
                 }
-                Err(error) if number == 0 => return Err(error),
+                Err(error) if number == newest => return Err(error),
                 Err(error) => debug!("{}: {error}", generation.backend.kind()),
             }
         }
@@ -179,11 +182,10 @@ impl DataPath {
         let kept = generations.kept(Instant::now());
         backends_file::write(&self.options.subnet_file, &kept);
         let node = generations.node(&self.lease, &host);
-        let (changing, devices) = (generations.is_changing(), generations.devices());
+        let (several, devices) = (generations.has_several(), generations.devices());
         let config = generations.newest().config.clone();
         // While the network changes to encryption, routes without it are still needed.
-        let encrypted = generations.newest().backend.encrypts() && !changing;
-        self.reconciler.set_encrypted(encrypted);
+        self.reconciler.set_encrypted(generations.all_encrypt());
         let scope = Scope {
             take_over: self.scope.take_over,
             ..scope(&config, &own, &host, devices.clone())
@@ -194,7 +196,7 @@ impl DataPath {
         }
         let objects = node.iter().flat_map(|(_, objects)| objects);
         self.traffic.follow_node(&config, &host, objects);
-        if changing {
+        if several {
             // Peers get routes of their own before the one to the whole network moves.
             self.cluster
                 .rebuild(own, host.clone(), &mut self.reconciler);
@@ -204,7 +206,7 @@ impl DataPath {
             self.reconciler.set(Owner::Generation(slot), objects);
         }
         self.pass(false).await;
-        if !changing {
+        if !several {
             self.cluster.rebuild(own, host, &mut self.reconciler);
         }
         self.follow_sources();

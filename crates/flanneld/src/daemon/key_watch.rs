@@ -3,7 +3,6 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use backend::Identity;
 use model::Host;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -36,7 +35,8 @@ impl KeyWatch {
     /// Returns when the files are to be read, if a backend in use has keys.
     pub(super) fn due(&self, generations: &Generations) -> Option<Instant> {
         let mut all = generations.all().iter();
-        let has_keys = all.any(|generation| matches!(generation.identity, Identity::WgKey { .. }));
+        let options = &self.options.keys;
+        let has_keys = all.any(|generation| identity::is_in_files(&generation.identity, options));
         has_keys.then_some(self.due)
     }
 
@@ -45,7 +45,7 @@ impl KeyWatch {
     pub(super) fn look(&mut self, path: &mut DataPath) -> Option<Host> {
         self.due = Instant::now() + EVERY;
         let (mut changed, mut problem) = (false, None);
-        let options = &self.options.wireguard;
+        let options = &self.options.keys;
         for generation in path.cluster.generations_mut().all_mut() {
             match identity::again(&generation.identity, options) {
                 Ok(now) if now == generation.identity => {}
@@ -59,7 +59,7 @@ impl KeyWatch {
         if problem != self.problem {
             match &problem {
                 Some(problem) => warn!("{problem}; the keys that were read before stay in use"),
-                None => info!("the files of the WireGuard keys are as they should be again"),
+                None => info!("the key files are as they should be again"),
             }
             self.problem = problem;
         }
@@ -69,11 +69,11 @@ impl KeyWatch {
         let host = path.cluster.host().clone();
         match path.rebuild_backends(&host) {
             Ok(()) => {
-                info!("this node's WireGuard keys changed");
+                info!("the keys in this node's files changed");
                 Some(host)
             }
             Err(error) => {
-                warn!("this node's new WireGuard keys are not used: {error}");
+                warn!("the new keys in this node's files are not used: {error}");
                 None
             }
         }

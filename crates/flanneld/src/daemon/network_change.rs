@@ -16,6 +16,7 @@ use crate::identity::{Answer, Asked};
 use crate::options::Options;
 use crate::settle::{device_mac, report_unserved};
 use crate::status::Status;
+use crate::trial;
 
 /// The configuration in force, the one that the store shows, and how far the change from one to the other is.
 pub(super) struct NetworkChange {
@@ -130,7 +131,7 @@ impl NetworkChange {
             wanted.clone()
         };
         let host = path.cluster.host();
-        let (need, options) = (backend::need(&config), &self.options.wireguard);
+        let (need, options) = (backend::need(&config), &self.options.keys);
         let Answer {
             mut identity,
             warnings,
@@ -185,15 +186,16 @@ impl NetworkChange {
         let generations = path.cluster.generations();
         let usable = generations.usable(now);
         let mut changed = false;
-        if generations.is_changing() {
+        if generations.has_several() {
             changed |= ready || self.usable != usable;
+            changed |= end_hopeless_trial(path, now);
             changed |= self.give_up(path, now);
             changed |= retire(path, now);
         }
         self.usable = usable;
         if changed {
             Advance::Apply
-        } else if path.cluster.generations().is_changing() {
+        } else if path.cluster.generations().has_several() {
             Advance::Publish
         } else {
             Advance::Nothing
@@ -209,10 +211,7 @@ impl NetworkChange {
             return false;
         };
         let owner = Owner::Generation(newest.slot);
-        let why = match path.reconciler.progress(owner) {
-            Progress::Refused(refused) => format!("{}: {}", refused.op, refused.refusal.reason),
-            Progress::Pending | Progress::Installed => "its devices do not come up".to_owned(),
-        };
+        let why = not_ready(path, owner);
         path.reconciler.set(owner, []);
         let kept = path.cluster.generations().newest().config.backend.clone();
         let before = NetConfig {
@@ -228,6 +227,65 @@ impl NetworkChange {
         self.wanted.failed(wanted, reason, true);
         self.report(&path.status);
         true
+    }
+}
+
+/// Returns why what a backend needs is not there.
+fn not_ready(path: &mut DataPath, owner: Owner) -> String {
+    match path.reconciler.progress(owner) {
+        Progress::Refused(refused) => format!("{}: {}", refused.op, refused.refusal.reason),
+        Progress::Pending | Progress::Installed => "its devices do not come up".to_owned(),
+    }
+}
+
+/// Ends the trial of a backend that the kernel refuses. Returns whether so.
+fn end_hopeless_trial(path: &mut DataPath, now: Instant) -> bool {
+    if !path.cluster.generations().is_trial_hopeless(now) {
+        return false;
+    }
+    let Some(trial) = path.cluster.generations_mut().end_trial() else {
+        return false;
+    };
+    let owner = Owner::Generation(trial.slot);
+    warn!(
+        "-backend {}: {}; it is not tried until flanneld is restarted or the network's backend changes",
+        trial.backend.kind(),
+        not_ready(path, owner)
+    );
+    path.reconciler.set(owner, []);
+    true
+}
+
+/// Begins or ends the trial of another backend, after a change of the network's.
+async fn follow_trial(path: &mut DataPath) {
+    let options = Rc::clone(&path.options);
+    let Some(wanted) = &options.trial else {
+        return;
+    };
+    let generations = path.cluster.generations_mut();
+    let pointless = trial::refusal(wanted, &generations.newest().config.backend);
+    if generations.trial().is_some() && pointless.is_some() {
+        let ended = generations.end_trial();
+        let slot = ended.map(|ended| ended.slot);
+        slot.into_iter()
+            .for_each(|slot| path.reconciler.set(Owner::Generation(slot), []));
+    }
+    if path.cluster.generations().trial().is_some() {
+        return;
+    }
+    let (lease, host) = (&path.lease, path.cluster.host().clone());
+    let newest = path.cluster.generations().newest();
+    let built = trial::prepare(wanted, newest, &lease.attrs, &host, &options.keys).await;
+    let built = match built {
+        Ok(mut built) => {
+            built.set_own(&lease.key);
+            trial::lock(&built, &mut path.lock).await.map(|()| built)
+        }
+        Err(reason) => Err(reason),
+    };
+    match built {
+        Ok(built) => path.cluster.generations_mut().add_trial(built),
+        Err(reason) => warn!("{reason}"),
     }
 }
 
@@ -252,6 +310,7 @@ async fn put_in_force(newer: Generation, path: &mut DataPath) -> Host {
         generation.config.pools = after.pools;
         generation.config.nftables = after.nftables;
     }
+    follow_trial(path).await;
     let host = path.cluster.host().clone();
     if let Err(error) = path.rebuild_backends(&host) {
         warn!("a backend that was in use stays as it was: {error}");
@@ -280,7 +339,9 @@ fn retire(path: &mut DataPath, now: Instant) -> bool {
     let lags = !path.complete || path.cluster.lags();
     let nodes = path.cluster.counts().0;
     let generations = path.cluster.generations_mut();
-    let kinds = generations.kinds();
+    let newest = generations.newest().backend.kind();
+    let former = generations.former().iter();
+    let former: Vec<String> = former.map(|own| own.backend.kind().to_string()).collect();
     let gone = generations.retire(lags, nodes, now);
     if gone.is_empty() {
         return false;
@@ -288,9 +349,6 @@ fn retire(path: &mut DataPath, now: Instant) -> bool {
     for slot in gone {
         path.reconciler.set(Owner::Generation(slot), []);
     }
-    let mut kinds = kinds.iter();
-    let newest = kinds.next().map(ToString::to_string).unwrap_or_default();
-    let former: Vec<String> = kinds.map(ToString::to_string).collect();
     info!(
         "every node has changed to {newest}: {} is not served any more",
         former.join(", ")

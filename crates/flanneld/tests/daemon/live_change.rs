@@ -303,6 +303,59 @@ fn what_needs_no_new_device_is_applied_in_place() {
     );
 }
 
+/// Two nodes of three try another backend.
+#[test]
+fn a_backend_can_be_tried_on_some_nodes_without_a_lost_packet() {
+    let lab = started(3, ETCD, &json!({ "Type": "vxlan" }));
+    let (one, two, three) = (lab.node(1), lab.node(2), lab.node(3));
+    let traffic = [Traffic::between(one, two), Traffic::between(one, three)];
+    for node in [one, two] {
+        node.flanneld().set_args(["-backend=host-gw"]);
+        node.flanneld().restart(SOON).unwrap();
+    }
+    let goes = |from: &Node, to: &Node, by: &str| {
+        let subnet = to.subnet_env().unwrap().cidr(V4).unwrap().trunc();
+        let look = || {
+            let route = from.exec(["ip", "route", "show", &subnet.to_string()]);
+            let route = route.map_err(|e| e.to_string())?;
+            if route.contains(by) {
+                Ok(())
+            } else {
+                Err(format!("{route}\n{}", from.flanneld().log_tail(8)))
+            }
+        };
+        wait_for(&format!("{} to {}", from.name(), to.name()), SOON, look).unwrap();
+    };
+    for (from, to, by) in [
+        (one, two, "dev eth0"),
+        (two, one, "dev eth0"),
+        (one, three, "dev flannel.1"),
+        (three, one, "dev flannel.1"),
+    ] {
+        goes(from, to, by);
+    }
+    let (_, lease) = lease_of(&lab, one);
+    assert_eq!(lease["BackendType"], "vxlan", "{lease}");
+    let (status, body) = one.flanneld().http_get("/readyz").unwrap();
+    assert!(
+        status == 200 && body.contains("this node tries host-gw"),
+        "{body}"
+    );
+    // One of them goes back.
+    two.flanneld().set_args([]);
+    two.flanneld().restart(SOON).unwrap();
+    goes(one, two, "dev flannel.1");
+    goes(two, one, "dev flannel.1");
+    let [a, b] = traffic;
+    a.all_arrived("tried on both");
+    b.all_arrived("tried on one");
+    // What does not encrypt is not tried where the network does.
+    config(&lab, &json!({ "Type": "wireguard" }));
+    all_changed(&lab, "wireguard");
+    says(one.flanneld(), &["-backend host-gw", "does not encrypt"]);
+    lab.wait_mesh(SOON).unwrap();
+}
+
 #[test]
 fn upstream_s_nodes_keep_what_they_speak() {
     let Some(program) = mixed::program() else {

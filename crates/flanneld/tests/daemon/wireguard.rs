@@ -214,7 +214,7 @@ pub fn rotate(one: &Node, two: &Node) -> Duration {
     // It is in use, and both talk again.
     wait_for("the new key is followed", SOON, || {
         let log = one.flanneld().log();
-        if log.contains("WireGuard keys changed") {
+        if log.contains("keys in this node's files changed") {
             reaches(one, two)
         } else {
             Err(log)
