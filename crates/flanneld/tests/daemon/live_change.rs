@@ -342,7 +342,7 @@ fn a_backend_can_be_tried_on_some_nodes_without_a_lost_packet() {
         "{body}"
     );
     // One of them goes back.
-    two.flanneld().set_args([]);
+    two.flanneld().set_args::<String>([]);
     two.flanneld().restart(SOON).unwrap();
     goes(one, two, "dev flannel.1");
     goes(two, one, "dev flannel.1");
