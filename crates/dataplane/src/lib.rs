@@ -11,6 +11,7 @@ mod packet_loops;
 mod wireguard;
 mod xfrm;
 
+pub mod datagram;
 pub mod fake;
 pub mod guard;
 pub mod host;

@@ -376,6 +376,7 @@ mod tests {
             backend: "vxlan".to_owned(),
             state,
             reason: reason.map(str::to_owned),
+            probe: None,
         }
     }
 

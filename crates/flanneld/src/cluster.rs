@@ -7,13 +7,16 @@ use dataplane::Dataplane;
 use ipnet::IpNet;
 use model::roster::{Roster, RosterChange};
 use model::state::Progress;
-use model::{BackendType, Family, Host, IfName, Lease, Object, Owner, SubnetKey};
+use model::subnet::first;
+use model::{BackendType, Dual, Family, Host, IfName, Lease, Object, Owner, SubnetKey};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::generations::{Generations, networks};
+use crate::probes::{Target, View};
 use crate::reconcile::Reconciler;
 use crate::report::{PeerReport, PeerStatus};
+use crate::traffic::tunnel_ports;
 
 /// How many peers a message names.
 const NAMED: usize = 5;
@@ -37,6 +40,8 @@ pub struct Cluster {
     unusable: BTreeMap<SubnetKey, Unusable>,
     /// Objects that two owners want, as the log says.
     conflicts: BTreeSet<String>,
+    /// Grows whenever a node, this one included, may have changed.
+    version: u64,
 }
 
 /// Why an accepted lease is not used, or only in part.
@@ -67,6 +72,7 @@ impl Cluster {
             sealed: BTreeSet::new(),
             unusable: BTreeMap::new(),
             conflicts: BTreeSet::new(),
+            version: 1,
         }
     }
 
@@ -79,6 +85,7 @@ impl Cluster {
         reconciler: &mut Reconciler<D>,
     ) -> (usize, usize) {
         let (mut added, mut removed) = (0, 0);
+        self.version += 1;
         for (key, lease) in leases {
             let before = self.roster.id(&key);
             let old = before.and_then(|_| self.roster.accepted(&key)).cloned();
@@ -121,6 +128,7 @@ impl Cluster {
         host: Host,
         reconciler: &mut Reconciler<D>,
     ) {
+        self.version += 1;
         self.host = host;
         self.reached_by.clear();
         self.lagging.clear();
@@ -170,6 +178,7 @@ impl Cluster {
     /// refused.
     pub fn set_host<D: Dataplane>(&mut self, host: Host, reconciler: &mut Reconciler<D>) {
         let changes = self.roster.set_underlay(host.underlay.clone());
+        self.version += 1;
         self.host = host;
         self.follow(changes, reconciler);
     }
@@ -182,6 +191,7 @@ impl Cluster {
         reconciler: &mut Reconciler<D>,
     ) {
         let changes = self.roster.set_connected(connected);
+        self.version += u64::from(!changes.is_empty());
         self.follow(changes, reconciler);
     }
 
@@ -350,6 +360,7 @@ impl Cluster {
             reached_by: self.reached_by.get(&lease.key).map(ToString::to_string),
             state,
             reason,
+            probe: None,
         };
         all.into_iter().map(report).collect()
     }
@@ -375,6 +386,53 @@ impl Cluster {
                 let reason = format!("{}: {}", refused.op, refused.refusal.reason);
                 (PeerStatus::Failing, Some(reason))
             }
+        }
+    }
+
+    /// Returns a number that changes whenever [`Cluster::probe_view`] may.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Returns what probes need: the addresses of this node, whose lease is `own`, and of the others.
+    pub(crate) fn probe_view(&self, own: &Lease) -> View {
+        let leading = self.generations.leading();
+        let objects = leading.backend.node(own, &self.host);
+        // While the backend changes, some nodes have a device and others not.
+        let has_device = !self.generations.is_changing();
+        let overlay = own.key.nets().map(|_, net| first(net).addr());
+        let is_there = |ip: &IpAddr| {
+            let mut all = objects.iter();
+            has_device
+                && all
+                    .any(|object| matches!(object, Object::Addr(key, ()) if key.net.addr() == *ip))
+        };
+        let ports: Vec<String> = tunnel_ports(&objects)
+            .iter()
+            .map(|port| format!("UDP {port}"))
+            .collect();
+        let kind = leading.backend.kind();
+        let unusable = |lease: &Lease| {
+            let unusable = self.unusable.get(&lease.key);
+            unusable.is_some_and(|unusable| !unusable.served)
+        };
+        let targets = self.roster.all_accepted().filter(|lease| !unusable(lease));
+        View {
+            version: self.version,
+            underlay: self.host.addr,
+            overlay: Dual::from_fn(|family| overlay.get(family).copied().filter(is_there)),
+            mtu: self.generations.mtu(),
+            tunnel: if ports.is_empty() {
+                kind.to_string()
+            } else {
+                format!("{kind} ({})", ports.join(", "))
+            },
+            targets: targets
+                .map(|lease| Target {
+                    key: lease.key,
+                    public_ip: lease.attrs.public_ip,
+                })
+                .collect(),
         }
     }
 

@@ -145,6 +145,7 @@ impl Daemon {
             Question::PeerStates(reply) => drop(reply.send(self.path.peer_states())),
             Question::Peers(reply) => drop(reply.send(self.path.peers())),
             Question::Alive(reply) => drop(reply.send(())),
+            Question::ProbeView(reply) => drop(reply.send(self.path.probe_view())),
         }
     }
 

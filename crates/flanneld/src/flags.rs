@@ -223,6 +223,11 @@ pub const FLAGS: &[Flag] = &[
         "0",
         "port of the health server; 0 turns it off",
     ),
+    value(
+        "probe-port",
+        "8286",
+        "UDP port on which the nodes probe each other; the same on all nodes; 0 turns probes off",
+    ),
     boolean(
         "set-node-network-unavailable",
         "true",

@@ -21,6 +21,7 @@
 //! | [`status`], [`report`] | what the daemon says of itself: figures, reasons, peers |
 //! | [`metrics`] | the figures as Prometheus reads them |
 //! | [`version`] | version and commit |
+//! | [`probes`] | whether the other nodes are reached, through the tunnel and past it |
 //! | [`health`], [`status_socket`], `http`, [`systemd`], [`logging`] | to whom, and how |
 
 #![forbid(unsafe_code)]
@@ -45,6 +46,7 @@ pub mod logging;
 pub mod metrics;
 pub mod node;
 pub mod options;
+pub mod probes;
 pub mod reconcile;
 pub mod report;
 pub mod settle;

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use model::Object;
 
-use crate::report::{NetworkReport, PeerStatus};
+use crate::probes::{Figures, RTT_BOUNDS};
+use crate::report::{NetworkReport, PeerStatus, ProbeState};
 use crate::status::Numbers;
 use crate::version;
 
@@ -64,6 +65,8 @@ pub struct Snapshot<'a> {
     pub cni_installed: Option<bool>,
     /// How many of the other nodes are in each state.
     pub peer_states: &'a BTreeMap<PeerStatus, usize>,
+    /// What probes show; `None` if there are none.
+    pub(crate) probes: Option<Figures>,
     /// The rest.
     pub numbers: &'a Numbers,
 }
@@ -117,6 +120,9 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
     let mut text = Text::default();
     node(&mut text, snapshot);
     peers(&mut text, snapshot);
+    if let Some(figures) = &snapshot.probes {
+        probes(&mut text, figures);
+    }
     store(&mut text, snapshot);
     kernel(&mut text, snapshot.numbers);
     process(&mut text, snapshot.began_at);
@@ -189,6 +195,51 @@ fn peers(text: &mut Text, snapshot: &Snapshot<'_>) {
         "Routes that this node should hold",
         &n.routes,
     );
+}
+
+fn probes(text: &mut Text, figures: &Figures) {
+    let name = "flannel_probe_peers";
+    text.begin(name, "gauge", "Other nodes, by what probes show");
+    for state in ProbeState::ALL {
+        let count = figures.states.get(&state).unwrap_or(&0);
+        text.series(name, &[("state", state.name())], count);
+    }
+    let name = "flannel_probes_total";
+    text.begin(name, "counter", "Probes of other nodes");
+    for (result, count) in [("answered", figures.answered), ("lost", figures.lost)] {
+        text.series(name, &[("result", result)], &count);
+    }
+    let name = "flannel_probe_requests_total";
+    text.begin(name, "counter", "Probes from other nodes");
+    for (result, count) in [("answered", figures.served), ("refused", figures.refused)] {
+        text.series(name, &[("result", result)], &count);
+    }
+    let name = "flannel_probe_rtt_seconds";
+    text.begin(name, "histogram", "Time until a probe is answered");
+    let bucket = format!("{name}_bucket");
+    for (bound, count) in RTT_BOUNDS.iter().zip(figures.rtt.buckets) {
+        text.series(&bucket, &[("le", &bound.to_string())], &count);
+    }
+    text.series(&bucket, &[("le", "+Inf")], &figures.rtt.count);
+    text.series(&format!("{name}_sum"), &[], &figures.rtt.sum);
+    text.series(&format!("{name}_count"), &[], &figures.rtt.count);
+    for (name, help, worst) in [
+        (
+            "flannel_probe_slowest_seconds",
+            "Average time of an answer, of the slowest nodes",
+            &figures.slowest,
+        ),
+        (
+            "flannel_probe_lossiest_ratio",
+            "Share of the last 32 probes without an answer, of the nodes with most losses",
+            &figures.lossiest,
+        ),
+    ] {
+        text.begin(name, "gauge", help);
+        for (peer, value) in worst {
+            text.series(name, &[("peer", peer)], value);
+        }
+    }
 }
 
 fn store(text: &mut Text, snapshot: &Snapshot<'_>) {

@@ -72,7 +72,10 @@ impl Node {
     /// within 3 s.
     pub async fn peers(&self) -> Result<Vec<PeerReport>, NodeError> {
         match self.status.ask(ANSWER, Question::Peers).await {
-            Some(report) => Ok(report.peers),
+            Some(mut report) => {
+                self.status.add_probes(&mut report);
+                Ok(report.peers)
+            }
             None if self.status.takes_questions() => Err(NodeError::Busy),
             None => Err(NodeError::NotRunning),
         }

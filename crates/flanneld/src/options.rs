@@ -23,6 +23,9 @@ use crate::wg_key_file;
 /// How long a look at a path may take.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// The default of `-probe-port`.
+const PROBE_PORT: u16 = 8286;
+
 /// A flag that cannot be used as given. Exit status 2.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
@@ -52,6 +55,8 @@ pub struct Options {
     pub cni_conf: Option<CniConf>,
     /// `-charon-vici`, a path.
     pub charon_vici: Option<PathBuf>,
+    /// `-probe-port`, unless off.
+    pub probe_port: Option<u16>,
     /// Write plain routes even where the kernel has next-hop objects.
     pub plain_routes: bool,
     /// The network configuration, if the store's is not to be used.
@@ -207,6 +212,10 @@ impl Options {
                 // As strongSwan writes it.
                 path => Some(path.strip_prefix("unix://").unwrap_or(path).into()),
             },
+            probe_port: match number(given, "probe-port", "a port from 0 to 65535", 0..=65535)? {
+                0 => None,
+                port => Some(port as u16),
+            },
             plain_routes: boolean(given, "plain-routes")?,
             network: None,
             environment: Environment::process(),
@@ -240,6 +249,7 @@ impl Options {
             trial: None,
             cni_conf: None,
             charon_vici: None,
+            probe_port: Some(PROBE_PORT),
             plain_routes: false,
             network: None,
             environment: Environment::none(),

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::probes::Cause;
+
 /// The node: `GET /v1/status`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +31,33 @@ pub struct NodeReport {
     pub network: Option<NetworkReport>,
     /// Counts since the daemon's start, and at present.
     pub counts: Counts,
+    /// What probes of the other nodes show; absent if there are none.
+    #[serde(default)]
+    pub mesh: Option<MeshReport>,
+}
+
+/// The other nodes as probes see them.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MeshReport {
+    /// The UDP port that probes are sent to.
+    pub port: u16,
+    /// Where this node's probes of each family come from, past the tunnel.
+    pub underlay: Vec<IpAddr>,
+    /// Where this node's probes of each family come from, through the tunnel; empty for backends without a device.
+    pub overlay: Vec<IpAddr>,
+    /// Bytes of the largest packet of a container, which probes of full size have.
+    pub full_size: u32,
+    /// Nodes that answer.
+    pub reachable: u64,
+    /// Nodes whose packets are lost.
+    pub failing: u64,
+    /// Nodes that answer no probes, and are not known to be broken.
+    pub silent: u64,
+    /// Nodes that have not been probed often enough.
+    pub unknown: u64,
+    /// What keeps this node from answering the others' probes.
+    pub problem: Option<String>,
 }
 
 /// This node in the network.
@@ -93,6 +122,81 @@ pub struct PeerReport {
     pub state: PeerStatus,
     /// Why it is not simply installed.
     pub reason: Option<String>,
+    /// What probes of it show; absent if there are none.
+    #[serde(default)]
+    pub probe: Option<ProbeReport>,
+}
+
+/// What probes of a node show.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProbeReport {
+    /// The worst of the families' states.
+    pub state: ProbeState,
+    /// What is wrong.
+    pub cause: Option<Cause>,
+    /// The same as a sentence, with the remedy.
+    pub reason: Option<String>,
+    /// Each family.
+    pub families: Vec<FamilyReport>,
+}
+
+/// What probes of one family show.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FamilyReport {
+    /// `ipv4` or `ipv6`.
+    pub family: String,
+    /// Of this family.
+    pub state: ProbeState,
+    /// What is wrong in this family.
+    pub cause: Option<Cause>,
+    /// Microseconds until an answer, on average; by the way that containers' packets go.
+    pub rtt_micros: Option<u64>,
+    /// The least of them since the daemon's start.
+    pub least_rtt_micros: Option<u64>,
+    /// Share of the last 32 probes without an answer, 0 to 1.
+    pub loss: Option<f64>,
+    /// The same past the tunnel.
+    pub underlay_rtt_micros: Option<u64>,
+    /// The same past the tunnel.
+    pub underlay_loss: Option<f64>,
+    /// Whether packets of full size arrive there and back.
+    pub full_size: Option<bool>,
+}
+
+/// A node as probes see it, the worst last.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProbeState {
+    /// Not probed often enough.
+    Unknown,
+    /// It answers.
+    Reachable,
+    /// It answers no probes, and is not known to be broken: upstream's flannel, an older version.
+    Silent,
+    /// Packets are lost.
+    Failing,
+}
+
+impl ProbeState {
+    /// All states.
+    pub const ALL: [ProbeState; 4] = [
+        ProbeState::Unknown,
+        ProbeState::Reachable,
+        ProbeState::Silent,
+        ProbeState::Failing,
+    ];
+
+    /// Returns the name, as in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            ProbeState::Unknown => "unknown",
+            ProbeState::Reachable => "reachable",
+            ProbeState::Silent => "silent",
+            ProbeState::Failing => "failing",
+        }
+    }
 }
 
 /// How far this node is with another one.

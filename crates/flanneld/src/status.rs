@@ -8,8 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use model::Lease;
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::warn;
 
 use crate::metrics::{self, Histogram, Snapshot};
+use crate::probes::{Probes, Probing, View};
 use crate::report::{Counts, NetworkReport, NodeReport, PeerStatus, PeersReport};
 
 /// How long the store may be unreachable before the node is called not ready: its packets still flow, but
@@ -22,6 +24,10 @@ pub const ROUTES_PATIENCE: Duration = Duration::from_secs(30);
 /// How often the main loop is asked for the peers' states, and how long its answer is waited for.
 const PEER_STATES_EVERY: Duration = Duration::from_secs(1);
 const PEER_STATES_LIMIT: Duration = Duration::from_secs(2);
+
+/// How often the prober follows the nodes' addresses, and how long the main loop may take for them.
+const PROBE_VIEW_EVERY: Duration = Duration::from_secs(1);
+const PROBE_VIEW_LIMIT: Duration = Duration::from_secs(10);
 
 /// The daemon's state, shared between the main loop and what reports it.
 #[derive(Clone, Default)]
@@ -109,6 +115,12 @@ pub enum Question {
     PeerStates(oneshot::Sender<BTreeMap<PeerStatus, usize>>),
     /// The other nodes.
     Peers(oneshot::Sender<PeersReport>),
+    /// The addresses that probes need.
+    #[allow(
+        private_interfaces,
+        reason = "of this crate's main loop and prober alone"
+    )]
+    ProbeView(oneshot::Sender<View>),
     /// Whether the main loop turns.
     Alive(oneshot::Sender<()>),
 }
@@ -145,6 +157,7 @@ struct Inner {
     network: Option<NetworkReport>,
     lease: Option<Lease>,
     phase: Phase,
+    probes: Option<Probes>,
     rules_in_place: bool,
     guard_in_place: bool,
     /// Whether the CNI configuration is in its place; `None` if it is not ours to put there.
@@ -165,6 +178,8 @@ pub struct Numbers {
     pub routes: usize,
     /// Operations that the kernel refused and are still needed.
     pub parked: usize,
+    /// Changes whenever a node may have changed.
+    pub cluster_version: u64,
     /// Kernel objects written since the start.
     pub written: u64,
     /// Kernel objects deleted since the start.
@@ -207,6 +222,7 @@ impl Default for Inner {
             network: None,
             lease: None,
             phase: Phase::Starting,
+            probes: None,
             rules_in_place: false,
             guard_in_place: false,
             cni_installed: None,
@@ -322,6 +338,7 @@ impl Status {
                 repairs: n.repaired,
                 rules_repairs: n.rules_repaired,
             },
+            mesh: inner.probes.as_ref().map(Probes::report),
         }
     }
 
@@ -396,6 +413,39 @@ impl Status {
         inner.lease = Some(lease);
     }
 
+    /// Starts the prober, which from then on follows the nodes' addresses, until the returned value is dropped. Must be
+    /// called on a `LocalSet`.
+    pub(crate) fn start_probes(&self, port: u16) -> Option<Probing> {
+        match Probes::start(port) {
+            Ok((probes, probing)) => {
+                self.change().probes = Some(probes.clone());
+                tokio::task::spawn_local(follow_nodes(self.clone(), probes));
+                Some(probing)
+            }
+            Err(error) => {
+                warn!("the other nodes are not probed: {error}");
+                None
+            }
+        }
+    }
+
+    /// Returns the other nodes, with what probes of them show; none if the main loop is too busy to answer within
+    /// `limit`.
+    pub async fn peers(&self, limit: Duration) -> PeersReport {
+        let report = self.ask(limit, Question::Peers).await;
+        let mut report = report.unwrap_or_default();
+        self.add_probes(&mut report);
+        report
+    }
+
+    /// Adds to each node what probes of it show.
+    pub(crate) fn add_probes(&self, report: &mut PeersReport) {
+        let probes = self.read().probes.clone();
+        if let Some(probes) = probes {
+            probes.annotate(&mut report.peers);
+        }
+    }
+
     /// Records whether the traffic rules are as they should be.
     pub fn set_rules_in_place(&self, in_place: bool) {
         self.change().rules_in_place = in_place;
@@ -438,6 +488,7 @@ impl Status {
             guard_in_place: inner.guard_in_place,
             cni_installed: inner.cni_installed,
             peer_states: &inner.peer_states,
+            probes: inner.probes.as_ref().map(Probes::figures),
             numbers: &inner.numbers,
         })
     }
@@ -550,6 +601,19 @@ impl Status {
         problems.extend(inner.rules_problem.clone());
         problems.extend(inner.cni_problem.clone());
         problems
+    }
+}
+
+/// Has the prober follow the nodes' addresses: asks the main loop for them after they have changed.
+async fn follow_nodes(status: Status, probes: Probes) {
+    loop {
+        let version = status.read().numbers.cluster_version;
+        if version != probes.version()
+            && let Some(view) = status.ask(PROBE_VIEW_LIMIT, Question::ProbeView).await
+        {
+            probes.set_view(view);
+        }
+        tokio::time::sleep(PROBE_VIEW_EVERY).await;
     }
 }
 

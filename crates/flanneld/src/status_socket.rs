@@ -19,7 +19,7 @@ use crate::http::{self, Connections, Handler};
 use crate::logging::{Level, LogControl};
 use crate::metrics;
 use crate::socket_peer::is_root_or_own_user;
-use crate::status::{Question, Status};
+use crate::status::Status;
 
 /// How long an answer of the daemon's main loop is waited for: it may be writing thousands of objects.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -112,13 +112,7 @@ impl Handler for StatusHandler {
                 status.refresh_peer_states().await;
                 http::response(StatusCode::OK, metrics::CONTENT_TYPE, status.metrics())
             }
-            "/v1/peers" => json(
-                &self
-                    .status
-                    .ask(ANSWER, Question::Peers)
-                    .await
-                    .unwrap_or_default(),
-            ),
+            "/v1/peers" => json(&self.status.peers(ANSWER).await),
             _ => plain(
                 StatusCode::NOT_FOUND,
                 "try /v1/status, /v1/peers, /v1/metrics or /v1/log-level

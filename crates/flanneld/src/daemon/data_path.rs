@@ -17,6 +17,7 @@ use crate::cluster::Cluster;
 use crate::generations::{Generation, networks, published_by};
 use crate::lock::Lock;
 use crate::options::Options;
+use crate::probes::View;
 use crate::reconcile::{Reconciler, RepairLog, tell_each};
 use crate::report::{NetworkReport, PeerStatus, PeersReport};
 use crate::settle::scope;
@@ -103,7 +104,9 @@ impl DataPath {
             self.reconciler.refused_len(),
         );
         let reconciler = &self.reconciler;
+        let cluster_version = self.cluster.version();
         self.status.update(|n| {
+            n.cluster_version = cluster_version;
             n.passes.observe(began.elapsed());
             if repairing {
                 for (kind, count) in reconciler.last_done() {
@@ -261,6 +264,11 @@ impl DataPath {
     /// Returns how many other nodes are in each state.
     pub(super) fn peer_states(&mut self) -> BTreeMap<PeerStatus, usize> {
         self.cluster.peer_states(&mut self.reconciler)
+    }
+
+    /// Returns what probes need of this node and the others.
+    pub(super) fn probe_view(&self) -> View {
+        self.cluster.probe_view(&self.lease)
     }
 
     /// Returns the other nodes.

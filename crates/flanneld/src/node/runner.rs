@@ -96,6 +96,9 @@ async fn live(
     status: &Status,
 ) -> Result<(), NodeError> {
     status.set_store(options.store.to_string());
+    let _probing = options
+        .probe_port
+        .and_then(|port| status.start_probes(port));
     let store = open_store(&options).map_err(|error| NodeError::of_store(&error))?;
     status.set_store_waits(store.status());
     let kernel = open_kernel(&options)?;

@@ -1,0 +1,273 @@
+//! A closer look at a node that does not answer: pings and a probe past the tunnel, pings and a probe without a
+//! checksum through it. It takes a few seconds, with sockets of its own.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+
+use dataplane::datagram;
+use model::{Dual, Family};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::mesh::{Case, View};
+use super::packet::{self, Datagram, Wish};
+use super::verdict::{Evidence, Underlay};
+
+/// Steps, one a second, after which what is missing counts as lost. A neighbour that does not exist is reported after
+/// three seconds.
+const STEPS: u8 = 4;
+/// Steps after which nothing more is waited for if all is known.
+const FEWEST: u8 = 2;
+
+/// A closer look under way.
+pub(super) struct Diagnosis {
+    pub(super) case: Case,
+    nonce: u64,
+    steps: u8,
+    underlay: Option<UdpSocket>,
+    unchecked: Option<UdpSocket>,
+    underlay_ping: Option<Ping>,
+    overlay_ping: Option<Ping>,
+    evidence: Evidence,
+}
+
+impl Diagnosis {
+    /// Sends the first packets.
+    pub(super) fn start(case: Case, view: &View, port: u16, nonce: u64) -> Diagnosis {
+        let own = |ips: &Dual<IpAddr>| ips.get(case.family).copied();
+        let past = own(&view.underlay).zip(case.public_ip);
+        let through = own(&view.overlay).zip(case.overlay);
+        let connect = |(from, to): (IpAddr, IpAddr)| connected(from, to, port).ok();
+        let ping = |(from, to): (IpAddr, IpAddr)| Ping::new(from, to, nonce).ok();
+        let unchecked = through.and_then(connect).filter(|socket| {
+            case.family == Family::V4 && datagram::omit_checksum(socket, true).is_ok()
+        });
+        let mut diagnosis = Diagnosis {
+            case,
+            nonce,
+            steps: 0,
+            underlay: past.and_then(connect),
+            unchecked,
+            underlay_ping: past.and_then(ping),
+            overlay_ping: through.and_then(ping),
+            evidence: Evidence::default(),
+        };
+        diagnosis.evidence.underlay_ping = diagnosis.underlay_ping.as_ref().map(|_| false);
+        diagnosis.evidence.overlay_ping = diagnosis.overlay_ping.as_ref().map(|_| false);
+        diagnosis.send();
+        diagnosis
+    }
+
+    fn send(&mut self) {
+        if let Some(socket) = &self.underlay {
+            let request = packet::request(self.nonce, packet::HEADER, Wish::default());
+            // An error is what the packet before has met.
+            if let Err(error) = socket.send(&request) {
+                self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
+            }
+        }
+        if let Some(socket) = &self.unchecked {
+            let wish = Wish {
+                unchecked: true,
+                ..Wish::default()
+            };
+            let _ = socket.send(&packet::request(self.nonce, packet::HEADER, wish));
+        }
+        for ping in self.underlay_ping.iter().chain(&self.overlay_ping) {
+            // What cannot be sent is not answered.
+            let _ = ping.send();
+        }
+    }
+
+    /// Takes in what has arrived, once a second. Returns the evidence when it is complete.
+    pub(super) fn step(&mut self) -> Option<Evidence> {
+        self.steps += 1;
+        self.receive();
+        let e = &self.evidence;
+        let known = e.underlay != Underlay::Silent && e.underlay_ping != Some(false);
+        let through = e.overlay_ping != Some(false) || e.underlay == Underlay::Answered;
+        if self.steps >= STEPS || (self.steps >= FEWEST && known && through) {
+            return Some(self.evidence);
+        }
+        self.send();
+        None
+    }
+
+    fn receive(&mut self) {
+        if let Some(socket) = &self.underlay {
+            match answer(socket, self.nonce) {
+                Some(Ok(seen)) => {
+                    self.evidence.underlay = Underlay::Answered;
+                    self.evidence.arrived |= seen == self.case.sent;
+                }
+                Some(Err(error)) if self.evidence.underlay != Underlay::Answered => {
+                    self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
+                }
+                _ => {}
+            }
+        }
+        if let Some(socket) = &self.unchecked {
+            self.evidence.unchecked |= matches!(answer(socket, self.nonce), Some(Ok(_)));
+        }
+        for (ping, answered) in [
+            (&self.underlay_ping, &mut self.evidence.underlay_ping),
+            (&self.overlay_ping, &mut self.evidence.overlay_ping),
+        ] {
+            if ping.as_ref().is_some_and(Ping::is_answered) {
+                *answered = Some(true);
+            }
+        }
+    }
+}
+
+/// What an error of a connected socket says of the other host.
+fn met(error: &io::Error) -> Option<Underlay> {
+    match error.kind() {
+        ErrorKind::ConnectionRefused => Some(Underlay::Refused),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
+            Some(Underlay::Unreachable)
+        }
+        _ => None,
+    }
+}
+
+/// Returns what the answer says the other node has seen, or what a request has met; `None` if nothing has arrived.
+fn answer(socket: &UdpSocket, nonce: u64) -> Option<io::Result<u16>> {
+    let mut buffer = [0; 64];
+    let mut last = None;
+    // Only the other host's port is heard; it cannot fill this for ever.
+    for _ in 0..16 {
+        match socket.recv(&mut buffer) {
+            Ok(len) => {
+                if let Some(Datagram::Answer {
+                    nonce: number,
+                    seen,
+                    ..
+                }) = packet::parse(buffer.get(..len)?)
+                    && number == nonce
+                {
+                    return Some(Ok(seen));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            Err(error) => last = Some(Err(error)),
+        }
+    }
+    last
+}
+
+fn connected(from: IpAddr, to: IpAddr, port: u16) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((from, 0))?;
+    socket.connect((to, port))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// Pings to one address.
+struct Ping {
+    socket: UdpSocket,
+    to: IpAddr,
+    nonce: u64,
+}
+
+impl Ping {
+    /// # Errors
+    /// Pings are not allowed here, or there is no route.
+    fn new(from: IpAddr, to: IpAddr, nonce: u64) -> io::Result<Ping> {
+        let (domain, protocol) = match to {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+        };
+        // The kernel lets groups of users ping without a privilege; raw sockets need one.
+        let socket = Socket::new(domain, Type::DGRAM, Some(protocol))
+            .or_else(|_| Socket::new(domain, Type::RAW, Some(protocol)))?;
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+        socket.connect(&SocketAddr::new(to, 0).into())?;
+        socket.set_nonblocking(true)?;
+        Ok(Ping {
+            socket: UdpSocket::from(OwnedFd::from(socket)),
+            to,
+            nonce,
+        })
+    }
+
+    fn send(&self) -> io::Result<()> {
+        let echo = if self.to.is_ipv4() { 8 } else { 128 };
+        let mut bytes = vec![echo, 0, 0, 0];
+        bytes.extend((self.nonce as u32).to_be_bytes());
+        bytes.extend(self.nonce.to_be_bytes());
+        if self.to.is_ipv4() {
+            let sum = checksum(&bytes).to_be_bytes();
+            bytes.splice(2..4, sum);
+        }
+        self.socket.send(&bytes).map(drop)
+    }
+
+    fn is_answered(&self) -> bool {
+        let kind = if self.to.is_ipv4() { 0 } else { 129 };
+        let mut buffer = [0; 128];
+        for _ in 0..64 {
+            let Ok(len) = self.socket.recv(&mut buffer) else {
+                return false;
+            };
+            let bytes = buffer.get(..len).unwrap_or_default();
+            // 8 bytes of ICMP, then the number; before them, on a raw socket, the IP header.
+            let at = len.checked_sub(16).and_then(|at| bytes.get(at));
+            if at == Some(&kind) && bytes.ends_with(&self.nonce.to_be_bytes()) {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// The Internet checksum.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| {
+        let [high, low] = [pair.first(), pair.get(1)].map(|b| b.copied().unwrap_or_default());
+        u32::from(u16::from_be_bytes([high, low]))
+    });
+    let sum: u32 = words.sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    !((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_of_a_checked_message_is_zero() {
+        let mut bytes = vec![8, 0, 0, 0, 0xff, 0xfe, 1, 2, 3, 4, 5, 6];
+        let sum = checksum(&bytes).to_be_bytes();
+        bytes.splice(2..4, sum);
+        assert_eq!(checksum(&bytes), 0);
+    }
+
+    #[test]
+    fn this_host_refuses_a_closed_port() {
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        let taken = UdpSocket::bind((ip, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        drop(taken);
+        let view = View {
+            underlay: Dual {
+                v4: Some(ip),
+                v6: None,
+            },
+            ..View::default()
+        };
+        let case = Case {
+            key: "10.1.2.0-24".parse().unwrap(),
+            family: Family::V4,
+            public_ip: Some(ip),
+            overlay: None,
+            sent: 1,
+        };
+        let mut diagnosis = Diagnosis::start(case, &view, port, 7);
+        let evidence = (0..STEPS).find_map(|_| diagnosis.step()).unwrap();
+        assert_eq!(evidence.underlay, Underlay::Refused);
+        assert_ne!(evidence.underlay_ping, Some(false));
+        assert_eq!(evidence.overlay_ping, None);
+    }
+}

@@ -1,0 +1,806 @@
+//! The other nodes as probes see them: whom to probe next, what the answers mean. No I/O and no clock: times are given
+//! as the time since the prober's start.
+
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use model::subnet::first;
+use model::{Dual, Family, SubnetKey};
+
+use super::packet::{self, Datagram, Wish};
+use super::responder::{Bucket, Responder};
+use super::summary::RttHistogram;
+use super::track::Track;
+use super::verdict::{Cause, Evidence, judge};
+use crate::report::ProbeState;
+
+/// How long an answer may take.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Seconds in which every node is probed once, as long as that is no more than [`MOST`] a second. In a larger cluster
+/// each node is probed by some 480 others in a minute, and all links of one node take longer: to probe all 5,000 every
+/// minute would fill the neighbour tables of a flat network, and cost each node 10 kB/s.
+const ROUND: usize = 60;
+const MOST: usize = 8;
+
+/// Nodes that are passed over in a second because they answer no probes.
+const PASSED: usize = 1000;
+
+/// Every how many turns a node that is reached through a tunnel is probed past it, too.
+const UNDERLAY_EVERY: u8 = 5;
+
+/// How often one node gets a probe of full size, at most.
+const FULL_EVERY: Duration = Duration::from_secs(15);
+
+/// Bytes of probes in a second on average, tunnel's and IP headers included: full-size probes get what the small ones
+/// leave, and not less than [`FULL_RATE`]. So many of them may follow each other.
+const RATE: usize = 900;
+const EACH_PEER: usize = 108;
+const FULL_RATE: usize = 100;
+const FULL_BURST: f64 = 4.0;
+
+/// Lost probes that are repeated at once; the others' turn comes with the round.
+const REPEATS: usize = 256;
+
+/// How long a judgement holds while the fault lasts, and while a node that is not broken answers no probes.
+const JUDGE_AGAIN: Duration = Duration::from_secs(30);
+const ASK_AGAIN: Duration = Duration::from_secs(600);
+
+/// Bytes of the IP and UDP headers.
+pub(super) fn headers(family: Family) -> usize {
+    match family {
+        Family::V4 => 28,
+        Family::V6 => 48,
+    }
+}
+
+/// What the main loop knows: this node, and the nodes to probe.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// Changes whenever something below does.
+    pub(crate) version: u64,
+    /// Where this node sends from past the tunnel.
+    pub(crate) underlay: Dual<IpAddr>,
+    /// This node's address on a device of the backend; none for backends without.
+    pub(crate) overlay: Dual<IpAddr>,
+    /// Bytes of the largest packet of a container.
+    pub(crate) mtu: u32,
+    /// What carries packets, for messages: `vxlan (UDP 8472)`.
+    pub(crate) tunnel: String,
+    /// The other nodes.
+    pub(crate) targets: Vec<Target>,
+}
+
+impl View {
+    /// Returns the same without the other nodes.
+    pub(super) fn addresses(&self) -> View {
+        View {
+            targets: Vec::new(),
+            tunnel: String::new(),
+            ..*self
+        }
+    }
+}
+
+/// Another node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Target {
+    pub(crate) key: SubnetKey,
+    pub(crate) public_ip: Dual<IpAddr>,
+}
+
+/// Through the tunnel or past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    Overlay,
+    Underlay,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Small(Way),
+    /// Of the largest packet's size, the way that containers' packets go.
+    Full,
+}
+
+/// What is known of one family of a node.
+#[derive(Clone, Copy, Debug, Default)]
+struct Links {
+    overlay: Track,
+    underlay: Track,
+    full: Track,
+    full_at: Option<Duration>,
+    corrupted: bool,
+    /// Low half of the number of the last request through the tunnel, to the node and from it.
+    sent: u16,
+    seen: u16,
+    cause: Option<Cause>,
+    judged_at: Option<Duration>,
+    judging: bool,
+}
+
+#[derive(Debug)]
+struct Peer {
+    target: Target,
+    links: Dual<Links>,
+    turn: u8,
+    probed_at: Duration,
+    bucket: Bucket,
+    /// It is known to fail, as the log says.
+    reported: bool,
+    /// It has sent a probe since it was probed.
+    asked: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pending {
+    key: SubnetKey,
+    family: Family,
+    kind: Kind,
+    to: IpAddr,
+    at: Duration,
+}
+
+/// A datagram to be sent.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) family: Family,
+    pub(super) way: Way,
+    pub(super) to: IpAddr,
+    pub(super) bytes: Vec<u8>,
+    pub(super) nonce: u64,
+}
+
+/// A node whose silence is to be explained.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Case {
+    pub(super) key: SubnetKey,
+    pub(super) family: Family,
+    pub(super) public_ip: Option<IpAddr>,
+    pub(super) overlay: Option<IpAddr>,
+    /// Low half of the number of the last request through the tunnel.
+    pub(super) sent: u16,
+}
+
+/// A node that begins to fail or has recovered.
+#[derive(Debug, PartialEq)]
+pub(super) struct Change {
+    pub(super) target: Target,
+    pub(super) cause: Option<Cause>,
+}
+
+/// Totals since the start.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) answered: u64,
+    pub(super) lost: u64,
+    pub(super) rtt: RttHistogram,
+}
+
+/// The other nodes.
+pub(super) struct Mesh {
+    view: View,
+    /// In the order of their subnets.
+    peers: Vec<Peer>,
+    sources: HashMap<IpAddr, u32>,
+    /// The round: positions among the peers.
+    order: Vec<u32>,
+    next: usize,
+    pending: BTreeMap<u64, Pending>,
+    repeats: VecDeque<(SubnetKey, Family, Kind)>,
+    cases: VecDeque<(SubnetKey, Family)>,
+    changes: Vec<Change>,
+    pub(super) responder: Responder,
+    pub(super) totals: Totals,
+    full_bytes: f64,
+    ticked: Duration,
+    numbers: RandomState,
+    number: u64,
+    random: fastrand::Rng,
+}
+
+impl Mesh {
+    pub(super) fn new() -> Mesh {
+        Mesh {
+            view: View::default(),
+            peers: Vec::new(),
+            sources: HashMap::new(),
+            order: Vec::new(),
+            next: 0,
+            pending: BTreeMap::new(),
+            repeats: VecDeque::new(),
+            cases: VecDeque::new(),
+            changes: Vec::new(),
+            responder: Responder::default(),
+            totals: Totals::default(),
+            full_bytes: f64::MAX,
+            ticked: Duration::ZERO,
+            numbers: RandomState::new(),
+            number: 0,
+            random: fastrand::Rng::new(),
+        }
+    }
+
+    pub(super) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Takes in what the main loop knows. What is known of nodes that have not changed is kept.
+    pub(super) fn update(&mut self, mut view: View) {
+        view.targets.sort_by_key(|target| target.key);
+        view.targets.dedup_by_key(|target| target.key);
+        // Another address of this node, or another tunnel: what was measured was another way.
+        let same = view.overlay == self.view.overlay && view.underlay == self.view.underlay;
+        let mut old = std::mem::take(&mut self.peers).into_iter().peekable();
+        let targets = std::mem::take(&mut view.targets);
+        let (underlay, overlay) = (view.underlay, view.overlay);
+        self.peers.reserve_exact(targets.len());
+        for target in targets {
+            while old.next_if(|peer| peer.target.key < target.key).is_some() {}
+            let known = old.next_if(|peer| peer.target.key == target.key);
+            let mut peer = match known {
+                Some(peer) if peer.target == target && same => peer,
+                _ => Peer::new(target),
+            };
+            peer.links = Dual::from_fn(|family| {
+                let has_net = target.key.nets().get(family).is_some();
+                let through = has_net && overlay.get(family).is_some();
+                let past = target.public_ip.get(family).is_some() && underlay.get(family).is_some();
+                let known = peer.links.get(family).copied();
+                (through || past).then(|| known.unwrap_or_default())
+            });
+            self.peers.push(peer);
+        }
+        self.view = view;
+        self.index();
+    }
+
+    fn index(&mut self) {
+        self.sources.clear();
+        for (peer, at) in self.peers.iter().zip(0..) {
+            for family in Family::ALL {
+                let public = peer.target.public_ip.get(family).copied();
+                let sources = public.into_iter().chain(overlay(&peer.target, family));
+                self.sources.extend(sources.map(|ip| (ip, at)));
+            }
+        }
+        self.sources.shrink_to_fit();
+        self.order = (0..self.peers.len() as u32).collect();
+        self.random.shuffle(&mut self.order);
+        let peers = &self.peers;
+        self.order
+            .sort_by_key(|at| peers.get(*at as usize).map(|peer| peer.probed_at));
+        self.next = 0;
+        let known = |key: &SubnetKey| find(peers, key).is_some();
+        self.pending.retain(|_, pending| known(&pending.key));
+        self.repeats.retain(|(key, ..)| known(key));
+        self.cases.retain(|(key, _)| known(key));
+    }
+
+    /// Does what is due, once a second. `ready` says by which ways this node can send.
+    pub(super) fn tick(
+        &mut self,
+        now: Duration,
+        ready: impl Fn(Family, Way) -> bool,
+    ) -> Vec<Outgoing> {
+        self.expire(now);
+        let past = now.saturating_sub(self.ticked).as_secs_f64();
+        self.ticked = now;
+        let full = f64::from(self.view.mtu);
+        let each = self.peers.len().div_ceil(ROUND).clamp(1, MOST);
+        let rate = RATE.saturating_sub(each * EACH_PEER).max(FULL_RATE) as f64;
+        self.full_bytes = (self.full_bytes + past * rate).min(full * FULL_BURST);
+        let mut sent = Vec::new();
+        for _ in 0..self.repeats.len().min(each + 8) {
+            if let Some((key, family, kind)) = self.repeats.pop_front()
+                && let Some(at) = find(&self.peers, &key)
+            {
+                sent.extend(self.send(at, family, kind, now, &ready));
+            }
+        }
+        for at in self.next_peers(each.min(self.order.len()), now) {
+            for (family, kind) in self.turn(at, now) {
+                sent.extend(self.send(at, family, kind, now, &ready));
+            }
+        }
+        sent
+    }
+
+    /// Returns the nodes whose turn it is.
+    fn next_peers(&mut self, count: usize, now: Duration) -> Vec<usize> {
+        let own = self.view.overlay;
+        let mut chosen = Vec::with_capacity(count);
+        for _ in 0..PASSED.min(self.order.len()) {
+            if chosen.len() == count {
+                break;
+            }
+            if self.next >= self.order.len() {
+                self.random.shuffle(&mut self.order);
+                self.next = 0;
+            }
+            let at = self.order.get(self.next).map_or(0, |at| *at as usize);
+            self.next += 1;
+            let passed = self
+                .peers
+                .get(at)
+                .is_some_and(|peer| peer.is_passed_over(&own, now));
+            if !passed {
+                chosen.push(at);
+            }
+        }
+        chosen
+    }
+
+    /// Returns what a node is to get in its turn.
+    fn turn(&mut self, at: usize, now: Duration) -> Vec<(Family, Kind)> {
+        let own = self.view.overlay;
+        let Some(peer) = self.peers.get_mut(at) else {
+            return Vec::new();
+        };
+        peer.probed_at = now;
+        peer.asked = false;
+        let turn = peer.turn;
+        peer.turn = turn.wrapping_add(1) % (2 * UNDERLAY_EVERY);
+        let families: Vec<Family> = peer.links.iter().map(|(family, _)| family).collect();
+        let Some(&family) = families.get(usize::from(turn) % families.len().max(1)) else {
+            return Vec::new();
+        };
+        let Some(links) = peer.links.get(family) else {
+            return Vec::new();
+        };
+        let way = links.main_way(&own, family);
+        let mut kinds = vec![(family, Kind::Small(way))];
+        let underlay_due = usize::from(turn) % (usize::from(UNDERLAY_EVERY)) < families.len();
+        let fails = links.overlay.is_probed() && !links.overlay.is_good();
+        if way == Way::Overlay && (underlay_due || fails) {
+            kinds.push((family, Kind::Small(Way::Underlay)));
+        }
+        let full_due = links.full_at.is_none_or(|at| now >= at + FULL_EVERY);
+        if links.main(&own, family).is_good()
+            && full_due
+            && self.full_bytes >= f64::from(self.view.mtu)
+        {
+            kinds.push((family, Kind::Full));
+        }
+        kinds
+    }
+
+    fn send(
+        &mut self,
+        at: usize,
+        family: Family,
+        kind: Kind,
+        now: Duration,
+        ready: impl Fn(Family, Way) -> bool,
+    ) -> Option<Outgoing> {
+        let nonce = self.number();
+        let own = self.view.overlay;
+        let peer = self.peers.get_mut(at)?;
+        let target = peer.target;
+        let links = links_mut(&mut peer.links, family)?;
+        let way = match kind {
+            Kind::Small(way) => way,
+            Kind::Full => links.main_way(&own, family),
+        };
+        let to = match way {
+            Way::Overlay => overlay(&target, family)?,
+            Way::Underlay => *target.public_ip.get(family)?,
+        };
+        if !ready(family, way) {
+            return None;
+        }
+        let mut len = packet::HEADER;
+        if kind == Kind::Full {
+            let full = self.view.mtu as usize;
+            len = full.checked_sub(headers(family)).filter(|l| *l > len)?;
+            if self.full_bytes < full as f64 {
+                return None;
+            }
+            self.full_bytes -= full as f64;
+            links.full_at = Some(now);
+        }
+        if way == Way::Overlay {
+            links.sent = packet::low(nonce);
+        }
+        let pending = Pending {
+            key: target.key,
+            family,
+            kind,
+            to,
+            at: now,
+        };
+        self.pending.insert(nonce, pending);
+        Some(Outgoing {
+            family,
+            way,
+            to,
+            bytes: packet::request(nonce, len, Wish::default()),
+            nonce,
+        })
+    }
+
+    /// Returns a number that nobody can guess, whatever numbers they have seen: of a hash with a secret key.
+    pub(super) fn number(&mut self) -> u64 {
+        self.number = self.number.wrapping_add(1);
+        self.numbers.hash_one(self.number)
+    }
+
+    /// Records when a request was sent.
+    pub(super) fn sent(&mut self, nonce: u64, now: Duration) {
+        if let Some(pending) = self.pending.get_mut(&nonce) {
+            pending.at = now;
+        }
+    }
+
+    /// Forgets a request that did not leave this host for want of memory: that shows nothing.
+    pub(super) fn not_sent(&mut self, nonce: u64) {
+        self.pending.remove(&nonce);
+    }
+
+    fn expire(&mut self, now: Duration) {
+        let late = |pending: &Pending| now >= pending.at + PATIENCE;
+        let lost: Vec<(u64, Pending)> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| late(pending))
+            .map(|(nonce, pending)| (*nonce, *pending))
+            .collect();
+        for (nonce, pending) in lost {
+            self.pending.remove(&nonce);
+            self.lost(pending, now);
+        }
+    }
+
+    fn lost(&mut self, pending: Pending, now: Duration) {
+        let Pending {
+            key, family, kind, ..
+        } = pending;
+        self.totals.lost += 1;
+        let own = self.view.overlay;
+        let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
+            return;
+        };
+        let Some(links) = links_mut(&mut peer.links, family) else {
+            return;
+        };
+        let main = Kind::Small(links.main_way(&own, family));
+        let track = links.track(kind);
+        track.lost();
+        let (suspect, broken) = (track.is_suspect(), track.is_broken());
+        if suspect && self.repeats.len() < REPEATS {
+            self.repeats.push_back((key, family, kind));
+        }
+        let holds = links.cause.map_or(Duration::ZERO, |cause| {
+            if cause.is_fault() {
+                JUDGE_AGAIN
+            } else {
+                ASK_AGAIN
+            }
+        });
+        let judged = links.judged_at.is_some_and(|at| now < at + holds);
+        if broken && kind == main && !judged && !links.judging {
+            links.judging = true;
+            self.cases.push_back((key, family));
+        }
+        self.follow(&key);
+    }
+
+    /// Takes in a datagram that arrived by one of this node's addresses. Returns what to answer.
+    pub(super) fn receive(
+        &mut self,
+        now: Duration,
+        from: IpAddr,
+        way: Way,
+        bytes: &[u8],
+    ) -> Option<(Vec<u8>, Wish)> {
+        let own = self.view.overlay;
+        match packet::parse(bytes)? {
+            Datagram::Request {
+                nonce,
+                wish,
+                len,
+                intact,
+            } => {
+                let at = self.sources.get(&from).copied();
+                let mut peer = at.and_then(|at| self.peers.get_mut(at as usize));
+                let bucket = peer.as_mut().map(|peer| &mut peer.bucket);
+                if !self.responder.admits(now, bucket, len) {
+                    return None;
+                }
+                if let Some(peer) = peer.as_mut().filter(|peer| peer.is_silent(&own)) {
+                    // It may answer now: whoever asks knows probes.
+                    peer.asked = true;
+                }
+                let links = links_mut(&mut peer?.links, Family::of(&from));
+                let mut seen = 0;
+                if let Some(links) = links {
+                    if way == Way::Overlay {
+                        links.seen = packet::low(nonce);
+                    }
+                    seen = links.seen;
+                }
+                Some((packet::answer(nonce, wish, len, intact, seen), wish))
+            }
+            Datagram::Answer { nonce, intact, .. } => {
+                let pending = *self.pending.get(&nonce)?;
+                // Only the node that was asked knows the number, and only it sends from there.
+                if pending.to != from {
+                    return None;
+                }
+                self.pending.remove(&nonce);
+                self.answered(pending, now, intact);
+                None
+            }
+        }
+    }
+
+    fn answered(&mut self, pending: Pending, now: Duration, intact: bool) {
+        let Pending {
+            key,
+            family,
+            kind,
+            at,
+            ..
+        } = pending;
+        let rtt = now.saturating_sub(at);
+        let own = self.view.overlay;
+        let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
+            return;
+        };
+        let Some(links) = links_mut(&mut peer.links, family) else {
+            return;
+        };
+        if kind == Kind::Full && !intact {
+            links.corrupted = true;
+            self.lost(pending, now);
+            return;
+        }
+        self.totals.answered += 1;
+        let main = Kind::Small(links.main_way(&own, family));
+        links.track(kind).answered(rtt);
+        if kind == Kind::Full {
+            links.corrupted = false;
+        } else if kind == main {
+            self.totals.rtt.observe(rtt);
+            links.cause = None;
+        }
+        self.follow(&key);
+    }
+
+    /// Returns nodes whose silence is to be explained, at most so many.
+    pub(super) fn cases(&mut self, most: usize) -> Vec<Case> {
+        let own = self.view.overlay;
+        let mut cases = Vec::new();
+        while cases.len() < most
+            && let Some((key, family)) = self.cases.pop_front()
+        {
+            let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
+                continue;
+            };
+            let target = peer.target;
+            let Some(links) = links_mut(&mut peer.links, family) else {
+                continue;
+            };
+            links.judging = false;
+            if !links.main(&own, family).is_broken() {
+                continue;
+            }
+            links.judging = true;
+            cases.push(Case {
+                key,
+                family,
+                public_ip: target.public_ip.get(family).copied(),
+                overlay: overlay(&target, family).filter(|_| own.get(family).is_some()),
+                sent: links.sent,
+            });
+        }
+        cases
+    }
+
+    /// Takes in what was found about a case.
+    pub(super) fn judge(&mut self, case: &Case, evidence: Evidence, now: Duration) {
+        let own = self.view.overlay;
+        let Some(peer) = find(&self.peers, &case.key).and_then(|at| self.peers.get_mut(at)) else {
+            return;
+        };
+        let before = peer.was_ever_heard();
+        let Some(links) = links_mut(&mut peer.links, case.family) else {
+            return;
+        };
+        links.judging = false;
+        if !links.main(&own, case.family).is_broken() {
+            return;
+        }
+        links.judged_at = Some(now);
+        links.cause = judge(Evidence {
+            has_overlay: own.get(case.family).is_some(),
+            overlay_before: links.overlay.was_ever_answered(),
+            before,
+            ..evidence
+        });
+        self.follow(&case.key);
+    }
+
+    /// Notes whether a node begins to fail or has recovered.
+    fn follow(&mut self, key: &SubnetKey) {
+        let own = self.view.overlay;
+        let Some(peer) = find(&self.peers, key).and_then(|at| self.peers.get_mut(at)) else {
+            return;
+        };
+        let (state, cause) = peer.state(&own);
+        let fails = state == ProbeState::Failing;
+        // While the cause of a silence is looked for, nothing is known.
+        if fails != peer.reported && (fails || state != ProbeState::Unknown) {
+            peer.reported = fails;
+            self.changes.push(Change {
+                target: peer.target,
+                cause: cause.filter(|_| fails),
+            });
+        }
+    }
+
+    /// Returns which nodes have begun to fail or have recovered since the last call.
+    pub(super) fn changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Looks at every node: its target, state and cause, and what was measured.
+    pub(super) fn each(&self, mut f: impl FnMut(&Seen<'_>)) {
+        for peer in &self.peers {
+            f(&self.seen(peer));
+        }
+    }
+
+    /// Looks at one node.
+    pub(super) fn one<T>(&self, key: &SubnetKey, f: impl FnOnce(&Seen<'_>) -> T) -> Option<T> {
+        let peer = find(&self.peers, key).and_then(|at| self.peers.get(at))?;
+        Some(f(&self.seen(peer)))
+    }
+
+    fn seen<'a>(&'a self, peer: &'a Peer) -> Seen<'a> {
+        let own = &self.view.overlay;
+        let (state, cause) = peer.state(own);
+        Seen {
+            target: &peer.target,
+            state,
+            cause,
+            links: peer.links.map(|family, links| LinksSeen {
+                main: *links.main(own, family),
+                underlay: (links.main_way(own, family) == Way::Overlay).then_some(links.underlay),
+                full: links.full,
+                state: links.state(own, family),
+            }),
+        }
+    }
+}
+
+/// What is known of a node.
+pub(super) struct Seen<'a> {
+    pub(super) target: &'a Target,
+    pub(super) state: ProbeState,
+    pub(super) cause: Option<Cause>,
+    pub(super) links: Dual<LinksSeen>,
+}
+
+/// What is known of one family of a node.
+pub(super) struct LinksSeen {
+    /// The way of containers' packets.
+    pub(super) main: Track,
+    /// Past the tunnel, if there is one.
+    pub(super) underlay: Option<Track>,
+    pub(super) full: Track,
+    pub(super) state: (ProbeState, Option<Cause>),
+}
+
+impl Peer {
+    fn new(target: Target) -> Peer {
+        Peer {
+            target,
+            links: Dual::default(),
+            turn: fastrand::u8(..2 * UNDERLAY_EVERY),
+            probed_at: Duration::ZERO,
+            bucket: Bucket::default(),
+            reported: false,
+            asked: false,
+        }
+    }
+
+    fn was_ever_heard(&self) -> bool {
+        let mut all = self.links.iter();
+        all.any(|(_, links)| {
+            links.overlay.was_ever_answered() || links.underlay.was_ever_answered()
+        })
+    }
+
+    /// Returns whether it answers no probes, in no family, without being broken.
+    fn is_silent(&self, own: &Dual<IpAddr>) -> bool {
+        let mut all = self.links.iter();
+        !self.links.is_empty()
+            && all.all(|(family, links)| links.state(own, family).0 == ProbeState::Silent)
+    }
+
+    fn is_passed_over(&self, own: &Dual<IpAddr>, now: Duration) -> bool {
+        self.is_silent(own) && !self.asked && now < self.probed_at + ASK_AGAIN
+    }
+
+    /// Returns the worst of its families' states.
+    fn state(&self, own: &Dual<IpAddr>) -> (ProbeState, Option<Cause>) {
+        let all = self.links.iter();
+        let states = all.map(|(family, links)| links.state(own, family));
+        states
+            .max_by_key(|(state, _)| *state)
+            .unwrap_or((ProbeState::Unknown, None))
+    }
+}
+
+impl Links {
+    /// The way of containers' packets.
+    fn main_way(&self, own: &Dual<IpAddr>, family: Family) -> Way {
+        if own.get(family).is_some() {
+            Way::Overlay
+        } else {
+            Way::Underlay
+        }
+    }
+
+    fn main(&self, own: &Dual<IpAddr>, family: Family) -> &Track {
+        match self.main_way(own, family) {
+            Way::Overlay => &self.overlay,
+            Way::Underlay => &self.underlay,
+        }
+    }
+
+    fn track(&mut self, kind: Kind) -> &mut Track {
+        match kind {
+            Kind::Small(Way::Overlay) => &mut self.overlay,
+            Kind::Small(Way::Underlay) => &mut self.underlay,
+            Kind::Full => &mut self.full,
+        }
+    }
+
+    fn state(&self, own: &Dual<IpAddr>, family: Family) -> (ProbeState, Option<Cause>) {
+        let main = self.main(own, family);
+        if main.is_broken() {
+            return match self.cause {
+                Some(cause) if cause.is_fault() => (ProbeState::Failing, Some(cause)),
+                Some(cause) => (ProbeState::Silent, Some(cause)),
+                None => (ProbeState::Unknown, None),
+            };
+        }
+        if !main.was_ever_answered() {
+            return (ProbeState::Unknown, None);
+        }
+        if self.full.is_broken() {
+            let cause = if self.corrupted {
+                Cause::Corrupted
+            } else {
+                Cause::Mtu
+            };
+            return (ProbeState::Failing, Some(cause));
+        }
+        (ProbeState::Reachable, None)
+    }
+}
+
+fn links_mut(links: &mut Dual<Links>, family: Family) -> Option<&mut Links> {
+    match family {
+        Family::V4 => links.v4.as_mut(),
+        Family::V6 => links.v6.as_mut(),
+    }
+}
+
+/// The address of a node's tunnel device.
+fn overlay(target: &Target, family: Family) -> Option<IpAddr> {
+    let net = target.key.nets().get(family)?;
+    Some(first(net).addr())
+}
+
+fn find(peers: &[Peer], key: &SubnetKey) -> Option<usize> {
+    peers.binary_search_by_key(key, |peer| peer.target.key).ok()
+}
+
+#[cfg(test)]
+mod tests;

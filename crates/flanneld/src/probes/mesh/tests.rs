@@ -1,0 +1,282 @@
+//! Nodes that probe each other over a network made of rules.
+
+use super::*;
+use crate::probes::verdict::Underlay;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn v4(ip: IpAddr) -> Dual<IpAddr> {
+    Dual {
+        v4: Some(ip),
+        v6: None,
+    }
+}
+
+/// Node `n` of up to 65,000: its subnet and public address.
+fn target(n: u32) -> Target {
+    let key = format!("10.{}.{}.0-24", 64 + n / 256, n % 256);
+    Target {
+        key: key.parse().unwrap(),
+        public_ip: v4(IpAddr::from([192, 168, (n / 256) as u8, (n % 256) as u8])),
+    }
+}
+
+/// What node `own` knows of `count` nodes.
+fn view(own: u32, count: u32) -> View {
+    let me = target(own);
+    View {
+        version: 1,
+        underlay: me.public_ip,
+        overlay: v4(overlay(&me, Family::V4).unwrap()),
+        mtu: 1450,
+        tunnel: "vxlan (UDP 8472)".to_owned(),
+        targets: (0..count).filter(|n| *n != own).map(target).collect(),
+    }
+}
+
+/// Two nodes and what lies between them.
+struct Pair {
+    nodes: [Mesh; 2],
+    now: Duration,
+}
+
+/// What passes: from the first node to the second, by this way, of this length.
+type Rule = fn(bool, Way, usize) -> bool;
+
+impl Pair {
+    fn new() -> Pair {
+        let mut nodes = [Mesh::new(), Mesh::new()];
+        nodes[0].update(view(0, 2));
+        nodes[1].update(view(1, 2));
+        Pair {
+            nodes,
+            now: Duration::from_secs(1),
+        }
+    }
+
+    fn run(&mut self, seconds: u32, passes: Rule) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            for n in 0..2 {
+                let sent = self.nodes[n].tick(self.now, |_, _| true);
+                for one in sent {
+                    self.nodes[n].sent(one.nonce, self.now);
+                    if !passes(n == 0, one.way, one.bytes.len()) {
+                        continue;
+                    }
+                    let arrival = self.now + Duration::from_micros(100);
+                    let from = source(n as u32, one.way);
+                    let there = &mut self.nodes[1 - n];
+                    let Some((answer, _)) = there.receive(arrival, from, one.way, &one.bytes)
+                    else {
+                        continue;
+                    };
+                    if passes(n != 0, one.way, answer.len()) {
+                        let back = self.now + Duration::from_micros(250);
+                        let none = self.nodes[n].receive(back, one.to, one.way, &answer);
+                        assert_eq!(none, None, "an answer is not answered");
+                    }
+                }
+            }
+        }
+    }
+
+    fn state(&self) -> (ProbeState, Option<Cause>) {
+        let key = target(1).key;
+        let state = self.nodes[0].one(&key, |seen| (seen.state, seen.cause));
+        state.unwrap()
+    }
+}
+
+fn source(n: u32, way: Way) -> IpAddr {
+    match way {
+        Way::Overlay => overlay(&target(n), Family::V4).unwrap(),
+        Way::Underlay => target(n).public_ip.v4.unwrap(),
+    }
+}
+
+#[test]
+fn a_healthy_pair_measures_both_ways_and_full_size() {
+    let mut pair = Pair::new();
+    pair.run(20, |_, _, _| true);
+    assert_eq!(pair.state(), (ProbeState::Reachable, None));
+    pair.nodes[0].each(|seen| {
+        let links = seen.links.v4.as_ref().unwrap();
+        assert_eq!(links.main.rtt(), Some(Duration::from_micros(250)));
+        assert_eq!(links.underlay.and_then(|track| track.loss()), Some(0.0));
+        assert!(links.full.is_good());
+    });
+    assert_eq!(pair.nodes[0].changes(), []);
+    assert_eq!(pair.nodes[0].totals.lost, 0);
+}
+
+#[test]
+fn a_small_mtu_on_the_way_is_named_and_forgotten_when_it_is_over() {
+    let mut pair = Pair::new();
+    pair.run(5, |_, _, _| true);
+    pair.run(60, |_, _, len| len < 1400);
+    assert_eq!(pair.state(), (ProbeState::Failing, Some(Cause::Mtu)));
+    let changes = pair.nodes[0].changes();
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    pair.run(60, |_, _, _| true);
+    assert_eq!(pair.state(), (ProbeState::Reachable, None));
+    assert_eq!(pair.nodes[0].changes()[0].cause, None);
+}
+
+#[test]
+fn a_silence_is_judged_once_from_the_evidence() {
+    let mut pair = Pair::new();
+    pair.run(5, |_, _, _| true);
+    // The tunnel's packets do not reach the other node.
+    pair.run(15, |first, way, _| !(first && way == Way::Overlay));
+    assert_eq!(pair.state(), (ProbeState::Unknown, None));
+    let cases = pair.nodes[0].cases(10);
+    let [case] = cases[..] else {
+        panic!("{cases:?}")
+    };
+    assert_eq!(case.public_ip, target(1).public_ip.v4);
+    let evidence = Evidence {
+        underlay: Underlay::Answered,
+        underlay_ping: Some(true),
+        overlay_ping: Some(false),
+        ..Evidence::default()
+    };
+    let now = pair.now;
+    pair.nodes[0].judge(&case, evidence, now);
+    let filtered = (ProbeState::Failing, Some(Cause::TunnelFiltered));
+    assert_eq!(pair.state(), filtered);
+    pair.run(10, |first, way, _| !(first && way == Way::Overlay));
+    assert_eq!(pair.state(), filtered);
+    assert_eq!(pair.nodes[0].changes().len(), 1);
+    pair.run(10, |_, _, _| true);
+    assert_eq!(pair.state(), (ProbeState::Reachable, None));
+}
+
+#[test]
+fn the_other_node_says_whether_a_request_arrived() {
+    let mut pair = Pair::new();
+    // The way back through the tunnel is cut, from the start.
+    pair.run(15, |first, way, _| first || way == Way::Underlay);
+    let [case] = pair.nodes[0].cases(10)[..] else {
+        panic!("no case")
+    };
+    let (now, from) = (pair.now, source(0, Way::Underlay));
+    let ask = packet::request(7, packet::HEADER, Wish::default());
+    let answer = pair.nodes[1].receive(now, from, Way::Underlay, &ask);
+    let (bytes, _) = answer.unwrap();
+    let Some(Datagram::Answer { seen, .. }) = packet::parse(&bytes) else {
+        panic!("{bytes:?}")
+    };
+    assert_eq!(seen, case.sent);
+}
+
+#[test]
+fn whoever_does_not_know_the_number_or_sends_from_elsewhere_changes_nothing() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 3));
+    let mut now = Duration::from_secs(1);
+    let sent = mesh.tick(now, |_, _| true);
+    let nonce = sent[0].nonce;
+    let stranger = ip("192.0.2.1");
+    let peers = [source(1, Way::Overlay), source(2, Way::Overlay)];
+    let others = peers.into_iter().filter(|other| *other != sent[0].to);
+    for from in others.chain([stranger]) {
+        let forged = packet::answer(nonce, Wish::default(), packet::HEADER, true, 0);
+        assert_eq!(mesh.receive(now, from, Way::Overlay, &forged), None);
+    }
+    let guessed = packet::answer(nonce ^ 1, Wish::default(), packet::HEADER, true, 0);
+    assert_eq!(mesh.receive(now, sent[0].to, Way::Overlay, &guessed), None);
+    assert_eq!((mesh.totals.answered, mesh.totals.lost), (0, 0));
+    // Strangers get no answer, nodes get so many.
+    let ask = packet::request(1, packet::HEADER, Wish::default());
+    assert_eq!(mesh.receive(now, stranger, Way::Underlay, &ask), None);
+    let from = source(1, Way::Underlay);
+    let answered = (0..1000)
+        .filter(|_| mesh.receive(now, from, Way::Underlay, &ask).is_some())
+        .count();
+    assert!((1..100).contains(&answered), "{answered}");
+    let other = source(2, Way::Underlay);
+    assert!(mesh.receive(now, other, Way::Underlay, &ask).is_some());
+    // The number is good for one answer.
+    now += Duration::from_micros(300);
+    let right = packet::answer(nonce, Wish::default(), packet::HEADER, true, 0);
+    for _ in 0..2 {
+        mesh.receive(now, sent[0].to, Way::Overlay, &right);
+    }
+    assert_eq!(mesh.totals.answered, 1);
+}
+
+#[test]
+fn a_change_of_the_nodes_keeps_what_is_known_of_the_others() {
+    let mut pair = Pair::new();
+    pair.run(5, |_, _, _| true);
+    let mut more = view(0, 5);
+    more.version = 2;
+    pair.nodes[0].update(more);
+    assert_eq!(pair.state(), (ProbeState::Reachable, None));
+    let mut moved = view(0, 2);
+    moved.targets[0].public_ip = v4(ip("192.168.9.9"));
+    pair.nodes[0].update(moved);
+    assert_eq!(pair.state(), (ProbeState::Unknown, None));
+    let mut none = view(0, 1);
+    none.targets.clear();
+    pair.nodes[0].update(none);
+    assert!(pair.nodes[0].tick(pair.now, |_, _| true).is_empty());
+}
+
+#[test]
+fn every_node_gets_its_turn_within_the_budget() {
+    for (count, seconds) in [(20, 20), (480, 61), (5000, 626)] {
+        let mut mesh = Mesh::new();
+        mesh.update(view(0, count));
+        let (mut now, mut bytes) = (Duration::from_secs(1), 0);
+        let mut asked = std::collections::BTreeSet::new();
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            for one in mesh.tick(now, |_, _| true) {
+                asked.insert(one.to);
+                // Headers: IP and UDP, and the tunnel's.
+                bytes += one.bytes.len() + 28 + 50;
+                let wish = Wish::default();
+                let answer = packet::answer(one.nonce, wish, one.bytes.len(), true, 0);
+                mesh.receive(now, one.to, one.way, &answer);
+            }
+        }
+        let reached = (1..count).filter(|n| asked.contains(&source(*n, Way::Overlay)));
+        assert_eq!(reached.count() as u32, count - 1, "of {count}");
+        assert!(bytes / seconds < 1200, "{} B/s of {count}", bytes / seconds);
+        assert_eq!(mesh.totals.lost, 0);
+    }
+}
+
+#[test]
+fn nodes_that_answer_no_probes_are_left_alone_until_they_ask() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 2));
+    let mut now = Duration::from_secs(1);
+    let mut silent = |mesh: &mut Mesh, seconds: u32| {
+        let mut sent = 0;
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            sent += mesh.tick(now, |_, _| true).len();
+            for case in mesh.cases(9) {
+                mesh.judge(&case, Evidence::default(), now);
+            }
+        }
+        (sent, now)
+    };
+    let (first, _) = silent(&mut mesh, 20);
+    assert!(first >= 3);
+    let key = target(1).key;
+    let state = mesh.one(&key, |seen| (seen.state, seen.cause)).unwrap();
+    assert_eq!(state, (ProbeState::Silent, Some(Cause::NeverHeard)));
+    let (few, at) = silent(&mut mesh, 300);
+    assert!(few < 8, "{few}");
+    assert_eq!(mesh.changes(), []);
+    let ask = packet::request(1, packet::HEADER, Wish::default());
+    mesh.receive(at, source(1, Way::Underlay), Way::Underlay, &ask);
+    let (again, _) = silent(&mut mesh, 2);
+    assert!(again > 0);
+}
