@@ -11,6 +11,7 @@ use crate::bundle::BundleArgs;
 use crate::check::CheckArgs;
 use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
+use crate::connectivity::ConnectivityArgs;
 use crate::explain::ExplainArgs;
 use crate::install::Install;
 use crate::key::KeyCommand;
@@ -69,6 +70,11 @@ pub(crate) enum Command {
     ///
     /// Asks the flanneld of this host. Exit status 3: a peer is not installed.
     Peers(PeersArgs),
+    /// Probe every other node, through the tunnel and past it, with small packets and full ones, and print a matrix
+    ///
+    /// The other nodes' flanneld answers. Run it on a node, as root. Exit status 0: nothing is lost; 3: something is; 1: it
+    /// could not be tested.
+    Connectivity(ConnectivityArgs),
     /// Show the way of packets between two containers, and name the first step that is broken
     ///
     /// Run it on the node of one of them, as root. Exit status 0: nothing is broken; 3: a step is, and the last line

@@ -7,6 +7,7 @@ mod check;
 mod cleanup;
 mod cli;
 mod config;
+mod connectivity;
 #[cfg(feature = "lab")]
 mod demo;
 mod drop_in;
@@ -78,6 +79,7 @@ fn run(command: Command) -> ExitCode {
         Command::Config { command } => config::run(&command),
         Command::Status(args) => reports::status(&args),
         Command::Peers(args) => reports::peers(&args),
+        Command::Connectivity(args) => connectivity::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::LogLevel(args) => reports::log_level(&args),

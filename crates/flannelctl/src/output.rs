@@ -94,6 +94,38 @@ pub(crate) fn visible(text: &str) -> String {
     shown
 }
 
+/// Returns the rows as lines, their columns aligned.
+pub(crate) fn table(rows: &[impl AsRef<[String]>]) -> Vec<String> {
+    let mut widths: Vec<usize> = Vec::new();
+    for row in rows {
+        for (column, cell) in row.as_ref().iter().enumerate() {
+            let width = cell.chars().count();
+            match widths.get_mut(column) {
+                Some(most) => *most = width.max(*most),
+                None => widths.push(width),
+            }
+        }
+    }
+    let line = |row: &[String]| {
+        let cells = row.iter().zip(&widths);
+        let cells: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(|row| line(row.as_ref())).collect()
+}
+
+/// Returns a time in milliseconds, for people.
+pub(crate) fn milliseconds(micros: u64) -> String {
+    let ms = micros as f64 / 1000.0;
+    if ms < 10.0 {
+        format!("{ms:.2} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
+}
+
 /// What is being done.
 pub(crate) fn progress(text: &str) {
     let _ = writeln!(io::stderr().lock(), "  {text}");

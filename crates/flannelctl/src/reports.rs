@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use flanneld::report::{NodeReport, PeerReport, PeerStatus, PeersReport};
+use flanneld::report::{NodeReport, PeerReport, PeerStatus, PeersReport, ProbeReport, ProbeState};
 use flanneld::version;
 use serde::Serialize;
 use store::{Administer, ListedLease, Timing};
@@ -134,10 +134,11 @@ pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
 /// The daemon does not answer.
 pub(crate) fn peers(args: &PeersArgs) -> Result<ExitCode> {
     let mut report: PeersReport = status_socket::get(&args.socket.socket, "/v1/peers")?;
-    let broken = report
-        .peers
-        .iter()
-        .any(|peer| peer.state != PeerStatus::Installed);
+    let broken = report.peers.iter().any(|peer| {
+        let probe = peer.probe.as_ref();
+        peer.state != PeerStatus::Installed
+            || probe.is_some_and(|probe| probe.state == ProbeState::Failing)
+    });
     report.peers.retain(|peer| is_wanted(args, peer));
     if !args.output.write(&report)? {
         let lines = peer_lines(&report.peers, args.output == Format::Wide);
@@ -165,7 +166,9 @@ fn cluster(args: &StatusArgs) -> Result<ExitCode> {
         let head = ["SUBNET", "PUBLIC IP", "BACKEND", "KIND", "PROBLEM"].map(str::to_owned);
         let rows = nodes.iter().map(LeaseReport::row);
         let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
-        table(&rows).iter().for_each(|line| output::line(line));
+        output::table(&rows)
+            .iter()
+            .for_each(|line| output::line(line));
     }
     Ok(if all_good {
         ExitCode::SUCCESS
@@ -304,6 +307,18 @@ fn node_lines(report: &NodeReport) -> Vec<String> {
             counts.peers, counts.refused_leases
         ),
     );
+    if let Some(mesh) = &report.mesh {
+        put(
+            "mesh",
+            &format!(
+                "{} reachable, {} failing, {} silent, {} not probed yet",
+                mesh.reachable, mesh.failing, mesh.silent, mesh.unknown
+            ),
+        );
+        if let Some(problem) = &mesh.problem {
+            put("problem", problem);
+        }
+    }
     put(
         "kernel",
         &format!(
@@ -326,7 +341,10 @@ const REASON: usize = 60;
 
 fn peer_lines(peers: &[PeerReport], wide: bool) -> Vec<String> {
     let row = |peer: &PeerReport| {
-        let reason = peer.reason.as_deref().unwrap_or("");
+        let probe = peer.probe.as_ref();
+        let found = probe.and_then(|probe| probe.reason.as_deref());
+        let found = found.filter(|_| wide || probe.is_some_and(is_failing));
+        let reason = peer.reason.as_deref().or(found).unwrap_or("");
         let short: String = reason.chars().take(REASON).collect();
         let reason = if wide || short.len() == reason.len() {
             reason.to_owned()
@@ -338,30 +356,43 @@ fn peer_lines(peers: &[PeerReport], wide: bool) -> Vec<String> {
             list(&peer.public_ips),
             peer.backend.clone(),
             peer.state.name().to_owned(),
+            probe.map_or("-", |probe| probe.state.name()).to_owned(),
+            probe.and_then(rtt).unwrap_or_else(|| "-".to_owned()),
+            probe.and_then(loss).unwrap_or_else(|| "-".to_owned()),
             reason,
         ]
         .map(|cell| output::visible(&cell))
     };
-    let head = ["SUBNET", "PUBLIC IP", "BACKEND", "STATE", "REASON"].map(str::to_owned);
-    let rows: Vec<[String; 5]> = std::iter::once(head).chain(peers.iter().map(row)).collect();
-    table(&rows)
+    let head = [
+        "SUBNET",
+        "PUBLIC IP",
+        "BACKEND",
+        "STATE",
+        "PROBES",
+        "RTT",
+        "LOSS",
+        "REASON",
+    ]
+    .map(str::to_owned);
+    let rows: Vec<[String; 8]> = std::iter::once(head).chain(peers.iter().map(row)).collect();
+    output::table(&rows)
 }
 
-/// Aligns the columns.
-fn table(rows: &[[String; 5]]) -> Vec<String> {
-    let width = |column: usize| {
-        let widths = rows.iter().map(|row| row[column].chars().count());
-        widths.max().unwrap_or_default()
-    };
-    let widths: Vec<usize> = (0..5).map(width).collect();
-    let line = |row: &[String; 5]| {
-        let cells = row.iter().zip(&widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
+fn is_failing(probe: &ProbeReport) -> bool {
+    probe.state == ProbeState::Failing
+}
+
+/// The slower family's.
+fn rtt(probe: &ProbeReport) -> Option<String> {
+    let all = probe.families.iter().filter_map(|family| family.rtt_micros);
+    all.max().map(output::milliseconds)
+}
+
+/// The worse family's.
+fn loss(probe: &ProbeReport) -> Option<String> {
+    let all = probe.families.iter().filter_map(|family| family.loss);
+    let worst = all.reduce(f64::max)?;
+    Some(format!("{:.0}%", worst * 100.0))
 }
 
 #[cfg(test)]
@@ -390,10 +421,16 @@ mod tests {
         let lines = peer_lines(&peers, false);
         assert_eq!(
             lines[0],
-            "SUBNET           PUBLIC IP    BACKEND  STATE      REASON"
+            "SUBNET           PUBLIC IP    BACKEND  STATE      PROBES  RTT  LOSS  REASON"
         );
-        assert_eq!(lines[1], "10.244.1.0/24    192.168.0.2  vxlan    installed");
-        assert!(lines[2].ends_with(&format!("refused    {}…", "x".repeat(60))));
+        assert_eq!(
+            lines[1],
+            "10.244.1.0/24    192.168.0.2  vxlan    installed  -       -    -"
+        );
+        assert!(lines[2].ends_with(&format!(
+            "refused    -       -    -     {}…",
+            "x".repeat(60)
+        )));
         assert!(peer_lines(&peers, true)[2].ends_with(&long));
     }
 

@@ -29,6 +29,8 @@ pub(super) struct Diagnosis {
     underlay_ping: Option<Ping>,
     overlay_ping: Option<Ping>,
     evidence: Evidence,
+    /// What the other node says that it has received.
+    pub(super) seen: Option<u16>,
 }
 
 impl Diagnosis {
@@ -51,6 +53,7 @@ impl Diagnosis {
             underlay_ping: past.and_then(ping),
             overlay_ping: through.and_then(ping),
             evidence: Evidence::default(),
+            seen: None,
         };
         diagnosis.evidence.underlay_ping = diagnosis.underlay_ping.as_ref().map(|_| false);
         diagnosis.evidence.overlay_ping = diagnosis.overlay_ping.as_ref().map(|_| false);
@@ -98,7 +101,7 @@ impl Diagnosis {
             match answer(socket, self.nonce) {
                 Some(Ok(seen)) => {
                     self.evidence.underlay = Underlay::Answered;
-                    self.evidence.arrived |= seen == self.case.sent;
+                    self.seen = Some(seen);
                 }
                 Some(Err(error)) if self.evidence.underlay != Underlay::Answered => {
                     self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
@@ -131,7 +134,7 @@ fn met(error: &io::Error) -> Option<Underlay> {
     }
 }
 
-/// Returns what the answer says the other node has seen, or what a request has met; `None` if nothing has arrived.
+/// Returns what the last answer says the other node has seen, or what a request has met; `None` if nothing has arrived.
 fn answer(socket: &UdpSocket, nonce: u64) -> Option<io::Result<u16>> {
     let mut buffer = [0; 64];
     let mut last = None;
@@ -146,11 +149,11 @@ fn answer(socket: &UdpSocket, nonce: u64) -> Option<io::Result<u16>> {
                 }) = packet::parse(buffer.get(..len)?)
                     && number == nonce
                 {
-                    return Some(Ok(seen));
+                    last = Some(Ok(seen));
                 }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            Err(error) => last = Some(Err(error)),
+            Err(error) => last = last.filter(Result::is_ok).or(Some(Err(error))),
         }
     }
     last
@@ -262,7 +265,6 @@ mod tests {
             family: Family::V4,
             public_ip: Some(ip),
             overlay: None,
-            sent: 1,
         };
         let mut diagnosis = Diagnosis::start(case, &view, port, 7);
         let evidence = (0..STEPS).find_map(|_| diagnosis.step()).unwrap();

@@ -13,7 +13,7 @@ use model::{Dual, Family, SubnetKey};
 use super::packet::{self, Datagram, Wish};
 use super::responder::{Bucket, Responder};
 use super::summary::RttHistogram;
-use super::track::Track;
+use super::track::{BROKEN_AFTER, Track};
 use super::verdict::{Cause, Evidence, judge};
 use crate::report::ProbeState;
 
@@ -114,8 +114,10 @@ struct Links {
     full: Track,
     full_at: Option<Duration>,
     corrupted: bool,
-    /// Low half of the number of the last request through the tunnel, to the node and from it.
-    sent: u16,
+    /// Low halves of the numbers of the last requests through the tunnel to the node: as many as are lost before its
+    /// silence is explained.
+    sent: [u16; BROKEN_AFTER as usize],
+    /// The same of the last one from the node.
     seen: u16,
     cause: Option<Cause>,
     judged_at: Option<Duration>,
@@ -161,8 +163,6 @@ pub(super) struct Case {
     pub(super) family: Family,
     pub(super) public_ip: Option<IpAddr>,
     pub(super) overlay: Option<IpAddr>,
-    /// Low half of the number of the last request through the tunnel.
-    pub(super) sent: u16,
 }
 
 /// A node that begins to fail or has recovered.
@@ -403,7 +403,8 @@ impl Mesh {
             links.full_at = Some(now);
         }
         if way == Way::Overlay {
-            links.sent = packet::low(nonce);
+            links.sent.rotate_right(1);
+            links.sent[0] = packet::low(nonce);
         }
         let pending = Pending {
             key: target.key,
@@ -594,14 +595,21 @@ impl Mesh {
                 family,
                 public_ip: target.public_ip.get(family).copied(),
                 overlay: overlay(&target, family).filter(|_| own.get(family).is_some()),
-                sent: links.sent,
             });
         }
         cases
     }
 
-    /// Takes in what was found about a case.
-    pub(super) fn judge(&mut self, case: &Case, evidence: Evidence, now: Duration) {
+    /// Takes in what was found about a case. `seen` is what the node's last answer past the tunnel says that it has
+    /// received.
+    pub(super) fn judge(
+        &mut self,
+        case: &Case,
+        evidence: Evidence,
+        seen: Option<u16>,
+        now: Duration,
+    ) {
+        let seen = seen.filter(|seen| *seen != 0);
         let own = self.view.overlay;
         let Some(peer) = find(&self.peers, &case.key).and_then(|at| self.peers.get_mut(at)) else {
             return;
@@ -618,6 +626,7 @@ impl Mesh {
         links.cause = judge(Evidence {
             has_overlay: own.get(case.family).is_some(),
             overlay_before: links.overlay.was_ever_answered(),
+            arrived: seen.is_some_and(|seen| links.sent.contains(&seen)),
             before,
             ..evidence
         });

@@ -165,7 +165,7 @@ impl Worker {
             .retain_mut(|diagnosis| match diagnosis.step() {
                 Some(evidence) => {
                     debug!(?evidence, case = ?diagnosis.case, "probes");
-                    mesh.judge(&diagnosis.case, evidence, now);
+                    mesh.judge(&diagnosis.case, evidence, diagnosis.seen, now);
                     false
                 }
                 None => true,

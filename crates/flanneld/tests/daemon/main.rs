@@ -59,6 +59,9 @@ mod live_change;
 mod metrics;
 mod mixed;
 mod offload;
+mod probes;
+#[path = "../../../flannelctl/tests/check/relay.rs"]
+mod relay;
 mod repair;
 mod restart;
 mod revoked;

@@ -144,7 +144,7 @@ fn a_silence_is_judged_once_from_the_evidence() {
         ..Evidence::default()
     };
     let now = pair.now;
-    pair.nodes[0].judge(&case, evidence, now);
+    pair.nodes[0].judge(&case, evidence, Some(9), now);
     let filtered = (ProbeState::Failing, Some(Cause::TunnelFiltered));
     assert_eq!(pair.state(), filtered);
     pair.run(10, |first, way, _| !(first && way == Way::Overlay));
@@ -169,7 +169,12 @@ fn the_other_node_says_whether_a_request_arrived() {
     let Some(Datagram::Answer { seen, .. }) = packet::parse(&bytes) else {
         panic!("{bytes:?}")
     };
-    assert_eq!(seen, case.sent);
+    let evidence = Evidence {
+        underlay: Underlay::Answered,
+        ..Evidence::default()
+    };
+    pair.nodes[0].judge(&case, evidence, Some(seen), now);
+    assert_eq!(pair.state().1, Some(Cause::NoRouteBack));
 }
 
 #[test]
@@ -262,7 +267,7 @@ fn nodes_that_answer_no_probes_are_left_alone_until_they_ask() {
             now += Duration::from_secs(1);
             sent += mesh.tick(now, |_, _| true).len();
             for case in mesh.cases(9) {
-                mesh.judge(&case, Evidence::default(), now);
+                mesh.judge(&case, Evidence::default(), None, now);
             }
         }
         (sent, now)
