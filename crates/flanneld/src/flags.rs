@@ -2,6 +2,7 @@
 //! `--flag=value`; a boolean is `-flag`, `-flag=true` or `-flag=false`. Every flag can come from
 //! the environment as `FLANNELD_` + upper case; the command line wins.
 
+use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// How a flag takes its value.
@@ -300,9 +301,11 @@ pub fn parse(
             from_env.push(flag.name);
         }
     }
-    words.extend(args);
+    words.extend(args.iter().cloned());
     Ok(Given {
-        matches: command().try_get_matches_from(words)?,
+        matches: command()
+            .try_get_matches_from(words)
+            .map_err(|error| stray_boolean(&args).unwrap_or(error))?,
         from_env,
     })
 }
@@ -338,6 +341,20 @@ impl Given {
             false => format!("-{name} {value}"),
         }
     }
+}
+
+/// Returns what to write in place of `-ip-masq true`: for Go, `true` would end all flags.
+fn stray_boolean(args: &[String]) -> Option<clap::Error> {
+    args.windows(2).find_map(|pair| {
+        let flag = find(pair[0].strip_prefix("--")?)?;
+        let value = pair[1].as_str();
+        (flag.takes == Takes::Bool && matches!(value, "true" | "false")).then(|| {
+            command().error(
+                ErrorKind::UnknownArgument,
+                format!("unexpected argument '{value}': write -{}={value}", flag.name),
+            )
+        })
+    })
 }
 
 /// One dash to two, where the word is a flag and not a flag's value.

@@ -312,12 +312,14 @@ fn tx_checksum_offload(given: &Given) -> Result<Option<String>, UsageError> {
 }
 
 fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
+    // Upstream takes 0 and looks without a pause.
     let resync = number(
         given,
         "iptables-resync",
-        "seconds, at least 1",
-        1..=u64::from(u32::MAX),
-    )?;
+        "seconds",
+        0..=u64::from(u32::MAX),
+    )?
+    .max(1);
     let masquerade = boolean(given, "ip-masq")?;
     Ok(TrafficOptions {
         rules: RuleFlags {
@@ -354,10 +356,10 @@ fn metadata(path: &Path) -> Option<Metadata> {
 pub fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
     if boolean(given, "kube-subnet-mgr")? {
         if !given.value("store-dir").is_empty() {
-            return Err(UsageError(format!(
-                "{}: expected no -store-dir beside it: leases are either on Kubernetes' Nodes or in a directory",
-                given.spelled("kube-subnet-mgr")
-            )));
+            return Err(UsageError(
+                "-kube-subnet-mgr and -store-dir exclude each other: leases are either on Kubernetes' Nodes or in a directory"
+                    .into(),
+            ));
         }
         return Ok(StoreChoice::Kube(Box::new(store::KubeSettings {
             api_url: given.value("kube-api-url").to_owned(),

@@ -40,8 +40,8 @@ use root::Root;
 use sbom::Subject;
 use tree::Tree;
 
-/// The image's name, as the manifests name it. It has no registry: who pushes it somewhere adds one.
-const NAME: &str = "flannel-rs/flannel";
+/// Where the image's name is written, once for everything: `scripts/image-name` changes it.
+const VALUES: &str = include_str!("../../../deploy/chart/values.yaml");
 /// Our programs and all they call, unpacked, in bytes.
 const MOST: usize = 20 * 1000 * 1000;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -109,6 +109,9 @@ struct Content {
     /// The Rust target of the programs [default: this machine's with musl]
     #[arg(long, value_name = "TRIPLE")]
     target: Option<String>,
+    /// The image's name without its tag; what the chart names by default
+    #[arg(long, value_name = "NAME", env = "IMAGE_NAME", default_value = default_name())]
+    name: String,
     /// Larger than 20 MB is not an error: for programs that were built for development
     #[arg(long)]
     any_size: bool,
@@ -122,6 +125,14 @@ struct Programs {
     /// flannelctl has the commands lab and demo, which that of the image has not
     #[arg(long)]
     with_lab: bool,
+}
+
+/// Returns the name that the chart, and so the manifest, gives the image.
+fn default_name() -> &'static str {
+    let mut names = VALUES
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("repository: "));
+    names.next().unwrap_or_default()
 }
 
 fn main() -> ExitCode {
@@ -226,7 +237,7 @@ fn archive(content: &Content, out: &Path) -> Result<()> {
         format!("flannel-rs-{}", platform.architecture)
     };
     let image = Image {
-        name: format!("{NAME}:v{VERSION}"),
+        name: format!("{}:v{VERSION}", content.name),
         version: VERSION.into(),
         platform,
         // What changes least comes first: a new version of ours then brings along its own layer only.

@@ -9,7 +9,7 @@ podCidr: "10.244.0.0/16"
 podCidrv6: ""
 flannel:
   image:
-    repository: flannel-rs/flannel
+    repository: localhost/flannel-rs/flannel
     tag: ""
     digest: ""
     pullPolicy: IfNotPresent

@@ -36,7 +36,8 @@ refuse
 {{- $image = (include "flannel.defaults" . | fromYaml).flannel.image -}}
 {{- end -}}
 {{- $repository := $image.repository -}}
-{{- with .Values.global.imageRegistry }}{{ $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}{{ end -}}
+{{- /* localhost/ says that the image is in no registry. */ -}}
+{{- with .Values.global.imageRegistry }}{{ $repository = printf "%s/%s" . (trimPrefix "localhost/" $repository) }}{{ end -}}
 {{- if $image.digest -}}
 {{ $repository }}@{{ $image.digest }}
 {{- else -}}

@@ -70,6 +70,8 @@ fn what_is_no_flag_is_a_usage_error() {
         let error = given(args, &[]).err().unwrap();
         assert_eq!(error.exit_code(), 2, "{args:?}");
     }
+    let stray = given(&["-ip-masq", "true"], &[]).err().unwrap().to_string();
+    assert!(stray.contains("write -ip-masq=true"), "{stray}");
     for args in [["-h"], ["-help"], ["--help"]] {
         assert_eq!(given(&args, &[]).err().unwrap().exit_code(), 0);
     }

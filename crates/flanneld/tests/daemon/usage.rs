@@ -132,8 +132,8 @@ fn flags_that_cannot_be() {
             &["-iptables-resync often", "seconds"],
         ),
         (
-            &["-iptables-resync=0"],
-            &["-iptables-resync 0", "at least 1"],
+            &["-iptables-resync=-1"],
+            &["-iptables-resync -1", "seconds"],
         ),
         (&["-v=loud"], &["-v loud", "number"]),
         (&["-subnet-file="], &["-subnet-file", "path"]),

@@ -274,7 +274,7 @@ fn values_may_come_from_elsewhere() {
     let as_file = render(&helm, &chart, &["-f", values.to_str().unwrap()]);
     let reused = with_values(&fs::read_to_string(&values).unwrap());
     assert_eq!(render(&helm, &reused.path().join("chart"), &[]), as_file);
-    let image = format!("image: flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    let image = format!("image: {}", crate::image());
     assert_eq!(as_file.matches(&image).count(), 2, "{as_file}");
     assert!(!as_file.contains("image: ghcr.io"));
     assert!(as_file.contains("flannel-rs/ignored-image: \"ghcr.io/flannel-io/flannel:v"));
@@ -324,7 +324,7 @@ fn parts_of_upstreams_image_and_rights_of_ones_own_become_pods_that_start() {
         let daemonset = one(&objects, "DaemonSet", "kube-flannel-ds").clone();
         daemonset["spec"]["template"]["spec"]["containers"][0].clone()
     };
-    let ours = format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    let ours = crate::image();
     let tag_only = container(r#"flannel.image={"tag":"v0.28.9"}"#);
     assert_eq!(tag_only["image"], ours);
 
@@ -546,6 +546,26 @@ fn versions_agree() {
         );
     }
     assert!(crate::read("chart/values.yaml").contains(&format!("tag: v{version}\n")));
+}
+
+/// `scripts/image-name` finds every place; the manifest and the chart's defaults have tests of their own.
+#[test]
+fn the_image_has_one_name() {
+    let image = crate::image();
+    let name = image.split(":v").next().unwrap();
+    for file in [
+        "kustomization.yaml",
+        "../Containerfile",
+        "../docs/kubernetes.md",
+    ] {
+        assert!(crate::read(file).contains(name), "{file} lacks {name}");
+    }
+    // Not somebody else's at a public registry, which a name without a registry would be.
+    let registry = name.split('/').next().unwrap();
+    assert!(
+        registry == "localhost" || registry.contains(['.', ':']),
+        "{name}"
+    );
 }
 
 /// The lines after `head` that are indented by at least `indent` blanks, without these.

@@ -34,6 +34,13 @@ fn read(file: &str) -> String {
     std::fs::read_to_string(deploy(file)).unwrap()
 }
 
+/// The image's name as the chart has it, with our version.
+fn image() -> String {
+    let script = deploy("../scripts/image-name");
+    let name = must(&mut Command::new(script));
+    format!("{}:v{}", name.trim(), env!("CARGO_PKG_VERSION"))
+}
+
 /// A control plane; `None`, and why for everybody to see, where it cannot be had.
 fn cluster(what: &str) -> Option<Lab> {
     let lab = Lab::builder()

@@ -7,7 +7,7 @@ use lab::{Kube, Patch, Who};
 use model::{BackendType, NetConfig};
 use serde_json::{Value, json};
 
-use crate::{cluster, deploy, helm, names, objects, one, read};
+use crate::{cluster, deploy, helm, image, names, objects, one, read};
 
 const DAEMONSET: &str = "/apis/apps/v1/namespaces/kube-flannel/daemonsets/kube-flannel-ds";
 const CONFIG: &str = "/api/v1/namespaces/kube-flannel/configmaps/kube-flannel-cfg";
@@ -227,14 +227,14 @@ fn with_own_registry(kube: &Kube) -> String {
     for file in ["kube-flannel.yml", "kustomization.yaml"] {
         fs::copy(deploy(file), base.join(file)).unwrap();
     }
-    let text = "resources: [../base]\nimages: [{name: flannel-rs/flannel, newName: registry.example/flannel, newTag: v9}]\n";
+    let image = image();
+    let name = image.split(":v").next().unwrap();
+    let text = format!(
+        "resources: [../base]\nimages: [{{name: {name}, newName: registry.example/flannel, newTag: v9}}]\n"
+    );
     fs::write(overlay.join("kustomization.yaml"), text).unwrap();
     kube.kubectl(["kustomize", overlay.to_str().unwrap()])
         .unwrap()
-}
-
-fn image() -> String {
-    format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"))
 }
 
 fn event(namespace: &str) -> Value {

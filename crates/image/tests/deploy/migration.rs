@@ -251,7 +251,7 @@ fn in_place_node_by_node_and_back() {
     );
     assert!(by_hand.contains("OnDelete"));
     kube.apply(&by_hand).unwrap();
-    let ours = format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    let ours = crate::image();
     replace_on(kube, "n1", &ours);
     // One of each: pods that were there, and new ones on both nodes.
     let (three, four) = (talker(&lab, "three", "n1"), talker(&lab, "four", "n2"));

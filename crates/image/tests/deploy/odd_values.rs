@@ -34,7 +34,15 @@ fn understood() -> Vec<(&'static str, Wanted)> {
     let pod = |path: &str| -> &'static str { format!("{spec}{path}").leak() };
     let port = |number: u16| (first("/ports/0/containerPort"), json!(number));
     let same = port(8081);
+    let registry = format!(
+        "registry.example/flannel-rs/flannel:v{}",
+        env!("CARGO_PKG_VERSION")
+    );
     vec![
+        (
+            "global: {imageRegistry: registry.example}",
+            (first("/image"), json!(registry)),
+        ),
         ("", same.clone()),
         (
             "global:\nflannel:\npodCidr:\nrbac:\nmetrics:\nnetpol:\nserviceAccount:\n",

@@ -7,14 +7,13 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::{image, must, parts, read, sha256, unpack};
+use crate::{image, must, name, parts, read, sha256, unpack};
 
 #[test]
 fn names_digests_and_size_are_right() {
     let files = read(&image());
     let (manifest, config, layers) = parts(&files);
-    let name = format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
-    assert_eq!(manifest["RepoTags"], serde_json::json!([name]));
+    assert_eq!(manifest["RepoTags"], serde_json::json!([name()]));
     let id = manifest["Config"].as_str().unwrap();
     assert_eq!(id, format!("{}.json", sha256(&files[id])));
     let digests: Vec<String> = layers

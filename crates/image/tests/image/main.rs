@@ -27,6 +27,13 @@ fn image() -> PathBuf {
     lab::flannel_image().unwrap()
 }
 
+/// The image's name as the chart has it, with our version.
+fn name() -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/image-name");
+    let name = must(&mut Command::new(script));
+    format!("{}:v{}", name.trim(), env!("CARGO_PKG_VERSION"))
+}
+
 /// The files of an archive in memory.
 fn read(archive: &Path) -> BTreeMap<String, Vec<u8>> {
     let file = fs::File::open(archive).unwrap();

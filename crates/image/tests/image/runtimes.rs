@@ -86,10 +86,8 @@ fn containerd_imports_it_under_the_name_that_a_kubelet_asks_for() {
             .arg(image()),
     );
     let listed = must(containerd.ctr().args(["images", "list", "--quiet"]));
-    // A name without a registry is completed with the default one; a kubelet's request is, too.
-    let name = format!("/flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
-    let names: Vec<&str> = listed.split_whitespace().collect();
-    assert!(names.len() == 1 && names[0].ends_with(&name), "{names:?}");
+    // The name has a registry, so nothing is added to it, nor to a kubelet's request.
+    assert_eq!(listed.trim(), crate::name());
     let snapshots = must(
         containerd
             .ctr()
@@ -135,7 +133,7 @@ fn docker_loads_it_and_runs_flanneld_as_a_pod_does() {
     docker
         .ctl(["load", "--input", image().to_str().unwrap()])
         .unwrap();
-    let name = format!("flannel-rs/flannel:v{}", env!("CARGO_PKG_VERSION"));
+    let name = crate::name();
     node.exec([
         "sh",
         "-c",
