@@ -140,7 +140,7 @@ PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 MUSL_FLAGS = -C link-arg=-Wl,-T,$(CURDIR)/dist/no-unwind-tables.ld -C link-arg=-Wl,-z,pack-relative-relocs -C link-arg=-Wl,--no-eh-frame-hdr --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo --remap-path-prefix=$(CURDIR)=.
 
 .PHONY: image
-image: image-programs ## The container image (IMAGE_NAME=registry.example/flannel) target/image/flannel-rs.tar and its bill of materials
+image: image-programs ## The container image target/image/flannel-rs.tar (IMAGE_NAME=registry.example/flannel)
 	@$(IMAGE) archive $(IMAGE_CONTENT) --out $(BUILT)/image
 
 .PHONY: image-tree
