@@ -351,7 +351,10 @@ fn stray_boolean(args: &[String]) -> Option<clap::Error> {
         (flag.takes == Takes::Bool && matches!(value, "true" | "false")).then(|| {
             command().error(
                 ErrorKind::UnknownArgument,
-                format!("unexpected argument '{value}': write -{}={value}", flag.name),
+                format!(
+                    "unexpected argument '{value}': write -{}={value}",
+                    flag.name
+                ),
             )
         })
     })

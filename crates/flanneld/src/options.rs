@@ -313,13 +313,7 @@ fn tx_checksum_offload(given: &Given) -> Result<Option<String>, UsageError> {
 
 fn traffic(given: &Given) -> Result<TrafficOptions, UsageError> {
     // Upstream takes 0 and looks without a pause.
-    let resync = number(
-        given,
-        "iptables-resync",
-        "seconds",
-        0..=u64::from(u32::MAX),
-    )?
-    .max(1);
+    let resync = number(given, "iptables-resync", "seconds", 0..=u64::from(u32::MAX))?.max(1);
     let masquerade = boolean(given, "ip-masq")?;
     Ok(TrafficOptions {
         rules: RuleFlags {
