@@ -1,0 +1,119 @@
+//! The lease protocol, checked exhaustively within bounds: every order of what nodes, etcd and the network do.
+//!
+//! The machine is [`store::own_lease::OwnLease`] itself. In every state that can be reached:
+//!
+//! 1. No subnet is granted to two nodes, unless etcd lost the first one's key: it expired, was restored or was deleted.
+//! 2. A reservation exists, and does not expire.
+//! 3. If no more faults happen, every node soon has a lease of its own that etcd shows as desired, and of nodes with
+//!    one address exactly one has.
+
+mod protocol;
+mod settle;
+
+use std::time::Instant;
+
+use protocol::{Faults, Protocol};
+use stateright::{Checker, Model};
+
+/// Checks everything that can be reached; prints how many states that were.
+fn check(name: &str, protocol: Protocol) {
+    let began = Instant::now();
+    let checker = protocol.checker().threads(2).spawn_bfs().join();
+    #[allow(clippy::print_stdout, reason = "the figure is what a run is for")]
+    {
+        println!(
+            "{name}: {} states, {} different, depth {}, {:?}",
+            checker.state_count(),
+            checker.unique_state_count(),
+            checker.max_depth(),
+            began.elapsed()
+        );
+    }
+    for (property, path) in checker.discoveries() {
+        let state = path.last_state().clone();
+        let steps: Vec<String> = path
+            .into_actions()
+            .iter()
+            .map(|action| format!("{action:?}"))
+            .collect();
+        panic!(
+            "{name}: {property} is violated after\n  {}\n{state:#?}",
+            steps.join("\n  ")
+        );
+    }
+}
+
+const NONE: Faults = Faults {
+    losses: 0,
+    stops: 0,
+    restores: 0,
+    deletions: 0,
+    waits: 0,
+};
+
+#[test]
+fn two_nodes_with_lost_answers() {
+    check(
+        "two nodes, lost answers",
+        Protocol::apart(2, 2, Faults { losses: 2, ..NONE }),
+    );
+}
+
+#[test]
+fn two_nodes_that_are_killed() {
+    let faults = Faults {
+        stops: 1,
+        losses: 1,
+        waits: 1,
+        ..NONE
+    };
+    check("two nodes, kills", Protocol::apart(2, 2, faults));
+}
+
+#[test]
+fn two_nodes_and_a_restore() {
+    let faults = Faults {
+        restores: 1,
+        losses: 0,
+        waits: 1,
+        ..NONE
+    };
+    check("two nodes, a restore", Protocol::apart(2, 2, faults));
+}
+
+#[test]
+fn two_nodes_and_a_deleted_key() {
+    let faults = Faults {
+        deletions: 1,
+        losses: 1,
+        ..NONE
+    };
+    check("two nodes, a deletion", Protocol::apart(2, 2, faults));
+}
+
+#[test]
+fn three_nodes() {
+    check("three nodes", Protocol::apart(3, 3, NONE));
+}
+
+#[test]
+fn a_reservation() {
+    let faults = Faults {
+        losses: 1,
+        stops: 1,
+        waits: 1,
+        ..NONE
+    };
+    check("a reservation", Protocol::apart(2, 2, faults).reserved());
+}
+
+#[test]
+fn two_nodes_with_one_address() {
+    let faults = Faults {
+        losses: 0,
+        stops: 0,
+        waits: 4,
+        ..NONE
+    };
+    check("twins", Protocol::twins(faults));
+}
