@@ -328,4 +328,31 @@ mod tests {
         }
         assert!(parsed >= made && made > 100, "{parsed} {made}");
     }
+
+    #[test]
+    fn fuzzed_configurations() {
+        fuzz::run(
+            "CNI network configuration",
+            &[
+                br#"{"cniVersion":"1.0.0","name":"cbr0","type":"flannel","subnetFile":"/run/flannel/subnet.env","dataDir":"/var/lib/cni/flannel","delegate":{"hairpinMode":true,"isDefaultGateway":true,"mtu":1400.0},"ipam":{"type":"host-local","routes":[{"dst":"10.0.0.0/8"}]},"runtimeConfig":{"portMappings":[]}}"#,
+                br#"{"name":"n","type":"flannel","prevResult":{"ips":[{"address":"10.1.2.2/24","gateway":"10.1.2.1"}],"routes":[{"dst":"::/0"}]}}"#,
+            ],
+            |input| Network::parse(input).map(|_| ()).map_err(|failure| failure.msg.len()),
+        );
+        fuzz::run(
+            "JSON of Go's kind",
+            &[br#"{"a":1e3,"b":[1.50,"\ud83d\ude00","\ud800"],"c":{"d":-0.0}}"#],
+            |input| {
+                let once = crate::go_json::normalize(input).into_owned();
+                let twice = crate::go_json::normalize(once.as_bytes()).into_owned();
+                assert_eq!(once, twice);
+                once.len()
+            },
+        );
+        fuzz::run(
+            "CNI version request",
+            &[br#"{"cniVersion":"1.1.0"}"#],
+            |input| crate::upkeep::version(input).len(),
+        );
+    }
 }

@@ -61,4 +61,17 @@ mod tests {
             assert_eq!(with_gateways(&raw(text)).get(), text);
         }
     }
+
+    #[test]
+    fn fuzzed_results() {
+        fuzz::run(
+            "previous result",
+            &[br#"{"odd":1.50,"ips":[{"address":"10.1.2.2/24","gateway":"10.1.2.1"},{"address":"fd00::2/64","gateway":"fd00::1"}],"routes":[{"dst":"10.0.0.0/8","mtu":9},{"dst":"::/0","gw":""}]}"#],
+            |input| {
+                let text = String::from_utf8_lossy(input).into_owned();
+                let raw = RawValue::from_string(text).ok()?;
+                Some(with_gateways(&raw).get().len())
+            },
+        );
+    }
 }

@@ -277,4 +277,14 @@ mod tests {
             assert_eq!(failure.code, Code::Decode);
         }
     }
+
+    #[test]
+    fn fuzzed_files() {
+        let whole = [V4, V6, REST].concat();
+        fuzz::run("subnet.env of the plugin", &[whole.as_bytes()], |input| {
+            let read = parse(&String::from_utf8_lossy(input));
+            read.map(|env| (env.networks.len(), env.subnets.len(), env.ip_masq))
+                .map_err(|failure| failure.msg.len())
+        });
+    }
 }

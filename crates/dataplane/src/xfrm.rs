@@ -336,3 +336,21 @@ fn address(bytes: &[u8], at: usize, family: u16) -> Option<IpAddr> {
     };
     crate::netlink::wire::ip(bytes.get(at..at + len)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::wire::{Batch, Messages};
+
+    #[test]
+    fn fuzzed_policies() {
+        let mut batch = Batch::default();
+        let mut body = vec![0; POLICY];
+        (body[40], body[42], body[43], body[160]) = (2, 24, 24, 1);
+        batch.open(19, 0, &body).attr(TEMPLATES, &[2; 64]);
+        batch.close();
+        fuzz::run("xfrm policies", &[batch.bytes()], |input| {
+            Messages(input).filter_map(|message| read(&message)).count()
+        });
+    }
+}

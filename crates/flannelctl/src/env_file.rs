@@ -52,4 +52,12 @@ mod tests {
         assert_eq!(value("FLANNELD_E"), Some(""));
         assert_eq!(read.len(), 5);
     }
+
+    #[test]
+    fn fuzzed_files() {
+        let seed = b"# comment\nA=1\nB=\"x y\"\nC='z\\\n'\n; D=4\nE = f\\ g\n";
+        fuzz::run("environment file", &[seed], |input| {
+            parse(&String::from_utf8_lossy(input)).len()
+        });
+    }
 }

@@ -72,4 +72,14 @@ mod tests {
         assert!(text.starts_with("a:\n"), "{text}");
         assert_eq!(documents(&text).unwrap(), [value]);
     }
+
+    #[test]
+    fn fuzzed_documents() {
+        let seed = b"a: [1, 'x: y', null, true]\nb: &x\n  c: 10.1.0.0/16\n---\n- *x\n- |\n  text\n";
+        fuzz::run("YAML", &[seed], |input| {
+            documents(&String::from_utf8_lossy(input))
+                .map(|all| all.len())
+                .ok()
+        });
+    }
 }

@@ -60,4 +60,16 @@ mod tests {
         assert_eq!(super::signature(br#"{"Holder":7}"#), None);
         assert_eq!(super::signature(br#"{"Holder":"x""#), None);
     }
+
+    #[test]
+    fn fuzzed_signatures() {
+        fuzz::run(
+            "lease signature",
+            &[
+                br#"{"PublicIP":"10.0.0.1","Claimant":"0000000000000007"}"#,
+                br#"{"PublicIP":"10.0.0.1","Holder":"ffffffffffffffff"}"#,
+            ],
+            |input| super::signature(input).map(|signature| std::mem::discriminant(&signature)),
+        );
+    }
 }

@@ -375,4 +375,23 @@ mod tests {
             assert_eq!(Section::read(bytes), None, "{bytes:?}");
         }
     }
+
+    #[test]
+    fn fuzzed_messages() {
+        let message = Section::default()
+            .with("key", "value")
+            .with_list("list", "10.1.2.0/24")
+            .with_section("section", Section::default().with("after", ""));
+        let mut bytes = Vec::new();
+        message.write(&mut bytes).unwrap();
+        fuzz::run("VICI message", &[&bytes], |input| {
+            let read = Section::read(input);
+            if let Some(section) = &read {
+                let mut again = Vec::new();
+                section.write(&mut again).unwrap();
+                assert_eq!(Section::read(&again).as_ref(), read.as_ref());
+            }
+            read.map(|section| section.0.len())
+        });
+    }
 }

@@ -269,4 +269,76 @@ mod tests {
             }
         }
     }
+
+    /// One message of each kind as the kernel sends it, of which every decoder is given mutations.
+    fn samples() -> Vec<Vec<u8>> {
+        let mut kinds = Vec::new();
+        let bodies: [&[u8]; 5] = [
+            // A link, an address, a route, a neighbour, a next hop: family 0, 2 or 10, then numbers.
+            &[0, 0, 0, 0, 7, 0, 0, 0, 0x41, 0, 0, 0, 0, 0, 0, 0],
+            &[2, 24, 0, 0, 7, 0, 0, 0],
+            &[2, 24, 0, 0, 254, 4, 0, 1, 0, 0, 0, 0],
+            &[10, 0, 0, 0, 7, 0, 0, 0, 0x80, 0, 2, 1],
+            &[2, 0, 4, 0, 0, 0, 0, 0],
+        ];
+        for (kind, body) in bodies.iter().enumerate() {
+            let mut batch = Batch::default();
+            batch.open(kind as u16, 0, body);
+            batch.attr(3, b"flannel.1\0");
+            for attr in 1..16 {
+                batch.attr_ip(attr, &IpAddr::from([10, 0, 0, attr as u8]));
+            }
+            let nest = batch.nest(18);
+            batch.attr(1, b"vxlan\0");
+            let inner = batch.nest(2);
+            batch
+                .attr_u32(1, 1)
+                .attr_u32(2, 7)
+                .attr(10, &[0x6a, 0xa8, 0, 0]);
+            batch.end(inner);
+            batch.end(nest);
+            batch.close();
+            kinds.push(batch.bytes().to_vec());
+        }
+        kinds
+    }
+
+    #[test]
+    fn fuzzed_messages() {
+        use crate::netlink::decode;
+
+        let samples = samples();
+        let seeds: Vec<&[u8]> = samples.iter().map(Vec::as_slice).collect();
+        fuzz::run("rtnetlink messages", &seeds, |input| {
+            let mut read = 0_u32;
+            for message in Messages(input) {
+                let shown = [
+                    decode::link(&message)
+                        .map(|link| drop(link.link()))
+                        .is_some(),
+                    decode::link_id(&message).is_some(),
+                    decode::addr(&message).is_some(),
+                    decode::route(&message).is_some(),
+                    decode::path(&message).is_some(),
+                    decode::neigh(&message).is_some(),
+                    decode::next_hop(&message).is_some(),
+                ];
+                for is_some in shown {
+                    read = read.rotate_left(1) ^ u32::from(is_some);
+                }
+            }
+            read
+        });
+        fuzz::run("netlink attributes", &seeds, |input| {
+            let mut kinds = 0_u64;
+            for (kind, value) in Attrs(input) {
+                let _ = (ip(value), text(value), u32_at(value, 0));
+                for (inner, _) in Attrs(value) {
+                    kinds ^= 1 << (inner % 64);
+                }
+                kinds ^= 1 << (kind % 64);
+            }
+            kinds
+        });
+    }
 }

@@ -277,4 +277,18 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn fuzzed_tables() {
+        let mut entry = vec![0; 176];
+        (entry[88], entry[90]) = (112, 176);
+        entry[114..119].copy_from_slice(b"ERROR");
+        entry[144..150].copy_from_slice(b"DOCKER");
+        for (name, family) in [("IPv4", Family::V4), ("IPv6", Family::V6)] {
+            fuzz::run(&format!("legacy table, {name}"), &[&entry], |input| {
+                let look = read(family, &mut input.to_vec(), 3, 5, &["FLANNEL"]);
+                (look.chains.len(), look.has_rules, look.ours)
+            });
+        }
+    }
 }

@@ -173,3 +173,37 @@ fn noise_does_no_harm() {
         });
     }
 }
+
+#[test]
+fn fuzzed_packets() {
+    let samples: Vec<Vec<u8>> = [
+        Sample::tcp(false, 2000, 1000),
+        Sample::tcp(true, 2000, 1000),
+        Sample::udp(false, 2000, 1000),
+        Sample::udp(true, 2000, 1000),
+    ]
+    .iter()
+    .flat_map(parts)
+    .collect();
+    let seeds: Vec<&[u8]> = samples.iter().map(Vec::as_slice).collect();
+    fuzz::run("packets for the device", &seeds, |input| {
+        let arriving = [samples[0].clone(), input.to_vec(), samples[1].clone()];
+        let all: usize = joined(&arriving).iter().map(|(_, bytes)| bytes.len()).sum();
+        // Joined packets have one header in place of several, and nothing else may get lost.
+        let sent: usize = arriving.iter().map(Vec::len).sum();
+        assert!(all <= sent);
+        let packet = crate::packet::Packet::parse(input);
+        let error = crate::icmp::error(input, crate::icmp::Reason::TooBig(1400));
+        if let Some(error) = &error {
+            assert!(
+                is_intact(error) || packet.is_none_or(|packet| packet.v6),
+                "{error:02x?}"
+            );
+        }
+        (
+            packet.is_some(),
+            crate::packet::ends(input).is_some(),
+            error.is_some(),
+        )
+    });
+}

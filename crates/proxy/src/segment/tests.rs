@@ -145,3 +145,33 @@ fn contradictions_are_refused_without_a_panic() {
         }
     }
 }
+
+#[test]
+fn fuzzed_segments() {
+    let samples = [
+        Sample::tcp(false, 3000, 1000),
+        Sample::tcp(true, 3000, 1000),
+        Sample::udp(false, 3000, 1000),
+    ];
+    let seeds: Vec<Vec<u8>> = samples
+        .iter()
+        .map(|sample| [&sample.virtio.encode()[..], &sample.bytes].concat())
+        .collect();
+    let seeds: Vec<&[u8]> = seeds.iter().map(Vec::as_slice).collect();
+    fuzz::run("packets of the device", &seeds, |input| {
+        let (header, bytes) = input.split_first_chunk()?;
+        let mut bytes = bytes.to_vec();
+        let (mut headers, mut out) = (Vec::new(), Vec::new());
+        let cut = segment(
+            &Header::decode(header),
+            &mut bytes,
+            1472,
+            &mut headers,
+            &mut out,
+        );
+        for part in &out {
+            assert!(assembled(part, &headers, &bytes).len() <= 1472);
+        }
+        cut.ok().map(|()| out.len())
+    });
+}

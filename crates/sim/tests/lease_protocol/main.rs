@@ -18,6 +18,7 @@ use stateright::{Checker, Model};
 /// Checks everything that can be reached; prints how many states that were.
 fn check(name: &str, protocol: Protocol) {
     let began = Instant::now();
+    let model = protocol.clone();
     let checker = protocol.checker().threads(2).spawn_bfs().join();
     #[allow(clippy::print_stdout, reason = "the figure is what a run is for")]
     {
@@ -29,18 +30,21 @@ fn check(name: &str, protocol: Protocol) {
             began.elapsed()
         );
     }
-    for (property, path) in checker.discoveries() {
-        let state = path.last_state().clone();
-        let steps: Vec<String> = path
-            .into_actions()
-            .iter()
-            .map(|action| format!("{action:?}"))
-            .collect();
-        panic!(
-            "{name}: {property} is violated after\n  {}\n{state:#?}",
-            steps.join("\n  ")
-        );
-    }
+    let found: Vec<String> = checker
+        .discoveries()
+        .into_iter()
+        .map(|(property, path)| {
+            let state = path.last_state().clone();
+            let why = settle::settles(&model, &state);
+            let steps: Vec<String> = path
+                .into_actions()
+                .iter()
+                .map(|action| format!("{action:?}"))
+                .collect();
+            format!("{property}, but {why:?} after\n  {}", steps.join("\n  "))
+        })
+        .collect();
+    assert!(found.is_empty(), "{name}: {}", found.join("\n"));
 }
 
 const NONE: Faults = Faults {

@@ -368,4 +368,18 @@ mod tests {
         }
         assert!(refused > 0);
     }
+
+    #[test]
+    fn fuzzed_pages() {
+        let (_, bytes) = answer();
+        fuzz::run("etcd page", &[&bytes[..2000], &bytes], read);
+        let watch = WatchResponse {
+            header: answer().0.header,
+            cancel_reason: "why".into(),
+            ..WatchResponse::default()
+        };
+        fuzz::run("etcd watch", &[&watch.encode_to_vec()], |input| {
+            WatchResponse::decode(input).is_ok()
+        });
+    }
 }

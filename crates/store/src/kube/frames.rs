@@ -255,4 +255,16 @@ mod tests {
             let _ = read(&bytes, encoding, &[]);
         }
     }
+
+    #[test]
+    fn fuzzed_frames() {
+        for (encoding, seed) in [(Encoding::Protobuf, protobuf()), (Encoding::Json, json())] {
+            fuzz::run(&format!("watch frames, {encoding:?}"), &[&seed], |input| {
+                let whole = read(input, encoding, &[]);
+                let halves = read(input, encoding, &[input.len() / 2]);
+                assert_eq!(whole.is_ok(), halves.is_ok());
+                whole.map_err(|error| error.to_string())
+            });
+        }
+    }
 }

@@ -336,4 +336,28 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn fuzzed_files() {
+        let text = FLOW
+            .replace(
+                "CLUSTER",
+                "certificate-authority: pki/ca.crt, proxy-url: 'http://p'",
+            )
+            .replace(
+                "USER",
+                "client-key-data: a2V5, tokenFile: t, exec: {command: c, args: [a]}",
+            );
+        let block = "apiVersion: v1\nkind: Config\ncurrent-context: x\ncontexts:\n- name: x\n  context:\n    cluster: c\n    user: u\n";
+        fuzz::run(
+            "kubeconfig",
+            &[text.as_bytes(), block.as_bytes()],
+            |input| {
+                let text = String::from_utf8_lossy(input).into_owned();
+                let read = parse(&[("/etc/kubernetes/kubelet.conf".into(), text)]);
+                read.map(|config| config.credential.is_some())
+                    .map_err(|error| error.len())
+            },
+        );
+    }
 }

@@ -36,6 +36,9 @@ pub(super) struct Holding<M> {
     twins: Twins<M>,
     /// A living node with this node's address holds this older lease: the own one is to be deleted.
     yields_to: Option<SubnetKey>,
+    /// Another key that lives as long as the own one: a write that was given up arrived late. It is to be deleted,
+    /// for nothing else ends it.
+    stray: Option<(SubnetKey, M)>,
 }
 
 impl<M: Clone + PartialEq> Holding<M> {
@@ -55,6 +58,7 @@ impl<M: Clone + PartialEq> Holding<M> {
             published: entry.attrs.clone(),
             twins: Twins::new(now),
             yields_to: None,
+            stray: None,
         };
         holding.set(entry);
         holding
@@ -116,6 +120,11 @@ impl<M: Clone + PartialEq> Holding<M> {
             write(Some(entry.mark.clone()))
         } else if renew_at.is_some_and(|at| at <= now) {
             Next::Do(Request::Renew)
+        } else if let Some((key, mark)) = &self.stray {
+            Next::Do(Request::Delete {
+                key: *key,
+                over: mark.clone(),
+            })
         } else if let Some(question) =
             self.twins
                 .question(entry, &self.desired.public_ip, writer, now)
@@ -156,12 +165,20 @@ impl<M: Clone + PartialEq> Holding<M> {
                 Some(Request::Write { key, .. }) if key != self.key => {
                     self.asked(key, answer, writer, policy, now)
                 }
+                Some(Request::Delete { key, .. }) if key != self.key => {
+                    self.stray = None;
+                    match answer {
+                        Answer::Differs(Some(entry)) => self.other(entry, writer, policy, now),
+                        _ => Step::Stay(vec![Action::Say(Notice::Discarded(key))]),
+                    }
+                }
                 _ => self.answer(answer, writer, policy, now),
             },
             Event::Failed => {
                 match request {
                     // A question to another node: what became of it is seen before it is repeated.
                     Some(Request::Write { key, .. }) if key != self.key => {}
+                    Some(Request::Delete { key, .. }) if key != self.key => {}
                     Some(Request::Write { value, over, .. }) => {
                         self.sent.add(value, over);
                         self.uncertain = true;
@@ -178,6 +195,12 @@ impl<M: Clone + PartialEq> Holding<M> {
     /// Takes in a lease that may be that of another node with this node's address.
     fn other(&mut self, entry: Entry<M>, writer: WriterId, policy: &Policy, now: Time) -> Step<M> {
         if entry.key == self.key {
+            return Step::Stay(Vec::new());
+        }
+        let is_own =
+            matches!(&entry.attrs, Some(attrs) if same_node(attrs, &self.desired.public_ip));
+        if is_own && matches!(entry.life, Life::Until { .. }) {
+            self.stray = Some((entry.key, entry.mark));
             return Step::Stay(Vec::new());
         }
         self.twins

@@ -206,3 +206,16 @@ fn garbage_is_no_rule_of_ours_and_no_panic() {
         assert!(patched(text, &desired(true)).is_some());
     }
 }
+
+#[test]
+fn fuzzed_rules() {
+    let desired = desired(true);
+    fuzz::run("iptables-save", &[FRESH_V4.as_bytes()], |input| {
+        let saved = String::from_utf8_lossy(input);
+        let standing = read(&saved);
+        (
+            save::unreadable(&saved, &["nat", "filter"]).is_some(),
+            standing.anothers(&desired).len(),
+        )
+    });
+}

@@ -137,3 +137,26 @@ fn masquerade_is_read_in_all_its_spellings() {
     assert_eq!(with(json!({"flags": ["fully-random", "persistent"]})), None);
     assert_eq!(with(json!({"port": 1})), None);
 }
+
+#[test]
+fn fuzzed_tables() {
+    let desired = desired(true, true);
+    let table = json!({"nftables": [
+        {"metainfo": {"version": "1.0.9"}},
+        {"table": {"family": "ip", "name": "flannel-ipv4", "handle": 1}},
+        {"chain": {"family": "ip", "table": "flannel-ipv4", "name": "postrtg", "handle": 1, "type": "nat",
+            "hook": "postrouting", "prio": 100, "policy": "accept"}},
+        {"rule": {"family": "ip", "table": "flannel-ipv4", "chain": "postrtg", "handle": 2, "comment": "flanneld masq",
+            "expr": [{"match": {"op": "!=", "left": {"payload": {"protocol": "ip", "field": "saddr"}},
+                "right": {"prefix": {"addr": "10.1.0.0", "len": 16}}}}, {"masquerade": {"flags": "fully-random"}}]}},
+        {"rule": {"family": "ip", "table": "flannel-ipv4", "chain": "forward", "handle": 3,
+            "expr": [{"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, 16384]}, "right": 16384}},
+                {"return": null}]}},
+    ]});
+    fuzz::run("nft list", &[table.to_string().as_bytes()], |input| {
+        let standing = read(Family::V4, &String::from_utf8_lossy(input));
+        standing
+            .map(|standing| standing.anothers(&desired).len())
+            .ok()
+    });
+}

@@ -189,3 +189,37 @@ fn garbage_is_an_error_and_no_panic() {
         let _ = list.finish();
     }
 }
+
+#[test]
+fn fuzzed_lists() {
+    let prefix = Prefix::parse("f.io").unwrap();
+    let read = |input: &[u8], encoding, cut: usize| -> Result<usize, String> {
+        let mut list = List::new(encoding);
+        let mut nodes = 0;
+        for part in [&input[..cut], &input[cut..]] {
+            list.buffer.extend_from_slice(part);
+            while let Some(range) = list.next().map_err(|error| error.to_string())? {
+                let node = match encoding {
+                    Encoding::Protobuf => Node::from_protobuf(&list.buffer[range], &prefix),
+                    Encoding::Json => Node::from_json(&list.buffer[range], &prefix),
+                };
+                let node = node.map_err(|error| error.to_string())?;
+                node.subnets(&[model::Family::V4, model::Family::V6], |_, _| {});
+                nodes += 1;
+            }
+        }
+        list.finish().map_err(|error| error.to_string())?;
+        Ok(nodes)
+    };
+    for (encoding, seed) in [
+        (Encoding::Protobuf, protobuf_list()),
+        (Encoding::Json, JSON.as_bytes().to_vec()),
+    ] {
+        fuzz::run(&format!("node list, {encoding:?}"), &[&seed], |input| {
+            let whole = read(input, encoding, 0);
+            let halves = read(input, encoding, input.len() / 2);
+            assert_eq!(whole.is_ok(), halves.is_ok());
+            whole
+        });
+    }
+}

@@ -50,6 +50,21 @@ fn a_fault_while_a_lease_is_adopted_does_not_cost_the_subnet() {
     }
 }
 
+/// Found by the model check (`lease_protocol`): the node gave up a creation because another node had the key, which was
+/// deleted before the first request arrived. The second key would live as long as the node renews its etcd lease.
+#[test]
+fn a_creation_that_arrives_late_leaves_no_second_key() {
+    let (mut sim, mut nodes) = lone(None);
+    let own = nodes[0].ready.unwrap();
+    let hangs_on = sim.keys[&own].hangs_on;
+    for late in [key(11), key(12)] {
+        sim.put(late, Some(attrs(1, 1)), hangs_on);
+        settle(&mut sim, &mut nodes, MOMENT);
+        assert_eq!(sim.keys.keys().collect::<Vec<_>>(), [&own]);
+    }
+    assert_eq!(nodes[0].ready, Some(own));
+}
+
 #[test]
 fn a_lost_answer_to_a_creation_leaves_no_second_key() {
     for fault in [Fault::Before, Fault::After] {
