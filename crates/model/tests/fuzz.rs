@@ -32,7 +32,10 @@ fn network_configurations() {
                 }
                 (true, config.fits(&key), picks)
             }
-            Err(faults) => (false, false, faults.to_string().len()),
+            Err(faults) => {
+                let length = |fault: model::ConfigError| fault.to_string().len();
+                (false, false, faults.into_all().map(length).sum())
+            }
         },
     );
 }

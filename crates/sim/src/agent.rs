@@ -412,6 +412,15 @@ impl Agent {
             (Answer::Written { entry, .. } | Answer::Differs(Some(entry)), _) => {
                 self.seen.insert(entry.key, entry.mark);
             }
+            (
+                Answer::Looked {
+                    look: Look::There(entry),
+                    ..
+                },
+                _,
+            ) => {
+                self.seen.insert(entry.key, entry.mark);
+            }
             (Answer::Deleted, Request::Delete { key, .. }) => {
                 self.seen.remove(key);
             }

@@ -53,7 +53,7 @@ pub struct State {
     late: Vec<Late>,
     left: Faults,
     runs: u32,
-    /// Subnets whose key etcd lost while a node used them.
+    /// Subnets whose key etcd lost although no node deleted it.
     lost: BTreeSet<SubnetKey>,
 }
 
@@ -164,18 +164,17 @@ impl State {
             return false;
         };
         self.now = next;
+        let before = self.etcd.clone();
         self.etcd.expire(next);
-        self.note_lost();
+        self.note_lost(&before);
         true
     }
 
-    /// What a node uses and etcd does not show any more.
-    fn note_lost(&mut self) {
-        let lost: Vec<SubnetKey> = self
-            .up()
-            .filter_map(|(_, agent)| agent.granted())
-            .filter(|key| !self.etcd.keys().contains_key(key))
-            .collect();
+    /// Notes what etcd lost against its nodes' will: `before` is what it had. Nodes may not have heard of it, even of
+    /// their own key's creation.
+    fn note_lost(&mut self, before: &Etcd) {
+        let keys = self.etcd.keys();
+        let lost = before.keys().keys().filter(|key| !keys.contains_key(key));
         self.lost.extend(lost);
     }
 
@@ -325,15 +324,17 @@ impl Model for Protocol {
             Step::Backup => state.backup = Some(state.etcd.clone()),
             Step::Restore => {
                 let backup = state.backup.take()?;
+                let before = state.etcd.clone();
                 state.etcd.restore(&backup, 0, now);
+                state.note_lost(&before);
                 state.left.restores -= 1;
             }
             Step::Delete(key) => {
                 state.etcd.remove(&key);
+                state.lost.insert(key);
                 state.left.deletions -= 1;
             }
         }
-        state.note_lost();
         Some(state)
     }
 
