@@ -52,6 +52,17 @@ test-vm: ## The kernel suites under the kernels of Debian 12 and 13, in virtual 
 	$(CARGO) test --locked -p dataplane -p flanneld --test conformance --test rules --test daemon --no-run
 	@scripts/test-vm $(KERNELS)
 
+.PHONY: model-check
+model-check: ## The lease protocol, every order of events within larger bounds than `make test` has (minutes)
+	@scripts/setup build
+	$(CARGO) test --locked --profile proof -p sim --test lease_protocol -- --include-ignored --nocapture --test-threads=1
+
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz: ## Mutated inputs for every parser, SECONDS=60 each; FUZZ_SEED= for others
+	@scripts/setup build
+	FUZZ_SECONDS=$(SECONDS) $(CARGO) test --locked --profile proof -p model -p store -p dataplane -p proxy -p cni -p flannelctl --lib --bins --test fuzz -- fuzzed --nocapture --test-threads=2
+
 MSRV := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 .PHONY: lint

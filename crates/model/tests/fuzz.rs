@@ -7,7 +7,7 @@ fn text(input: &[u8]) -> std::borrow::Cow<'_, str> {
 }
 
 #[test]
-fn network_configurations() {
+fn fuzzed_network_configurations() {
     fuzz::run(
         "network configuration",
         &[
@@ -41,7 +41,7 @@ fn network_configurations() {
 }
 
 #[test]
-fn lease_values() {
+fn fuzzed_lease_values() {
     fuzz::run(
         "lease value",
         &[
@@ -62,7 +62,7 @@ fn lease_values() {
 }
 
 #[test]
-fn subnet_keys() {
+fn fuzzed_subnet_keys() {
     fuzz::run(
         "subnet key",
         &[

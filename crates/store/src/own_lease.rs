@@ -108,8 +108,8 @@ pub struct OwnLease<M> {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Stage<M> {
-    Acquiring(Acquisition<M>),
-    Held(Holding<M>),
+    Acquiring(Box<Acquisition<M>>),
+    Held(Box<Holding<M>>),
     /// The lease was revoked, or none can be had.
     Over,
 }
@@ -134,7 +134,7 @@ impl<M: Clone + PartialEq> OwnLease<M> {
         OwnLease {
             policy,
             writer,
-            stage: Stage::Acquiring(Acquisition::new(who)),
+            stage: Stage::Acquiring(Box::new(Acquisition::new(who))),
             current: None,
             blocked: false,
         }
@@ -152,7 +152,7 @@ impl<M: Clone + PartialEq> OwnLease<M> {
         OwnLease {
             policy,
             writer,
-            stage: Stage::Held(Holding::new(entry, desired, now)),
+            stage: Stage::Held(Box::new(Holding::new(entry, desired, now))),
             current: None,
             blocked: false,
         }
@@ -179,7 +179,7 @@ impl<M: Clone + PartialEq> OwnLease<M> {
         let mut actions = match step {
             Step::Stay(actions) => actions,
             Step::Acquired(holding, actions) => {
-                self.stage = Stage::Held(*holding);
+                self.stage = Stage::Held(holding);
                 actions
             }
             Step::Over(action) => {

@@ -1,6 +1,7 @@
 //! Nodes, etcd and the network as a model: its states, and what leads from one to the next.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub struct Protocol {
 }
 
 /// A daemon, or what the last one left in `subnet.env`.
+#[allow(clippy::large_enum_variant, reason = "mostly the large one")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Node {
     Down(Option<SubnetKey>),
@@ -188,11 +190,17 @@ impl State {
         })
     }
 
-    fn two_owners(&self) -> bool {
-        let mut owned = BTreeSet::new();
-        self.up()
-            .filter_map(|(_, agent)| agent.granted())
-            .any(|key| !owned.insert(key) && !self.lost.contains(&key))
+    /// Whether two nodes with an address each use one subnet. Two with one address may, until one of them answers the
+    /// other: both had it before, and both machines' `subnet.env` name it.
+    fn two_owners(&self, protocol: &Protocol) -> bool {
+        let mut owners: BTreeMap<SubnetKey, &Dual<IpAddr>> = BTreeMap::new();
+        self.up().any(|(n, agent)| {
+            let ip = &protocol.nodes[n].who.public_ip;
+            let before = agent
+                .granted()
+                .and_then(|key| Some((key, owners.insert(key, ip)?)));
+            before.is_some_and(|(key, other)| other != ip && !self.lost.contains(&key))
+        })
     }
 }
 
@@ -340,8 +348,8 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("no subnet has two owners", |_, state: &State| {
-                !state.two_owners()
+            Property::always("no subnet has two owners", |protocol, state: &State| {
+                !state.two_owners(protocol)
             }),
             Property::always(
                 "a reservation stays",
