@@ -6,6 +6,8 @@
 
 mod process;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod vici;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,6 +35,9 @@ const SOCKET: &str = "/var/run/charon.vici";
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
 
+/// A charon of ours that does not answer for so long is killed and started again.
+const HUNG: Duration = Duration::from_secs(60);
+
 /// How long a full look waits for charon.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -49,6 +54,8 @@ pub(crate) struct Charon {
     runs: bool,
     /// What went wrong when charon was reached last.
     problem: Option<String>,
+    /// Since when it takes connections and does not answer.
+    silent: Option<Instant>,
     wanted: BTreeMap<IkeKey, IkeConnection>,
     /// Connections to end.
     unwanted: BTreeMap<IkeKey, IkeConnection>,
@@ -75,6 +82,7 @@ impl Charon {
             serving: None,
             runs: false,
             problem: None,
+            silent: None,
             wanted: BTreeMap::new(),
             unwanted: BTreeMap::new(),
             loaded: BTreeMap::new(),
@@ -167,6 +175,11 @@ impl Charon {
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
         );
+        if unheard {
+            self.silent = None;
+        } else {
+            self.end_hung();
+        }
         let started = match &mut self.process {
             Some(process) if unheard && self.is_needed => process.start(),
             _ => Ok(()),
@@ -198,6 +211,19 @@ impl Charon {
         }
     }
 
+    /// Kills a charon of ours that has not answered for long: it agrees on no new keys, and those in use end.
+    fn end_hung(&mut self) {
+        let since = *self.silent.get_or_insert_with(Instant::now);
+        if since.elapsed() < HUNG || !self.is_needed {
+            return;
+        }
+        self.silent = None;
+        let serving = self.serving;
+        if let Some(process) = &mut self.process {
+            process.kill(serving);
+        }
+    }
+
     fn gone(&mut self, key: IkeKey) {
         if let Some(connection) = self.wanted.get(&key) {
             let gone = Object::IkeConnection(key, connection.clone());
@@ -208,7 +234,8 @@ impl Charon {
     fn found(&mut self, found: Found) {
         self.loaded = found.loaded;
         self.serving = found.process;
-        self.problem = None;
+        (self.problem, self.silent) = (None, None);
+        self.process.iter_mut().for_each(Process::works);
         if self.is_needed && !std::mem::replace(&mut self.runs, true) {
             let daemon = Object::IkeDaemon((), false);
             self.events.push_back(KernelEvent::Saw(daemon));
@@ -245,7 +272,9 @@ impl Charon {
             }
         }
         self.failed = found.failed;
-        if self.up.len() < self.wanted.len() {
+        if found.is_part {
+            self.next = Instant::now();
+        } else if self.up.len() < self.wanted.len() {
             self.next = Instant::now() + SOON;
         }
     }

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use model::object::{IkeConnection, IkeKey};
+use tokio::time::Instant;
 
 use super::vici::{Client, Section};
 
@@ -14,6 +16,10 @@ const IKE: &str = "aes256-sha256-modp4096";
 /// New keys long before a counter of 32 bits ends.
 const REKEY_PACKETS: &str = "2000000000";
 const REKEY_TIME: &str = "1h";
+
+/// How long connections are set up in one look; the others follow in the next one. So what was done is known even if
+/// charon stops to answer.
+const SLICE: Duration = Duration::from_secs(5);
 
 /// How often a silent peer is asked whether it lives.
 const DPD_DELAY: &str = "30s";
@@ -38,6 +44,8 @@ pub(super) struct Found {
     pub(super) up: BTreeSet<IkeKey>,
     /// Why a connection could not be set up.
     pub(super) failed: BTreeMap<IkeKey, String>,
+    /// There was no time for the rest.
+    pub(super) is_part: bool,
 }
 
 /// Returns the names of all connections.
@@ -58,7 +66,9 @@ pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
         loaded: plan.loaded,
         up: BTreeSet::new(),
         failed: BTreeMap::new(),
+        is_part: false,
     };
+    let began = Instant::now();
     for name in &names {
         let Some(key) = IkeConnection::key_of(name) else {
             continue;
@@ -77,15 +87,24 @@ pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
         plan.wanted.contains_key(key) && names.contains(&connection.name(key))
     });
     let states = states(&mut client).await?;
+    let state = |key: &IkeKey, wanted: &IkeConnection| states.get(&wanted.name(key)).copied();
+    let up = found.loaded.iter();
+    let up = up.filter(|(key, loaded)| {
+        plan.wanted.get(*key) == Some(*loaded) && state(key, loaded) == Some(State::Up)
+    });
+    found.up = up.map(|(key, _)| *key).collect();
     for (key, wanted) in &plan.wanted {
+        if found.up.contains(key) {
+            continue;
+        }
+        if began.elapsed() >= SLICE {
+            found.is_part = true;
+            break;
+        }
         let name = wanted.name(key);
         let done = if found.loaded.get(key) == Some(wanted) {
-            match states.get(&name) {
-                Some(State::Up) => {
-                    found.up.insert(*key);
-                    Ok(())
-                }
-                Some(State::Beginning) => Ok(()),
+            match state(key, wanted) {
+                Some(State::Up | State::Beginning) => Ok(()),
                 None => initiate(&mut client, &name, key).await,
             }
         } else {

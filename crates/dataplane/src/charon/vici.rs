@@ -11,6 +11,12 @@ use tokio::net::UnixStream;
 /// How long charon may take to answer.
 const ANSWER: Duration = Duration::from_secs(10);
 
+/// How long a list may take: one of thousands of connections comes as thousands of events.
+const LIST: Duration = Duration::from_secs(60);
+
+/// The most events of a list that are read.
+const MOST_EVENTS: usize = 100_000;
+
 /// The longest packet that the protocol has, in bytes.
 const LONGEST: usize = 512 << 10;
 
@@ -95,7 +101,7 @@ impl Section {
         found.map(|(_, value)| value)
     }
 
-    fn write(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
+    pub(super) fn write(&self, bytes: &mut Vec<u8>) -> io::Result<()> {
         for (name, value) in &self.0 {
             match value {
                 Value::Text(text) => {
@@ -121,7 +127,7 @@ impl Section {
     }
 
     /// Reads a message.
-    fn read(bytes: &[u8]) -> Option<Section> {
+    pub(super) fn read(bytes: &[u8]) -> Option<Section> {
         let mut rest = bytes;
         // The section at the end of which what follows belongs to the one before.
         let mut open: Vec<(String, Section)> = Vec::new();
@@ -234,14 +240,19 @@ impl Client {
     /// the command.
     pub(super) async fn call(&mut self, command: &str, message: &Section) -> io::Result<Section> {
         self.send(REQUEST, command, message).await?;
-        loop {
-            let (kind, body) = self.receive().await?;
-            match kind {
-                RESPONSE => return Section::read(&body).ok_or_else(malformed),
-                UNKNOWN => return Err(io::Error::other(format!("charon does not know {command}"))),
-                _ => {}
+        let answer = async {
+            loop {
+                let (kind, body) = self.receive().await?;
+                match kind {
+                    RESPONSE => return Section::read(&body).ok_or_else(malformed),
+                    UNKNOWN => {
+                        return Err(io::Error::other(format!("charon does not know {command}")));
+                    }
+                    _ => {}
+                }
             }
-        }
+        };
+        tokio::time::timeout(ANSWER, answer).await?
     }
 
     /// Sends a command that must succeed.
@@ -266,6 +277,10 @@ impl Client {
     /// # Errors
     /// As [`Client::call`].
     pub(super) async fn list(&mut self, command: &str, event: &str) -> io::Result<Vec<Section>> {
+        tokio::time::timeout(LIST, self.events(command, event)).await?
+    }
+
+    async fn events(&mut self, command: &str, event: &str) -> io::Result<Vec<Section>> {
         self.send_event(REGISTER, event).await?;
         loop {
             match self.receive().await?.0 {
@@ -287,6 +302,9 @@ impl Client {
                     let mut rest = &body[..];
                     let name = read_name(&mut rest).ok_or_else(malformed)?;
                     if name == event {
+                        if found.len() >= MOST_EVENTS {
+                            return Err(malformed());
+                        }
                         found.push(Section::read(rest).ok_or_else(malformed)?);
                     }
                 }

@@ -1,0 +1,172 @@
+//! A charon that works, is slow, hangs or talks nonsense.
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{LocalSet, spawn_local};
+
+use super::vici::{Section, Value};
+use super::*;
+
+/// How a charon answers.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Properly, each time after so long.
+    After(Duration),
+    Never,
+    Nonsense,
+    /// With events that nobody asked for, without end.
+    Flood,
+}
+
+/// Listens at a path, as charon does; connections that were loaded count as up.
+fn charon(socket: &Path, manner: Manner) -> Rc<RefCell<BTreeSet<String>>> {
+    let listener = UnixListener::bind(socket).unwrap();
+    let loaded = Rc::new(RefCell::new(BTreeSet::new()));
+    let names = Rc::clone(&loaded);
+    spawn_local(async move {
+        let mut silent = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            match manner {
+                Manner::Never => silent.push(stream),
+                Manner::After(pause) => {
+                    spawn_local(answer(stream, Rc::clone(&names), pause));
+                }
+                Manner::Nonsense => {
+                    let mut stream = stream;
+                    let _ = stream.write_all(&[0xff; 64]).await;
+                }
+                Manner::Flood => {
+                    let mut stream = stream;
+                    spawn_local(async move {
+                        while stream.write_all(&[0, 0, 0, 2, 7, 0]).await.is_ok() {
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    });
+                }
+            }
+        }
+    });
+    loaded
+}
+
+async fn answer(mut stream: UnixStream, loaded: Rc<RefCell<BTreeSet<String>>>, pause: Duration) {
+    while let Ok(len) = stream.read_u32().await {
+        let mut body = vec![0; len as usize];
+        stream.read_exact(&mut body).await.unwrap();
+        let (kind, rest) = body.split_first().unwrap();
+        let (len, rest) = rest.split_first().unwrap();
+        let (name, rest) = rest.split_at(usize::from(*len));
+        let mut answers = Vec::new();
+        match (*kind, std::str::from_utf8(name).unwrap()) {
+            (3, _) => answers.push(vec![5]),
+            (_, "get-conns") => {
+                let names = loaded.borrow().iter().cloned().collect();
+                let conns = Section(vec![("conns".into(), Value::List(names))]);
+                answers.push(packet(&[1], &conns));
+            }
+            (_, "list-sas") => {
+                let child = Section::default().with("state", "INSTALLED");
+                let children = Section::default().with_section("child", child);
+                let sa = Section::default()
+                    .with("state", "ESTABLISHED")
+                    .with_section("child-sas", children);
+                for name in loaded.borrow().iter() {
+                    let event = Section::default().with_section(name, sa.clone());
+                    answers.push(packet(b"\x07\x07list-sa", &event));
+                }
+                answers.push(vec![1]);
+            }
+            (_, command) => {
+                if command == "load-conn" {
+                    let message = Section::read(rest).unwrap();
+                    let names = message.sections().map(|(name, _)| name.to_owned());
+                    loaded.borrow_mut().extend(names);
+                }
+                let done = Section::default().with("success", "yes");
+                answers.push(packet(&[1], &done));
+            }
+        }
+        tokio::time::sleep(pause).await;
+        for answer in answers {
+            let len = u32::try_from(answer.len()).unwrap();
+            stream.write_u32(len).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        }
+    }
+}
+
+fn packet(head: &[u8], message: &Section) -> Vec<u8> {
+    let mut bytes = head.to_vec();
+    message.write(&mut bytes).unwrap();
+    bytes
+}
+
+fn connection(number: u8) -> Object {
+    let key = IkeKey {
+        local: "10.1.0.0/24".parse().unwrap(),
+        remote: format!("10.1.{number}.0/24").parse().unwrap(),
+    };
+    let connection = IkeConnection {
+        local: [192, 0, 2, 1].into(),
+        local_id: [192, 0, 2, 1].into(),
+        remote: [192, 0, 2, number].into(),
+        esp: "aes".into(),
+        encap: false,
+        psk: Psk("secret".into()),
+    };
+    Object::IkeConnection(key, connection)
+}
+
+/// Returns what a door reports within ten minutes, after it was asked for charon and so many connections.
+async fn reports(manner: Manner, connections: u8) -> Vec<KernelEvent> {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vici");
+    let set = LocalSet::new();
+    let run = async {
+        charon(&socket, manner);
+        let mut door = Charon::new(Some(socket.clone()), None);
+        let mut ops = vec![Op::Put(Object::IkeDaemon((), false))];
+        ops.extend((2..2 + connections).map(|number| Op::Put(connection(number))));
+        door.apply(&ops).await;
+        let mut events = Vec::new();
+        let end = Instant::now() + Duration::from_secs(600);
+        while let Ok(event) = tokio::time::timeout_at(end, door.event()).await {
+            events.push(event);
+        }
+        events
+    };
+    set.run_until(run).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_charon_that_answers_has_all_connections_up_however_slow_it_is() {
+    for pause in [Duration::ZERO, Duration::from_secs(2)] {
+        let events = reports(Manner::After(pause), 20).await;
+        let up = events
+            .iter()
+            .filter(|event| matches!(event, KernelEvent::Saw(Object::IkeConnection(..))));
+        assert_eq!(up.count(), 20, "{pause:?}: {events:?}");
+        let runs = KernelEvent::Saw(Object::IkeDaemon((), false));
+        assert_eq!(events.len(), 21, "{pause:?}: {events:?}");
+        assert!(events.contains(&runs));
+    }
+}
+
+/// It is reported once, and the door stays alive.
+#[tokio::test(start_paused = true)]
+async fn a_charon_that_hangs_or_talks_nonsense_is_reported_once() {
+    for manner in [Manner::Never, Manner::Nonsense, Manner::Flood] {
+        let events = reports(manner, 3).await;
+        let [KernelEvent::Refused(op, why)] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(op.object(), &Object::IkeDaemon((), false));
+        let why = why.to_string();
+        assert!(why.contains("charon cannot be reached at"), "{why}");
+        assert!(!why.contains("secret"), "{why}");
+    }
+}
