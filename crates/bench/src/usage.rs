@@ -25,11 +25,8 @@ impl Usage {
     /// None does.
     pub fn of(node: &Node) -> anyhow::Result<Usage> {
         let flanneld = node.flanneld();
-        let pid = Pid::from_raw(flanneld.pid()?.cast_signed());
-        let clock = clock_getcpuclockid(pid).and_then(|clock| clock.now());
-        let cpu = clock.with_context(|| format!("processor time of {}", flanneld.name()))?;
         Ok(Usage {
-            cpu: cpu.into(),
+            cpu: cpu(flanneld.pid()?)?,
             peak_kib: flanneld.usage()?.peak_rss_kib,
         })
     }
@@ -51,4 +48,15 @@ pub fn user_time_of_ended() -> anyhow::Result<Duration> {
     let user = unsafe { usage.assume_init() }.ru_utime;
     let micros = user.tv_sec * 1_000_000 + user.tv_usec;
     Ok(Duration::from_micros(micros.try_into().unwrap_or(0)))
+}
+
+/// Processor time of a process, to the nanosecond, of threads that have ended too.
+///
+/// # Errors
+/// There is no such process.
+pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).and_then(|clock| clock.now());
+    Ok(clock
+        .with_context(|| format!("processor time of process {pid}"))?
+        .into())
 }
