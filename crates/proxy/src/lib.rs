@@ -14,6 +14,7 @@
 //! The threads are the proxy's own. The daemon only swaps the table of next hops ([`Proxy::set_table`]),
 //! which they read without a lock.
 
+mod busy_poll;
 mod checksum;
 mod coalesce;
 mod icmp;

@@ -16,7 +16,7 @@ use crate::table::Table;
 use crate::tun::{Offloads, Queue, TunError};
 use crate::wake::{Stop, wait};
 use crate::wireguard::{Identity, Peer, Peers, TICK, Wireguard};
-use crate::worker::{downlink, uplink};
+use crate::worker::carry;
 
 /// How long an attempt to attach is put off after a failure: doubled each time up to the longest.
 const RETRY: Duration = Duration::from_millis(20);
@@ -33,7 +33,7 @@ pub struct Config {
     pub mtu: usize,
     /// Keys, if packets are to be encrypted.
     pub wireguard: Option<Wireguard>,
-    /// How many queues the device and how many sockets the port gets. Each has two threads.
+    /// How many queues the device and how many sockets the port gets. Each has a thread.
     pub queues: usize,
 }
 
@@ -225,7 +225,7 @@ fn supervise(config: &Config, shared: &Shared) {
             }
             Err(problem) => shared.set_problem(Some(problem.to_string())),
         }
-        if wait(&[&shared.stop], None, Some(delay)) {
+        if wait(&[&shared.stop; 2], &[], Some(delay)) {
             return;
         }
         delay = (delay * 2).min(RETRY_LONGEST);
@@ -273,7 +273,7 @@ fn run(shared: &Shared, attached: &Attached) -> io::Result<()> {
         let mut started = Ok(());
         if let (Carrier::Sealed(_), Some(socket)) = (&shared.view().to, attached.sockets.first()) {
             let timers = || {
-                while !wait(&stops, None, Some(TICK)) {
+                while !wait(&stops, &[], Some(TICK)) {
                     if let Carrier::Sealed(peers) = &shared.view().to {
                         peers.tick(socket);
                     }
@@ -284,20 +284,13 @@ fn run(shared: &Shared, attached: &Attached) -> io::Result<()> {
         }
         for (queue, socket) in attached.queues.iter().zip(&attached.sockets) {
             let (ended, stops) = (&ended, &stops);
-            let up = move || {
+            let worker = move || {
                 // The reason shows in the next attempt to attach.
-                let _ = uplink(shared, stops, queue, socket);
+                let _ = carry(shared, stops, queue, socket, udp);
                 ended.give();
             };
-            let down = move || {
-                let _ = downlink(shared, stops, queue, socket, udp);
-                ended.give();
-            };
-            let spawn = |name: &str| std::thread::Builder::new().name(name.into());
-            let both = spawn("proxy-up")
-                .spawn_scoped(scope, up)
-                .and_then(|_| spawn("proxy-down").spawn_scoped(scope, down));
-            if let Err(error) = both {
+            let named = std::thread::Builder::new().name("proxy-queue".into());
+            if let Err(error) = named.spawn_scoped(scope, worker) {
                 ended.give();
                 started = Err(error);
                 break;

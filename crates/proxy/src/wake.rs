@@ -46,25 +46,25 @@ impl Stop {
     }
 }
 
-/// Waits until `fd` can be read, until the time is over, or for an order to stop. Returns whether one was
+/// Waits until one of `fds` can be read, until the time is over, or for an order to stop. Returns whether one was
 /// given.
-pub(crate) fn wait(stops: &[&Stop], fd: Option<BorrowedFd>, time: Option<Duration>) -> bool {
+pub(crate) fn wait(stops: &[&Stop; 2], fds: &[BorrowedFd], time: Option<Duration>) -> bool {
     let readable = |fd: c_int| libc::pollfd {
         fd,
         events: libc::POLLIN,
         revents: 0,
     };
-    let mut polled = [readable(-1); 3];
-    for (place, stop) in polled.iter_mut().zip(stops.iter().take(2)) {
-        place.fd = stop.fd.as_raw_fd();
-    }
-    if let Some(fd) = fd {
-        polled[2].fd = fd.as_raw_fd();
+    // Entries with a negative descriptor are ignored.
+    let mut polled = [readable(-1); 4];
+    let stops = stops.iter().map(|stop| stop.fd.as_raw_fd());
+    let wanted = stops.chain(fds.iter().map(AsRawFd::as_raw_fd));
+    for (place, fd) in polled.iter_mut().zip(wanted) {
+        place.fd = fd;
     }
     let time = time.map_or(-1, |time| {
         c_int::try_from(time.as_millis()).unwrap_or(c_int::MAX)
     });
-    // SAFETY: three structures that outlive the call.
-    let ready = unsafe { libc::poll(polled.as_mut_ptr(), 3, time) };
+    // SAFETY: four structures that outlive the call.
+    let ready = unsafe { libc::poll(polled.as_mut_ptr(), 4, time) };
     ready > 0 && polled[..2].iter().any(|polled| polled.revents != 0)
 }

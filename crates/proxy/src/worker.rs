@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
+use crate::busy_poll::BusyPoll;
 use crate::coalesce::Coalescer;
 use crate::icmp::{self, Allowance, Reason};
 use crate::narrow::{LEAST_V4, Narrow};
@@ -27,35 +28,33 @@ const ARENA: usize = 256 << 10;
 /// How much encrypted data is sent at once, in bytes.
 const SEALED: usize = 384 << 10;
 
-/// Carries packets from the device to the peers until an order to stop is given.
+/// Carries packets between one queue of the device and one socket until an order to stop is given.
+///
+/// One thread does both directions: what it delivers to the device is often answered at once, and the answer is
+/// then sent without waking another thread.
 ///
 /// # Errors
 /// The device is gone.
-pub(crate) fn uplink(
+pub(crate) fn carry(
     shared: &Shared,
-    stops: &[&Stop],
+    stops: &[&Stop; 2],
     queue: &Queue,
     socket: &Socket,
+    join_udp: bool,
 ) -> io::Result<()> {
-    let mut uplink = Uplink {
-        shared,
-        queue,
-        socket,
-        data: vec![0; ARENA],
-        headers: Vec::with_capacity(16 << 10),
-        segments: Vec::new(),
-        outgoing: Outgoing::default(),
-        sealed: match &shared.view().to {
-            Carrier::Plain(_) => None,
-            Carrier::Sealed(_) => Some(Sealed::new(SEALED)),
-        },
-        plain: Vec::new(),
-        narrow: Narrow::default(),
-        allowance: Allowance::new(),
-    };
+    let mut uplink = Uplink::new(shared, queue, socket);
+    let mut downlink = Downlink::new(shared, queue, socket, join_udp);
+    let mut busy_poll = BusyPoll::new();
     while !stops.iter().any(|stop| stop.is_given()) {
-        if uplink.batch()? {
-            wait(stops, Some(queue.as_fd()), None);
+        let received = downlink.batch()?;
+        let sent = uplink.batch()?;
+        if received || sent {
+            busy_poll.found();
+        } else if busy_poll.looks_again() {
+            std::thread::yield_now();
+        } else {
+            wait(stops, &[queue.as_fd(), socket.as_fd()], None);
+            busy_poll.woken();
         }
     }
     Ok(())
@@ -67,6 +66,7 @@ enum Way<'a> {
     Sealed(&'a Tunnel),
 }
 
+/// From the device to the peers.
 struct Uplink<'a> {
     shared: &'a Shared,
     queue: &'a Queue,
@@ -84,15 +84,36 @@ struct Uplink<'a> {
     allowance: Allowance,
 }
 
-impl Uplink<'_> {
-    /// Reads what there is, up to a batch, and sends it. Returns whether there is nothing more.
+impl<'a> Uplink<'a> {
+    fn new(shared: &'a Shared, queue: &'a Queue, socket: &'a Socket) -> Uplink<'a> {
+        Uplink {
+            shared,
+            queue,
+            socket,
+            data: vec![0; ARENA],
+            headers: Vec::with_capacity(16 << 10),
+            segments: Vec::new(),
+            outgoing: Outgoing::default(),
+            sealed: match &shared.view().to {
+                Carrier::Plain(_) => None,
+                Carrier::Sealed(_) => Some(Sealed::new(SEALED)),
+            },
+            plain: Vec::new(),
+            narrow: Narrow::default(),
+            allowance: Allowance::new(),
+        }
+    }
+
+    /// Reads what there is, up to a batch, and sends it. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// The device is gone.
     fn batch(&mut self) -> io::Result<bool> {
         let shared = self.shared;
-        let (mut used, mut packets, mut empty) = (0, 0, false);
+        let (mut used, mut packets) = (0, 0);
         self.headers.clear();
         while packets < BATCH && self.data.len() - used >= virtio::LEN + LARGEST {
             let Some((header, len)) = self.queue.read(&mut self.data[used..])? else {
-                empty = true;
                 break;
             };
             let start = used + virtio::LEN;
@@ -102,8 +123,10 @@ impl Uplink<'_> {
             used = start + len;
             packets += 1;
         }
-        self.flush();
-        Ok(empty)
+        if packets > 0 {
+            self.flush();
+        }
+        Ok(packets > 0)
     }
 
     fn packet(&mut self, view: &View, header: &Header, at: Range<usize>) {
@@ -245,39 +268,70 @@ fn write_error(queue: &Queue, allowance: &mut Allowance, error: &[u8]) {
     }
 }
 
-/// Carries packets from the peers to the device until an order to stop is given.
-///
-/// # Errors
-/// The device is gone.
-pub(crate) fn downlink(
-    shared: &Shared,
-    stops: &[&Stop],
-    queue: &Queue,
-    socket: &Socket,
-    join_udp: bool,
-) -> io::Result<()> {
-    let mut receiver = Receiver::new();
-    let mut coalescer = Coalescer::new(join_udp);
-    let mut scratch = Vec::new();
-    let mut opened = match &shared.view().to {
-        Carrier::Plain(_) => Vec::new(),
-        // What waited for a handshake is sealed in the room that is left.
-        Carrier::Sealed(_) => vec![0; PIECES * LARGEST + LARGEST + LONGEST_MESSAGE],
-    };
-    while !stops.iter().any(|stop| stop.is_given()) {
-        match receiver.receive(socket) {
-            Ok(true) => {
-                let data = take(shared, socket, &receiver, &mut opened, &mut coalescer);
-                deliver(shared, queue, data, &mut coalescer, &mut scratch)?;
-                continue;
-            }
-            Ok(false) => {}
-            // For want of memory, or what a datagram sent earlier came to: neither ends the socket.
-            Err(error) => tracing::debug!(%error, "cannot receive"),
+/// From the peers to the device.
+struct Downlink<'a> {
+    shared: &'a Shared,
+    queue: &'a Queue,
+    socket: &'a Socket,
+    receiver: Receiver,
+    coalescer: Coalescer,
+    /// Decrypted packets, if packets are encrypted.
+    opened: Vec<u8>,
+    scratch: Vec<libc::iovec>,
+}
+
+impl<'a> Downlink<'a> {
+    fn new(
+        shared: &'a Shared,
+        queue: &'a Queue,
+        socket: &'a Socket,
+        join_udp: bool,
+    ) -> Downlink<'a> {
+        Downlink {
+            shared,
+            queue,
+            socket,
+            receiver: Receiver::new(),
+            coalescer: Coalescer::new(join_udp),
+            opened: match &shared.view().to {
+                Carrier::Plain(_) => Vec::new(),
+                // What waited for a handshake is sealed in the room that is left.
+                Carrier::Sealed(_) => vec![0; PIECES * LARGEST + LARGEST + LONGEST_MESSAGE],
+            },
+            scratch: Vec::new(),
         }
-        wait(stops, Some(socket.as_fd()), None);
     }
-    Ok(())
+
+    /// Receives what there is, up to a batch, and delivers it. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn batch(&mut self) -> io::Result<bool> {
+        match self.receiver.receive(self.socket) {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(error) => {
+                // For want of memory, or what a datagram sent earlier came to: neither ends the socket.
+                tracing::debug!(%error, "cannot receive");
+                return Ok(false);
+            }
+        }
+        let data = take(
+            self.shared,
+            self.socket,
+            &self.receiver,
+            &mut self.opened,
+            &mut self.coalescer,
+        );
+        deliver(
+            self.shared,
+            self.queue,
+            data,
+            &mut self.coalescer,
+            &mut self.scratch,
+        )?;
+        Ok(true)
+    }
 }
 
 /// Passes the received packets to `coalescer`, decrypted if need be. Returns the data in which they are.
