@@ -21,6 +21,8 @@ mod icmp;
 mod narrow;
 mod outgoing;
 mod packet;
+#[cfg(test)]
+mod properties;
 mod proxy;
 #[cfg(test)]
 mod samples;
