@@ -23,6 +23,15 @@ impl Datagram {
     fn len(&self) -> usize {
         self.head.len() + self.body.len()
     }
+
+    fn refused(&self, error: io::Error) -> Refused {
+        Refused {
+            to: self.to,
+            head: self.head.clone(),
+            body: self.body.clone(),
+            error,
+        }
+    }
 }
 
 /// What became of a piece that the kernel refused.
@@ -165,6 +174,14 @@ impl Outgoing {
             match unsafe { socket.send(&pieces[at..]) } {
                 Ok(0) => break,
                 Ok(sent) => at += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // No room for so long: the rest would wait as long, each.
+                    let rest = runs[at].datagrams.start..runs[runs.len() - 1].datagrams.end;
+                    for datagram in &self.datagrams[rest] {
+                        refused(datagram.refused(io::Error::from_raw_os_error(libc::ENOBUFS)));
+                    }
+                    break;
+                }
                 Err(error) => {
                     let run = &runs[at];
                     let several = run.datagrams.len() > 1;
@@ -202,12 +219,6 @@ impl Slow<'_> {
         several: bool,
         refused: &mut impl FnMut(Refused),
     ) {
-        let report = |datagram: &Datagram, error| Refused {
-            to: datagram.to,
-            head: datagram.head.clone(),
-            body: datagram.body.clone(),
-            error,
-        };
         // They are too large for the path: sent one by one the kernel fragments them, and their sender is
         // asked for smaller ones.
         let cut = matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL));
@@ -222,12 +233,12 @@ impl Slow<'_> {
                     || io::Error::from(error.kind()),
                     io::Error::from_raw_os_error,
                 );
-                refused(report(datagram, error));
+                refused(datagram.refused(error));
             }
             return;
         }
         if cut && let Some(first) = self.datagrams.get(which.start) {
-            refused(report(first, io::Error::from_raw_os_error(libc::EMSGSIZE)));
+            refused(first.refused(io::Error::from_raw_os_error(libc::EMSGSIZE)));
         }
         for datagram in &self.datagrams[which] {
             let mut parts = Vec::with_capacity(2);
@@ -240,7 +251,7 @@ impl Slow<'_> {
             };
             // SAFETY: the parts are slices that are borrowed.
             if let Err(error) = unsafe { self.socket.send(&[piece]) } {
-                refused(report(datagram, error));
+                refused(datagram.refused(error));
             }
         }
     }

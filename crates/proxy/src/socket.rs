@@ -12,10 +12,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 /// Kernel memory for datagrams that wait, in bytes: what arrives while the other side is scheduled.
 const BUFFER: c_int = 4 << 20;
 
-/// The longest that a send may wait for room, so that a stop is not held up.
+/// The longest that a send may wait for room. A link that takes less than is sent loses packets sooner or later; what
+/// arrives meanwhile should not wait for it.
 const SEND_TIMEOUT: libc::timeval = libc::timeval {
-    tv_sec: 1,
-    tv_usec: 0,
+    tv_sec: 0,
+    tv_usec: 20_000,
 };
 
 /// The largest datagram, and the largest piece of joined ones, in bytes.

@@ -9,7 +9,8 @@
 )]
 
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use lab::{Lab, Namespace};
 use proxy::{Config, Proxy, Table};
@@ -278,4 +279,60 @@ fn a_port_in_use_is_named_and_waited_for() {
     drop(other);
     must_answer(one, "10.99.2.1");
     assert_eq!(proxy.problem(), None);
+}
+
+#[test]
+fn a_link_that_is_full_does_not_hold_up_what_arrives() {
+    let lab = lab();
+    let (one, two) = (lab.node(1), lab.node(2));
+    device(one, 1);
+    let proxy = start(&lab, 1);
+    assert!(wait_for(PATIENCE, || proxy.problem().is_none()));
+    one.exec("tc qdisc add dev eth0 root tbf rate 1mbit burst 20kb limit 64mb".split(' '))
+        .unwrap();
+    let inner = one
+        .run(|| UdpSocket::bind("10.99.1.1:4000"))
+        .unwrap()
+        .unwrap();
+    inner
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    let at_two = at(&lab, 2);
+    let peer = two.run(|| UdpSocket::bind(at_two)).unwrap().unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = inner.send_to(&[7; 1400], "10.99.2.1:5000");
+            }
+        });
+        let full = wait_for(PATIENCE, || proxy.statistics().not_sent > 0);
+        // A packet from the other node, and the next one when it has arrived.
+        let began = Instant::now();
+        let packet = udp_packet();
+        let arrived = (0..50).all(|_| {
+            wait_for(PATIENCE, || {
+                peer.send_to(&packet, at(&lab, 1)).unwrap();
+                inner.recv(&mut [0; 100]).is_ok()
+            })
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(full && arrived);
+        assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    });
+}
+
+/// A datagram without a checksum from 10.99.2.1:5000 to 10.99.1.1:4000.
+fn udp_packet() -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0x40, 0, 64, 17, 0, 0];
+    packet.extend([
+        10, 99, 2, 1, 10, 99, 1, 1, 0x13, 0x88, 0x0f, 0xa0, 0, 12, 0, 0, 1, 2, 3, 4,
+    ]);
+    let words = packet[..20].chunks(2);
+    let sum: u32 = words
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+        .sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
 }
