@@ -18,6 +18,8 @@ use crate::usage::{Usage, cpu};
 
 /// What a stream carries: 8.59 Gbit.
 const STREAM: u64 = 1 << 30;
+/// Upstream takes half a minute for it, so its stream is a sixteenth, and the time is multiplied.
+const UPSTREAM_SHARE: u64 = 16;
 const REQUESTS: u32 = 5_000;
 
 /// 1 Gb/s and 2.5 Gb/s.
@@ -134,6 +136,8 @@ struct Network {
     lab: Lab,
     /// The daemons, if they are not the lab's own.
     processes: Vec<Process>,
+    /// Which part of a stream it carries.
+    share: u64,
     times: Times,
 }
 
@@ -149,6 +153,7 @@ impl Network {
             what: what.into(),
             lab,
             processes: Vec::new(),
+            share: 1,
             times: Times::default(),
         })
     }
@@ -164,6 +169,7 @@ impl Network {
 
     fn upstream(bin_dir: &Path, program: &Path) -> anyhow::Result<Network> {
         let mut network = Network::build(bin_dir, "upstream's udp", "udp")?;
+        network.share = UPSTREAM_SHARE;
         let lab = &network.lab;
         let arguments = lab.etcd().context("the lab has no etcd")?.flanneld_args();
         for node in lab.nodes() {
@@ -203,8 +209,9 @@ impl Network {
         let ip = to.ips().into_iter().find(IpAddr::is_ipv4);
         let ip = ip.context("a pod without an address")?;
         let before = self.processor()?;
-        let stream = ms(bulk(from, to, ip, STREAM)?);
-        let processor = ms(self.processor()?.saturating_sub(before));
+        let share = self.share as f64;
+        let stream = ms(bulk(from, to, ip, STREAM / self.share)?) * share;
+        let processor = ms(self.processor()?.saturating_sub(before)) * share;
         let requests = ms(requests(from, to, ip)?);
         eprintln!(
             "{}, round {round}: stream {stream:.0} ms, processor {processor:.0} ms, requests {requests:.0} ms",
