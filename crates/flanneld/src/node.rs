@@ -1,9 +1,9 @@
 //! A node of the network inside another program, and inside `flanneld`, whose `main` is one user of it.
 //!
 //! Nothing here reads arguments, installs signal handlers or sets a global logger: log lines go through `tracing`, to
-//! whatever subscriber the program has. Settings come from the [`NodeBuilder`] alone; the environment is used only where
-//! every program's is: `PATH` finds `iptables` and `nft`, which get the variables that they know, and `HTTPS_PROXY` and
-//! `NO_PROXY` name the way to the store. The programs that a node runs are waited for by tokio, which handles SIGCHLD.
+//! whatever subscriber the program has. Settings come from the [`NodeBuilder`] alone. Only the programs that a node
+//! runs depend on the environment: `PATH` finds `iptables` and `nft`, which get the variables that they know. They are
+//! waited for by tokio, which handles SIGCHLD.
 
 mod builder;
 mod changes;

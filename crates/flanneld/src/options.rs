@@ -385,7 +385,7 @@ pub fn store_choice(given: &Given) -> Result<StoreChoice, UsageError> {
         username: text("etcd-username").map(str::to_owned),
         password: text("etcd-password").map(store::Secret::new),
         password_file: text("etcd-password-file").map(PathBuf::from),
-        timing: store::Timing::default(),
+        ..store::EtcdSettings::default()
     };
     Ok(StoreChoice::Etcd(Box::new(settings)))
 }

@@ -11,7 +11,8 @@ use model::object::ROUTE_PROTOCOL;
 use model::{Dual, Host, IfName, LeaseAttrs, Mac, NetConfig, Object, SubnetKey};
 use store::{
     AccessError, AnyStore, DirectoryStore, EtcdSettings, EtcdStore, KubeSettings,
-    KubeSettingsError, KubeStore, NodeName, SettingsError, Store, Timing, Trouble, Who,
+    KubeSettingsError, KubeStore, NodeName, ProxyVariables, SettingsError, Store, Timing, Trouble,
+    Who,
 };
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -355,6 +356,7 @@ impl StoreChoice {
             StoreChoice::Etcd(settings) => {
                 let settings = EtcdSettings {
                     timing,
+                    proxies: ProxyVariables::read(env),
                     ..(**settings).clone()
                 };
                 Ok(EtcdStore::new(settings)?.into())

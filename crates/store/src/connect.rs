@@ -21,8 +21,8 @@ mod dial;
 mod proxy;
 mod wire;
 
-pub use proxy::ProxyError;
 pub(crate) use proxy::{Proxy, Scheme};
+pub use proxy::{ProxyError, ProxyVariables};
 pub(crate) use wire::Wire;
 
 const TLS_TIMEOUT: Duration = Duration::from_secs(5);

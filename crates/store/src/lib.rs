@@ -53,7 +53,7 @@ mod tls;
 pub use activity::Activity;
 pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
-pub use connect::ProxyError;
+pub use connect::{ProxyError, ProxyVariables};
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, SettingsError};
 pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};

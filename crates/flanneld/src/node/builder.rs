@@ -69,8 +69,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets where a store on Kubernetes finds the variables of its pod: `KUBERNETES_SERVICE_HOST`, `NODE_NAME`,
-    /// `KUBECONFIG`. Without it there are none.
+    /// Sets where a store finds variables: `HTTPS_PROXY` and `NO_PROXY`, and on Kubernetes those of a pod,
+    /// `KUBERNETES_SERVICE_HOST`, `NODE_NAME` and `KUBECONFIG`. Without it there are none.
     pub fn environment(mut self, environment: Environment) -> NodeBuilder {
         self.options.environment = environment;
         self

@@ -15,6 +15,7 @@ use tonic::transport::Uri;
 use tower_service::Service;
 
 use super::{ConnectError, Wire, dial, encrypt};
+use crate::Secret;
 use crate::endpoint::Endpoint;
 use crate::tls::TlsFiles;
 
@@ -77,6 +78,33 @@ impl fmt::Display for Proxy {
     }
 }
 
+/// The variables that name proxies, as they were when they were read.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyVariables(Vec<(&'static str, Secret)>);
+
+impl ProxyVariables {
+    const NAMES: [&'static str; 6] = [
+        "HTTPS_PROXY",
+        "https_proxy",
+        "HTTP_PROXY",
+        "http_proxy",
+        "NO_PROXY",
+        "no_proxy",
+    ];
+
+    /// Reads the variables that `env` returns.
+    pub fn read(env: impl Fn(&str) -> Option<String>) -> ProxyVariables {
+        let set = |name| Some((name, Secret::new(env(name)?)));
+        ProxyVariables(Self::NAMES.into_iter().filter_map(set).collect())
+    }
+
+    /// Returns the value of a variable that is not empty.
+    fn get(&self, name: &'static str) -> Option<(&'static str, &str)> {
+        let (_, value) = self.0.iter().find(|(known, _)| *known == name)?;
+        Some((name, value.reveal())).filter(|(_, value)| !value.is_empty())
+    }
+}
+
 /// What decides which proxy the environment names for a server.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Scheme {
@@ -96,7 +124,7 @@ impl Scheme {
 }
 
 impl Proxy {
-    /// Returns the proxy that the environment names for `endpoint`; none for this machine's own addresses
+    /// Returns the proxy that the variables name for `endpoint`; none for this machine's own addresses
     /// and for what `NO_PROXY` lists.
     ///
     /// # Errors
@@ -104,9 +132,9 @@ impl Proxy {
     pub(crate) fn from_environment(
         endpoint: &Endpoint,
         scheme: Scheme,
-        env: impl Fn(&str) -> Option<String>,
+        variables: &ProxyVariables,
     ) -> Result<Option<Proxy>, ProxyError> {
-        let set = |name: &'static str| Some((name, env(name).filter(|value| !value.is_empty())?));
+        let set = |name| variables.get(name);
         let Some((origin, value)) = scheme.variables().into_iter().find_map(set) else {
             return Ok(None);
         };
@@ -114,11 +142,11 @@ impl Proxy {
         let no_proxy = no_proxy.map(|(_, list)| list).unwrap_or_default();
         if endpoint.socket.is_some()
             || is_loopback(endpoint.name())
-            || is_listed(endpoint, &no_proxy)
+            || is_listed(endpoint, no_proxy)
         {
             return Ok(None);
         }
-        Proxy::new(&value, origin).map(Some)
+        Proxy::new(value, origin).map(Some)
     }
 
     /// Reads a proxy's address; `origin` is what holds it, for messages.
@@ -272,7 +300,8 @@ mod tests {
             let found = env.iter().find(|(key, _)| *key == name)?;
             Some(found.1.to_owned())
         };
-        let proxy = Proxy::from_environment(&endpoint(server), scheme, env).unwrap();
+        let variables = ProxyVariables::read(env);
+        let proxy = Proxy::from_environment(&endpoint(server), scheme, &variables).unwrap();
         proxy.map(|proxy| proxy.to_string())
     }
 

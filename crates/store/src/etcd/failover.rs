@@ -118,9 +118,9 @@ impl Failover {
         Ok(failover)
     }
 
-    /// The proxy that the environment names for an endpoint, as for every gRPC client in Go.
+    /// The proxy that the variables name for an endpoint, as for every gRPC client in Go.
     fn proxy(&self, endpoint: &Endpoint) -> Result<Option<Proxy>, ProxyError> {
-        Proxy::from_environment(endpoint, Scheme::Https, |name| std::env::var(name).ok())
+        Proxy::from_environment(endpoint, Scheme::Https, &self.settings.proxies)
     }
 
     pub(super) fn activity(&self) -> &Activity {

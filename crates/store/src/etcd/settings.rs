@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tracing::warn;
 
 use crate::Timing;
+use crate::connect::ProxyVariables;
 use crate::endpoint::Endpoint;
 use crate::secret::Secret;
 use crate::tls::TlsError;
@@ -29,6 +30,8 @@ pub struct EtcdSettings {
     pub password: Option<Secret>,
     /// `-etcd-password-file`: read again at every log-in; a trailing line end does not count.
     pub password_file: Option<PathBuf>,
+    /// Names the proxies on the way to etcd.
+    pub proxies: ProxyVariables,
     /// How long leases live.
     pub timing: Timing,
 }

@@ -16,7 +16,7 @@ use super::credential::Credential;
 use super::exec::{ClusterInfo, Plugin, Printed};
 use super::kubeconfig::{self, Kubeconfig};
 use super::server::{Origin, Server};
-use crate::connect::{Connector, Proxy, Scheme};
+use crate::connect::{Connector, Proxy, ProxyVariables, Scheme};
 use crate::secret::Secret;
 use crate::tls::{Names, Pem, TlsFiles};
 
@@ -46,6 +46,8 @@ pub(super) struct Access {
     source: Source,
     /// `-kube-api-url`; empty: the address of the source.
     url: String,
+    /// They count where the kubeconfig names no proxy.
+    proxies: ProxyVariables,
     /// What was read last and could be used: it stays in force while a file is being replaced.
     last: Mutex<Arc<Known>>,
     /// What the log says of a file that can no longer be used.
@@ -92,13 +94,14 @@ impl Access {
         };
         let known = match (&source, url) {
             (Source::Files(origin, paths), url) => from_files(url, origin, paths)?,
-            (Source::Fixed, "") => in_cluster(env)?,
+            (Source::Fixed, "") => in_cluster(&env)?,
             (Source::Fixed, url) => Known::at("-kube-api-url", url, no_files())?,
         };
         if known.server.endpoint.tls {
             known.files.load()?;
         }
-        known.proxy()?;
+        let proxies = ProxyVariables::read(&env);
+        known.proxy(&proxies)?;
         if known.files.insecure {
             warn!(
                 "insecure-skip-tls-verify: the API server {} is not verified: any server that answers there can give this node any routes",
@@ -108,6 +111,7 @@ impl Access {
         Ok(Access {
             source,
             url: url.into(),
+            proxies,
             last: Mutex::new(Arc::new(known)),
             logged: Mutex::default(),
             checked: AtomicU64::new(0),
@@ -127,7 +131,7 @@ impl Access {
 
     /// Returns the proxy through which the server is reached.
     pub(super) fn proxy(&self) -> Result<Option<Proxy>, AccessError> {
-        self.last().proxy()
+        self.last().proxy(&self.proxies)
     }
 
     fn last(&self) -> Arc<Known> {
@@ -202,7 +206,7 @@ impl Access {
                 printed.and_then(|printed| printed.token.clone())
             }
         };
-        let proxy = known.proxy()?;
+        let proxy = known.proxy(&self.proxies)?;
         let mut hasher = DefaultHasher::new();
         (&known.server.origin.address, &known.server.origin.base).hash(&mut hasher);
         (&known.server_name, files.insecure).hash(&mut hasher);
@@ -367,8 +371,8 @@ impl Known {
         })
     }
 
-    /// Returns the kubeconfig's proxy, else the one that the environment names for the server.
-    fn proxy(&self) -> Result<Option<Proxy>, AccessError> {
+    /// Returns the kubeconfig's proxy, else the one that the variables name for the server.
+    fn proxy(&self, variables: &ProxyVariables) -> Result<Option<Proxy>, AccessError> {
         if let Some(url) = &self.proxy {
             return Ok(Some(Proxy::new(url.reveal(), "proxy-url")?));
         }
@@ -377,8 +381,8 @@ impl Known {
         } else {
             Scheme::Http
         };
-        let env = |name: &str| std::env::var(name).ok();
-        Ok(Proxy::from_environment(&self.server.endpoint, scheme, env)?)
+        let endpoint = &self.server.endpoint;
+        Ok(Proxy::from_environment(endpoint, scheme, variables)?)
     }
 
     fn cluster_info(&self) -> ClusterInfo {
