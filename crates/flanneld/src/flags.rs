@@ -225,6 +225,11 @@ pub const FLAGS: &[Flag] = &[
         "port of the health server; 0 turns it off",
     ),
     value(
+        "health-page",
+        "off",
+        "page for people at /mesh of the health server: off, local (for clients on this host) or all",
+    ),
+    value(
         "probe-port",
         "8286",
         "UDP port on which the nodes probe each other; the same on all nodes; 0 turns probes off",

@@ -16,7 +16,11 @@ use tokio::net::{TcpListener, TcpSocket};
 use tracing::info;
 
 use crate::status::Status;
+pub use port::PageFor;
 use port::{Answer, Port};
+
+/// How long the page for people waits for the main loop.
+const MESH_LIMIT: Duration = Duration::from_secs(3);
 
 /// Connections that the kernel keeps for us between two rounds; it lowers this to its own limit.
 const BACKLOG: u32 = 4096;
@@ -53,7 +57,7 @@ fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 ///
 /// # Errors
 /// The address cannot be had: names the flags and the address.
-pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
+pub async fn serve(addr: SocketAddr, page_for: PageFor, status: Status) -> anyhow::Result<()> {
     let listener = listen(addr).await.with_context(|| {
         format!(
             "-healthz-ip {} -healthz-port {}: cannot listen there",
@@ -61,9 +65,15 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
             addr.port()
         )
     })?;
-    let (port, mut questions, answers) = Port::open(listener.into_std()?)?;
+    let (port, mut questions, answers) = Port::open(listener.into_std()?, page_for)?;
     info!("health server on http://{addr}");
     let (for_ready, for_metrics) = (answers.clone(), status.clone());
+    let (for_mesh, mesh_status) = (answers.clone(), status.clone());
+    tokio::task::spawn_local(async move {
+        while questions.mesh.recv().await.is_some() {
+            for_mesh.give(Answer::Mesh(mesh(&mesh_status).await));
+        }
+    });
     tokio::task::spawn_local(async move {
         while questions.ready.recv().await.is_some() {
             for_ready.give(Answer::Ready(readiness(&status)));
@@ -81,6 +91,12 @@ pub async fn serve(addr: SocketAddr, status: Status) -> anyhow::Result<()> {
         .spawn(move || port.run())
         .context("start the health server's thread")?;
     Ok(())
+}
+
+/// Returns what the page for people shows.
+async fn mesh(status: &Status) -> String {
+    let peers = status.peers(MESH_LIMIT).await.peers;
+    serde_json::json!({ "node": status.report(), "peers": peers }).to_string()
 }
 
 fn readiness(status: &Status) -> Result<String, String> {

@@ -74,7 +74,7 @@ async fn serve(
     let socket = status_socket::path(&options.subnet_file);
     let (node, runner) = NodeBuilder::new(options).prepare();
     if let Some(addr) = process.healthz {
-        health::serve(addr, node.observer()).await?;
+        health::serve(addr, process.health_page, node.observer()).await?;
     }
     status_socket::serve(socket.clone(), node.observer(), log);
     tokio::task::spawn_local(systemd::follow(node.observer()));

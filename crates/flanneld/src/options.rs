@@ -15,6 +15,7 @@ use regex_lite::Regex;
 use tokio::sync::watch;
 
 use crate::flags::Given;
+use crate::health::PageFor;
 use crate::identity::{Implementation, KeyOptions};
 use crate::traffic::TrafficOptions;
 use crate::trial;
@@ -72,6 +73,8 @@ pub struct ProcessOptions {
     pub teardown: bool,
     /// `-healthz-ip` and `-healthz-port`, unless off.
     pub healthz: Option<SocketAddr>,
+    /// `-health-page`.
+    pub health_page: PageFor,
     /// `-v`.
     pub verbosity: u8,
     /// `-log-format json`.
@@ -276,6 +279,12 @@ impl ProcessOptions {
         Ok(ProcessOptions {
             teardown: boolean(given, "teardown-on-stop")?,
             healthz: healthz(given)?,
+            health_page: match given.value("health-page") {
+                "off" => PageFor::Nobody,
+                "local" => PageFor::Local,
+                "all" => PageFor::All,
+                _ => return Err(wrong(given, "health-page", "off, local or all")),
+            },
             verbosity: number(given, "v", "a number from 0 to 255", 0..=255)? as u8,
             json_logs: match given.value("log-format") {
                 "text" => false,

@@ -31,6 +31,10 @@ pub(super) enum Page {
     Health,
     Ready,
     Metrics,
+    /// The page for people.
+    Mesh,
+    /// What it shows.
+    MeshData,
     Unknown,
     /// Neither GET nor HEAD.
     Method,
@@ -112,6 +116,8 @@ fn page(target: &str) -> Page {
         "/healthz" => Page::Health,
         "/readyz" => Page::Ready,
         "/metrics" => Page::Metrics,
+        "/mesh" => Page::Mesh,
+        "/mesh.json" => Page::MeshData,
         _ => Page::Unknown,
     }
 }
@@ -146,6 +152,8 @@ mod tests {
                 "HEAD http://a:1/healthz HTTP/1.1\r\n\r\n",
                 Some(Page::Health),
             ),
+            ("GET /mesh HTTP/1.1\r\n\r\n", Some(Page::Mesh)),
+            ("GET /mesh.json?1 HTTP/1.1\r\n\r\n", Some(Page::MeshData)),
             ("GET http://a HTTP/1.1\r\n\r\n", Some(Page::Unknown)),
             ("GET / HTTP/1.1\r\n\r\n", Some(Page::Unknown)),
             ("POST /healthz HTTP/1.1\r\n\r\nbody", Some(Page::Method)),

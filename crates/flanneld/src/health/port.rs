@@ -45,12 +45,27 @@ pub(super) enum Answer {
     Ready(Result<String, String>),
     /// `/metrics`.
     Metrics(String),
+    /// `/mesh.json`.
+    Mesh(String),
+}
+
+/// Who gets the page for people (`-health-page`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PageFor {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// Clients on this host.
+    Local,
+    /// Everybody who reaches the port.
+    All,
 }
 
 /// What the thread asks; each question is asked again only after its answer.
 pub(super) struct Questions {
     pub(super) ready: mpsc::UnboundedReceiver<()>,
     pub(super) metrics: mpsc::UnboundedReceiver<()>,
+    pub(super) mesh: mpsc::UnboundedReceiver<()>,
 }
 
 /// Gives the main loop's answers to the thread.
@@ -97,6 +112,8 @@ pub(super) struct Port {
     poll: Poll,
     ready: Question,
     metrics: Question,
+    mesh: Question,
+    page_for: PageFor,
     answers: thread::Receiver<Answer>,
     /// When the main loop answered last.
     alive: Option<Instant>,
@@ -110,7 +127,10 @@ impl Port {
     ///
     /// # Errors
     /// The system's, such as too many open files.
-    pub(super) fn open(listener: std::net::TcpListener) -> io::Result<(Port, Questions, Answers)> {
+    pub(super) fn open(
+        listener: std::net::TcpListener,
+        page_for: PageFor,
+    ) -> io::Result<(Port, Questions, Answers)> {
         let mut listener = TcpListener::from_std(listener);
         let poll = Poll::new()?;
         poll.registry()
@@ -118,12 +138,15 @@ impl Port {
         let waker = Arc::new(Waker::new(poll.registry(), ANSWER)?);
         let (ready, ready_asked) = Question::new();
         let (metrics, metrics_asked) = Question::new();
+        let (mesh, mesh_asked) = Question::new();
         let (sender, answers) = thread::channel();
         let port = Port {
             listener,
             poll,
             ready,
             metrics,
+            mesh,
+            page_for,
             answers,
             alive: None,
             open: Open::new((open_files_limit() / 4).clamp(FEWEST, MOST)),
@@ -132,6 +155,7 @@ impl Port {
         let questions = Questions {
             ready: ready_asked,
             metrics: metrics_asked,
+            mesh: mesh_asked,
         };
         Ok((port, questions, Answers { sender, waker }))
     }
@@ -172,9 +196,15 @@ impl Port {
     fn accept(&mut self) -> bool {
         for _ in 0..BATCH {
             match self.listener.accept() {
-                Ok((stream, _)) => {
+                Ok((stream, from)) => {
+                    let ip = from.ip().to_canonical();
                     let mut connection = Connection {
                         stream,
+                        sees_page: match self.page_for {
+                            PageFor::Nobody => false,
+                            PageFor::Local => ip.is_loopback(),
+                            PageFor::All => true,
+                        },
                         until: Instant::now() + EXCHANGE,
                         head: Head::new(),
                         state: State::Reading,
@@ -230,7 +260,7 @@ impl Port {
                     Ok(read) => {
                         let arrived = self.scratch.get(..read).unwrap_or_default();
                         if let Some(request) = connection.head.take(arrived) {
-                            connection.state = self.answer(request);
+                            connection.state = self.answer(request, connection.sees_page);
                         }
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => return Outcome::Wait,
@@ -260,7 +290,7 @@ impl Port {
     }
 
     /// Answers a request, or asks the main loop.
-    fn answer(&mut self, request: Request) -> State {
+    fn answer(&mut self, request: Request, sees_page: bool) -> State {
         let lives = self.alive.is_some_and(|at| at.elapsed() < ALIVE);
         let text = match request.page {
             Page::Health if lives => response("200 OK", RUNNING, request),
@@ -272,7 +302,12 @@ impl Port {
                 self.metrics.ask();
                 return State::Asking(request);
             }
-            Page::Unknown => response(
+            Page::Mesh if sees_page => full_response("200 OK", PAGE_TYPE, PAGE, request),
+            Page::MeshData if sees_page => {
+                self.mesh.ask();
+                return State::Asking(request);
+            }
+            Page::Unknown | Page::Mesh | Page::MeshData => response(
                 "404 Not Found",
                 "try /healthz, /readyz or /metrics",
                 request,
@@ -295,6 +330,7 @@ impl Port {
             match &answer {
                 Answer::Ready(_) => self.ready.asked = false,
                 Answer::Metrics(_) => self.metrics.asked = false,
+                Answer::Mesh(_) => self.mesh.asked = false,
             }
             for slot in 0..self.open.slots() {
                 if let Some(connection) = self.open.get(slot)
@@ -316,6 +352,12 @@ fn pause() {
 
 const RUNNING: &str = "flanneld is running";
 
+const PAGE: &str = include_str!("page.html");
+
+/// Nothing is loaded from elsewhere, and nobody may put the page into theirs.
+const PAGE_TYPE: &str = "text/html; charset=utf-8\r\ncontent-security-policy: default-src 'none'; style-src 'unsafe-inline'; \
+    script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+
 impl Answer {
     /// Returns the response to a request; `None` if this is no answer to it.
     fn response(&self, request: Request) -> Option<Vec<u8>> {
@@ -324,6 +366,10 @@ impl Answer {
             (Answer::Ready(Ok(text)), Page::Ready) => ("200 OK", text.as_str()),
             (Answer::Ready(Err(why)), Page::Ready) => ("503 Service Unavailable", why.as_str()),
             (Answer::Metrics(text), Page::Metrics) => ("200 OK", text.as_str()),
+            (Answer::Mesh(text), Page::MeshData) => {
+                let json = "application/json\r\ncache-control: no-store";
+                return Some(full_response("200 OK", json, text, request));
+            }
             _ => return None,
         };
         Some(response(code, body, request))
@@ -331,9 +377,14 @@ impl Answer {
 }
 
 fn response(code: &str, body: &str, request: Request) -> Vec<u8> {
+    full_response(code, CONTENT_TYPE, body, request)
+}
+
+/// `kind` may go on with more of the head.
+fn full_response(code: &str, kind: &str, body: &str, request: Request) -> Vec<u8> {
     let shown = if request.bodiless { "" } else { body };
     format!(
-        "HTTP/1.1 {code}\r\ncontent-type: {CONTENT_TYPE}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{shown}",
+        "HTTP/1.1 {code}\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{shown}",
         body.len()
     )
     .into_bytes()
@@ -357,6 +408,8 @@ enum State {
 
 struct Connection {
     stream: TcpStream,
+    /// It may have the page for people.
+    sees_page: bool,
     until: Instant,
     head: Head,
     state: State,

@@ -310,3 +310,38 @@ fn hostile_datagrams_get_nothing_and_change_nothing() {
     thinks(a, b, "reachable");
     thinks(b, a, "reachable");
 }
+
+#[test]
+fn the_page_is_for_those_who_may_see_it() {
+    let lab = scene::lab()
+        .nodes(2)
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    let (a, b) = (lab.node(1), lab.node(2));
+    a.flanneld()
+        .set_args(["-healthz-ip=0.0.0.0", "-health-page=local"]);
+    lab.start().unwrap();
+    thinks(a, b, "reachable");
+    let get = |from: &Node, to: &str, page: &str| {
+        let url = format!("http://{to}:10471{page}");
+        from.exec(["curl", "-sS", "-i", &url]).unwrap()
+    };
+    let page = get(a, "127.0.0.1", "/mesh");
+    assert!(page.starts_with("HTTP/1.1 200"), "{page}");
+    assert!(page.contains("content-type: text/html"), "{page}");
+    assert!(page.contains("content-security-policy: default-src 'none'"));
+    assert!(!page.contains("http://") && !page.contains("https://"));
+    let data = get(a, "127.0.0.1", "/mesh.json");
+    let json = data.split_once("\r\n\r\n").unwrap().1;
+    let json: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(json["peers"][0]["probe"]["state"], "reachable", "{json}");
+    assert_eq!(json["node"]["ready"], true, "{json}");
+    for page in ["/mesh", "/mesh.json"] {
+        let other = get(b, &a.ipv4().to_string(), page);
+        assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+        // Off unless asked for.
+        let off = get(b, "127.0.0.1", page);
+        assert!(off.starts_with("HTTP/1.1 404"), "{off}");
+    }
+}
