@@ -183,6 +183,9 @@ fn packages_of_other_distributions() {
     );
     let list = |path: &Path| succeed(Command::new("tar").arg("-tzf").arg(path));
     let (apk, tar) = (list(paths[1]), list(paths[3]));
+    // The service of Alpine's init; the others have systemd's unit.
+    assert!(apk.lines().any(|l| l == "etc/init.d/flanneld"), "{apk}");
+    assert!(!tar.contains("init.d"), "{tar}");
     for file in [
         "usr/sbin/flanneld",
         "usr/bin/flannelctl",
@@ -200,6 +203,41 @@ fn packages_of_other_distributions() {
             .all(|script| apk.contains(script)),
         "{apk}"
     );
+}
+
+/// The service for OpenRC reads settings as systemd does: nothing in them is run.
+#[test]
+fn openrc_reads_the_same_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = dir.path().join("settings");
+    let evil = dir.path().join("evil");
+    let text = format!(
+        "# comment\n; comment\nFLANNELD_OPTIONS=-v=2 -iface=eth0\nFLANNELD_IP_MASQ=\"true\"\n\
+         not a variable\nFLANNELD_ETCD_PREFIX='/a b'\nFLANNELD_IFACE=$(touch {evil:?})\nFLANNELD_V=1"
+    );
+    fs::write(&settings, text).unwrap();
+    let said = succeed(
+        Command::new("sh")
+            .arg("-ec")
+            .arg(". \"$service\"; read_settings; echo \"$command_args\"; env")
+            .env("service", crate::project().join("dist/openrc/flanneld"))
+            .env("settings", &settings),
+    );
+    let mut lines = said.lines();
+    assert_eq!(lines.next(), Some("-v=2 -iface=eth0"));
+    let mut set: Vec<&str> = lines.filter(|l| l.starts_with("FLANNELD_")).collect();
+    set.sort_unstable();
+    let iface = format!("FLANNELD_IFACE=$(touch {evil:?})");
+    assert_eq!(
+        set,
+        [
+            "FLANNELD_ETCD_PREFIX=/a b",
+            iface.as_str(),
+            "FLANNELD_IP_MASQ=true",
+            "FLANNELD_V=1"
+        ]
+    );
+    assert!(!evil.exists());
 }
 
 #[test]
