@@ -33,17 +33,13 @@ fn upstreams_manifest(what: &str) -> Option<String> {
     Some(replaced)
 }
 
-#[test]
-fn with_nothing_but_the_image_s_name_changed() {
-    let what = "upstream's manifest with our image";
-    let Some(manifest) = upstreams_manifest(what) else {
-        return;
-    };
+/// Applies a manifest, and has pods of two nodes talk.
+fn it_makes_a_network(what: &str, manifest: &str) {
     let Some(lab) = cluster(what, 2, |builder| builder) else {
         return;
     };
     let kube = lab.kube().unwrap();
-    kube.apply(&manifest).unwrap();
+    kube.apply(manifest).unwrap();
     for (pod, node) in [("pod1", "n1"), ("pod2", "n2")] {
         kube.create_pod(pod, node, &[], &json!({})).unwrap();
     }
@@ -51,4 +47,32 @@ fn with_nothing_but_the_image_s_name_changed() {
     they_reach_each_other(&pods);
     they_reach_the_outside(&lab, &pods);
     kube.wait_nodes_ready(SOON).unwrap();
+}
+
+#[test]
+fn with_nothing_but_the_image_s_name_changed() {
+    let what = "upstream's manifest with our image";
+    if let Some(manifest) = upstreams_manifest(what) {
+        it_makes_a_network(what, &manifest);
+    }
+}
+
+/// Before 0.28, and in the manifests of kops, Talos, RKE2 and kubespray, `cp` brings the CNI configuration, and no
+/// probe asks flanneld.
+#[test]
+fn in_the_form_that_installers_have() {
+    let what = "an installer's manifest with our image";
+    let Some(manifest) = upstreams_manifest(what) else {
+        return;
+    };
+    let install = "        - /opt/bin/install-conf\n        args:\n";
+    let older = "        - cp\n        args:\n        - -f\n";
+    assert!(manifest.contains(install), "{manifest}");
+    let manifest = manifest.replace(install, older);
+    let (before, rest) = manifest
+        .split_once("        - --healthz-port=8081\n")
+        .unwrap();
+    let (_, after) = rest.split_once("        resources:\n").unwrap();
+    let manifest = format!("{before}        resources:\n{after}");
+    it_makes_a_network(what, &manifest);
 }
