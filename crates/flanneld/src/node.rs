@@ -144,9 +144,9 @@ impl Node {
         });
     }
 
-    /// Ends the node and waits for the end. With [`Teardown::Remove`] nothing of this node is left on the host; the
-    /// lease stays in the store until it expires, so that a later start gets the same subnet. A node that has no subnet
-    /// yet has put nothing on the host.
+    /// Ends the node and waits for the end. With [`Teardown::Remove`] its devices, routes, rules and the files that
+    /// announce it are gone then. Its WireGuard key stays, and so does the lease in the store until it expires: a later
+    /// start gets the same subnet. A node that has no subnet yet has nothing to remove; what an earlier run left stays.
     ///
     /// # Errors
     /// Why the node had already ended, or that something could not be removed.
