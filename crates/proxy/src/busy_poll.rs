@@ -29,8 +29,6 @@ pub(crate) struct BusyPoll {
     window: Duration,
     /// When there was nothing for the first time since the last packet.
     idle_since: Option<Instant>,
-    /// When it looked last, since the last packet.
-    looked: Option<Instant>,
     /// Until when it only sleeps.
     sleeps_until: Option<Instant>,
 }
@@ -40,7 +38,6 @@ impl BusyPoll {
         BusyPoll {
             window: Duration::ZERO,
             idle_since: None,
-            looked: None,
             sleeps_until: None,
         }
     }
@@ -48,12 +45,17 @@ impl BusyPoll {
     /// Notes that there was a packet.
     pub(crate) fn found(&mut self) {
         self.idle_since = None;
-        self.looked = None;
     }
 
-    /// Returns whether to look again; otherwise the thread should sleep.
-    pub(crate) fn looks_again(&mut self) -> bool {
-        self.looks_again_at(Instant::now())
+    /// Lets others run and returns true, if the thread should then look again; returns false if it should sleep.
+    pub(crate) fn yields(&mut self) -> bool {
+        let before = Instant::now();
+        let again = self.looks_again_at(before);
+        if again {
+            std::thread::yield_now();
+            self.yielded(before, Instant::now());
+        }
+        again
     }
 
     /// Notes that the thread has slept, and was woken.
@@ -62,18 +64,18 @@ impl BusyPoll {
     }
 
     fn looks_again_at(&mut self, now: Instant) -> bool {
-        if let Some(looked) = self.looked.replace(now)
-            && now.saturating_duration_since(looked) >= CONTENDED
-        {
-            self.window = Duration::ZERO;
-            self.sleeps_until = Some(now + BACK_OFF);
-        }
         let since = *self.idle_since.get_or_insert(now);
         now.saturating_duration_since(since) < self.window
     }
 
+    fn yielded(&mut self, before: Instant, after: Instant) {
+        if after.saturating_duration_since(before) >= CONTENDED {
+            self.window = Duration::ZERO;
+            self.sleeps_until = Some(after + BACK_OFF);
+        }
+    }
+
     fn woken_at(&mut self, now: Instant) {
-        self.looked = None;
         let since = self.idle_since.take().unwrap_or(now);
         let idle = now.saturating_duration_since(since);
         let backs_off = self.sleeps_until.is_some_and(|until| now < until);
@@ -155,8 +157,13 @@ mod tests {
             poll.looks_again_at(now + 20 * MICROSECOND)
         };
         assert!(wakes_soon(&mut poll, start));
-        // The yield after that took long.
-        let late = start + 20 * MICROSECOND + CONTENDED;
+        let now = start + 20 * MICROSECOND;
+        poll.yielded(now, now + 10 * MICROSECOND);
+        assert!(poll.looks_again_at(now + 10 * MICROSECOND));
+        let late = now + CONTENDED;
+        poll.yielded(now, late);
+        // A packet that came meanwhile does not change that.
+        poll.found();
         assert!(!poll.looks_again_at(late));
         poll.woken_at(late + 10 * MICROSECOND);
         assert!(!wakes_soon(&mut poll, late + BACK_OFF / 2));

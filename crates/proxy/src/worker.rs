@@ -50,9 +50,7 @@ pub(crate) fn carry(
         let sent = uplink.batch()?;
         if received || sent {
             busy_poll.found();
-        } else if busy_poll.looks_again() {
-            std::thread::yield_now();
-        } else {
+        } else if !busy_poll.yields() {
             wait(stops, &[queue.as_fd(), socket.as_fd()], None);
             busy_poll.woken();
         }
