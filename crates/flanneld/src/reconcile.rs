@@ -3,6 +3,8 @@
 //! [`Reconciler::pass`].
 
 mod fights;
+mod repair_log;
+mod retry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -15,9 +17,11 @@ use tracing::{debug, info, warn};
 
 use crate::allowance::Allowance;
 use fights::Fights;
+pub use repair_log::RepairLog;
+use retry::Retry;
 
-/// Operations handed to the kernel at once: enough to be quick, few enough to stay small.
-const BATCH: usize = 4096;
+/// Operations handed to the kernel at once: enough to be quick, few enough to stay small. An operation has 184 bytes.
+const BATCH: usize = 2048;
 /// A pass that finds more work than this after so many batches is chasing a kernel that does not
 /// do what it acknowledges; the rest waits for the retry.
 const MAX_BATCHES: usize = 1000;
@@ -298,6 +302,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     async fn apply(&mut self, ops: Vec<Op>, sum: &mut Pass, now: Instant) {
         let outcomes = self.dataplane.apply(&ops).await;
+        // Of the kind that was done last.
+        let (mut kind, mut done) = ("", 0);
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             match outcome {
                 Outcome::Done => {
@@ -305,7 +311,11 @@ impl<D: Dataplane> Reconciler<D> {
                     let deleted = matches!(op, Op::Del(_));
                     sum.deleted += usize::from(deleted);
                     sum.put += usize::from(!deleted);
-                    *self.last_done.entry(op.object().kind()).or_default() += 1;
+                    if op.object().kind() != kind {
+                        self.count_done(kind, std::mem::take(&mut done));
+                        kind = op.object().kind();
+                    }
+                    done += 1;
                     // What was on a device that was deleted or replaced went with it, unannounced.
                     self.look_again |= matches!(op.object(), Object::Link(..));
                     let fought = self.fights.done(&op, &self.state, now);
@@ -323,6 +333,13 @@ impl<D: Dataplane> Reconciler<D> {
                     self.refused(&op, error, now);
                 }
             }
+        }
+        self.count_done(kind, done);
+    }
+
+    fn count_done(&mut self, kind: &'static str, done: u64) {
+        if done > 0 {
+            *self.last_done.entry(kind).or_default() += done;
         }
     }
 
@@ -471,46 +488,6 @@ impl<D: Dataplane> Reconciler<D> {
     }
 }
 
-/// The lines about repairs: the first ones, then one now and then.
-pub struct RepairLog {
-    lines: Allowance,
-    put: usize,
-    deleted: usize,
-}
-
-impl Default for RepairLog {
-    fn default() -> Self {
-        RepairLog {
-            lines: Allowance::new(4, Duration::from_secs(15)),
-            put: 0,
-            deleted: 0,
-        }
-    }
-}
-
-impl RepairLog {
-    /// Logs what a pass repaired, together with what was repaired since the last line. Repairs in a fight
-    /// are not counted: see [`Fights`].
-    pub fn add(&mut self, pass: &Pass, took: Duration) {
-        if pass.put + pass.deleted <= pass.fought {
-            return;
-        }
-        self.put += pass.put;
-        self.deleted += pass.deleted;
-        let now = Instant::now();
-        if now < self.lines.next() {
-            return;
-        }
-        self.lines.take(now);
-        info!(
-            put = std::mem::take(&mut self.put),
-            deleted = std::mem::take(&mut self.deleted),
-            "repaired the kernel's state in {:.1} ms",
-            took.as_secs_f64() * 1e3
-        );
-    }
-}
-
 /// Whether a batch of this many changes is told one by one.
 pub fn tell_each(changes: usize) -> bool {
     changes <= LOG_EACH
@@ -529,35 +506,6 @@ struct Failures {
     last: u64,
     /// The log says so.
     told: bool,
-}
-
-/// When to offer refused operations again: 50 ms, doubling up to 30 s, jittered.
-struct Retry {
-    at: Instant,
-    wait: Duration,
-}
-
-impl Retry {
-    const FIRST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(30);
-
-    fn failed(&mut self, now: Instant) {
-        self.at = now + self.wait.mul_f64(0.75 + fastrand::f64() / 2.0);
-        self.wait = (self.wait * 2).min(Self::LONGEST);
-    }
-
-    fn soon(&mut self) {
-        self.wait = Self::FIRST;
-    }
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Retry {
-            at: Instant::now() + Self::FIRST,
-            wait: Self::FIRST,
-        }
-    }
 }
 
 #[cfg(test)]

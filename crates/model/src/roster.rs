@@ -13,6 +13,7 @@ mod reason;
 
 pub use reason::{Note, Reason};
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -45,6 +46,8 @@ pub struct Roster {
 
     slots: Vec<Option<Slot>>,
     vacant: Vec<Id>,
+    /// The lease that was looked up or put last, to be looked at first.
+    found: Cell<Id>,
     index: Index,
     accepted: usize,
     refused: BTreeMap<Id, Reason>,
@@ -117,6 +120,7 @@ impl Roster {
             connected: BTreeMap::new(),
             slots: Vec::new(),
             vacant: Vec::new(),
+            found: Cell::new(0),
             index: Index::default(),
             accepted: 0,
             refused: BTreeMap::new(),
@@ -199,6 +203,7 @@ impl Roster {
             Some(place) => *place = slot,
             None => self.slots.push(slot),
         }
+        self.found.set(id);
         self.decide(work, changed, Some(found))
     }
 

@@ -4,63 +4,19 @@
 //! where it differs. The table knows which keys need work, so that a change costs the change, whatever
 //! the table's size.
 
+mod change;
 mod entry;
 mod slab;
+mod slots;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::fmt;
-use std::time::Instant;
 
-use crate::object::{Handle, Kind, Slots};
-use entry::{DOUBTED, Entry, HELD, HOLD, IN_DELS, IN_PUTS, KEPT, REFUSED, UNDER_WAY, WANTED, Work};
-use slab::Slab;
+pub(crate) use change::Audit;
+pub use change::{Change, Claimed, Retry};
 
-/// What one key needs.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Change<V> {
-    /// Write this.
-    Put(V),
-    /// Delete the object, which holds this.
-    Del(V),
-    /// Delete what holds `old`, then write `new`.
-    Recreate {
-        /// What is there.
-        old: V,
-        /// What should be.
-        new: V,
-    },
-}
-
-/// The kernel's refusal to do what an object needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Retry {
-    /// `errno`, positive.
-    pub errno: i32,
-    /// The kernel's reason.
-    pub reason: String,
-    /// When it was refused first.
-    pub since: Instant,
-    /// How often it was refused since.
-    pub tries: u32,
-}
-
-/// The two ends of a full look at the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Audit {
-    Begin,
-    End,
-}
-
-/// What became of a claim; see [`Table::want`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Claimed {
-    /// The object's position.
-    pub slot: u32,
-    /// The owner that had the key until now and has to wait.
-    pub won_from: Option<u32>,
-    /// Another owner keeps the key; this one waits.
-    pub lost: bool,
-}
+use crate::object::{Handle, Kind};
+use entry::{DOUBTED, Entry, HELD, HOLD, IN_DELS, IN_PUTS, REFUSED, UNDER_WAY, WANTED, Work};
+use slab::{Absent, Slab};
 
 /// Desired and observed objects of one kind.
 pub struct Table<K: Kind> {
@@ -109,14 +65,17 @@ impl<K: Kind> Table<K> {
     /// The kernel should hold `value` under `key`, because `owner` asks for it. Of two owners of one
     /// key the lower one wins; the other waits until that one gives the key up.
     pub fn want(&mut self, key: K::Key, value: K::Value, owner: u32) -> Claimed {
-        let Some(slot) = self.find(&key) else {
-            let slot = self.insert(key, value, WANTED, owner);
-            self.file(slot);
-            return Claimed {
-                slot,
-                won_from: None,
-                lost: false,
-            };
+        let slot = match self.entries.find_or_absent(&key) {
+            Ok(slot) => slot,
+            Err(absent) => {
+                let slot = self.insert(absent, key, value, WANTED, owner);
+                self.file(slot);
+                return Claimed {
+                    slot,
+                    won_from: None,
+                    lost: false,
+                };
+            }
         };
         let mut won_from = None;
         if let Some(entry) = self.entry(slot)
@@ -186,10 +145,10 @@ impl<K: Kind> Table<K> {
 
     /// The kernel was seen to hold `value` under `key`.
     pub fn observe(&mut self, key: K::Key, value: K::Value) {
-        match self.find(&key) {
-            Some(slot) => self.observe_at(slot, value),
-            None => {
-                let slot = self.insert(key, value, HELD, 0);
+        match self.entries.find_or_absent(&key) {
+            Ok(slot) => self.observe_at(slot, value),
+            Err(absent) => {
+                let slot = self.insert(absent, key, value, HELD, 0);
                 self.file(slot);
             }
         }
@@ -524,15 +483,23 @@ impl<K: Kind> Table<K> {
         self.entries.find(key)
     }
 
-    fn insert(&mut self, key: K::Key, value: K::Value, flags: u16, owner: u32) -> u32 {
-        let slot = self.entries.insert(Entry {
+    fn insert(
+        &mut self,
+        absent: Absent,
+        key: K::Key,
+        value: K::Value,
+        flags: u16,
+        owner: u32,
+    ) -> u32 {
+        let entry = Entry {
             key,
             value,
             owner,
             next: Handle::NONE,
             audit: self.audit,
             flags: 0,
-        });
+        };
+        let slot = self.entries.insert(absent, entry);
         self.count(slot, |entry| entry.flags = flags);
         slot
     }
@@ -627,95 +594,6 @@ impl<K: Kind> Table<K> {
         }
         self.entries.remove(slot);
         self.refusals.remove(&slot);
-    }
-}
-
-/// An object as the command that creates it.
-struct Shown<'a, K: Kind>(&'a K::Key, &'a K::Value);
-
-impl<K: Kind> fmt::Display for Shown<'_, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        K::put(f, self.0, self.1)
-    }
-}
-
-impl<K: Kind> Slots for Table<K> {
-    fn release(&mut self, slot: u32) -> Option<u32> {
-        Table::release(self, slot)
-    }
-
-    fn stop_waiting(&mut self, owner: u32) {
-        if !self.waiting.is_empty() {
-            self.waiting.retain(|(_, waits), _| *waits != owner);
-        }
-    }
-
-    fn set_next(&mut self, slot: u32, next: Handle) {
-        if let Some(entry) = self.entries.get_mut(slot) {
-            entry.next = next;
-        }
-    }
-
-    fn next(&self, slot: u32) -> Handle {
-        self.entry(slot).map_or(Handle::NONE, |entry| entry.next)
-    }
-
-    fn set_kept(&mut self, slot: u32, kept: bool) -> bool {
-        let Some(entry) = self.entries.get_mut(slot) else {
-            return false;
-        };
-        let before = entry.is(KEPT);
-        entry.set(KEPT, kept);
-        before
-    }
-
-    fn is_held(&self, slot: u32) -> bool {
-        self.entry(slot)
-            .is_some_and(|entry| entry.is(HELD) && !entry.is(DOUBTED))
-    }
-
-    fn refusal(&self, slot: u32) -> Option<&Retry> {
-        self.refusals.get(&slot)
-    }
-
-    fn retry_refused(&mut self) {
-        Table::retry_refused(self);
-    }
-
-    fn release_held(&mut self) {
-        Table::release_held(self);
-    }
-
-    fn audit(&mut self, audit: Audit) -> usize {
-        match audit {
-            Audit::Begin => {
-                self.begin_audit();
-                0
-            }
-            Audit::End => self.end_audit(),
-        }
-    }
-
-    fn refused_len(&self) -> usize {
-        self.refused
-    }
-
-    fn missing_len(&self) -> usize {
-        self.missing
-    }
-
-    fn stray_len(&self) -> usize {
-        self.strays
-    }
-
-    fn contested(&self) -> Vec<(u32, u32, String)> {
-        let waiting = self.waiting.keys();
-        let known = waiting.filter_map(|(slot, loser)| {
-            let entry = self.entry(*slot)?;
-            let object = Shown::<K>(&entry.key, &entry.value).to_string();
-            Some((entry.owner, *loser, object))
-        });
-        known.collect()
     }
 }
 

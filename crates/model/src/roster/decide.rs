@@ -112,9 +112,14 @@ impl Roster {
     }
 
     pub(super) fn find(&self, key: &SubnetKey) -> Option<Id> {
-        let (_, net) = key.nets().iter().next()?;
-        let mut candidates = self.index.exact(net);
-        candidates.find(|id| self.slot(*id).is_some_and(|slot| slot.lease.key == *key))
+        let has_key = |id: &Id| self.slot(*id).is_some_and(|slot| slot.lease.key == *key);
+        // The same lease is asked for several times in a row.
+        let found = Some(self.found.get()).filter(has_key).or_else(|| {
+            let (_, net) = key.nets().iter().next()?;
+            self.index.exact(net).find(has_key)
+        })?;
+        self.found.set(found);
+        Some(found)
     }
 
     pub(super) fn slot(&self, id: Id) -> Option<&Slot> {

@@ -18,6 +18,9 @@ pub(super) struct Slab<K: Kind> {
     vacant: Vec<u32>,
 }
 
+/// That a key is not there, and its hash.
+pub(super) struct Absent(u64);
+
 impl<K: Kind> Default for Slab<K> {
     fn default() -> Self {
         Slab {
@@ -42,8 +45,14 @@ impl<K: Kind> Slab<K> {
 
     /// Returns the position of `key`.
     pub(super) fn find(&self, key: &K::Key) -> Option<u32> {
+        self.find_or_absent(key).ok()
+    }
+
+    /// Returns the position of `key`, or what is needed to insert it.
+    pub(super) fn find_or_absent(&self, key: &K::Key) -> Result<u32, Absent> {
+        let hash = self.hasher.hash_one(key);
         let same = |slot: &u32| self.get(*slot).is_some_and(|entry| entry.key == *key);
-        self.index.find(self.hasher.hash_one(key), same).copied()
+        self.index.find(hash, same).copied().ok_or(Absent(hash))
     }
 
     /// Returns every entry with its position.
@@ -57,9 +66,8 @@ impl<K: Kind> Slab<K> {
         self.entries.iter_mut().flatten()
     }
 
-    /// Adds an entry whose key is not there; returns its position.
-    pub(super) fn insert(&mut self, entry: Entry<K>) -> u32 {
-        let hash = self.hasher.hash_one(entry.key);
+    /// Adds an entry whose key was not found; returns its position.
+    pub(super) fn insert(&mut self, Absent(hash): Absent, entry: Entry<K>) -> u32 {
         let slot = match self.vacant.pop() {
             Some(slot) => {
                 self.entries[slot as usize] = Some(entry);

@@ -1,10 +1,12 @@
 //! Tests of `table`.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::object::Slots;
 
 struct Num;
 impl Kind for Num {

@@ -23,7 +23,8 @@ struct Position {
 /// The key that was changed last.
 #[derive(Clone, Debug, PartialEq)]
 struct Newest {
-    key: Bytes,
+    /// A copy: it is not to keep the whole answer in memory.
+    key: Vec<u8>,
     mod_revision: i64,
     etcd_lease: i64,
 }
@@ -83,9 +84,13 @@ impl History {
     fn changed(&mut self, kv: &KeyValue) {
         let newest = self.staged.newest.as_ref();
         if newest.is_none_or(|newest| newest.mod_revision < kv.mod_revision) {
+            // In a listing nearly every key is newer than all before it.
+            let former = self.staged.newest.take();
+            let mut key = former.map(|newest| newest.key).unwrap_or_default();
+            key.clear();
+            key.extend_from_slice(&kv.key);
             self.staged.newest = Some(Newest {
-                // Not to keep the whole answer in memory.
-                key: Bytes::copy_from_slice(&kv.key),
+                key,
                 mod_revision: kv.mod_revision,
                 etcd_lease: kv.lease,
             });
@@ -123,7 +128,7 @@ impl History {
             ..RangeRequest::default()
         }];
         ranges.extend(self.known.newest.as_ref().map(|newest| RangeRequest {
-            key: newest.key.clone(),
+            key: newest.key.clone().into(),
             revision,
             ..RangeRequest::default()
         }));
