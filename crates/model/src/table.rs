@@ -475,6 +475,7 @@ impl<K: Kind> Table<K> {
         self.entry(slot).map(|entry| (&entry.key, &entry.value))
     }
 
+    #[inline]
     fn entry(&self, slot: u32) -> Option<&Entry<K>> {
         self.entries.get(slot)
     }

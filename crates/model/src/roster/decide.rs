@@ -122,6 +122,7 @@ impl Roster {
         Some(found)
     }
 
+    #[inline]
     pub(super) fn slot(&self, id: Id) -> Option<&Slot> {
         self.slots.get(id as usize)?.as_ref()
     }

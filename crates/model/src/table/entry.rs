@@ -37,11 +37,13 @@ pub(super) struct Entry<K: Kind> {
 
 impl<K: Kind> Entry<K> {
     /// Returns whether all of these flags are set.
+    #[inline]
     pub(super) fn is(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
 
     /// Sets a flag or clears it.
+    #[inline]
     pub(super) fn set(&mut self, flag: u16, on: bool) {
         if on {
             self.flags |= flag;
@@ -51,6 +53,7 @@ impl<K: Kind> Entry<K> {
     }
 
     /// Returns what is to be done about it, if anything.
+    #[inline]
     pub(super) fn work(&self) -> Option<Work> {
         let doubted = self.is(DOUBTED);
         match (self.is(WANTED), self.is(HELD)) {

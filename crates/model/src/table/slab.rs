@@ -34,11 +34,13 @@ impl<K: Kind> Default for Slab<K> {
 
 impl<K: Kind> Slab<K> {
     /// Returns the entry at `slot`.
+    #[inline]
     pub(super) fn get(&self, slot: u32) -> Option<&Entry<K>> {
         self.entries.get(slot as usize)?.as_ref()
     }
 
     /// Returns the entry at `slot`, to be changed.
+    #[inline]
     pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Entry<K>> {
         self.entries.get_mut(slot as usize)?.as_mut()
     }
@@ -49,6 +51,7 @@ impl<K: Kind> Slab<K> {
     }
 
     /// Returns the position of `key`, or what is needed to insert it.
+    #[inline]
     pub(super) fn find_or_absent(&self, key: &K::Key) -> Result<u32, Absent> {
         let hash = self.hasher.hash_one(key);
         let same = |slot: &u32| self.get(*slot).is_some_and(|entry| entry.key == *key);
