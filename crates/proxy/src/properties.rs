@@ -203,7 +203,11 @@ proptest! {
     }
 
     #[test]
-    fn what_is_no_packet_is_refused_without_a_panic(bytes in vec(any::<u8>(), 0..200), virtio in any::<[u8; 10]>(), mtu in 0usize..300) {
+    fn what_is_no_packet_is_refused_without_a_panic(
+        bytes in vec(any::<u8>(), 0..200),
+        virtio: [u8; 10],
+        mtu in 0usize..300,
+    ) {
         let header = Header::decode(&virtio);
         let (mut headers, mut out) = (Vec::new(), Vec::new());
         let mut copy = bytes.clone();
@@ -216,6 +220,8 @@ proptest! {
         }
         let mut coalescer = Coalescer::new(true);
         coalescer.push(&bytes, 0..bytes.len());
-        coalescer.drain(&bytes, |_, _, pieces| pieces.iter().for_each(|piece| assert!(piece.end <= bytes.len())));
+        coalescer.drain(&bytes, |_, _, pieces| {
+            pieces.iter().for_each(|piece| assert!(piece.end <= bytes.len()));
+        });
     }
 }
