@@ -782,7 +782,8 @@ impl Links {
         if !main.was_ever_answered() {
             return (ProbeState::Unknown, None);
         }
-        if self.full.is_broken() {
+        // Where small packets are lost, too, the size is not what is wrong.
+        if self.full.is_broken() && main.is_clean() {
             let cause = if self.corrupted {
                 Cause::Corrupted
             } else {

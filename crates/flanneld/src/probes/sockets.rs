@@ -67,11 +67,15 @@ impl Sockets {
             let Some(open) = self.open.get_mut(slot) else {
                 continue;
             };
-            let stays = open
-                .as_ref()
-                .is_some_and(|open| Some(open.ip) == wanted && (open.answers || !retry));
-            if stays {
-                continue;
+            if let Some(open) = open.as_ref().filter(|open| Some(open.ip) == wanted) {
+                let taken =
+                    !open.answers && std::net::UdpSocket::bind((open.ip, self.port)).is_err();
+                if retry && taken {
+                    self.problem = Some(taken_port(self.port, open.ip));
+                }
+                if open.answers || !retry || taken {
+                    continue;
+                }
             }
             if let Some(mut old) = open.take()
                 && let Err(error) = registry.deregister(&mut old.socket)
@@ -88,10 +92,7 @@ impl Sockets {
                         continue;
                     }
                     if !new.answers {
-                        self.problem = Some(format!(
-                            "-probe-port {}: another program has that UDP port of {ip}: the other nodes' probes are not answered",
-                            self.port
-                        ));
+                        self.problem = Some(taken_port(self.port, ip));
                     }
                     *open = Some(new);
                 }
@@ -176,6 +177,12 @@ impl Sockets {
             }
         }
     }
+}
+
+fn taken_port(port: u16, ip: IpAddr) -> String {
+    format!(
+        "-probe-port {port}: another program has that UDP port of {ip}: the other nodes' probes are not answered"
+    )
 }
 
 /// Binds the port of the probes, or any if another program has it: then this node can still ask.

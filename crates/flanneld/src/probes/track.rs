@@ -73,6 +73,11 @@ impl Track {
         self.failures >= BROKEN_AFTER
     }
 
+    /// Returns whether none of the last 16 probes was lost.
+    pub(super) fn is_clean(&self) -> bool {
+        self.probes > 0 && self.history & 0xffff == 0
+    }
+
     /// Returns the average time of an answer; `None` before the first one.
     pub(super) fn rtt(&self) -> Option<Duration> {
         self.ever.then(|| Duration::from_micros(self.rtt_us.into()))
