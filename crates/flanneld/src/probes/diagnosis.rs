@@ -102,6 +102,8 @@ impl Diagnosis {
                 Some(Ok(seen)) => {
                     self.evidence.underlay = Underlay::Answered;
                     self.seen = Some(seen);
+                    // The probe without a checksum went through the tunnel, too.
+                    self.evidence.arrived |= seen == packet::low(self.nonce);
                 }
                 Some(Err(error)) if self.evidence.underlay != Underlay::Answered => {
                     self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);

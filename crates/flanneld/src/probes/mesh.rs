@@ -626,7 +626,7 @@ impl Mesh {
         links.cause = judge(Evidence {
             has_overlay: own.get(case.family).is_some(),
             overlay_before: links.overlay.was_ever_answered(),
-            arrived: seen.is_some_and(|seen| links.sent.contains(&seen)),
+            arrived: evidence.arrived || seen.is_some_and(|seen| links.sent.contains(&seen)),
             before,
             ..evidence
         });
