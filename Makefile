@@ -57,6 +57,12 @@ model-check: ## The lease protocol, every order of events within larger bounds t
 	@scripts/setup build
 	$(CARGO) test --locked --profile proof -p sim --test lease_protocol -- --include-ignored --nocapture --test-threads=1
 
+SEEDS ?= 0-10000
+.PHONY: sim
+sim: ## Fleets of nodes on a simulated etcd under random faults, one for each seed (SEEDS=0-10000)
+	@scripts/setup build
+	SEEDS=$(SEEDS) $(CARGO) test --locked --profile proof -p sim --test fleet -- --nocapture
+
 SECONDS ?= 60
 .PHONY: fuzz
 fuzz: ## Mutated inputs for every parser, SECONDS=60 each; FUZZ_SEED= for others

@@ -4,6 +4,8 @@
 //! What decides is the code that the daemon runs: [`store::own_lease::OwnLease`]. Simulated are etcd and what lies
 //! between the two.
 //!
+//! `tests/lease_protocol` explores all orders of events within bounds, `tests/fleet.rs` random ones in larger fleets.
+//!
 //! | module | holds |
 //! |---|---|
 //! | [`etcd`] | keys, etcd leases, revisions, expiry, restores |
