@@ -104,7 +104,7 @@ build: ## Build all programs for development
 	$(CARGO) build --locked --workspace --bins
 
 # The programs say which commit they are of.
-programs image-programs: export FLANNEL_COMMIT := $(or $(FLANNEL_COMMIT),$(shell git rev-parse HEAD 2>/dev/null))
+programs image-programs: export FLANNEL_COMMIT := $(or $(FLANNEL_COMMIT),$(shell git rev-parse HEAD 2>/dev/null),unknown)
 
 # The plugin is copied to hosts of every kind and runs for every container: linked statically.
 MUSL := $(shell uname -m)-unknown-linux-musl
