@@ -32,8 +32,8 @@ pub struct Cluster {
     lagging: BTreeSet<SubnetKey>,
     /// Peers with which keys must be agreed on before they are reached by a newer backend.
     awaiting: BTreeSet<SubnetKey>,
-    /// How many connections of charon were up at the last look.
-    connections: usize,
+    /// The changes of charon's connections that were taken in.
+    connection_changes: u64,
     /// Peers that are reached encrypted: never again without, as long as the newest backend encrypts.
     sealed: BTreeSet<SubnetKey>,
     /// Accepted leases that the backend cannot use, or not in every family. Logged once.
@@ -68,7 +68,7 @@ impl Cluster {
             reached_by: BTreeMap::new(),
             lagging: BTreeSet::new(),
             awaiting: BTreeSet::new(),
-            connections: 0,
+            connection_changes: 0,
             sealed: BTreeSet::new(),
             unusable: BTreeMap::new(),
             conflicts: BTreeSet::new(),
@@ -163,8 +163,8 @@ impl Cluster {
 
     /// Has peers with which keys have been agreed on reached by the backend that needs them.
     pub(crate) fn follow_connections<D: Dataplane>(&mut self, reconciler: &mut Reconciler<D>) {
-        let up = reconciler.connections_up();
-        if self.awaiting.is_empty() || std::mem::replace(&mut self.connections, up) == up {
+        let changes = reconciler.connection_changes();
+        if std::mem::replace(&mut self.connection_changes, changes) == changes {
             return;
         }
         for key in self.awaiting.clone() {

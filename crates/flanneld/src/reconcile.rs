@@ -88,6 +88,7 @@ pub struct Reconciler<D> {
     device_refusal: Option<String>,
     passes: u64,
     audits: u64,
+    connection_changes: u64,
     /// What the last pass wrote and deleted, by kind of object.
     last_done: BTreeMap<&'static str, u64>,
     /// Refusals since the start, by kind of object and errno.
@@ -116,6 +117,7 @@ impl<D: Dataplane> Reconciler<D> {
             device_refusal: None,
             passes: 0,
             audits: 0,
+            connection_changes: 0,
             last_done: BTreeMap::new(),
             refusals: BTreeMap::new(),
         }
@@ -136,9 +138,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.state.holds(object)
     }
 
-    /// Returns how many connections of charon are up.
-    pub fn connections_up(&self) -> usize {
-        self.state.connections_up()
+    /// Returns a number that is another one whenever a connection of charon may have come up.
+    pub fn connection_changes(&self) -> u64 {
+        self.connection_changes
     }
 
     /// Allows or forbids deletions. Forbidden until the store was listed once, and while it is unreachable.
@@ -163,6 +165,7 @@ impl<D: Dataplane> Reconciler<D> {
         debug!(?event, "kernel");
         let work = match event {
             KernelEvent::Saw(object) => {
+                self.connection_changes += u64::from(matches!(object, Object::IkeConnection(..)));
                 let work = self.state.notify(object.clone());
                 if work {
                     let now_is = Some(object.clone());
@@ -288,6 +291,7 @@ impl<D: Dataplane> Reconciler<D> {
         match self.dataplane.observe(&mut note).await {
             Ok(()) => {
                 let missing = self.state.end_audit();
+                self.connection_changes += 1;
                 self.state.set_taken_ids(self.dataplane.taken_ids());
                 debug!(missing, "looked at the kernel");
                 true

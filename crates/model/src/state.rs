@@ -291,12 +291,6 @@ impl KernelState {
         self.tables.holds(object)
     }
 
-    /// Returns how many connections of charon are up.
-    pub fn connections_up(&self) -> usize {
-        let connections = &self.tables.ike_connections;
-        connections.desired_len() - connections.missing_len()
-    }
-
     /// Does not offer what the object needs until [`KernelState::release_held`].
     pub fn hold(&mut self, object: &Object) {
         self.tables.hold(object);
