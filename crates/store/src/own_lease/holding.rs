@@ -169,7 +169,7 @@ impl<M: Clone + PartialEq> Holding<M> {
                     self.stray = None;
                     match answer {
                         Answer::Differs(Some(entry)) => self.other(entry, writer, policy, now),
-                        _ => Step::Stay(vec![Action::Say(Notice::Discarded(key))]),
+                        _ => Step::Stay(vec![Action::Say(Notice::Second(key))]),
                     }
                 }
                 _ => self.answer(answer, writer, policy, now),

@@ -21,6 +21,9 @@ impl Notice {
             Notice::Discarded(key) => warn!(
                 "lease {key}: ours from before, but not one that the configuration allows: deleted"
             ),
+            Notice::Second(key) => warn!(
+                "lease {key}: a second one of this node, from a request that reached the store late: deleted"
+            ),
             Notice::Overwritten(key, ours) => {
                 let text = format!(
                     "somebody else wrote our lease {key}: another node with our public address {}, or a person; \

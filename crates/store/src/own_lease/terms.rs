@@ -281,6 +281,8 @@ pub enum Notice {
     Created(SubnetKey),
     /// A lease from an earlier run does not fit the configuration and is deleted.
     Discarded(SubnetKey),
+    /// A second lease of this node, from a request that arrived late, was deleted.
+    Second(SubnetKey),
     /// Somebody else wrote the own key of the node with these addresses; it is written again.
     Overwritten(SubnetKey, Dual<IpAddr>),
     /// Another node asked whether this one, with these addresses, lives.
