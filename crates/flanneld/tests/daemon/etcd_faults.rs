@@ -20,8 +20,9 @@ const OUTAGE: Duration = Duration::from_secs(30);
 /// When an etcd that is silent, but has not closed its connections, is taken to be away.
 const NOTICED: f64 = 20.0;
 
-/// A daemon that waits may use a tenth of a percent of a processor for it, and some to begin with.
-const WAITING_CPU: f64 = 0.001;
+/// A daemon that waits may use a tenth of a percent of a processor for it, another one for the probes of the other
+/// nodes, and some to begin with.
+const WAITING_CPU: f64 = 0.002;
 const FIRST_TRIES: Duration = Duration::from_millis(60);
 
 /// A fault that lasts is told when it begins and once a minute.
