@@ -302,10 +302,11 @@ impl LeaseAttrs {
     /// Reads a lease value.
     ///
     /// # Errors
-    /// JSON that is none, or none of a lease; no address at all, or one that no node can have
-    /// (0/8, 240/4, multicast, loopback, unspecified, broadcast, IPv6 link-local).
+    /// JSON that is none, or none of a lease; no address that a node can have: see [`LeaseAttrs::checked`].
     pub fn from_json(json: &[u8]) -> Result<LeaseAttrs, BadAttrs> {
-        let wire: Wire<'_> = go_json::decode(json, &KEYS)?;
+        // Go's decoder replaces what is not UTF-8.
+        let json = String::from_utf8_lossy(json);
+        let wire: Wire<'_> = go_json::decode(json.as_bytes(), &KEYS)?;
         let attrs = LeaseAttrs {
             public_ip: Dual {
                 v4: wire
@@ -330,18 +331,27 @@ impl LeaseAttrs {
         attrs.checked()
     }
 
-    /// These attributes, if a node can be reached so.
+    /// Returns these attributes without addresses that no node can have (0/8, 240/4, multicast, loopback,
+    /// unspecified, broadcast, IPv6 link-local). Upstream publishes a link-local address where a host has no other
+    /// IPv6 address, and its IPv4 address is as good as any.
     ///
     /// # Errors
-    /// No address at all, or one that no node can have.
-    pub fn checked(self) -> Result<LeaseAttrs, BadAttrs> {
+    /// No address is left.
+    pub fn checked(mut self) -> Result<LeaseAttrs, BadAttrs> {
+        let Some(bad) = self.public_ip.iter().map(|(_, ip)| *ip).find(impossible) else {
+            return if self.public_ip.is_empty() {
+                Err(BadAttrs::NoAddress)
+            } else {
+                Ok(self)
+            };
+        };
+        let possible = |ip: &IpAddr| !impossible(ip);
+        self.public_ip =
+            Dual::from_fn(|family| self.public_ip.get(family).copied().filter(possible));
         if self.public_ip.is_empty() {
-            return Err(BadAttrs::NoAddress);
-        }
-        let bad = self.public_ip.iter().map(|(_, ip)| *ip).find(impossible);
-        match bad {
-            Some(ip) => Err(BadAttrs::ImpossibleAddress(ip)),
-            None => Ok(self),
+            Err(BadAttrs::ImpossibleAddress(bad))
+        } else {
+            Ok(self)
         }
     }
 
@@ -469,6 +479,42 @@ mod tests {
     }
 
     #[test]
+    fn an_impossible_address_of_one_family_takes_nothing_from_the_other() {
+        for (json, v4, v6) in [
+            (
+                r#"{"PublicIP":"10.0.0.1","PublicIPv6":"fe80::1"}"#,
+                Some("10.0.0.1"),
+                None,
+            ),
+            (
+                r#"{"PublicIP":"10.0.0.1","PublicIPv6":"ff02::1"}"#,
+                Some("10.0.0.1"),
+                None,
+            ),
+            (
+                r#"{"PublicIP":"127.0.0.1","PublicIPv6":"fd78::1"}"#,
+                None,
+                Some("fd78::1"),
+            ),
+        ] {
+            let attrs = LeaseAttrs::from_json(json.as_bytes()).unwrap();
+            let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+            assert_eq!(attrs.public_ip.v4, v4.map(ip), "{json}");
+            assert_eq!(attrs.public_ip.v6, v6.map(ip), "{json}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_replaced_as_in_go() {
+        let edited = b"{\"PublicIP\":\"10.0.0.1\",\"BackendType\":\"vxlan\",\"BackendData\":\
+            {\"VtepMAC\":\"ce:9c:a9:08:50:03\",\"Site\":\"K\xf6ln\"},\"Owner\":\"J\xfcrgen\"}";
+        let attrs = LeaseAttrs::from_json(edited).unwrap();
+        assert_eq!(attrs.public_ip.v4, Some("10.0.0.1".parse().unwrap()));
+        assert_eq!(attrs.backend_type, Some(BackendType::Vxlan));
+        assert!(attrs.data.v4.is_some());
+    }
+
+    #[test]
     fn hostile_values_are_refused() {
         for json in [
             "",
@@ -485,7 +531,9 @@ mod tests {
             r#"{"PublicIP":"0.1.2.3"}"#,
             r#"{"PublicIP":"240.0.0.1"}"#,
             r#"{"PublicIP":"10.0.0.1","BackendType":7}"#,
-            r#"{"PublicIP":"10.0.0.1","PublicIPv6":"ff02::1"}"#,
+            r#"{"PublicIP":"0.0.0.0","PublicIPv6":"fe80::1"}"#,
+            r#"{"PublicIP":"127.0.0.1","PublicIPv6":"fe80::1"}"#,
+            "\u{feff}{\"PublicIP\":\"10.0.0.1\"}",
         ] {
             assert!(
                 LeaseAttrs::from_json(json.as_bytes()).is_err(),
