@@ -296,6 +296,14 @@ impl Coalescer {
     }
 }
 
+/// Returns where in the received data the packets are that were joined into one with the headers `head`.
+pub(crate) fn apart(head: &[u8], pieces: &[Range<usize>]) -> impl Iterator<Item = Range<usize>> {
+    // Each payload comes after headers of the same length.
+    let headers = head.len();
+    let whole = move |piece: &Range<usize>| piece.start.saturating_sub(headers)..piece.end;
+    pieces.iter().map(whole)
+}
+
 impl Flow {
     /// Returns whether a packet is of this flow.
     fn is_of(&self, data: &[u8], bytes: &[u8], other: &Candidate) -> bool {

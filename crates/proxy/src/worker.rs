@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use crate::busy_poll::BusyPoll;
-use crate::coalesce::Coalescer;
+use crate::coalesce::{Coalescer, apart};
 use crate::icmp::{self, Allowance, Reason};
 use crate::narrow::{LEAST_V4, Narrow};
 use crate::outgoing::{Outgoing, Refused};
@@ -111,8 +111,15 @@ impl<'a> Uplink<'a> {
         let (mut used, mut packets) = (0, 0);
         self.headers.clear();
         while packets < BATCH && self.data.len() - used >= virtio::LEN + LARGEST {
-            let Some((header, len)) = self.queue.read(&mut self.data[used..])? else {
-                break;
+            let (header, len) = match self.queue.read(&mut self.data[used..]) {
+                Ok(Some(read)) => read,
+                Ok(None) => break,
+                Err(error) if is_lost_packet(&error) => {
+                    count(&shared.counters.malformed, 1);
+                    packets += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let start = used + virtio::LEN;
             // Not before: what is read after a change is treated accordingly.
@@ -388,7 +395,7 @@ fn deliver(
         if gone.is_some() {
             return;
         }
-        if let Err(error) = queue.write(header, head, data, pieces, scratch) {
+        let mut refused = |error: io::Error| {
             if is_gone(&error) {
                 gone = Some(error);
             } else if error.raw_os_error() == Some(libc::EIO) {
@@ -397,11 +404,43 @@ fn deliver(
             } else {
                 shared.counters.not_taken(&shared.device, &error);
             }
+        };
+        match queue.write(header, head, data, pieces, scratch) {
+            Ok(()) => {}
+            // Kernels of some vendors refuse every joined packet.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !head.is_empty() => {
+                for packet in apart(head, pieces) {
+                    let one_by_one = queue.write(&Header::default(), &[], data, &[packet], scratch);
+                    one_by_one.unwrap_or_else(&mut refused);
+                }
+            }
+            Err(error) => refused(error),
         }
     });
     gone.map_or(Ok(()), Err)
 }
 
+/// Returns whether the kernel had a packet that it could not pass on (some drivers join packets in ways that a TUN
+/// device does not know) and dropped it. The next ones can be read.
+fn is_lost_packet(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EINVAL)
+}
+
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_that_the_kernel_cannot_pass_on_is_no_lost_device() {
+        let error = io::Error::from_raw_os_error;
+        assert!(is_lost_packet(&error(libc::EINVAL)) && !is_gone(&error(libc::EINVAL)));
+        for gone in [libc::EBADFD, libc::ENODEV] {
+            assert!(is_gone(&error(gone)) && !is_lost_packet(&error(gone)));
+        }
+        assert!(!is_gone(&error(libc::EIO)) && !is_lost_packet(&error(libc::EIO)));
+    }
 }

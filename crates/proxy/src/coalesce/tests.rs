@@ -58,6 +58,29 @@ fn what_was_cut_is_joined() {
 }
 
 #[test]
+fn what_was_joined_is_taken_apart_again() {
+    for sample in [
+        Sample::tcp(false, 14_001, 1400),
+        Sample::udp(true, 14_001, 1400),
+    ] {
+        let parts = parts(&sample);
+        let (mut coalescer, data) = (Coalescer::new(true), parts.concat());
+        let mut at = 0;
+        for packet in &parts {
+            assert!(coalescer.push(&data, at..at + packet.len()));
+            at += packet.len();
+        }
+        let (mut all, mut calls) = (Vec::new(), 0);
+        coalescer.drain(&data, |_, head, pieces| {
+            calls += 1;
+            all.extend(apart(head, pieces).map(|packet| data[packet].to_vec()));
+        });
+        assert!(calls < parts.len());
+        assert_eq!(all, parts);
+    }
+}
+
+#[test]
 fn two_flows_are_joined_each() {
     let (a, mut b) = (
         Sample::tcp(false, 2_800, 1400),
