@@ -25,7 +25,7 @@ use crate::door::Door;
 use crate::failure::Failure;
 use crate::{KernelError, KernelEvent, Outcome, Scope};
 use process::Process;
-use sync::{Found, Plan};
+use sync::{Found, Plan, Unfinished};
 use vici::Client;
 
 /// Where charon listens, by its own default.
@@ -35,8 +35,10 @@ const SOCKET: &str = "/var/run/charon.vici";
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(10);
 
-/// A charon of ours that does not answer for so long is killed and started again.
+/// A charon of ours that answers nothing for so long is killed and started again, and one that answers only in part after
+/// the longer time: it may be computing the keys of many peers.
 const HUNG: Duration = Duration::from_secs(60);
+const STUCK: Duration = Duration::from_secs(900);
 
 /// How long a full look waits for charon.
 const LOOK: Duration = Duration::from_secs(1);
@@ -54,8 +56,10 @@ pub(crate) struct Charon {
     runs: bool,
     /// What went wrong when charon was reached last.
     problem: Option<String>,
-    /// Since when it takes connections and does not answer.
+    /// Since when it takes connections and answers nothing.
     silent: Option<Instant>,
+    /// Since when no look has come to its end.
+    stuck: Option<Instant>,
     wanted: BTreeMap<IkeKey, IkeConnection>,
     /// Connections to end.
     unwanted: BTreeMap<IkeKey, IkeConnection>,
@@ -63,7 +67,7 @@ pub(crate) struct Charon {
     /// The reconciler believes that these are up.
     up: BTreeSet<IkeKey>,
     failed: BTreeMap<IkeKey, String>,
-    job: JoinSet<io::Result<Found>>,
+    job: JoinSet<Result<Found, Unfinished>>,
     /// Something has changed since the running job began.
     changed: bool,
     next: Instant,
@@ -83,6 +87,7 @@ impl Charon {
             runs: false,
             problem: None,
             silent: None,
+            stuck: None,
             wanted: BTreeMap::new(),
             unwanted: BTreeMap::new(),
             loaded: BTreeMap::new(),
@@ -163,22 +168,22 @@ impl Charon {
         self.job.spawn(sync::sync(plan));
     }
 
-    fn ended(&mut self, found: io::Result<Found>) {
+    fn ended(&mut self, found: Result<Found, Unfinished>) {
         match found {
             Ok(found) => self.found(found),
-            Err(error) => self.unreachable(error),
+            Err(unfinished) => self.unreachable(unfinished),
         }
     }
 
-    fn unreachable(&mut self, error: io::Error) {
+    fn unreachable(&mut self, Unfinished { error, answers }: Unfinished) {
         let unheard = matches!(
             error.kind(),
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
         );
         if unheard {
-            self.silent = None;
+            (self.silent, self.stuck) = (None, None);
         } else {
-            self.end_hung();
+            self.end_hung(answers);
         }
         let started = match &mut self.process {
             Some(process) if unheard && self.is_needed => process.start(),
@@ -212,12 +217,20 @@ impl Charon {
     }
 
     /// Kills a charon of ours that has not answered for long: it agrees on no new keys, and those in use end.
-    fn end_hung(&mut self) {
-        let since = *self.silent.get_or_insert_with(Instant::now);
-        if since.elapsed() < HUNG || !self.is_needed {
+    fn end_hung(&mut self, answers: bool) {
+        let now = Instant::now();
+        let stuck = *self.stuck.get_or_insert(now);
+        let silent = if answers {
+            self.silent = None;
+            now
+        } else {
+            *self.silent.get_or_insert(now)
+        };
+        let is_hung = silent.elapsed() >= HUNG || stuck.elapsed() >= STUCK;
+        if !is_hung || !self.is_needed {
             return;
         }
-        self.silent = None;
+        (self.silent, self.stuck) = (None, None);
         let serving = self.serving;
         if let Some(process) = &mut self.process {
             process.kill(serving);
@@ -234,7 +247,7 @@ impl Charon {
     fn found(&mut self, found: Found) {
         self.loaded = found.loaded;
         self.serving = found.process;
-        (self.problem, self.silent) = (None, None);
+        (self.problem, self.silent, self.stuck) = (None, None, None);
         self.process.iter_mut().for_each(Process::works);
         if self.is_needed && !std::mem::replace(&mut self.runs, true) {
             let daemon = Object::IkeDaemon((), false);
@@ -352,7 +365,10 @@ impl Door for Charon {
             }
             tokio::select! {
                 Some(ended) = self.job.join_next() => {
-                    self.ended(ended.unwrap_or_else(|error| Err(io::Error::other(error))));
+                    self.ended(ended.unwrap_or_else(|error| {
+                        let error = io::Error::other(error);
+                        Err(Unfinished { error, answers: false })
+                    }));
                 }
                 () = tokio::time::sleep_until(self.next), if self.job.is_empty() => {}
             }

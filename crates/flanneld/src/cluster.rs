@@ -161,17 +161,23 @@ impl Cluster {
         }
     }
 
-    /// Has peers with which keys have been agreed on reached by the backend that needs them.
-    pub(crate) fn follow_connections<D: Dataplane>(&mut self, reconciler: &mut Reconciler<D>) {
+    /// Has peers with which keys have been agreed on reached by the backend that needs them. Returns whether the kernel is
+    /// to be written for that.
+    pub(crate) fn follow_connections<D: Dataplane>(
+        &mut self,
+        reconciler: &mut Reconciler<D>,
+    ) -> bool {
         let changes = reconciler.connection_changes();
         if std::mem::replace(&mut self.connection_changes, changes) == changes {
-            return;
+            return false;
         }
-        for key in self.awaiting.clone() {
-            if let Some(lease) = self.roster.accepted(&key).cloned() {
+        let awaiting = self.awaiting.clone();
+        for key in &awaiting {
+            if let Some(lease) = self.roster.accepted(key).cloned() {
                 self.install_peer(true, &lease, false, reconciler);
             }
         }
+        self.awaiting != awaiting
     }
 
     /// The same host, but for what must stay reachable past the tunnel: leases that cover it are
@@ -253,7 +259,14 @@ impl Cluster {
 
     /// Returns how far a change of the backend is, while there is one.
     pub(crate) fn change_report(&self) -> Option<String> {
-        let all = [self.trial_report(), self.network_change_report()];
+        let drops_nothing = "ipsec lets unencrypted packets in meanwhile".to_owned();
+        let all = [
+            self.trial_report(),
+            self.network_change_report(),
+            self.generations
+                .lets_plaintext_in()
+                .then_some(drops_nothing),
+        ];
         let all: Vec<String> = all.into_iter().flatten().collect();
         (!all.is_empty()).then(|| all.join("; "))
     }

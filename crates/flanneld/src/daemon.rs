@@ -218,7 +218,7 @@ impl Daemon {
 
     /// Continues a change of the backend, as far as it can.
     async fn advance(&mut self) {
-        match self.change.advance(&mut self.path) {
+        match self.change.advance(&mut self.path).await {
             Advance::Apply => {
                 let host = self.path.cluster.host().clone();
                 self.apply_backends(host).await;

@@ -320,21 +320,49 @@ impl Generations {
         self.list.len() > 1
     }
 
+    /// Whether IPsec drops no packet that arrives unencrypted, since another backend is in use.
+    pub(crate) fn lets_plaintext_in(&self) -> bool {
+        let mut all = self.list.iter();
+        self.has_several() && all.any(|own| own.backend.needs_connection())
+    }
+
     /// Whether all of them encrypt.
     pub(crate) fn all_encrypt(&self) -> bool {
         self.list.iter().all(|own| own.backend.encrypts())
     }
 
-    /// Has this node try another backend beside the network's.
+    /// Has this node try another backend beside the network's. If a former one of the network's is like it, that one
+    /// becomes the trial.
     pub(crate) fn add_trial(&mut self, mut trial: Generation) {
-        if self.trial().is_none() && self.list.len() < usize::from(SLOTS) {
+        if self.trial().is_some() {
+            return;
+        }
+        let mut formers = self.former().iter();
+        let like = formers.position(|own| own.is_like(&*trial.backend));
+        if let Some(at) = like {
+            let former = self.list.remove(self.newest_at() + 1 + at);
+            (trial.slot, trial.ready) = (former.slot, former.ready);
+            trial.acquainted = former.acquainted;
+        } else if self.list.len() < usize::from(SLOTS) {
             trial.slot = self.free_slot();
-            trial.trial = true;
-            self.list.insert(0, trial);
+        } else {
+            return;
+        }
+        trial.trial = true;
+        self.list.insert(0, trial);
+    }
+
+    /// Ends the trial: the backend stays like a former one of the network's, until no other node sends by it.
+    pub(crate) fn retire_trial(&mut self) {
+        if let Some(trial) = self.end_trial() {
+            self.list.push(Generation {
+                trial: false,
+                ..trial
+            });
         }
     }
 
-    /// Ends the trial. Returns the backend.
+    /// Ends the trial at once. Returns the backend.
     pub(crate) fn end_trial(&mut self) -> Option<Generation> {
         self.trial()?;
         Some(self.list.remove(0))

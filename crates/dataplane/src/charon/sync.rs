@@ -54,13 +54,28 @@ pub(super) async fn names(client: &mut Client) -> io::Result<Vec<String>> {
     Ok(answer.list("conns").to_vec())
 }
 
+/// Why a look did not come to its end.
+pub(super) struct Unfinished {
+    /// What went wrong.
+    pub(super) error: io::Error,
+    /// charon answers, but not everything: a list of connections waits for each that is just computing its keys.
+    pub(super) answers: bool,
+}
+
 /// Makes charon hold what is wanted.
 ///
 /// # Errors
 /// It cannot be reached, or does not answer.
-pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
-    let mut client = Client::connect(&plan.socket).await?;
-    let names = names(&mut client).await?;
+pub(super) async fn sync(plan: Plan) -> Result<Found, Unfinished> {
+    let unfinished = |answers| move |error| Unfinished { error, answers };
+    let connected = Client::connect(&plan.socket).await;
+    let mut client = connected.map_err(unfinished(false))?;
+    let names = names(&mut client).await.map_err(unfinished(false))?;
+    let followed = follow(plan, &mut client, &names).await;
+    followed.map_err(unfinished(true))
+}
+
+async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result<Found> {
     let mut found = Found {
         process: client.process(),
         loaded: plan.loaded,
@@ -69,7 +84,7 @@ pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
         is_part: false,
     };
     let began = Instant::now();
-    for name in &names {
+    for name in names {
         let Some(key) = IkeConnection::key_of(name) else {
             continue;
         };
@@ -79,14 +94,14 @@ pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
             None => plan.unwanted.contains(&key),
         };
         if ended {
-            unload(&mut client, name).await?;
+            unload(client, name).await?;
             found.loaded.remove(&key);
         }
     }
     found.loaded.retain(|key, connection| {
         plan.wanted.contains_key(key) && names.contains(&connection.name(key))
     });
-    let states = states(&mut client).await?;
+    let states = states(client).await?;
     let state = |key: &IkeKey, wanted: &IkeConnection| states.get(&wanted.name(key)).copied();
     let up = found.loaded.iter();
     let up = up.filter(|(key, loaded)| {
@@ -105,10 +120,10 @@ pub(super) async fn sync(plan: Plan) -> io::Result<Found> {
         let done = if found.loaded.get(key) == Some(wanted) {
             match state(key, wanted) {
                 Some(State::Up | State::Beginning) => Ok(()),
-                None => initiate(&mut client, &name, key).await,
+                None => initiate(client, &name, key).await,
             }
         } else {
-            let loaded = load(&mut client, &name, key, wanted).await;
+            let loaded = load(client, &name, key, wanted).await;
             if loaded.is_ok() {
                 found.loaded.insert(*key, wanted.clone());
             }

@@ -210,7 +210,9 @@ impl DataPath {
         }
         self.pass(false).await;
         if !several {
+            // Peers' policies that let unencrypted packets in end here.
             self.cluster.rebuild(own, host, &mut self.reconciler);
+            self.pass(false).await;
         }
         self.follow_sources();
         self.lock.reduce(&networks(&config), &devices);

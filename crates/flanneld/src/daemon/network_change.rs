@@ -179,9 +179,12 @@ impl NetworkChange {
     }
 
     /// Continues a change of the backend, as far as it can.
-    pub(super) fn advance(&mut self, path: &mut DataPath) -> Advance {
+    pub(super) async fn advance(&mut self, path: &mut DataPath) -> Advance {
         let now = Instant::now();
-        path.cluster.follow_connections(&mut path.reconciler);
+        if path.cluster.follow_connections(&mut path.reconciler) {
+            // Nothing else may wake the daemon for seconds, in which packets would leave unencrypted.
+            path.pass(false).await;
+        }
         let ready = make_ready(path);
         let generations = path.cluster.generations();
         let usable = generations.usable(now);
@@ -264,11 +267,8 @@ async fn follow_trial(path: &mut DataPath) {
     };
     let generations = path.cluster.generations_mut();
     let pointless = trial::refusal(wanted, &generations.newest().config.backend);
-    if generations.trial().is_some() && pointless.is_some() {
-        let ended = generations.end_trial();
-        let slot = ended.map(|ended| ended.slot);
-        slot.into_iter()
-            .for_each(|slot| path.reconciler.set(Owner::Generation(slot), []));
+    if pointless.is_some() {
+        generations.retire_trial();
     }
     if path.cluster.generations().trial().is_some() {
         return;

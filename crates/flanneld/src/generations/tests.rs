@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dataplane::fake::FakeKernel;
+use dataplane::{KernelEvent, Scope};
 use model::WgSecret;
 use proptest::prelude::*;
 
 use super::*;
+use crate::cluster::Cluster;
 use crate::identity::wg_key;
+use crate::reconcile::Reconciler;
 
 const KINDS: [&str; 6] = ["vxlan", "host-gw", "wireguard", "udp", "ipsec", "extension"];
 const NODES: usize = 3;
@@ -381,4 +385,76 @@ fn a_former_backend_goes_when_nobody_needs_it() {
     stays(&mut node, false, 222, "others may not know that it goes");
     assert_eq!(node.in_use.retire(false, 1, later(230)), [0]);
     assert_eq!(node.in_use.mtu(), 1500);
+}
+
+#[test]
+fn a_former_backend_that_this_node_tries_is_there_once() {
+    let now = Instant::now();
+    let mut node = Node::new(0, "vxlan", now);
+    node.in_use.add(generation(0, config("host-gw"), now));
+    for generation in node.in_use.all_mut() {
+        generation.ready = true;
+    }
+    let slots = |node: &Node| -> Vec<(BackendType, Slot)> {
+        let all = node.in_use.all().iter();
+        all.map(|own| (own.backend.kind(), own.slot)).collect()
+    };
+    let (gw, vxlan) = ((BackendType::HostGw, 1), (BackendType::Vxlan, 0));
+    assert_eq!(slots(&node), [gw.clone(), vxlan.clone()]);
+    node.in_use.add_trial(generation(0, config("vxlan"), now));
+    assert_eq!(slots(&node), [vxlan.clone(), gw.clone()]);
+    assert!(!node.in_use.is_changing() && node.in_use.trial().is_some());
+    let offered = node.in_use.publish();
+    assert_eq!(offered.backend_type, Some(BackendType::HostGw));
+    assert_eq!(offered.also.len(), 1, "others still send by it");
+    // Where it can be tried no longer, it goes like a former one.
+    node.in_use.retire_trial();
+    assert_eq!(slots(&node), [gw, vxlan]);
+    assert!(node.in_use.is_changing() && node.in_use.trial().is_none());
+    assert_eq!(node.in_use.publish(), offered);
+}
+
+/// A change to ipsec seen by one node: the kernel is written again as soon as keys are agreed on, and not before.
+#[tokio::test]
+async fn a_peer_is_reached_encrypted_as_soon_as_keys_are_agreed_on() {
+    let now = Instant::now();
+    let changing = |number| {
+        let mut node = Node::new(number, "vxlan", now);
+        node.in_use.add(generation(number, config("ipsec"), now));
+        for generation in node.in_use.all_mut() {
+            generation.ready = true;
+        }
+        node
+    };
+    let own = lease(0, LeaseAttrs::default()).key;
+    let kernel = FakeKernel::new(true);
+    let address = "192.168.0.1/24".parse().unwrap();
+    kernel.add_iface("eth0".parse().unwrap(), 2, 1500, &[address]);
+    let scope = Scope {
+        devices: Vec::new(),
+        iface: "eth0".parse().unwrap(),
+        network: networks(&config("ipsec")),
+        own: *own.nets(),
+        take_over: false,
+    };
+    let mut reconciler = Reconciler::new(kernel.another(), scope);
+    let mut cluster = Cluster::new(own, changing(0).in_use, host(0));
+    let peer = lease(1, changing(1).in_use.publish());
+    cluster.take([(peer.key, Some(peer))].into_iter(), false, &mut reconciler);
+    reconciler.pass().await;
+    let objects = || kernel.objects();
+    assert!(!objects().iter().any(encrypts_to_peer), "{:?}", objects());
+    assert!(cluster.lags());
+    let connection = objects().into_iter().find(is_connection).unwrap();
+    reconciler.note(KernelEvent::Saw(connection));
+    assert!(cluster.follow_connections(&mut reconciler));
+    reconciler.pass().await;
+    assert!(objects().iter().any(encrypts_to_peer), "{:?}", objects());
+    assert!(!cluster.lags());
+    assert!(!cluster.follow_connections(&mut reconciler));
+    let report = cluster.change_report().unwrap();
+    assert!(
+        report.contains("ipsec lets unencrypted packets in meanwhile"),
+        "{report}"
+    );
 }
