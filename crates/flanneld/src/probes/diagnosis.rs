@@ -1,5 +1,5 @@
-//! A closer look at a node that does not answer: pings and a probe past the tunnel, pings and a probe without a
-//! checksum through it. It takes a few seconds, with sockets of its own.
+//! A closer look at a node that does not answer: pings and a probe past the tunnel; pings, a probe without a checksum
+//! and an ordinary one through it. It takes a few seconds, with sockets of its own.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -26,6 +26,7 @@ pub(super) struct Diagnosis {
     steps: u8,
     underlay: Option<UdpSocket>,
     unchecked: Option<UdpSocket>,
+    ordinary: Option<UdpSocket>,
     underlay_ping: Option<Ping>,
     overlay_ping: Option<Ping>,
     evidence: Evidence,
@@ -50,6 +51,7 @@ impl Diagnosis {
             steps: 0,
             underlay: past.and_then(connect),
             unchecked,
+            ordinary: through.and_then(connect),
             underlay_ping: past.and_then(ping),
             overlay_ping: through.and_then(ping),
             evidence: Evidence::default(),
@@ -80,6 +82,14 @@ impl Diagnosis {
             // What cannot be sent is not answered.
             let _ = ping.send();
         }
+        // Last: where any of the others passes because the fault is over, this one passes, too.
+        if let Some(socket) = &self.ordinary {
+            let _ = socket.send(&packet::request(
+                self.nonce,
+                packet::HEADER,
+                Wish::default(),
+            ));
+        }
     }
 
     /// Takes in what has arrived, once a second. Returns the evidence when it is complete.
@@ -89,6 +99,9 @@ impl Diagnosis {
         let e = &self.evidence;
         let known = e.underlay != Underlay::Silent && e.underlay_ping != Some(false);
         let through = e.overlay_ping != Some(false) || e.underlay == Underlay::Answered;
+        if e.answered {
+            return Some(self.evidence);
+        }
         if self.steps >= STEPS || (self.steps >= FEWEST && known && through) {
             return Some(self.evidence);
         }
@@ -102,7 +115,7 @@ impl Diagnosis {
                 Some(Ok(seen)) => {
                     self.evidence.underlay = Underlay::Answered;
                     self.seen = Some(seen);
-                    // The probe without a checksum went through the tunnel, too.
+                    // Two of these probes went through the tunnel.
                     self.evidence.arrived |= seen == packet::low(self.nonce);
                 }
                 Some(Err(error)) if self.evidence.underlay != Underlay::Answered => {
@@ -121,6 +134,9 @@ impl Diagnosis {
             if ping.as_ref().is_some_and(Ping::is_answered) {
                 *answered = Some(true);
             }
+        }
+        if let Some(socket) = &self.ordinary {
+            self.evidence.answered |= matches!(answer(socket, self.nonce), Some(Ok(_)));
         }
     }
 }
@@ -273,5 +289,38 @@ mod tests {
         assert_eq!(evidence.underlay, Underlay::Refused);
         assert_ne!(evidence.underlay_ping, Some(false));
         assert_eq!(evidence.overlay_ping, None);
+    }
+
+    #[test]
+    fn a_node_that_answers_again_is_noticed() {
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        let node = UdpSocket::bind((ip, 0)).unwrap();
+        let port = node.local_addr().unwrap().port();
+        let view = View {
+            overlay: Dual {
+                v4: Some(ip),
+                v6: None,
+            },
+            ..View::default()
+        };
+        let case = Case {
+            key: "10.1.2.0-24".parse().unwrap(),
+            family: Family::V4,
+            public_ip: None,
+            overlay: Some(ip),
+        };
+        let mut diagnosis = Diagnosis::start(case, &view, port, 7);
+        // One without a checksum and one with it.
+        for _ in 0..2 {
+            let mut buffer = [0; 64];
+            let (len, from) = node.recv_from(&mut buffer).unwrap();
+            let Some(Datagram::Request { nonce, wish, .. }) = packet::parse(&buffer[..len]) else {
+                panic!("{buffer:?}")
+            };
+            let answer = packet::answer(nonce, wish, len, true, 0);
+            node.send_to(&answer, from).unwrap();
+        }
+        let evidence = diagnosis.step().unwrap();
+        assert!(evidence.answered && evidence.unchecked, "{evidence:?}");
     }
 }

@@ -26,9 +26,6 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 const ROUND: usize = 60;
 const MOST: usize = 8;
 
-/// Nodes that are passed over in a second because they answer no probes.
-const PASSED: usize = 1000;
-
 /// Every how many turns a node that is reached through a tunnel is probed past it, too.
 const UNDERLAY_EVERY: u8 = 5;
 
@@ -165,11 +162,11 @@ pub(super) struct Case {
     pub(super) overlay: Option<IpAddr>,
 }
 
-/// A node that begins to fail or has recovered.
+/// A node that begins to fail, or no longer does.
 #[derive(Debug, PartialEq)]
 pub(super) struct Change {
-    pub(super) target: Target,
-    pub(super) cause: Option<Cause>,
+    pub(super) key: SubnetKey,
+    pub(super) state: ProbeState,
 }
 
 /// Totals since the start.
@@ -313,7 +310,7 @@ impl Mesh {
     fn next_peers(&mut self, count: usize, now: Duration) -> Vec<usize> {
         let own = self.view.overlay;
         let mut chosen = Vec::with_capacity(count);
-        for _ in 0..PASSED.min(self.order.len()) {
+        for _ in 0..self.order.len() {
             if chosen.len() == count {
                 break;
             }
@@ -474,13 +471,10 @@ impl Mesh {
         if suspect && self.repeats.len() < REPEATS {
             self.repeats.push_back((key, family, kind));
         }
-        let holds = links.cause.map_or(Duration::ZERO, |cause| {
-            if cause.is_fault() {
-                JUDGE_AGAIN
-            } else {
-                ASK_AGAIN
-            }
-        });
+        let holds = match links.cause {
+            Some(cause) if !cause.is_fault() => ASK_AGAIN,
+            _ => JUDGE_AGAIN,
+        };
         let judged = links.judged_at.is_some_and(|at| now < at + holds);
         if broken && kind == main && !judged && !links.judging {
             links.judging = true;
@@ -566,7 +560,7 @@ impl Mesh {
             links.corrupted = false;
         } else if kind == main {
             self.totals.rtt.observe(rtt);
-            links.cause = None;
+            (links.cause, links.judged_at) = (None, None);
         }
         self.follow(&key);
     }
@@ -630,28 +624,30 @@ impl Mesh {
             before,
             ..evidence
         });
+        // The fault is over: do not leave the node's state unknown until its next turn.
+        if links.cause.is_none() && self.repeats.len() < REPEATS {
+            let main = Kind::Small(links.main_way(&own, case.family));
+            self.repeats.push_back((case.key, case.family, main));
+        }
         self.follow(&case.key);
     }
 
-    /// Notes whether a node begins to fail or has recovered.
+    /// Notes whether a node begins to fail, or no longer does.
     fn follow(&mut self, key: &SubnetKey) {
         let own = self.view.overlay;
         let Some(peer) = find(&self.peers, key).and_then(|at| self.peers.get_mut(at)) else {
             return;
         };
-        let (state, cause) = peer.state(&own);
+        let (state, _) = peer.state(&own);
         let fails = state == ProbeState::Failing;
         // While the cause of a silence is looked for, nothing is known.
         if fails != peer.reported && (fails || state != ProbeState::Unknown) {
             peer.reported = fails;
-            self.changes.push(Change {
-                target: peer.target,
-                cause: cause.filter(|_| fails),
-            });
+            self.changes.push(Change { key: *key, state });
         }
     }
 
-    /// Returns which nodes have begun to fail or have recovered since the last call.
+    /// Returns which nodes have begun to fail, or no longer do, since the last call.
     pub(super) fn changes(&mut self) -> Vec<Change> {
         std::mem::take(&mut self.changes)
     }

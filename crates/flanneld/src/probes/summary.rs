@@ -133,7 +133,7 @@ pub(super) fn report(seen: &Seen<'_>, tunnel: &str, port: u16) -> ProbeReport {
 }
 
 /// Returns what is wrong, with the family if the other one works.
-fn reason(seen: &Seen<'_>, tunnel: &str, port: u16) -> Option<String> {
+pub(super) fn reason(seen: &Seen<'_>, tunnel: &str, port: u16) -> Option<String> {
     let cause = seen.cause?;
     let mut all = seen.links.iter();
     let (family, _) = all.find(|(_, links)| links.state.1 == Some(cause))?;

@@ -92,6 +92,8 @@ pub(super) struct Evidence {
     pub(super) overlay_ping: Option<bool>,
     /// A probe through the tunnel that has no UDP checksum.
     pub(super) unchecked: bool,
+    /// A probe through the tunnel like those that were lost: the fault was over before it was looked at.
+    pub(super) answered: bool,
     /// The node has received the last probe through the tunnel.
     pub(super) arrived: bool,
     /// This family's packets go through a device that has an address.
@@ -104,6 +106,9 @@ pub(super) struct Evidence {
 
 /// Judges why probes of one family are not answered; `None` if they are again.
 pub(super) fn judge(e: Evidence) -> Option<Cause> {
+    if e.answered {
+        return None;
+    }
     if e.has_overlay && e.unchecked {
         return Some(Cause::Checksum);
     }
@@ -119,7 +124,8 @@ pub(super) fn judge(e: Evidence) -> Option<Cause> {
         }
         Underlay::Answered => Cause::TunnelFiltered,
         Underlay::Refused => Cause::NotRunning,
-        Underlay::Unreachable if e.underlay_ping != Some(true) => Cause::UnderlayDown,
+        // A firewall that rejects the probes' port says the same: only pings show the difference.
+        Underlay::Unreachable if e.underlay_ping == Some(false) => Cause::UnderlayDown,
         Underlay::Unreachable | Underlay::Silent => match e.underlay_ping {
             Some(true) if e.has_overlay && e.overlay_before && e.overlay_ping == Some(false) => {
                 Cause::TunnelFiltered
@@ -141,6 +147,7 @@ mod tests {
         underlay_ping: Some(false),
         overlay_ping: Some(false),
         unchecked: false,
+        answered: false,
         arrived: false,
         has_overlay: true,
         overlay_before: true,
@@ -226,6 +233,16 @@ mod tests {
                 },
                 Cause::ProbesFiltered,
             ),
+            // No pings may be sent here, and a firewall there rejects the probes.
+            (
+                Evidence {
+                    underlay: Underlay::Unreachable,
+                    underlay_ping: None,
+                    overlay_ping: None,
+                    ..fresh
+                },
+                Cause::NeverHeard,
+            ),
             // No pings may be sent here, and a firewall there drops probes in the tunnel.
             (
                 Evidence {
@@ -240,5 +257,18 @@ mod tests {
             assert_eq!(judge(evidence), Some(cause), "{evidence:?}");
             assert!(!cause.is_fault());
         }
+    }
+
+    #[test]
+    fn a_fault_that_is_over_is_neither_the_checksums_nor_a_firewalls() {
+        let over = Evidence {
+            underlay: Underlay::Answered,
+            underlay_ping: Some(true),
+            overlay_ping: Some(true),
+            unchecked: true,
+            answered: true,
+            ..NOTHING
+        };
+        assert_eq!(judge(over), None);
     }
 }

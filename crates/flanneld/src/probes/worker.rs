@@ -7,21 +7,23 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mio::{Events, Poll, Token, Waker};
+use model::SubnetKey;
 use tracing::{debug, info, warn};
 
 use super::Shared;
 use super::diagnosis::Diagnosis;
 use super::mesh::{Change, Mesh, Outgoing};
 use super::sockets::{PLACES, Sockets};
+use super::summary;
 use crate::few_lines::FewLines;
 use crate::report::ProbeState;
 
 /// The pace of everything but answers.
 const TICK: Duration = Duration::from_secs(1);
 
-/// Datagrams that are read in a second: what exceeds it is left to the kernel, which drops it. So a flood costs a
-/// bounded share of a processor.
-const READ: u32 = 4000;
+/// Datagrams that are read from each socket in a second: what exceeds it is left to the kernel, which drops it. So a
+/// flood costs a bounded share of a processor, and one of a public address takes nothing from the tunnel's.
+const READ: u32 = 2000;
 
 /// Nodes that are looked at more closely at the same time.
 const CASES: usize = 32;
@@ -41,6 +43,7 @@ pub(super) struct Worker {
     buffer: Box<[u8]>,
     problem: Option<String>,
     lines: FewLines,
+    counts: FewLines,
 }
 
 impl Worker {
@@ -58,6 +61,7 @@ impl Worker {
             buffer: vec![0; 65_536].into_boxed_slice(),
             problem: None,
             lines: FewLines::new(10),
+            counts: FewLines::new(2),
         };
         Ok((worker, waker))
     }
@@ -66,7 +70,7 @@ impl Worker {
     pub(super) fn run(mut self) {
         let mut events = Events::with_capacity(16);
         let mut due = Instant::now();
-        let mut left = READ;
+        let mut left = [READ; PLACES.len()];
         loop {
             let timeout = due.saturating_duration_since(Instant::now());
             if let Err(error) = self.poll.poll(&mut events, Some(timeout))
@@ -83,7 +87,7 @@ impl Worker {
             self.read(&mut left);
             if Instant::now() >= due {
                 due = Instant::now() + TICK;
-                left = READ;
+                left = [READ; PLACES.len()];
                 // Readiness is reported once, and what was left unread before is still there.
                 self.read(&mut left);
                 self.tick();
@@ -110,8 +114,8 @@ impl Worker {
         }
     }
 
-    fn read(&mut self, left: &mut u32) {
-        for (slot, (_, way)) in PLACES.into_iter().enumerate() {
+    fn read(&mut self, left: &mut [u32; PLACES.len()]) {
+        for ((slot, (_, way)), left) in PLACES.into_iter().enumerate().zip(left) {
             while *left > 0
                 && let Some((len, from)) = self.sockets.receive(slot, &mut self.buffer)
             {
@@ -184,23 +188,32 @@ impl Worker {
             let Some(more) = self.lines.next() else {
                 continue;
             };
-            let (target, mesh) = (&change.target, self.shared.mesh());
-            let public = target.public_ip.iter().next().map(|(_, ip)| *ip);
-            match change.cause {
-                Some(cause) => {
-                    let text = cause.text(public, &mesh.view().tunnel, self.shared.port);
-                    warn!("probes of {} fail: {text}{more}", target.key);
+            let key = &change.key;
+            let reason = self.reason(key);
+            match change.state {
+                ProbeState::Failing => warn!("probes of {key} fail: {reason}{more}"),
+                // Such as a host that is up again, and its flanneld not yet.
+                ProbeState::Silent => info!("{key} is no longer known to fail: {reason}{more}"),
+                ProbeState::Reachable | ProbeState::Unknown => {
+                    info!("probes of {key} are answered again{more}");
                 }
-                None => info!("probes of {} are answered again{more}", target.key),
             }
         }
-        if let Some(others) = changes.len().checked_sub(NAMED + 1) {
+        let others = changes.len().saturating_sub(NAMED);
+        if others > 0
+            && let Some(more) = self.counts.next()
+        {
             let failing = count(&self.shared.mesh());
-            info!(
-                "probes: {} more nodes changed, {failing} fail (flannelctl peers)",
-                others + 1
-            );
+            info!("probes: {others} more nodes changed, {failing} fail (flannelctl peers){more}");
         }
+    }
+
+    /// Returns what is wrong with a node.
+    fn reason(&self, key: &SubnetKey) -> String {
+        let (mesh, port) = (self.shared.mesh(), self.shared.port);
+        let tunnel = &mesh.view().tunnel;
+        let reason = mesh.one(key, |seen| summary::reason(seen, tunnel, port));
+        reason.flatten().unwrap_or_default()
     }
 }
 

@@ -122,7 +122,7 @@ fn a_small_mtu_on_the_way_is_named_and_forgotten_when_it_is_over() {
     assert_eq!(changes.len(), 1, "{changes:?}");
     pair.run(60, |_, _, _| true);
     assert_eq!(pair.state(), (ProbeState::Reachable, None));
-    assert_eq!(pair.nodes[0].changes()[0].cause, None);
+    assert_eq!(pair.nodes[0].changes()[0].state, ProbeState::Reachable);
 }
 
 #[test]
@@ -164,6 +164,91 @@ fn a_silence_is_judged_once_from_the_evidence() {
     assert_eq!(pair.nodes[0].changes().len(), 1);
     pair.run(10, |_, _, _| true);
     assert_eq!(pair.state(), (ProbeState::Reachable, None));
+}
+
+#[test]
+fn an_outage_that_is_over_before_it_is_looked_at_is_no_fault() {
+    let mut pair = Pair::new();
+    pair.run(20, |_, _, _| true);
+    pair.run(10, |_, _, _| false);
+    let [case] = pair.nodes[0].cases(10)[..] else {
+        panic!("no case")
+    };
+    let evidence = Evidence {
+        underlay: Underlay::Answered,
+        underlay_ping: Some(true),
+        overlay_ping: Some(true),
+        unchecked: true,
+        answered: true,
+        ..Evidence::default()
+    };
+    let now = pair.now;
+    pair.nodes[0].judge(&case, evidence, None, now);
+    assert_eq!(pair.state(), (ProbeState::Unknown, None));
+    pair.run(1, |_, _, _| true);
+    assert_eq!(pair.state(), (ProbeState::Reachable, None));
+    assert_eq!(pair.nodes[0].changes(), []);
+}
+
+#[test]
+fn a_node_whose_flanneld_stops_after_a_fault_has_not_recovered() {
+    let mut pair = Pair::new();
+    pair.run(5, |_, _, _| true);
+    let states: Vec<ProbeState> = [Underlay::Unreachable, Underlay::Refused]
+        .into_iter()
+        .flat_map(|underlay| {
+            pair.run(40, |_, _, _| false);
+            let [case] = pair.nodes[0].cases(10)[..] else {
+                panic!("no case")
+            };
+            let evidence = Evidence {
+                underlay,
+                underlay_ping: Some(underlay == Underlay::Refused),
+                ..Evidence::default()
+            };
+            let now = pair.now;
+            pair.nodes[0].judge(&case, evidence, None, now);
+            pair.nodes[0].changes()
+        })
+        .map(|change| change.state)
+        .collect();
+    assert_eq!(states, [ProbeState::Failing, ProbeState::Silent]);
+}
+
+#[test]
+fn many_silent_nodes_and_changes_every_second_keep_no_other_from_its_turn() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 1502));
+    let mut now = Duration::from_secs(1);
+    let answers = source(1, Way::Overlay);
+    let run = |mesh: &mut Mesh, now: &mut Duration, seconds: u32| {
+        let mut asked = 0;
+        for _ in 0..seconds {
+            *now += Duration::from_secs(1);
+            for one in mesh.tick(*now, |_, _| true) {
+                if one.to == answers {
+                    asked += 1;
+                    let wish = Wish::default();
+                    let answer = packet::answer(one.nonce, wish, one.bytes.len(), true, 0);
+                    mesh.receive(*now, one.to, one.way, &answer);
+                }
+            }
+            for case in mesh.cases(100) {
+                mesh.judge(&case, Evidence::default(), None, *now);
+            }
+        }
+        asked
+    };
+    // Until all others are known to be silent.
+    run(&mut mesh, &mut now, 250);
+    let mut asked = 0;
+    for version in 2..22 {
+        let mut changed = view(0, 1502);
+        changed.version = version;
+        mesh.update(changed);
+        asked += run(&mut mesh, &mut now, 1);
+    }
+    assert!(asked >= 20, "{asked}");
 }
 
 #[test]
