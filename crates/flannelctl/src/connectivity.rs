@@ -114,8 +114,17 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
         );
     };
     let mut report: PeersReport = status_socket::get(socket, "/v1/peers")?;
+    let known = mesh.reachable + mesh.failing + mesh.silent + mesh.unknown;
+    if report.peers.is_empty() && known > 0 {
+        bail!("flanneld is too busy to list the other nodes: try again");
+    }
     if let Some(prefix) = &args.only {
         report.peers.retain(|peer| begins(peer, prefix));
+        if report.peers.is_empty() {
+            bail!(
+                "{prefix}: no other node's subnet or public IP begins with this (flannelctl peers lists them)"
+            );
+        }
     }
     let from = node.network.map(|network| network.subnets);
     let found = Found {
@@ -191,6 +200,11 @@ fn probe_all(mesh: &MeshReport, peers: &[PeerReport], count: u32) -> Result<Vec<
     let mut session = Session::open(mesh)?;
     let all = peers.iter().enumerate();
     let links: Vec<Link> = all.flat_map(|(at, peer)| links(at, peer, mesh)).collect();
+    if links.is_empty() && !peers.is_empty() {
+        bail!(
+            "flanneld has no address to probe from yet: try again when flannelctl status says that the node is ready"
+        );
+    }
     let small: Vec<Probe> = links.iter().map(Probe::small).collect();
     output::progress(&format!(
         "{} nodes: {count} small probes by each of {} ways",

@@ -64,6 +64,19 @@ fn a_matrix_of_all_ways_and_the_one_that_loses_packets() {
     })
     .unwrap();
 
+    // More than a node answers at once: they are sent as slowly as it answers.
+    wait_for("80 probes are answered", SOON, || {
+        let output = ctl(a, &["connectivity", "--count=20", &b_ip]);
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(text(&output))
+        }
+    })
+    .unwrap();
+    let output = ctl(a, &["connectivity", "203.0.113."]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+
     for rule in [
         "add table ip t",
         "add chain ip t in { type filter hook input priority -300; }",

@@ -22,6 +22,9 @@ use port::{Answer, Port};
 /// How long the page for people waits for the main loop.
 const MESH_LIMIT: Duration = Duration::from_secs(3);
 
+/// How often the main loop is asked for that page, at most; who asks meanwhile gets the next answer.
+const MESH_EVERY: Duration = Duration::from_secs(1);
+
 /// Connections that the kernel keeps for us between two rounds; it lowers this to its own limit.
 const BACKLOG: u32 = 4096;
 
@@ -72,6 +75,8 @@ pub async fn serve(addr: SocketAddr, page_for: PageFor, status: Status) -> anyho
     tokio::task::spawn_local(async move {
         while questions.mesh.recv().await.is_some() {
             for_mesh.give(Answer::Mesh(mesh(&mesh_status).await));
+            // The nodes of a large cluster are many: whoever asks all the time gets no more than this of the main loop.
+            tokio::time::sleep(MESH_EVERY).await;
         }
     });
     tokio::task::spawn_local(async move {

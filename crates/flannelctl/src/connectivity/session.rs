@@ -18,8 +18,12 @@ use super::Link;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Between two probes: 500 a second.
+/// How long answers are waited for between two probes.
 const PACE: Duration = Duration::from_millis(2);
+
+/// The least time between two probes of one node, on average: it answers 20 a second, its daemon's own probes among
+/// them.
+const EACH_NODE: Duration = Duration::from_millis(80);
 
 /// Through the tunnel or past it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -30,6 +34,7 @@ pub(super) enum Way {
 
 /// What to send, and where.
 pub(super) struct Probe {
+    node: usize,
     family: Family,
     way: Way,
     to: IpAddr,
@@ -40,6 +45,7 @@ pub(super) struct Probe {
 impl Probe {
     pub(super) fn small(link: &Link) -> Probe {
         Probe {
+            node: link.node,
             family: link.family,
             way: link.way,
             to: link.to,
@@ -105,13 +111,15 @@ impl Session {
         })
     }
 
-    /// Sends each probe `count` times, in rounds. Returns what came of each.
+    /// Sends each probe `count` times, in rounds: as slowly as the nodes answer. Returns what came of each.
     ///
     /// # Errors
     /// The system's.
     pub(super) fn run(&mut self, probes: &[Probe], count: u32) -> Result<Vec<Tally>> {
         let mut tallies = vec![Tally::default(); probes.len()];
+        let least = least_round(probes);
         for _ in 0..count {
+            let end = Instant::now() + least;
             let mut waiting: HashMap<u64, (usize, Instant)> = HashMap::new();
             for (at, probe) in probes.iter().enumerate() {
                 let nonce = fastrand::u64(..);
@@ -125,6 +133,11 @@ impl Session {
             let until = Instant::now() + PATIENCE;
             while !waiting.is_empty() && Instant::now() < until {
                 let left = until.saturating_duration_since(Instant::now());
+                self.receive(probes, &mut waiting, &mut tallies, left)?;
+            }
+            while let Some(left) = end.checked_duration_since(Instant::now())
+                && !left.is_zero()
+            {
                 self.receive(probes, &mut waiting, &mut tallies, left)?;
             }
         }
@@ -201,5 +214,38 @@ impl Session {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns how long one round takes at least, so that no node gets more than it answers.
+fn least_round(probes: &[Probe]) -> Duration {
+    let mut counts: HashMap<usize, u32> = HashMap::new();
+    for probe in probes {
+        *counts.entry(probe.node).or_default() += 1;
+    }
+    EACH_NODE * counts.into_values().max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_is_as_slow_as_the_node_with_most_ways_answers() {
+        let probe = |node, way| Probe {
+            node,
+            family: Family::V4,
+            way,
+            to: IpAddr::from([127, 0, 0, 1]),
+            len: HEADER,
+            unchecked: false,
+        };
+        assert_eq!(least_round(&[]), Duration::ZERO);
+        let probes = [
+            probe(0, Way::Tunnel),
+            probe(1, Way::Tunnel),
+            probe(1, Way::Underlay),
+        ];
+        assert_eq!(least_round(&probes), Duration::from_millis(160));
     }
 }

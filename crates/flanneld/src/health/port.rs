@@ -320,7 +320,7 @@ impl Port {
                 request,
             ),
         };
-        State::Writing(text, 0)
+        State::Writing(text.into(), 0)
     }
 
     /// Gives the main loop's answers to everybody who waits for one.
@@ -332,10 +332,11 @@ impl Port {
                 Answer::Metrics(_) => self.metrics.asked = false,
                 Answer::Mesh(_) => self.mesh.asked = false,
             }
+            let mut responses = Responses::new(&answer);
             for slot in 0..self.open.slots() {
                 if let Some(connection) = self.open.get(slot)
                     && let State::Asking(request) = connection.state
-                    && let Some(text) = answer.response(request)
+                    && let Some(text) = responses.response(request)
                 {
                     connection.state = State::Writing(text, 0);
                     self.go_on(slot);
@@ -376,6 +377,31 @@ impl Answer {
     }
 }
 
+/// The responses made of one answer: clients that ask for the same share them, however many they are.
+struct Responses<'a> {
+    answer: &'a Answer,
+    made: Vec<(Request, Arc<[u8]>)>,
+}
+
+impl Responses<'_> {
+    fn new(answer: &Answer) -> Responses<'_> {
+        Responses {
+            answer,
+            made: Vec::new(),
+        }
+    }
+
+    /// Returns the response to a request; `None` if this is no answer to it.
+    fn response(&mut self, request: Request) -> Option<Arc<[u8]>> {
+        if let Some((_, made)) = self.made.iter().find(|(other, _)| *other == request) {
+            return Some(Arc::clone(made));
+        }
+        let made: Arc<[u8]> = self.answer.response(request)?.into();
+        self.made.push((request, Arc::clone(&made)));
+        Some(made)
+    }
+}
+
 fn response(code: &str, body: &str, request: Request) -> Vec<u8> {
     full_response(code, CONTENT_TYPE, body, request)
 }
@@ -402,8 +428,8 @@ enum State {
     Reading,
     /// The main loop is asked for the page.
     Asking(Request),
-    /// The answer, and how much of it is written.
-    Writing(Vec<u8>, usize),
+    /// The answer, which others may share, and how much of it is written.
+    Writing(Arc<[u8]>, usize),
 }
 
 struct Connection {
@@ -545,5 +571,23 @@ fn open_files_limit() -> usize {
         Some("unlimited") => usize::MAX,
         Some(number) => number.parse().unwrap_or(DEFAULT),
         None => DEFAULT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_clients_share_one_large_response() {
+        let answer = Answer::Mesh("{}".to_owned());
+        let mut responses = Responses::new(&answer);
+        let ask = |page, bodiless| Request { page, bodiless };
+        let first = responses.response(ask(Page::MeshData, false)).unwrap();
+        let second = responses.response(ask(Page::MeshData, false)).unwrap();
+        assert!(Arc::ptr_eq(&first, &second));
+        let head = responses.response(ask(Page::MeshData, true)).unwrap();
+        assert!(first.ends_with(b"\r\n\r\n{}") && head.ends_with(b"\r\n\r\n"));
+        assert_eq!(responses.response(ask(Page::Metrics, false)), None);
     }
 }

@@ -320,6 +320,10 @@ mod tests {
             let answer = packet::answer(nonce, wish, len, true, 0);
             node.send_to(&answer, from).unwrap();
         }
+        let ordinary = diagnosis.ordinary.as_ref().unwrap();
+        ordinary.set_nonblocking(false).unwrap();
+        ordinary.peek(&mut [0; 64]).unwrap();
+        ordinary.set_nonblocking(true).unwrap();
         let evidence = diagnosis.step().unwrap();
         assert!(evidence.answered && evidence.unchecked, "{evidence:?}");
     }
