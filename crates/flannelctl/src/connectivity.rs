@@ -286,15 +286,16 @@ fn probe_all(mesh: &MeshReport, peers: &[PeerReport], count: u32) -> Result<Vec<
         }
         let whole = main.iter().zip(&full);
         let mut whole = whole.filter(|(other, _)| std::ptr::eq(**other, link));
-        if let Some((_, tally)) = whole.next()
+        if let Some((_, large)) = whole.next()
             && let Some(node) = found.get_mut(link.node)
         {
-            let text = Some(
+            // Where small packets are lost, too, the size is not what is wrong.
+            let text = (tally.answered > 0).then_some(
                 "packets of full size are lost: large transfers hang; lower \"MTU\" in Backend, or raise that of the way",
             );
             let name = format!("{} full size", link.family);
             node.checks
-                .push(Check::new(name, tally, heard(link.node), text));
+                .push(Check::new(name, large, heard(link.node), text));
         }
     }
     Ok(found)
