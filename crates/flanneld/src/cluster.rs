@@ -420,11 +420,8 @@ impl Cluster {
                 && all
                     .any(|object| matches!(object, Object::Addr(key, ()) if key.net.addr() == *ip))
         };
-        let ports: Vec<String> = tunnel_ports(&objects)
-            .iter()
-            .map(|port| format!("UDP {port}"))
-            .collect();
-        let kind = leading.backend.kind();
+        let direct = leading.config.backend.bool("DirectRouting", false);
+        let kind = leading.backend.kind().to_string();
         let unusable = |lease: &Lease| {
             let unusable = self.unusable.get(&lease.key);
             unusable.is_some_and(|unusable| !unusable.served)
@@ -435,11 +432,7 @@ impl Cluster {
             underlay: self.host.addr,
             overlay: Dual::from_fn(|family| overlay.get(family).copied().filter(is_there)),
             mtu: self.generations.mtu(),
-            tunnel: if ports.is_empty() {
-                kind.to_string()
-            } else {
-                format!("{kind} ({})", ports.join(", "))
-            },
+            tunnel: carrier(kind, &tunnel_ports(&objects), direct.unwrap_or_default()),
             targets: targets
                 .map(|lease| Target {
                     key: lease.key,
@@ -608,5 +601,36 @@ fn some<'a>(keys: impl ExactSizeIterator<Item = &'a SubnetKey>) -> String {
         format!("{named} and {more} more")
     } else {
         named
+    }
+}
+
+/// Names what carries packets between nodes, for messages: `vxlan (UDP 8472)`. `direct`: DirectRouting is on.
+fn carrier(kind: String, ports: &BTreeSet<u16>, direct: bool) -> String {
+    let mut how: Vec<String> = ports.iter().map(|port| format!("UDP {port}")).collect();
+    if direct {
+        how.push("without a tunnel to nodes on the same link".to_owned());
+    }
+    if how.is_empty() {
+        kind
+    } else {
+        format!("{kind} ({})", how.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_carries_packets_is_named_with_its_ports_and_without_a_tunnel() {
+        let text = |ports: &[u16], direct| {
+            carrier("vxlan".to_owned(), &ports.iter().copied().collect(), direct)
+        };
+        assert_eq!(text(&[], false), "vxlan");
+        assert_eq!(text(&[8472], false), "vxlan (UDP 8472)");
+        assert_eq!(
+            text(&[8472], true),
+            "vxlan (UDP 8472, without a tunnel to nodes on the same link)"
+        );
     }
 }
