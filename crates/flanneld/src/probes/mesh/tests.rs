@@ -240,7 +240,7 @@ fn many_silent_nodes_and_changes_every_second_keep_no_other_from_its_turn() {
         asked
     };
     // Until all others are known to be silent.
-    run(&mut mesh, &mut now, 250);
+    run(&mut mesh, &mut now, 400);
     let mut asked = 0;
     for version in 2..22 {
         let mut changed = view(0, 1502);
