@@ -23,7 +23,7 @@ const TICK: Duration = Duration::from_secs(1);
 
 /// Datagrams that are read from each socket in a second: what exceeds it is left to the kernel, which drops it. So a
 /// flood costs a bounded share of a processor, and one of a public address takes nothing from the tunnel's.
-const READ: u32 = 2000;
+const READ: u32 = 4000;
 
 /// Nodes that are looked at more closely at the same time.
 const CASES: usize = 32;
