@@ -288,6 +288,24 @@ impl Agent {
         self.observe(Event::Retry, now);
     }
 
+    /// Does the next thing that this node has to do at `now`. Returns whether there was one.
+    pub fn step(&mut self, etcd: &mut Etcd, now: Time) -> bool {
+        if self.is_asking() {
+            self.arrive(etcd, now);
+        } else if self.is_answered() {
+            self.answered(etcd, now);
+        } else if self.is_blocked() {
+            self.retry(etcd, now);
+        } else if self.has_news(etcd) {
+            self.watch(etcd, now);
+        } else if self.wake().is_some_and(|at| at <= now) {
+            self.tick(now);
+        } else {
+            return false;
+        }
+        true
+    }
+
     /// Takes in that time has passed.
     pub fn tick(&mut self, now: Time) {
         self.observe(Event::Tick, now);

@@ -104,20 +104,7 @@ impl Fleet {
         if agent.ended().is_some() {
             return false;
         }
-        if agent.is_asking() {
-            agent.arrive(etcd, now);
-        } else if agent.is_answered() {
-            agent.answered(etcd, now);
-        } else if agent.is_blocked() {
-            agent.retry(etcd, now);
-        } else if agent.has_news(etcd) {
-            agent.watch(etcd, now);
-        } else if agent.wake().is_some_and(|at| at <= now) {
-            agent.tick(now);
-        } else {
-            return false;
-        }
-        true
+        agent.step(etcd, now)
     }
 
     fn pass(&mut self, time: Duration) {

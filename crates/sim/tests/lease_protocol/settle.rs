@@ -4,9 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use model::SubnetKey;
-use sim::agent::Agent;
-use sim::etcd::Etcd;
-use store::own_lease::Time;
 
 use crate::protocol::{Node, Protocol, State};
 
@@ -52,27 +49,10 @@ fn act(state: &mut State) -> bool {
         if let Node::Up(agent) = node
             && agent.ended().is_none()
         {
-            busy |= act_one(agent, etcd, now);
+            busy |= agent.step(etcd, now);
         }
     }
     busy
-}
-
-fn act_one(agent: &mut Agent, etcd: &mut Etcd, now: Time) -> bool {
-    if agent.is_asking() {
-        agent.arrive(etcd, now);
-    } else if agent.is_answered() {
-        agent.answered(etcd, now);
-    } else if agent.is_blocked() {
-        agent.retry(etcd, now);
-    } else if agent.has_news(etcd) {
-        agent.watch(etcd, now);
-    } else if agent.wake().is_some_and(|at| at <= now) {
-        agent.tick(now);
-    } else {
-        return false;
-    }
-    true
 }
 
 /// What is not as it should be.
