@@ -24,6 +24,10 @@ flannel:
   GBP: false
   directRouting: false
   backendConfig: {}
+  pskSecret:
+    name: ""
+    wireguardKey: ""
+    ipsecKey: ""
   charonSocket: /run/flannel/charon.vici
   netConf: {}
   enableNFTables: false

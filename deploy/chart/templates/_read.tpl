@@ -24,6 +24,9 @@ flannel.vni: number 16777215
 flannel.GBP: bool
 flannel.directRouting: bool
 flannel.psk: secret
+flannel.pskSecret.name: text
+flannel.pskSecret.wireguardKey: text
+flannel.pskSecret.ipsecKey: text
 flannel.tunnelMode: word separate auto ipv4 ipv6
 flannel.keepaliveInterval: number 65535
 flannel.backendConfig: map

@@ -521,17 +521,74 @@ fn pods_have_what_the_backends_need() {
     for dir in ["/var/lib/flannel", "/dev/net", "/run/flannel"] {
         assert!(mounted(&vxlan, dir), "{dir}: {vxlan}");
     }
-    assert!(!vxlan.contains("charon"), "{vxlan}");
-    let ipsec = rendered(&[r#"flannel.backend="ipsec""#]);
-    assert!(ipsec.contains("- --charon-vici=/run/flannel/charon.vici\n"));
-    assert!(!ipsec.contains("name: charon"), "mounted twice: {ipsec}");
     let elsewhere = r#"flannel.charonSocket="/run/charon/vici""#;
-    let ipsec = rendered(&[r#"flannel.backend="ipsec""#, elsewhere]);
-    assert!(mounted(&ipsec, "/run/charon"), "{ipsec}");
     let whole_run = r#"flannel.charonSocket="/var/run/charon.vici""#;
+    // With every backend: the ConfigMap may change to ipsec while the pods run.
+    for backend in [r#"flannel.backend="vxlan""#, r#"flannel.backend="ipsec""#] {
+        let usual = rendered(&[backend]);
+        assert!(usual.contains("- --charon-vici=/run/flannel/charon.vici\n"));
+        assert!(!usual.contains("name: charon"), "mounted twice: {usual}");
+        let moved = rendered(&[backend, elsewhere]);
+        assert!(moved.contains("- --charon-vici=/run/charon/vici\n"));
+        assert!(mounted(&moved, "/run/charon"), "{moved}");
+    }
     let refused = template(&helm, &[r#"flannel.backend="ipsec""#, whole_run]);
     assert!(!refused.status.success());
     assert!(said(&refused).contains("a directory of its own"));
+    let own = rendered(&[r#"flannel.args=["--charon-vici=/run/other/vici"]"#]);
+    assert_eq!(own.matches("charon").count(), 1, "{own}");
+    // Where ipsec is not used, its socket keeps nobody from installing the chart.
+    let unused = rendered(&[whole_run]);
+    assert!(!unused.contains("charon"), "{unused}");
+}
+
+#[test]
+fn shared_keys_are_files_of_a_secret() {
+    let Some(helm) = helm("the shared keys' files") else {
+        return;
+    };
+    let none = said(&template(&helm, &[]));
+    assert!(!none.contains("psk"), "{none}");
+    let name = r#"flannel.pskSecret.name="flannel-psk""#;
+    let wireguard = r#"flannel.pskSecret.wireguardKey="wireguard""#;
+    let ipsec = r#"flannel.pskSecret.ipsecKey="ipsec""#;
+    let volume = "- name: psk
+          secret:
+            secretName: flannel-psk
+            defaultMode: 0400
+            optional: true
+";
+    let mount = "- name: psk
+              mountPath: /etc/flannel/psk
+              readOnly: true
+";
+    for (keys, flags) in [
+        (&[wireguard][..], [true, false]),
+        (&[ipsec], [false, true]),
+        (&[wireguard, ipsec], [true, true]),
+    ] {
+        let rendered = said(&template(&helm, &[&[name], keys].concat()));
+        for part in [volume, mount] {
+            assert!(rendered.contains(part), "{part}: {rendered}");
+        }
+        let given = [
+            "- --wireguard-psk-file=/etc/flannel/psk/wireguard\n",
+            "- --ipsec-psk-file=/etc/flannel/psk/ipsec\n",
+        ];
+        assert_eq!(
+            given.map(|flag| rendered.contains(flag)),
+            flags,
+            "{rendered}"
+        );
+    }
+    for (values, hint) in [
+        (&[name][..], "flannel.pskSecret.ipsecKey"),
+        (&[ipsec], "flannel.pskSecret.name"),
+    ] {
+        let refused = template(&helm, values);
+        assert!(!refused.status.success(), "{values:?}");
+        assert!(said(&refused).contains(hint), "{}", said(&refused));
+    }
 }
 
 /// The versions of the chart, of the image that it names and of the programs are one.
