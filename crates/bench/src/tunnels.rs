@@ -1,10 +1,11 @@
 //! Tunnels whose packets flanneld carries itself: one TCP stream, and small requests and answers, between two pods on
-//! two nodes. Beside the kernel's vxlan, and the `udp` of upstream's flanneld, if this machine can build it.
+//! two nodes, from one client and from many. Beside the kernel's vxlan, and the `udp` of upstream's flanneld, if this
+//! machine can build it.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -21,6 +22,9 @@ const STREAM: u64 = 1 << 30;
 /// Upstream takes half a minute for it, so its stream is a sixteenth, and the time is multiplied.
 const UPSTREAM_SHARE: u64 = 16;
 const REQUESTS: u32 = 5_000;
+/// Of those that send requests at the same time.
+const CLIENTS: u32 = 64;
+const REQUESTS_OF_EACH: u32 = 500;
 
 /// 1 Gb/s and 2.5 Gb/s.
 const WIREGUARD_MS: Goal = Goal {
@@ -116,6 +120,13 @@ pub fn measure(bin_dir: &Path, root: &Path, quick: bool) -> anyhow::Result<Vec<F
                 JudgedAs::Ratio,
                 Some(REQUESTS_RATIO),
             ),
+            figure(
+                "udp: 32,000 requests and answers of 64 clients, beside upstream",
+                &udp.crowds,
+                Some(median(&theirs.crowds)),
+                JudgedAs::Ratio,
+                Some(REQUESTS_RATIO),
+            ),
         ]);
     }
     Ok(figures)
@@ -126,6 +137,8 @@ pub fn measure(bin_dir: &Path, root: &Path, quick: bool) -> anyhow::Result<Vec<F
 struct Times {
     streams: Vec<f64>,
     requests: Vec<f64>,
+    /// Requests of many clients.
+    crowds: Vec<f64>,
     /// Of the daemons, during a stream.
     processor: Vec<f64>,
 }
@@ -212,14 +225,16 @@ impl Network {
         let share = self.share as f64;
         let stream = ms(bulk(from, to, ip, STREAM / self.share)?) * share;
         let processor = ms(self.processor()?.saturating_sub(before)) * share;
-        let requests = ms(requests(from, to, ip)?);
+        let one = ms(requests(from, to, ip, 1, REQUESTS)?);
+        let crowd = ms(requests(from, to, ip, CLIENTS, REQUESTS_OF_EACH)?);
         eprintln!(
-            "{}, round {round}: stream {stream:.0} ms, processor {processor:.0} ms, requests {requests:.0} ms",
+            "{}, round {round}: stream {stream:.0} ms, processor {processor:.0} ms, requests {one:.0} ms, of {CLIENTS} clients {crowd:.0} ms",
             self.what
         );
         self.times.streams.push(stream);
         self.times.processor.push(processor);
-        self.times.requests.push(requests);
+        self.times.requests.push(one);
+        self.times.crowds.push(crowd);
         Ok(())
     }
 
@@ -243,15 +258,34 @@ fn upstream(root: &Path) -> Option<PathBuf> {
     output.status.success().then(|| path.trim().into())
 }
 
-/// How long small requests and their answers take, one after the other.
-fn requests(from: &Namespace, to: &Namespace, ip: IpAddr) -> anyhow::Result<Duration> {
+/// Returns how long `clients` take that send `each` small requests, the next one when the last one was answered.
+fn requests(
+    from: &Namespace,
+    to: &Namespace,
+    ip: IpAddr,
+    clients: u32,
+    each: u32,
+) -> anyhow::Result<Duration> {
     const WAIT: Duration = Duration::from_millis(500);
     let server = to.run(|| UdpSocket::bind(SocketAddr::new(ip, 0)))??;
     server.set_read_timeout(Some(WAIT))?;
-    let client = from.run(|| UdpSocket::bind("0.0.0.0:0"))??;
-    client.connect(server.local_addr()?)?;
-    client.set_read_timeout(Some(WAIT))?;
-    let ended = AtomicBool::new(false);
+    let at = server.local_addr()?;
+    let client = || -> anyhow::Result<UdpSocket> {
+        let client = from.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+        client.connect(at)?;
+        client.set_read_timeout(Some(WAIT))?;
+        Ok(client)
+    };
+    let sockets: Vec<UdpSocket> = (0..clients).map(|_| client()).collect::<Result<_, _>>()?;
+    let (ended, lost) = (AtomicBool::new(false), AtomicU32::new(0));
+    let run = |client: &UdpSocket| {
+        let mut buffer = [0; 64];
+        for number in 0..each {
+            let answered =
+                client.send(&number.to_be_bytes()).is_ok() && client.recv(&mut buffer).is_ok();
+            lost.fetch_add(u32::from(!answered), Ordering::Relaxed);
+        }
+    };
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut buffer = [0; 64];
@@ -262,17 +296,16 @@ fn requests(from: &Namespace, to: &Namespace, ip: IpAddr) -> anyhow::Result<Dura
             }
         });
         let began = Instant::now();
-        let mut lost = 0;
-        let mut buffer = [0; 64];
-        for number in 0..REQUESTS {
-            let answered =
-                client.send(&number.to_be_bytes()).is_ok() && client.recv(&mut buffer).is_ok();
-            lost += u32::from(!answered);
-        }
+        std::thread::scope(|scope| {
+            for client in &sockets {
+                scope.spawn(|| run(client));
+            }
+        });
         let took = began.elapsed();
         ended.store(true, Ordering::Relaxed);
-        if lost > REQUESTS / 100 {
-            bail!("{lost} of {REQUESTS} requests were lost");
+        let (lost, all) = (lost.load(Ordering::Relaxed), clients * each);
+        if lost > all / 100 {
+            bail!("{lost} of {all} requests were lost");
         }
         Ok(took)
     })

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use crate::segment::Segment;
-use crate::socket::{LARGEST, MOST_SEGMENTS, PIECES, Piece, Socket, overhead};
+use crate::socket::{LARGEST, MOST_SEGMENTS, PIECES, Patience, Piece, Socket, overhead};
 
 /// One datagram to send.
 #[derive(Clone, Debug)]
@@ -97,6 +97,7 @@ impl Outgoing {
         socket: &Socket,
         headers: &[u8],
         data: &[u8],
+        patience: &mut Patience,
         mut refused: impl FnMut(Refused),
     ) {
         self.parts.clear();
@@ -109,7 +110,7 @@ impl Outgoing {
                 next = run.datagrams.end;
                 runs.push(run);
             }
-            self.send(socket, &runs, headers, data, &mut refused);
+            self.send(socket, &runs, headers, data, patience, &mut refused);
             self.parts.clear();
         }
         self.datagrams.clear();
@@ -158,6 +159,7 @@ impl Outgoing {
         runs: &[Run],
         headers: &[u8],
         data: &[u8],
+        patience: &mut Patience,
         refused: &mut impl FnMut(Refused),
     ) {
         let pieces: Vec<Piece> = runs
@@ -171,11 +173,11 @@ impl Outgoing {
         let mut at = 0;
         while at < pieces.len() {
             // SAFETY: the parts are slices of `headers` and `data`, which are borrowed.
-            match unsafe { socket.send(&pieces[at..]) } {
+            match unsafe { socket.send(&pieces[at..], patience) } {
                 Ok(0) => break,
                 Ok(sent) => at += sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // No room for so long: the rest would wait as long, each.
+                    // The batch has waited for its time: the rest is not tried.
                     let rest = runs[at].datagrams.start..runs[runs.len() - 1].datagrams.end;
                     for datagram in &self.datagrams[rest] {
                         refused(datagram.refused(io::Error::from_raw_os_error(libc::ENOBUFS)));
@@ -189,8 +191,9 @@ impl Outgoing {
                     if several && error.raw_os_error() == Some(libc::EIO) {
                         self.one_by_one = true;
                     }
-                    let slow = Slow {
+                    let mut slow = Slow {
                         socket,
+                        patience,
                         headers,
                         data,
                         datagrams: &self.datagrams,
@@ -206,6 +209,7 @@ impl Outgoing {
 /// Sends the datagrams of a refused piece one by one.
 struct Slow<'a> {
     socket: &'a Socket,
+    patience: &'a mut Patience,
     headers: &'a [u8],
     data: &'a [u8],
     datagrams: &'a [Datagram],
@@ -213,7 +217,7 @@ struct Slow<'a> {
 
 impl Slow<'_> {
     fn send(
-        &self,
+        &mut self,
         which: Range<usize>,
         error: io::Error,
         several: bool,
@@ -250,8 +254,11 @@ impl Slow<'_> {
                 segment: 0,
             };
             // SAFETY: the parts are slices that are borrowed.
-            if let Err(error) = unsafe { self.socket.send(&[piece]) } {
-                refused(datagram.refused(error));
+            if let Err(error) = unsafe { self.socket.send(&[piece], self.patience) } {
+                refused(datagram.refused(match error.kind() {
+                    io::ErrorKind::WouldBlock => io::Error::from_raw_os_error(libc::ENOBUFS),
+                    _ => error,
+                }));
             }
         }
     }

@@ -8,16 +8,26 @@ use std::io;
 use std::mem::{MaybeUninit, size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 /// Kernel memory for datagrams that wait, in bytes: what arrives while the other side is scheduled.
 const BUFFER: c_int = 4 << 20;
 
-/// The longest that a send may wait for room. A link that takes less than is sent loses packets sooner or later; what
-/// arrives meanwhile should not wait for it.
-const SEND_TIMEOUT: libc::timeval = libc::timeval {
-    tv_sec: 0,
-    tv_usec: 20_000,
-};
+/// The longest that the packets of one batch may wait for room, all together. A link that takes less than is sent
+/// loses packets sooner or later; what arrives meanwhile should not wait for it.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long the packets of a batch may still wait for room.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    pub(crate) fn new() -> Patience {
+        Patience { left: PATIENCE }
+    }
+}
 
 /// The largest datagram, and the largest piece of joined ones, in bytes.
 pub(crate) const LARGEST: usize = 65_535;
@@ -83,7 +93,6 @@ impl Socket {
         if done < 0 {
             return Err(io::Error::last_os_error());
         }
-        socket.set(libc::SOL_SOCKET, libc::SO_SNDTIMEO, &SEND_TIMEOUT)?;
         for (forced, plain) in [
             (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF),
             (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF),
@@ -110,12 +119,53 @@ impl Socket {
         }
     }
 
-    /// Sends one datagram.
+    /// Sends one datagram, which is in one part.
     ///
     /// # Errors
-    /// The kernel refuses it.
-    pub(crate) fn send_one(&self, bytes: &[u8], to: SocketAddr) -> io::Result<usize> {
-        self.socket.send_to(bytes, to)
+    /// The kernel refuses it, or has no room for it in time.
+    pub(crate) fn send_one(
+        &self,
+        bytes: &[u8],
+        to: SocketAddr,
+        patience: &mut Patience,
+    ) -> io::Result<usize> {
+        let part = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        };
+        let parts = &[part];
+        let piece = Piece {
+            to,
+            parts,
+            segment: 0,
+        };
+        // SAFETY: the part is a slice that is borrowed.
+        unsafe { self.send(&[piece], patience) }
+    }
+
+    /// Waits until the kernel may have room for more, as long as there is patience. Returns whether to try again.
+    fn has_room_in_time(&self, patience: &mut Patience) -> bool {
+        if patience.left.is_zero() {
+            return false;
+        }
+        let began = Instant::now();
+        let mut polled = libc::pollfd {
+            fd: self.socket.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        let time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: patience.left.subsec_nanos() as _,
+        };
+        // SAFETY: one structure and a time that outlive the call; no signal mask.
+        let ready = unsafe { libc::ppoll(&raw mut polled, 1, &raw const time, std::ptr::null()) };
+        patience.left = patience.left.saturating_sub(began.elapsed());
+        // The kernel only reports room when half the buffer is free. Some may be free before.
+        if ready == 0 {
+            patience.left = Duration::ZERO;
+        }
+        true
     }
 
     /// Returns the largest IP packet that the path to `peer` takes at present, as far as the kernel knows.
@@ -175,11 +225,15 @@ struct Control([u8; 24]);
 
 impl Socket {
     /// Sends pieces, [`PIECES`] at most. Returns how many were sent; it is an error only if the first one was
-    /// refused.
+    /// refused, or (`WouldBlock`) there was no room for it in time.
     ///
     /// # Safety
     /// Each part of each piece must be readable memory.
-    pub(crate) unsafe fn send(&self, pieces: &[Piece<'_>]) -> io::Result<usize> {
+    pub(crate) unsafe fn send(
+        &self,
+        pieces: &[Piece<'_>],
+        patience: &mut Patience,
+    ) -> io::Result<usize> {
         // SAFETY: structures of plain numbers and pointers, for which zero is a value.
         let mut messages: [libc::mmsghdr; PIECES] = unsafe { zeroed() };
         let mut addresses: [MaybeUninit<libc::sockaddr_storage>; PIECES] =
@@ -220,14 +274,19 @@ impl Socket {
                     self.socket.as_raw_fd(),
                     messages.as_mut_ptr(),
                     count as u32,
-                    0,
+                    libc::MSG_DONTWAIT as _,
                 )
             };
             if sent >= 0 {
                 return Ok(sent as usize);
             }
             let error = io::Error::last_os_error();
-            if error.kind() != io::ErrorKind::Interrupted {
+            let again = match error.kind() {
+                io::ErrorKind::Interrupted => true,
+                io::ErrorKind::WouldBlock => self.has_room_in_time(patience),
+                _ => false,
+            };
+            if !again {
                 return Err(error);
             }
         }
@@ -417,4 +476,22 @@ fn address(storage: &libc::sockaddr_storage) -> Option<SocketAddr> {
 /// Returns the bytes that IP and UDP add to a datagram to `peer`.
 pub(crate) fn overhead(peer: IpAddr) -> usize {
     if peer.is_ipv4() { 28 } else { 48 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_waits_for_room_for_its_time_however_often_it_asks() {
+        let socket = Socket::bind((Ipv4Addr::LOCALHOST, 0).into(), false).unwrap();
+        let mut patience = Patience::new();
+        // There is room at once each time: a kernel that nevertheless refuses must not be asked for ever.
+        let began = Instant::now();
+        while socket.has_room_in_time(&mut patience) {
+            assert!(began.elapsed() < Duration::from_secs(60));
+        }
+        assert!(patience.left.is_zero());
+        assert!(!socket.has_room_in_time(&mut patience));
+    }
 }

@@ -19,7 +19,7 @@ use boringtun::noise::{Packet, Tunn, TunnResult};
 use boringtun::x25519::{PublicKey, StaticSecret};
 use ipnet::IpNet;
 
-use crate::socket::Socket;
+use crate::socket::{Patience, Socket};
 use crate::statistics::{Counters, count};
 use crate::table::Table;
 use sources::Sources;
@@ -123,7 +123,7 @@ impl State {
     }
 
     /// Begins a handshake, unless one is under way or not needed.
-    fn greet(&mut self, socket: &Socket) {
+    fn greet(&mut self, socket: &Socket, patience: &mut Patience) {
         let mut buffer = [0; LONGEST_MESSAGE];
         if let Some(to) = self.endpoint
             && !self.has_session()
@@ -131,7 +131,7 @@ impl State {
                 self.noise.format_handshake_initiation(&mut buffer, false)
         {
             // Lost like any other datagram; the next one is sent in time.
-            let _ = socket.send_one(message, to);
+            let _ = socket.send_one(message, to, patience);
         }
     }
 }
@@ -293,22 +293,23 @@ impl Peers {
     pub(crate) fn tick(&self, socket: &Socket) {
         self.identity.limiter.reset_count();
         let mut buffer = [0; LONGEST_MESSAGE + OVERHEAD];
+        let patience = &mut Patience::new();
         for tunnel in self.by_key.values() {
             let mut state = tunnel.state();
             let endpoint = state.endpoint;
             if std::mem::take(&mut state.greet) {
-                state.greet(socket);
+                state.greet(socket, patience);
             }
             match (state.noise.update_timers(&mut buffer), endpoint) {
                 (TunnResult::WriteToNetwork(message), Some(to)) => {
                     // Lost like any other datagram; the next one is sent in time.
-                    let _ = socket.send_one(message, to);
+                    let _ = socket.send_one(message, to, patience);
                 }
                 // No handshake came about for 90 s, or no packet for nine minutes: what waited was dropped.
                 (TunnResult::Err(_), _) => {
                     state.set_waiting(0, &self.identity);
                     if self.identity.keys.keepalive.is_some() {
-                        state.greet(socket);
+                        state.greet(socket, patience);
                     }
                 }
                 _ => {}
@@ -325,13 +326,14 @@ impl Peers {
         datagram: &[u8],
         into: &mut [u8],
         counters: &Counters,
+        patience: &mut Patience,
     ) -> Option<usize> {
         let mut cookie = [0; 64];
         let limiter = &self.identity.limiter;
         let packet = match limiter.verify_packet(Some(from.ip()), datagram, &mut cookie) {
             Ok(packet) => packet,
             Err(TunnResult::WriteToNetwork(cookie)) => {
-                let _ = socket.send_one(cookie, from);
+                let _ = socket.send_one(cookie, from, patience);
                 return None;
             }
             Err(_) => {
@@ -361,7 +363,7 @@ impl Peers {
         let Some(tunnel) = tunnel else {
             count(&counters.unknown_peer, 1);
             if is_data {
-                self.greet_at(from, socket);
+                self.greet_at(from, socket, patience);
             }
             return None;
         };
@@ -371,7 +373,7 @@ impl Peers {
                 count(&counters.unknown_peer, 1);
                 drop(state);
                 if is_data {
-                    self.greet_at(from, socket);
+                    self.greet_at(from, socket, patience);
                 }
                 return None;
             }
@@ -381,13 +383,13 @@ impl Peers {
             TunnResult::WriteToTunnelV4(packet, source) => (packet.len(), Some(IpAddr::V4(source))),
             TunnResult::WriteToTunnelV6(packet, source) => (packet.len(), Some(IpAddr::V6(source))),
             TunnResult::WriteToNetwork(answer) => {
-                let _ = socket.send_one(answer, from);
+                let _ = socket.send_one(answer, from, patience);
                 state.endpoint = Some(from);
                 // A session may have begun, for which packets waited.
                 while let TunnResult::WriteToNetwork(waiting) =
                     state.noise.decapsulate(None, &[], into)
                 {
-                    let _ = socket.send_one(waiting, from);
+                    let _ = socket.send_one(waiting, from, patience);
                 }
                 return None;
             }
@@ -404,9 +406,9 @@ impl Peers {
 
     /// Begins a handshake with the peer that is at `from`, if there is no session with it: it uses one of an
     /// earlier run of this process, and would notice only after a while.
-    fn greet_at(&self, from: SocketAddr, socket: &Socket) {
+    fn greet_at(&self, from: SocketAddr, socket: &Socket, patience: &mut Patience) {
         if let Some(tunnel) = self.by_endpoint.get(&from) {
-            tunnel.state().greet(socket);
+            tunnel.state().greet(socket, patience);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::outgoing::{Outgoing, Refused};
 use crate::packet::ends;
 use crate::proxy::{Carrier, Shared, View};
 use crate::segment::{Reject, Segment, segment};
-use crate::socket::{LARGEST, PIECES, Receiver, Socket, overhead};
+use crate::socket::{LARGEST, PIECES, Patience, Receiver, Socket, overhead};
 use crate::statistics::count;
 use crate::tun::Queue;
 use crate::virtio::{self, Header};
@@ -46,8 +46,9 @@ pub(crate) fn carry(
     let mut downlink = Downlink::new(shared, queue, socket, join_udp);
     let mut busy_poll = BusyPoll::new();
     while !stops.iter().any(|stop| stop.is_given()) {
-        let received = downlink.batch()?;
-        let sent = uplink.batch()?;
+        let mut patience = Patience::new();
+        let received = downlink.batch(&mut patience)?;
+        let sent = uplink.batch(&mut patience)?;
         if received || sent {
             busy_poll.found();
         } else if !busy_poll.yields() {
@@ -106,7 +107,7 @@ impl<'a> Uplink<'a> {
     ///
     /// # Errors
     /// The device is gone.
-    fn batch(&mut self) -> io::Result<bool> {
+    fn batch(&mut self, patience: &mut Patience) -> io::Result<bool> {
         let shared = self.shared;
         let (mut used, mut packets) = (0, 0);
         self.headers.clear();
@@ -124,17 +125,17 @@ impl<'a> Uplink<'a> {
             let start = used + virtio::LEN;
             // Not before: what is read after a change is treated accordingly.
             let view = shared.view();
-            self.packet(&view, &header, start..start + len);
+            self.packet(&view, &header, start..start + len, patience);
             used = start + len;
             packets += 1;
         }
         if packets > 0 {
-            self.flush();
+            self.flush(patience);
         }
         Ok(packets > 0)
     }
 
-    fn packet(&mut self, view: &View, header: &Header, at: Range<usize>) {
+    fn packet(&mut self, view: &View, header: &Header, at: Range<usize>, patience: &mut Patience) {
         let counters = &self.shared.counters;
         let bytes = &mut self.data[at.clone()];
         let Some((_, destination)) = ends(bytes) else {
@@ -168,7 +169,7 @@ impl<'a> Uplink<'a> {
                         self.outgoing.push(segment, at.start, to);
                     }
                 }
-                Way::Sealed(tunnel) => self.seal(tunnel, at),
+                Way::Sealed(tunnel) => self.seal(tunnel, at, patience),
             },
             Err(Reject::Malformed) => count(&counters.malformed, 1),
             Err(Reject::TooBig) => {
@@ -179,7 +180,7 @@ impl<'a> Uplink<'a> {
     }
 
     /// Encrypts the segments of the packet `at`.
-    fn seal(&mut self, tunnel: &Tunnel, at: Range<usize>) {
+    fn seal(&mut self, tunnel: &Tunnel, at: Range<usize>, patience: &mut Patience) {
         let counters = &self.shared.counters;
         for number in 0..self.segments.len() {
             let segment = &self.segments[number];
@@ -193,7 +194,7 @@ impl<'a> Uplink<'a> {
                 .as_ref()
                 .is_some_and(|sealed| sealed.has_room(self.plain.len()))
             {
-                self.flush();
+                self.flush(patience);
             }
             let Some(sealed) = &mut self.sealed else {
                 return;
@@ -216,7 +217,7 @@ impl<'a> Uplink<'a> {
         }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, patience: &mut Patience) {
         let counters = &self.shared.counters;
         let (queue, socket, allowance) = (self.queue, self.socket, &mut self.allowance);
         let narrow = &mut self.narrow;
@@ -228,26 +229,27 @@ impl<'a> Uplink<'a> {
         // An encrypted packet cannot be quoted to its sender.
         let quotable = self.sealed.is_none();
         count(&counters.sent, self.outgoing.len() as u64);
-        self.outgoing.flush(socket, headers, data, |refused| {
-            if let Some(reason) = reason(socket, &refused).filter(|_| quotable) {
-                let mut offender = headers[refused.head.clone()].to_vec();
-                offender.extend_from_slice(&data[refused.body.clone()]);
-                if let Some(error) = icmp::error(&offender, reason) {
-                    write_error(queue, allowance, &error);
+        self.outgoing
+            .flush(socket, headers, data, patience, |refused| {
+                if let Some(reason) = reason(socket, &refused).filter(|_| quotable) {
+                    let mut offender = headers[refused.head.clone()].to_vec();
+                    offender.extend_from_slice(&data[refused.body.clone()]);
+                    if let Some(error) = icmp::error(&offender, reason) {
+                        write_error(queue, allowance, &error);
+                    }
                 }
-            }
-            if let Some(libc::EMSGSIZE) = refused.error.raw_os_error() {
-                if !quotable && let Some(path) = socket.path_mtu(refused.to) {
-                    narrow.learn(
-                        refused.to,
-                        path.saturating_sub(overhead(refused.to.ip()) + OVERHEAD),
-                    );
+                if let Some(libc::EMSGSIZE) = refused.error.raw_os_error() {
+                    if !quotable && let Some(path) = socket.path_mtu(refused.to) {
+                        narrow.learn(
+                            refused.to,
+                            path.saturating_sub(overhead(refused.to.ip()) + OVERHEAD),
+                        );
+                    }
+                    count(&counters.too_big, 1);
+                } else {
+                    counters.not_sent(refused.to, &refused.error);
                 }
-                count(&counters.too_big, 1);
-            } else {
-                counters.not_sent(refused.to, &refused.error);
-            }
-        });
+            });
         if let Some(sealed) = &mut self.sealed {
             sealed.clear();
         }
@@ -311,7 +313,7 @@ impl<'a> Downlink<'a> {
     ///
     /// # Errors
     /// The device is gone.
-    fn batch(&mut self) -> io::Result<bool> {
+    fn batch(&mut self, patience: &mut Patience) -> io::Result<bool> {
         match self.receiver.receive(self.socket) {
             Ok(true) => {}
             Ok(false) => return Ok(false),
@@ -327,6 +329,7 @@ impl<'a> Downlink<'a> {
             &self.receiver,
             &mut self.opened,
             &mut self.coalescer,
+            patience,
         );
         deliver(
             self.shared,
@@ -346,6 +349,7 @@ fn take<'a>(
     receiver: &'a Receiver,
     opened: &'a mut [u8],
     coalescer: &mut Coalescer,
+    patience: &mut Patience,
 ) -> &'a [u8] {
     let counters = &shared.counters;
     let received = receiver.buffer();
@@ -360,7 +364,7 @@ fn take<'a>(
                 Carrier::Plain(_) => Some(coalescer.push(received, at..next)),
                 Carrier::Sealed(peers) => {
                     let (datagram, into) = (&received[at..next], &mut opened[used..]);
-                    let len = peers.open(socket, piece.from, datagram, into, counters);
+                    let len = peers.open(socket, piece.from, datagram, into, counters, patience);
                     len.map(|len| {
                         let range = used..used + len;
                         used = range.end;

@@ -14,35 +14,18 @@ use crate::scene::{self, SOON, lease_of};
 use crate::seen::{says, shows};
 use crate::udp::reaches;
 
-/// vxlan by hand. The device is kept, so that a restart changes nothing; what a command gets is logged.
-const VXLAN: &str = r#"set -eu
-dev=fxt
-gate=${SUBNET:-}
-gate=${gate%/*}
-case $1 in
-pre)
-    ip link show "$dev" >/dev/null 2>&1 || ip link add "$dev" type vxlan id 77 dstport 8477 nolearning
-    echo "not part of the data" >&2
-    ip -o link show "$dev" | sed 's/.*link.ether \([0-9a-f:]*\).*/\1/'
-    ;;
-post)
-    ip address replace "$gate/32" dev "$dev"
-    ip link set "$dev" up
-    ;;
-add)
-    read -r mac
-    ip neigh replace "$gate" lladdr "$mac" dev "$dev" nud permanent
-    bridge fdb replace "$mac" dev "$dev" dst "$PUBLIC_IP"
-    ip route replace "$SUBNET" via "$gate" dev "$dev" onlink
-    ;;
-remove)
-    read -r mac
-    ip route del "$SUBNET" dev "$dev"
-    bridge fdb del "$mac" dev "$dev" dst "$PUBLIC_IP"
-    ip neigh del "$gate" dev "$dev"
-    ;;
-esac
-"#;
+/// Returns the script of `docs/backends.md`, vxlan by hand, as a reader would copy it.
+fn documented_vxlan() -> String {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/backends.md");
+    let page = fs::read_to_string(page).unwrap();
+    let mark = "<!-- run by flanneld: a_vxlan_network_by_commands_outlives_restarts_and_follows_its_peers -->\n```sh\n";
+    let (_, block) = page.split_once(mark).unwrap();
+    let (script, _) = block.split_once("```\n").unwrap();
+    script.to_owned()
+}
+
+/// The device that [`documented_vxlan`] creates.
+const DEVICE: &str = "my0";
 
 /// WireGuard by hand.
 const WIREGUARD: &str = r#"set -eu
@@ -116,7 +99,7 @@ fn flow(from: &Node, to: &Node) -> Flow {
 /// A change from vxlan to commands that make the same, and back, while daemons run.
 #[test]
 fn a_running_network_changes_to_commands_and_back() {
-    let (_dir, by_hand) = by_script(VXLAN);
+    let (_dir, by_hand) = by_script(&documented_vxlan());
     let lab = lab(3, &json!({ "Type": "vxlan" }))
         .store(StoreKind::Directory)
         .build()
@@ -144,7 +127,7 @@ fn a_running_network_changes_to_commands_and_back() {
         lab.wait_mesh(SOON).unwrap();
     };
     config(&by_hand);
-    changed("fxt", "flannel.1");
+    changed(DEVICE, "flannel.1");
     for node in lab.nodes() {
         let (_, lease) = lease_of(&lab, node);
         assert_eq!(lease["BackendType"], "extension", "{lease}");
@@ -153,7 +136,9 @@ fn a_running_network_changes_to_commands_and_back() {
     let routes_left = || {
         for node in lab.nodes() {
             let routes = node.exec(["ip", "route"]).map_err(|e| e.to_string())?;
-            if routes.contains("dev fxt") || lease_of(&lab, node).1.get("Also").is_some() {
+            if routes.contains(&format!("dev {DEVICE}"))
+                || lease_of(&lab, node).1.get("Also").is_some()
+            {
                 return Err(format!("{routes}{}", node.flanneld().log_tail(8)));
             }
         }
@@ -252,14 +237,17 @@ fn wait_route(node: &Node, subnet: &str, wanted: bool) {
 
 #[test]
 fn a_vxlan_network_by_commands_outlives_restarts_and_follows_its_peers() {
-    let (_dir, backend) = by_script(VXLAN);
+    // What a command writes to its standard error is not published.
+    let script = documented_vxlan();
+    let (_dir, backend) = by_script(&script.replace("pre)\n", "pre)\n    echo no data >&2\n"));
     let lab = lab(3, &backend)
         .store(StoreKind::Directory)
         .build()
         .unwrap();
     start_all(&lab);
     let (one, two, three) = (lab.node(1), lab.node(2), lab.node(3));
-    let mac = |node: &Node| scene::ip_json(node, "link show fxt")[0]["address"].clone();
+    let mac =
+        |node: &Node| scene::ip_json(node, &format!("link show {DEVICE}"))[0]["address"].clone();
     assert_eq!(lease_of(&lab, one).1["BackendData"], mac(one));
 
     let flow = flow(two, one);
@@ -272,10 +260,10 @@ fn a_vxlan_network_by_commands_outlives_restarts_and_follows_its_peers() {
     // Another MAC: what was added with the old one goes.
     let old = mac(one);
     one.flanneld().stop().unwrap();
-    one.exec(["ip", "link", "del", "fxt"]).unwrap();
+    one.exec(["ip", "link", "del", DEVICE]).unwrap();
     one.flanneld().start_ready(SOON).unwrap();
     lab.wait_mesh(SOON).unwrap();
-    let entries = two.exec(["bridge", "fdb", "show", "dev", "fxt"]).unwrap();
+    let entries = two.exec(["bridge", "fdb", "show", "dev", DEVICE]).unwrap();
     assert!(!entries.contains(old.as_str().unwrap()), "{entries}");
 
     // A peer that leaves, first while the daemon runs and then while it does not.
@@ -401,7 +389,7 @@ fn ours_and_upstream_s_are_one_network() {
     let Some(program) = mixed::program() else {
         return;
     };
-    let (_dir, vxlan) = by_script(&VXLAN.replace("echo \"not part of the data\" >&2", ""));
+    let (_dir, vxlan) = by_script(&documented_vxlan());
     for backend in [vxlan, host_gw()] {
         let lab = lab(3, &backend)
             .store(StoreKind::Etcd { tls: true })
