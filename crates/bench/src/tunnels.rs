@@ -22,9 +22,9 @@ const STREAM: u64 = 1 << 30;
 /// Upstream takes half a minute for it, so its stream is a sixteenth, and the time is multiplied.
 const UPSTREAM_SHARE: u64 = 16;
 const REQUESTS: u32 = 5_000;
-/// Of those that send requests at the same time.
-const CLIENTS: u32 = 64;
-const REQUESTS_OF_EACH: u32 = 500;
+/// How many requests are under way at the same time where it is many, of one client or of as many clients.
+const UNDER_WAY: u32 = 64;
+const REQUESTS_UNDER_WAY: u32 = 32_000;
 
 /// 1 Gb/s and 2.5 Gb/s.
 const WIREGUARD_MS: Goal = Goal {
@@ -121,6 +121,13 @@ pub fn measure(bin_dir: &Path, root: &Path, quick: bool) -> anyhow::Result<Vec<F
                 Some(REQUESTS_RATIO),
             ),
             figure(
+                "udp: 32,000 requests and answers, 64 under way, beside upstream",
+                &udp.windows,
+                Some(median(&theirs.windows)),
+                JudgedAs::Ratio,
+                Some(REQUESTS_RATIO),
+            ),
+            figure(
                 "udp: 32,000 requests and answers of 64 clients, beside upstream",
                 &udp.crowds,
                 Some(median(&theirs.crowds)),
@@ -137,7 +144,9 @@ pub fn measure(bin_dir: &Path, root: &Path, quick: bool) -> anyhow::Result<Vec<F
 struct Times {
     streams: Vec<f64>,
     requests: Vec<f64>,
-    /// Requests of many clients.
+    /// Requests of one client, many at a time.
+    windows: Vec<f64>,
+    /// Requests of many clients, each one at a time.
     crowds: Vec<f64>,
     /// Of the daemons, during a stream.
     processor: Vec<f64>,
@@ -225,15 +234,24 @@ impl Network {
         let share = self.share as f64;
         let stream = ms(bulk(from, to, ip, STREAM / self.share)?) * share;
         let processor = ms(self.processor()?.saturating_sub(before)) * share;
-        let one = ms(requests(from, to, ip, 1, REQUESTS)?);
-        let crowd = ms(requests(from, to, ip, CLIENTS, REQUESTS_OF_EACH)?);
+        let load = |clients, each, window| Load {
+            clients,
+            each,
+            window,
+        };
+        let one = ms(requests(from, to, ip, load(1, REQUESTS, 1))?);
+        let window = load(1, REQUESTS_UNDER_WAY, UNDER_WAY);
+        let window = ms(requests(from, to, ip, window)?);
+        let crowd = load(UNDER_WAY, REQUESTS_UNDER_WAY / UNDER_WAY, 1);
+        let crowd = ms(requests(from, to, ip, crowd)?);
         eprintln!(
-            "{}, round {round}: stream {stream:.0} ms, processor {processor:.0} ms, requests {one:.0} ms, of {CLIENTS} clients {crowd:.0} ms",
+            "{}, round {round}: stream {stream:.0} ms, processor {processor:.0} ms, requests {one:.0} ms, {UNDER_WAY} under way {window:.0} ms, of {UNDER_WAY} clients {crowd:.0} ms",
             self.what
         );
         self.times.streams.push(stream);
         self.times.processor.push(processor);
         self.times.requests.push(one);
+        self.times.windows.push(window);
         self.times.crowds.push(crowd);
         Ok(())
     }
@@ -258,14 +276,18 @@ fn upstream(root: &Path) -> Option<PathBuf> {
     output.status.success().then(|| path.trim().into())
 }
 
-/// Returns how long `clients` take that send `each` small requests, the next one when the last one was answered.
-fn requests(
-    from: &Namespace,
-    to: &Namespace,
-    ip: IpAddr,
+/// Who sends how many small requests.
+#[derive(Clone, Copy)]
+struct Load {
     clients: u32,
+    /// Requests of each client.
     each: u32,
-) -> anyhow::Result<Duration> {
+    /// How many of them are under way at the same time.
+    window: u32,
+}
+
+/// Returns how long it takes until all requests are answered.
+fn requests(from: &Namespace, to: &Namespace, ip: IpAddr, load: Load) -> anyhow::Result<Duration> {
     const WAIT: Duration = Duration::from_millis(500);
     let server = to.run(|| UdpSocket::bind(SocketAddr::new(ip, 0)))??;
     server.set_read_timeout(Some(WAIT))?;
@@ -276,14 +298,24 @@ fn requests(
         client.set_read_timeout(Some(WAIT))?;
         Ok(client)
     };
-    let sockets: Vec<UdpSocket> = (0..clients).map(|_| client()).collect::<Result<_, _>>()?;
+    let sockets: Vec<UdpSocket> = (0..load.clients)
+        .map(|_| client())
+        .collect::<Result<_, _>>()?;
     let (ended, lost) = (AtomicBool::new(false), AtomicU32::new(0));
     let run = |client: &UdpSocket| {
         let mut buffer = [0; 64];
-        for number in 0..each {
-            let answered =
-                client.send(&number.to_be_bytes()).is_ok() && client.recv(&mut buffer).is_ok();
-            lost.fetch_add(u32::from(!answered), Ordering::Relaxed);
+        let (mut sent, mut waits_for) = (0, 0u32);
+        while sent < load.each || waits_for > 0 {
+            while sent < load.each && waits_for < load.window {
+                waits_for += u32::from(client.send(&sent.to_be_bytes()).is_ok());
+                sent += 1;
+            }
+            if client.recv(&mut buffer).is_ok() {
+                waits_for = waits_for.saturating_sub(1);
+            } else {
+                lost.fetch_add(waits_for, Ordering::Relaxed);
+                waits_for = 0;
+            }
         }
     };
     std::thread::scope(|scope| {
@@ -303,7 +335,7 @@ fn requests(
         });
         let took = began.elapsed();
         ended.store(true, Ordering::Relaxed);
-        let (lost, all) = (lost.load(Ordering::Relaxed), clients * each);
+        let (lost, all) = (lost.load(Ordering::Relaxed), load.clients * load.each);
         if lost > all / 100 {
             bail!("{lost} of {all} requests were lost");
         }

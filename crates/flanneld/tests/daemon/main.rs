@@ -56,6 +56,7 @@ mod hung_directory;
 mod ipsec;
 mod lies;
 mod live_change;
+mod live_tunnels;
 mod metrics;
 mod mixed;
 mod offload;
