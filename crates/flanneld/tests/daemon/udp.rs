@@ -199,7 +199,7 @@ fn ours_and_upstream_s_are_one_network() {
 }
 
 #[test]
-fn ours_takes_upstream_s_place() {
+fn ours_takes_upstream_s_place_and_gives_it_back() {
     let Some(program) = mixed::program() else {
         return;
     };
@@ -224,6 +224,15 @@ fn ours_takes_upstream_s_place() {
     wait_for("the pods reach each other", SOON, || reaches(one, two)).unwrap();
     let now = one.subnet_env().unwrap();
     assert_eq!((now.subnet, now.mtu), (env.subnet, env.mtu));
-    assert_eq!(flow.stop().broken, None);
     streams(one, two);
+
+    // And back, as docs/backends.md says.
+    one.flanneld().stop().unwrap();
+    one.exec(["ip", "link", "delete", "flannel0"]).unwrap();
+    let _theirs = mixed::start(&lab, one, program, &["-ip-masq"]);
+    for (from, to) in [(one, two), (two, one)] {
+        wait_for("the pods reach each other", SOON, || reaches(from, to)).unwrap();
+    }
+    assert_eq!(one.subnet_env().unwrap(), env);
+    assert_eq!(flow.stop().broken, None);
 }

@@ -141,7 +141,7 @@ fn what_somebody_changes_is_repaired() {
 }
 
 #[test]
-fn ours_takes_upstream_s_place_under_traffic() {
+fn ours_takes_upstream_s_place_under_traffic_and_gives_it_back() {
     if !may_run("ours in the place of upstream's WireGuard") {
         return;
     }
@@ -170,6 +170,18 @@ fn ours_takes_upstream_s_place_under_traffic() {
     let now = lease_of(&lab, one);
     assert_eq!(
         (&now.0, &now.1["BackendData"]),
+        (&lease.0, &lease.1["BackendData"])
+    );
+
+    // And back.
+    let traffic = Traffic::between(one, two);
+    one.flanneld().stop().unwrap();
+    let _theirs = mixed::start(&lab, one, program, &["-ip-masq"]);
+    both_ways(one, two);
+    traffic.nearly_all_arrived("upstream's in our place, wireguard");
+    let again = lease_of(&lab, one);
+    assert_eq!(
+        (&again.0, &again.1["BackendData"]),
         (&lease.0, &lease.1["BackendData"])
     );
 }
