@@ -56,7 +56,10 @@ pub use any::AnyStore;
 pub use connect::{ProxyError, ProxyVariables};
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, SettingsError};
-pub use kube::{AccessError, KubeSettings, KubeSettingsError, KubeStore, NodeName, Trouble};
+pub use kube::{
+    AccessError, KubeApi, KubeApiError, KubeSettings, KubeSettingsError, KubeStore, NodeName,
+    PodExec, PodOutput, Trouble,
+};
 pub use own_lease::Who;
 pub use retry::{Assigned, StoreStatus};
 pub use secret::Secret;

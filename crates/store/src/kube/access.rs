@@ -64,7 +64,16 @@ enum Source {
     /// Fixed at the start: a pod's, or an address alone.
     Fixed,
     /// Read again, since what they hold may change.
-    Files(&'static str, Vec<PathBuf>),
+    Files(KubeconfigFiles),
+}
+
+/// Which files, named by what, and which context of them.
+#[derive(Clone, Debug)]
+pub(super) struct KubeconfigFiles {
+    pub origin: &'static str,
+    pub paths: Vec<PathBuf>,
+    /// `None`: the current one.
+    pub context: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -86,14 +95,38 @@ impl Access {
     ) -> Result<Access, AccessError> {
         let set = |name| env(name).filter(|value: &String| !value.is_empty());
         let source = match (url, kubeconfig, set("KUBECONFIG")) {
-            (_, Some(path), _) => Source::Files("-kubeconfig-file", vec![path.to_owned()]),
+            (_, Some(path), _) => Source::Files(KubeconfigFiles {
+                origin: "-kubeconfig-file",
+                paths: vec![path.to_owned()],
+                context: None,
+            }),
             ("", None, Some(list)) if set("KUBERNETES_SERVICE_HOST").is_none() => {
-                Source::Files("KUBECONFIG", std::env::split_paths(&list).collect())
+                Source::Files(KubeconfigFiles {
+                    origin: "KUBECONFIG",
+                    paths: std::env::split_paths(&list).collect(),
+                    context: None,
+                })
             }
             _ => Source::Fixed,
         };
+        Access::of(source, url, env)
+    }
+
+    /// Follows these files, whatever the environment says.
+    pub(super) fn of_files(
+        files: KubeconfigFiles,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Access, AccessError> {
+        Access::of(Source::Files(files), "", env)
+    }
+
+    fn of(
+        source: Source,
+        url: &str,
+        env: impl Fn(&str) -> Option<String>,
+    ) -> Result<Access, AccessError> {
         let known = match (&source, url) {
-            (Source::Files(origin, paths), url) => from_files(url, origin, paths)?,
+            (Source::Files(files), url) => from_files(url, files)?,
             (Source::Fixed, "") => in_cluster(&env)?,
             (Source::Fixed, url) => Known::at("-kube-api-url", url, no_files())?,
         };
@@ -140,10 +173,10 @@ impl Access {
 
     /// Returns the content of the files; their former content, if they cannot be used at present.
     fn read(&self) -> Arc<Known> {
-        let Source::Files(origin, paths) = &self.source else {
+        let Source::Files(files) = &self.source else {
             return self.last();
         };
-        match from_files(&self.url, origin, paths) {
+        match from_files(&self.url, files) {
             Ok(known) => {
                 let known = Arc::new(known);
                 *lock(&self.last) = known.clone();
@@ -311,7 +344,8 @@ fn in_cluster(env: impl Fn(&str) -> Option<String>) -> Result<Known, AccessError
 }
 
 /// Reads kubeconfig files. Of several, missing ones are ignored.
-fn from_files(url: &str, flag: &'static str, paths: &[PathBuf]) -> Result<Known, AccessError> {
+fn from_files(url: &str, files: &KubeconfigFiles) -> Result<Known, AccessError> {
+    let (flag, paths) = (files.origin, &files.paths);
     let problem = |path: &Path, problem: String| AccessError::Kubeconfig {
         origin: flag,
         path: path.into(),
@@ -336,7 +370,8 @@ fn from_files(url: &str, flag: &'static str, paths: &[PathBuf]) -> Result<Known,
         insecure,
         proxy,
         impersonate,
-    } = kubeconfig::parse(&texts).map_err(|text| problem(&first, text))?;
+    } = kubeconfig::parse(&texts, files.context.as_deref())
+        .map_err(|text| problem(&first, text))?;
     let files = TlsFiles {
         ca,
         cert,

@@ -23,10 +23,15 @@ pub enum AccessError {
         "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this is no pod; give -kubeconfig-file or -kube-api-url"
     )]
     NoPod,
+    /// A person's command finds no kubeconfig.
+    #[error(
+        "there is no kubeconfig: name one with --kubeconfig or KUBECONFIG, or put it at ~/.kube/config"
+    )]
+    NoKubeconfig,
     /// A kubeconfig that cannot be used.
     #[error("{origin} {path}: {problem}", path = path.display())]
     Kubeconfig {
-        /// `-kubeconfig-file` or `KUBECONFIG`.
+        /// What names the file: `-kubeconfig-file`, `KUBECONFIG` and so on.
         origin: &'static str,
         /// The file.
         path: PathBuf,

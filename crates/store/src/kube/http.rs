@@ -1,6 +1,7 @@
 //! Requests to the API server, over one connection: HTTP/2 where it is offered, with pings, so that
 //! a server that is dead is noticed; else HTTP/1.1, one connection a request.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -8,7 +9,9 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::client::conn::{http1, http2};
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Method, Request, Response, body::Incoming};
+use hyper::http::response::Parts;
+use hyper::upgrade::Upgraded;
+use hyper::{Method, Request, Response, StatusCode, body::Incoming};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -20,6 +23,7 @@ use super::body::Body;
 use super::failure::{Failure, innermost};
 use super::status;
 use crate::activity::Activity;
+use crate::tls::TlsFiles;
 
 /// Until an answer begins.
 const CALL: Duration = Duration::from_secs(15);
@@ -249,6 +253,52 @@ impl Client {
         });
         let answer = sender.send_request(request(target, ask, false)?).await;
         answer.map_err(|e| self.away(&innermost(&e)))
+    }
+
+    /// Asks the server to switch to another protocol on a connection of its own; `headers` name it. Returns the
+    /// headers of the answer and the connection.
+    pub(super) async fn upgrade(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&'static str, String)],
+    ) -> Result<(Parts, Upgraded), Failure> {
+        let target = self.access.target().await.map_err(|e| self.problem(&e))?;
+        let mut connector = target.connector.clone();
+        connector.files = Arc::new(TlsFiles {
+            protocols: &["http/1.1"],
+            ..(*connector.files).clone()
+        });
+        let ask = Ask::with_body(method, path, "*/*", ("text/plain", Bytes::new()));
+        let mut request = request(&target, &ask, true)?;
+        for (name, value) in headers {
+            let value = HeaderValue::try_from(value)
+                .map_err(|_| Failure::Refused(format!("{name}: {value:?} is no header")))?;
+            request.headers_mut().insert(*name, value);
+        }
+        request.headers_mut().remove(ACCEPT_ENCODING);
+        let switch = async {
+            let wire = connector.connect().await;
+            let wire = wire.map_err(|e| self.away(&e.to_string()))?;
+            let (mut sender, connection) = http1::handshake(wire)
+                .await
+                .map_err(|e| self.away(&innermost(&e)))?;
+            tokio::spawn(connection.with_upgrades());
+            let answer = sender.send_request(request).await;
+            answer.map_err(|e| self.away(&innermost(&e)))
+        };
+        let seconds = CALL.as_secs();
+        let answer = timeout(CALL, switch).await;
+        let answer = answer.map_err(|_| self.away(&format!("no answer within {seconds} s")))??;
+        if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let (head, body) = answer.into_parts();
+            let body = Body::new(&head, body);
+            return Err(status::failure(&head, body, &self.place()).await);
+        }
+        let (head, body) = answer.into_parts();
+        let switched = Response::from_parts(head.clone(), body);
+        let upgraded = hyper::upgrade::on(switched).await;
+        Ok((head, upgraded.map_err(|e| self.away(&innermost(&e)))?))
     }
 
     fn away(&self, reason: &str) -> Failure {

@@ -45,8 +45,11 @@ const REFUSED: [(&str, &str); 3] = [
     ),
 ];
 
-/// Reads the current context out of the `texts` of files with these paths.
-pub(super) fn parse(texts: &[(PathBuf, String)]) -> Result<Kubeconfig, String> {
+/// Reads the current context out of the `texts` of files with these paths; or the context of this name.
+pub(super) fn parse(
+    texts: &[(PathBuf, String)],
+    wanted: Option<&str>,
+) -> Result<Kubeconfig, String> {
     let mut files = Vec::new();
     for (path, text) in texts {
         // Editors of Windows write a byte order mark.
@@ -57,7 +60,7 @@ pub(super) fn parse(texts: &[(PathBuf, String)]) -> Result<Kubeconfig, String> {
             files.push((path.as_path(), document));
         }
     }
-    let mut context = None;
+    let mut context = wanted.map(ToOwned::to_owned);
     for (_, config) in &files {
         if context.is_none() {
             context = string(config, "current-context")?;
@@ -141,7 +144,7 @@ mod tests {
 
     fn read(cluster: &str, user: &str) -> Result<Kubeconfig, String> {
         let text = FLOW.replace("CLUSTER", cluster).replace("USER", user);
-        parse(&[file("/etc/kubernetes/kubelet.conf", &text)])
+        parse(&[file("/etc/kubernetes/kubelet.conf", &text)], None)
     }
 
     #[test]
@@ -274,12 +277,15 @@ mod tests {
         let two = "{current-context: x, contexts: [{name: x, context: {cluster: c, user: u}}], \
             clusters: [{name: c, cluster: {server: 'https://two'}}], users: [{name: u, user: {tokenFile: t}}]}";
         let three = "{current-context: y, users: [{name: u, user: {token: other}}]}";
-        let config = parse(&[
-            file("/one/k", one),
-            file("/empty/k", ""),
-            file("/two/k", two),
-            file("/three/k", three),
-        ])
+        let config = parse(
+            &[
+                file("/one/k", one),
+                file("/empty/k", ""),
+                file("/two/k", two),
+                file("/three/k", three),
+            ],
+            None,
+        )
         .unwrap();
         assert_eq!(config.server, "https://one");
         assert_eq!(format!("{:?}", config.ca), "Some(/one/ca)");
@@ -295,7 +301,7 @@ mod tests {
             .replace("CLUSTER", "x: y")
             .replace("USER", r#"token: "hunter2\n""#);
         let text = format!("\u{feff}{}", text.replace(", users", ",\r\n users"));
-        let config = parse(&[file("k", &text)]).unwrap();
+        let config = parse(&[file("k", &text)], None).unwrap();
         let Some(Credential::Token(token)) = config.credential else {
             panic!("no token")
         };
@@ -313,7 +319,10 @@ mod tests {
             "current-context: {}",
             "\u{0}",
         ] {
-            assert!(parse(&[file("k", text)]).is_err(), "{text:?} was taken");
+            assert!(
+                parse(&[file("k", text)], None).is_err(),
+                "{text:?} was taken"
+            );
         }
     }
 
@@ -328,9 +337,9 @@ mod tests {
                      clusters:\n- name: c\n  cluster:\n    server: https://a:1\n    certificate-authority-data: |\n      Y2E=\n\
                      users:\n- name: u\n  user:\n    token: \"a\\tb\"\n    client-certificate-data: Y2E=\n";
         for text in [flow.as_str(), block] {
-            assert!(parse(&[file("k", text)]).is_ok());
+            assert!(parse(&[file("k", text)], None).is_ok());
             for at in 0..text.len() {
-                if let Err(error) = parse(&[file("k", &text[..at])]) {
+                if let Err(error) = parse(&[file("k", &text[..at])], None) {
                     assert!(!error.is_empty() && error.len() < 400, "{error}");
                 }
             }
@@ -354,7 +363,7 @@ mod tests {
             &[text.as_bytes(), block.as_bytes()],
             |input| {
                 let text = String::from_utf8_lossy(input).into_owned();
-                let read = parse(&[("/etc/kubernetes/kubelet.conf".into(), text)]);
+                let read = parse(&[("/etc/kubernetes/kubelet.conf".into(), text)], None);
                 read.map(|config| config.credential.is_some())
                     .map_err(|error| error.len())
             },

@@ -13,6 +13,7 @@
 //! | [`nodes_client`], [`history`], [`node_index`], [`own_sight`], [`follow`] | everybody's Nodes, for as long as the daemon runs |
 //! | [`events`] | troubles, reported as events |
 //! | [`admin`] | the leases, for a person who asks |
+//! | [`api`], [`pod_exec`] | any object, and a program in a pod, for a person's command |
 //!
 //! Modules use those in rows above them, never the other way round. A start needs one request for our
 //! Node, one or two to write to it, one list and one watch, all over one connection; nothing is ever asked
@@ -22,6 +23,7 @@ mod access;
 mod access_error;
 mod admin;
 mod annotations;
+mod api;
 mod body;
 mod condition;
 mod credential;
@@ -42,6 +44,7 @@ mod own;
 mod own_client;
 mod own_sight;
 mod peer;
+mod pod_exec;
 mod publisher;
 mod search;
 mod served;
@@ -63,7 +66,9 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 pub use access_error::AccessError;
+pub use api::{KubeApi, KubeApiError};
 pub use events::Trouble;
+pub use pod_exec::{PodExec, PodOutput};
 pub use settings::{KubeSettings, KubeSettingsError, NodeName};
 
 use crate::admin::{AdminError, Administer, ListedLease, StoredConfig};
