@@ -1,7 +1,8 @@
-//! `flannelctl bundle`: one archive of all that is known of this node, for somebody who looks for a fault from
-//! elsewhere. Changes nothing on the host; secrets are removed.
+//! `flannelctl bundle`: one archive of all that is known of this node, or of every node of a Kubernetes cluster, for
+//! somebody who looks for a fault from elsewhere. Changes nothing on the host; secrets are removed.
 
 mod archive;
+mod cluster;
 mod collect;
 mod secrets;
 
@@ -10,23 +11,23 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::check::settings::Settings;
-use crate::output;
+use crate::kube_args::KubeArgs;
+use crate::runtime::wait_for;
 use crate::status_socket::SocketArgs;
+use crate::{output, status};
 use archive::Archive;
 use collect::Collection;
 use secrets::Secrets;
 
 /// Arguments of `flannelctl bundle`.
 #[derive(Args)]
-#[command(after_help = "From every node of a Kubernetes cluster:\n  \
-    for p in $(kubectl -n kube-flannel get pods -l app=flannel -o name); do\n    \
-    kubectl -n kube-flannel exec $p -c kube-flannel -- /opt/bin/flannelctl bundle -o - >${p#pod/}.tar.gz; done")]
+#[command(after_help = "From every node of a Kubernetes cluster: flannelctl bundle --kubernetes")]
 pub(crate) struct BundleArgs {
     /// Where to write it; - is standard output [default: flannel-bundle-HOST-TIME.tar.gz]
     #[arg(long, short, value_name = "FILE")]
@@ -48,6 +49,11 @@ pub(crate) struct BundleArgs {
     /// Read FLANNELD_… variables from this file [default: /etc/flannel/flanneld.env, if there is one]
     #[arg(long, value_name = "FILE")]
     env_file: Option<PathBuf>,
+    #[command(flatten)]
+    kube: KubeArgs,
+    /// How long one node may take, in seconds, with --kubernetes
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    limit: u64,
     /// flanneld's flags
     #[arg(last = true, value_name = "FLAG")]
     flags: Vec<String>,
@@ -60,24 +66,44 @@ pub(crate) struct BundleArgs {
 pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
     let settings = Settings::find(&args.flags, args.env_file.as_deref());
     let secrets = Secrets::find(settings.as_ref().ok());
-    let host = host_name();
     let time = SystemTime::now().duration_since(UNIX_EPOCH);
     let time = time.unwrap_or_default().as_secs();
-    let name = format!("flannel-bundle-{host}-{time}");
+    let place = if args.kube.is_given() {
+        "cluster".to_owned()
+    } else {
+        host_name()
+    };
+    let name = format!("flannel-bundle-{place}-{time}");
     let mut archive = Archive::new(name.clone(), time, secrets);
-    let source = collect::Source {
-        socket: &args.socket.socket,
-        log: args.log.as_deref(),
-        unit: &args.unit,
-        lines: args.lines,
-        cni_conf_dir: &args.cni_conf_dir,
-        flags: &args.flags,
+    let complete = if args.kube.is_given() {
+        let limit = Duration::from_secs(args.limit);
+        wait_for(cluster::collect(
+            &args.kube,
+            &mut archive,
+            args.lines,
+            limit,
+        ))?
+    } else {
+        let source = collect::Source {
+            socket: &args.socket.socket,
+            log: args.log.as_deref(),
+            unit: &args.unit,
+            lines: args.lines,
+            cni_conf_dir: &args.cni_conf_dir,
+            flags: &args.flags,
+        };
+        let collection = Collection {
+            archive: &mut archive,
+            missing: Vec::new(),
+        };
+        collection.everything(&source, &settings)?;
+        true
     };
-    let collection = Collection {
-        archive: &mut archive,
-        missing: Vec::new(),
+    let status = if complete {
+        ExitCode::SUCCESS
+    } else {
+        status::no()
     };
-    collection.everything(&source, &settings)?;
     let bytes = archive.finish()?;
     let file = args
         .output
@@ -87,7 +113,7 @@ pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
         let mut out = io::stdout().lock();
         out.write_all(&bytes).context("standard output")?;
         out.flush().context("standard output")?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(status);
     }
     let shown = file.display();
     let mut options = OpenOptions::new();
@@ -95,7 +121,7 @@ pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
     let mut out = options.open(&file).with_context(|| format!("{shown}"))?;
     out.write_all(&bytes).with_context(|| format!("{shown}"))?;
     output::line(&format!("{shown}"));
-    Ok(ExitCode::SUCCESS)
+    Ok(status)
 }
 
 /// This machine's name, as far as a file's name can hold it.

@@ -12,6 +12,7 @@ use crate::check::CheckArgs;
 use crate::cleanup::Cleanup;
 use crate::config::ConfigCommand;
 use crate::connectivity::ConnectivityArgs;
+use crate::connectivity::agent::AgentArgs;
 use crate::explain::ExplainArgs;
 use crate::install::Install;
 use crate::key::KeyCommand;
@@ -72,9 +73,12 @@ pub(crate) enum Command {
     Peers(PeersArgs),
     /// Probe every other node, through the tunnel and past it, with small packets and full ones, and print a matrix
     ///
-    /// The other nodes' flanneld answers. Run it on a node, as root. Exit status 0: nothing is lost; 3: something is; 1: it
-    /// could not be tested.
+    /// The other nodes' flanneld answers. Run it on a node, as root. With --kubernetes, from anywhere: between pods that it
+    /// makes on all nodes, and removes. Exit status 0: nothing is lost; 3: something is; 1: it could not be tested.
     Connectivity(ConnectivityArgs),
+    /// What runs in the pods of `connectivity --kubernetes`
+    #[command(hide = true)]
+    ConnectivityAgent(AgentArgs),
     /// Show the way of packets between two containers, and name the first step that is broken
     ///
     /// Run it on the node of one of them, as root. Exit status 0: nothing is broken; 3: a step is, and the last line
@@ -83,7 +87,8 @@ pub(crate) enum Command {
     /// Collect everything that somebody else needs to find a fault of this node, without secrets, in one .tar.gz
     ///
     /// Links, addresses, routes, rules, sysctls, subnet.env, the CNI configuration, what flanneld reports, its log. Run it
-    /// as root on the node, or in flannel's pod with `-o -`.
+    /// as root on the node, or in flannel's pod with `-o -`. With --kubernetes, from anywhere: of every node of a cluster.
+    /// Exit status 3: a node did not answer.
     Bundle(BundleArgs),
     /// Print the level of flanneld's log, or change it until its next start
     LogLevel(LogLevelArgs),

@@ -1,7 +1,13 @@
 //! `flannelctl connectivity`: probes from this node to every other one, through the tunnel and past it, in both families,
-//! small and of full size; a matrix at the end. The other nodes' flanneld answers, so nothing has to be installed.
+//! small and of full size; a matrix at the end. The other nodes' flanneld answers, so nothing has to be installed. With
+//! `--kubernetes`, between pods that it makes on all nodes ([`cluster`]).
 
+pub(crate) mod agent;
+mod cluster;
 mod junit;
+mod matrix;
+mod objects;
+mod pairs;
 mod session;
 
 use std::net::IpAddr;
@@ -13,8 +19,10 @@ use clap::{Args, ValueEnum};
 use flanneld::report::{MeshReport, NodeReport, PeerReport, PeersReport, ProbeState};
 use model::Family;
 use model::subnet::first;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::kube_args::KubeArgs;
+use crate::runtime::wait_for;
 use crate::status_socket::{self, SocketArgs};
 use crate::{output, status};
 use session::{Probe, Session, Way};
@@ -33,13 +41,30 @@ pub(crate) struct ConnectivityArgs {
     /// How many small probes each node gets in each family, through the tunnel and past it
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=30))]
     count: u32,
+    #[command(flatten)]
+    kube: KubeArgs,
+    /// With --kubernetes: how many pairs of nodes are tested; if there are more, so many at random
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pairs: usize,
+    /// With --kubernetes: all pairs, however many
+    #[arg(long, conflicts_with = "pairs")]
+    all: bool,
+    /// With --kubernetes: measure TCP throughput too, from each node to one other, one after the other
+    #[arg(long)]
+    throughput: bool,
+    /// With --kubernetes: the image of the test's pods [default: that of flannel's pod on the node]
+    #[arg(long, value_name = "NAME")]
+    image: Option<String>,
+    /// With --kubernetes: how long pods may take to start, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=900))]
+    start_limit: u64,
     /// How to write the result
     #[arg(long, short, value_enum, default_value_t = Format::Text)]
     output: Format,
     /// Write the result to this file, as JUnit's XML, too
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Only nodes whose subnet or public IP begins with this
+    /// Only nodes whose subnet or public IP begins with this; with --kubernetes, whose name does
     #[arg(value_name = "PREFIX")]
     only: Option<String>,
 }
@@ -73,7 +98,7 @@ pub(crate) struct NodeFound {
 }
 
 /// One family and one way to a node.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Check {
     /// Such as `IPv4 tunnel`.
@@ -83,12 +108,15 @@ pub(crate) struct Check {
     answered: u32,
     /// Microseconds until the fastest answer.
     rtt_micros: Option<u64>,
+    /// Megabits a second, where throughput was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mbits: Option<u64>,
     /// What is wrong.
     text: Option<String>,
 }
 
 /// How a check ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum Outcome {
     /// Every probe was answered.
@@ -106,6 +134,9 @@ pub(crate) enum Outcome {
 /// # Errors
 /// The daemon does not answer, or probes are off.
 pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
+    if args.kube.is_given() {
+        return wait_for(cluster::run(args));
+    }
     let socket = &args.socket.socket;
     let node: NodeReport = status_socket::get(socket, "/v1/status")?;
     let Some(mesh) = node.mesh else {
@@ -133,7 +164,10 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
         nodes: probe_all(&mesh, &report.peers, args.count)?,
     };
     if let Some(file) = &args.junit {
-        let text = junit::text(&found.nodes);
+        let suite = |node: &NodeFound| node.subnets.join(",");
+        let nodes = found.nodes.iter();
+        let suites: Vec<_> = nodes.map(|node| (suite(node), &node.checks[..])).collect();
+        let text = junit::text(&suites);
         std::fs::write(file, text)
             .with_context(|| format!("--junit {}: cannot be written", file.display()))?;
     }
@@ -142,8 +176,7 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
         Format::Text => lines(&found).iter().for_each(|line| output::line(line)),
     }
     let mut checks = found.nodes.iter().flat_map(|node| &node.checks);
-    let is_bad = |check: &Check| matches!(check.result, Outcome::Fail | Outcome::Loss);
-    Ok(if checks.any(is_bad) {
+    Ok(if checks.any(Check::is_bad) {
         status::no()
     } else {
         ExitCode::SUCCESS
@@ -325,8 +358,13 @@ impl Check {
             sent: tally.sent,
             answered: tally.answered,
             rtt_micros: tally.least.map(|rtt| rtt.as_micros() as u64),
+            mbits: None,
             text,
         }
+    }
+
+    fn is_bad(&self) -> bool {
+        matches!(self.result, Outcome::Fail | Outcome::Loss)
     }
 
     fn cell(&self) -> String {
@@ -365,7 +403,7 @@ fn lines(found: &Found) -> Vec<String> {
     let mut bad = 0;
     for node in &found.nodes {
         for check in &node.checks {
-            if matches!(check.result, Outcome::Fail | Outcome::Loss) {
+            if check.is_bad() {
                 bad += 1;
                 let text = check.text.as_deref().unwrap_or_default();
                 lines.push(format!(
@@ -429,7 +467,11 @@ mod tests {
         assert!(lines[4].ends_with("20 % lost"));
         assert!(lines[5].starts_with("10.1.3.0/24: IPv4 tunnel: no probe"));
         assert!(lines[7].ends_with("2 ways lose packets"));
-        let xml = junit::text(&found.nodes);
+        let nodes = found.nodes.iter();
+        let suites: Vec<_> = nodes
+            .map(|node| ("n".to_owned(), &node.checks[..]))
+            .collect();
+        let xml = junit::text(&suites);
         assert!(
             xml.contains("tests=\"4\" failures=\"2\" skipped=\"1\""),
             "{xml}"

@@ -15,6 +15,7 @@ mod env_file;
 mod explain;
 mod install;
 mod key;
+mod kube_args;
 #[cfg(feature = "lab")]
 mod lab_commands;
 mod manual;
@@ -80,6 +81,7 @@ fn run(command: Command) -> ExitCode {
         Command::Status(args) => reports::status(&args),
         Command::Peers(args) => reports::peers(&args),
         Command::Connectivity(args) => connectivity::run(&args),
+        Command::ConnectivityAgent(args) => connectivity::agent::run(&args),
         Command::Explain(args) => explain::run(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::LogLevel(args) => reports::log_level(&args),

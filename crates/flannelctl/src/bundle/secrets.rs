@@ -20,7 +20,7 @@ const SHORTEST: usize = 6;
 const POD_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
 /// Forms of secrets in text that nobody knows beforehand. Group 1 stays.
-const PATTERNS: [&str; 5] = [
+const PATTERNS: [&str; 7] = [
     // Private keys in PEM; one that was cut off, too.
     r"(?s)()-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*PRIVATE KEY-----|$)",
     // Tokens of Kubernetes.
@@ -28,6 +28,9 @@ const PATTERNS: [&str; 5] = [
     r"(?i)(\b(?:bearer|basic)\s+)[A-Za-z0-9._~+/=-]{8,}",
     // A user in an address.
     r"(\b[a-z][a-z0-9+.-]*://)[^/\s@\x22']+@",
+    // The same of a container: a variable, and a flag whose value is the next word.
+    r#"(?i)(\\?"name\\?":\s*\\?"[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|key)\\?",\s*\\?"value\\?":\s*\\?")[^"\\]+"#,
+    r#"(?i)(\\?"--?[a-z0-9-]*(?:password|passphrase|psk)\\?",\s*\\?")[^"\\]+"#,
     // A name that says so, and its value: of flags, variables, JSON, YAML.
     r#"(?i)((?:[a-z0-9_.-]*(?:password|passwd|passphrase|secret|token|psk|preshared[_-]?key|private[_-]?key|client-key-data|auth[_-]?key|api[_-]?key))\\?["']?\s*[:=]\s*\\?["']?)[^\s"',}\\]+"#,
 ];
@@ -158,6 +161,9 @@ mod tests {
             "-----BEGIN EC PRIVATE KEY-----\nS3cr3t-v4lue\n-----END EC PRIVATE KEY-----",
             "-----BEGIN PRIVATE KEY-----\nS3cr3t-v4lue\n",
             "private_key=S3cr3t-v4lue",
+            "{\"name\": \"FLANNELD_ETCD_PASSWORD\",\n  \"value\": \"S3cr3t-v4lue\"}",
+            r#"{\"name\":\"FLANNELD_ETCD_PASSWORD\",\"value\":\"S3cr3t-v4lue\"}"#,
+            "[\"--etcd-password\",\n \"S3cr3t-v4lue\"]",
         ] {
             let text = removed(text);
             assert!(!text.contains(secret) && text.contains(REMOVED), "{text}");

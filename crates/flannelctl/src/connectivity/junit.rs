@@ -2,11 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{NodeFound, Outcome};
+use super::{Check, Outcome};
 
-/// Returns the file's text.
-pub(super) fn text(nodes: &[NodeFound]) -> String {
-    let all = || nodes.iter().flat_map(|node| &node.checks);
+/// Returns the file's text: of each node or pair its name and its checks.
+pub(super) fn text(suites: &[(String, &[Check])]) -> String {
+    let all = || suites.iter().flat_map(|(_, checks)| *checks);
     let count = |outcomes: &[Outcome]| all().filter(|c| outcomes.contains(&c.result)).count();
     let mut text = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
     let _ = writeln!(
@@ -16,9 +16,9 @@ pub(super) fn text(nodes: &[NodeFound]) -> String {
         count(&[Outcome::Fail, Outcome::Loss]),
         count(&[Outcome::Skip])
     );
-    for node in nodes {
-        let class = escaped(&node.subnets.join(","));
-        for check in &node.checks {
+    for (name, checks) in suites {
+        let class = escaped(name);
+        for check in *checks {
             let seconds = check.rtt_micros.unwrap_or_default() as f64 / 1e6;
             let name = escaped(&check.name);
             let reason = escaped(check.text.as_deref().unwrap_or_default());

@@ -10,6 +10,7 @@
 )]
 
 mod families;
+mod looking;
 mod manifest;
 mod pods;
 mod upstreams;

@@ -1,0 +1,147 @@
+//! Which Kubernetes cluster a command is about, and where its flannel runs.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::Value;
+use store::KubeApi;
+
+/// Where the image has this program.
+pub(crate) const PROGRAM: &str = "/opt/bin/flannelctl";
+
+/// How to find the cluster.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Kubernetes")]
+pub(crate) struct KubeArgs {
+    /// The whole Kubernetes cluster, by its API server; needs no flanneld here
+    #[arg(long)]
+    kubernetes: bool,
+    /// The kubeconfig [default: KUBECONFIG, a pod's credentials, ~/.kube/config]; implies --kubernetes
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// A context of the kubeconfig that is not the current one; implies --kubernetes
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The namespace that flannel's pods are in
+    #[arg(long, short, value_name = "NAME", default_value = "kube-flannel")]
+    pub(crate) namespace: String,
+    /// The label of flannel's pods
+    #[arg(long, value_name = "LABEL", default_value = "app=flannel")]
+    selector: String,
+}
+
+/// A pod of flannel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FlannelPod {
+    pub(crate) node: String,
+    pub(crate) name: String,
+    /// The container that runs flanneld.
+    pub(crate) container: String,
+    pub(crate) image: String,
+}
+
+impl KubeArgs {
+    /// Whether the command is about a Kubernetes cluster.
+    pub(crate) fn is_given(&self) -> bool {
+        self.kubernetes || self.kubeconfig.is_some() || self.context.is_some()
+    }
+
+    /// Finds the API server.
+    ///
+    /// # Errors
+    /// No kubeconfig, or one that cannot be used.
+    pub(crate) fn open(&self) -> Result<KubeApi> {
+        let env = |name: &str| std::env::var(name).ok();
+        let api = KubeApi::new(self.kubeconfig.as_deref(), self.context.as_deref(), env)?;
+        Ok(api)
+    }
+
+    /// Returns the part of a query that asks for flannel's objects only.
+    pub(crate) fn label_query(&self) -> String {
+        format!("labelSelector={}", escaped(&self.selector))
+    }
+
+    /// Returns flannel's pods, by node. One that ends is not among them.
+    ///
+    /// # Errors
+    /// No answer, a missing right, or no pod.
+    pub(crate) async fn pods(&self, api: &KubeApi) -> Result<Vec<FlannelPod>> {
+        let (namespace, label) = (&self.namespace, self.label_query());
+        let path = format!("/api/v1/namespaces/{}/pods?{label}", escaped(namespace));
+        let list = api.get(&path).await;
+        let list = list.with_context(|| format!("list the pods of namespace {namespace}"))?;
+        let mut pods: Vec<FlannelPod> = items(&list).filter_map(FlannelPod::of).collect();
+        pods.sort_by(|a, b| a.node.cmp(&b.node));
+        if pods.is_empty() {
+            bail!(
+                "{}: no pod of namespace {namespace} has the label {}: name flannel's namespace with -n, its label with --selector",
+                api.place(),
+                self.selector
+            );
+        }
+        Ok(pods)
+    }
+}
+
+impl FlannelPod {
+    fn of(pod: &Value) -> Option<FlannelPod> {
+        if pod.pointer("/metadata/deletionTimestamp").is_some() {
+            return None;
+        }
+        let containers = pod.pointer("/spec/containers")?.as_array()?;
+        let is_flanneld = |container: &&Value| container["name"] == "kube-flannel";
+        let container = containers.iter().find(is_flanneld);
+        let container = container.or(containers.first())?;
+        let text = |value: &Value| value.as_str().map(ToOwned::to_owned);
+        Some(FlannelPod {
+            node: text(pod.pointer("/spec/nodeName")?)?,
+            name: text(pod.pointer("/metadata/name")?)?,
+            container: text(&container["name"])?,
+            image: text(&container["image"])?,
+        })
+    }
+}
+
+/// The objects of a list.
+pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list["items"].as_array().into_iter().flatten()
+}
+
+/// Returns text for a path or query of the API.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut out = String::new();
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_is_where_flanneld_runs_and_one_that_ends_is_left_out() {
+        let mut pod = json!({
+            "metadata": {"name": "p"},
+            "spec": {"nodeName": "n1", "containers": [
+                {"name": "sidecar", "image": "x"}, {"name": "kube-flannel", "image": "y"},
+            ]},
+        });
+        let found = FlannelPod::of(&pod).unwrap();
+        assert_eq!(
+            (found.container.as_str(), found.image.as_str()),
+            ("kube-flannel", "y")
+        );
+        pod["metadata"]["deletionTimestamp"] = json!("now");
+        assert_eq!(FlannelPod::of(&pod), None);
+        assert_eq!(FlannelPod::of(&json!({"spec": {"containers": []}})), None);
+        assert_eq!(escaped("app=a/b?"), "app%3Da%2Fb%3F");
+    }
+}
