@@ -190,7 +190,7 @@ mod tests {
         };
         found.failed.insert("n3".into(), "no\nimage".into());
         let lines = lines(&found);
-        assert_eq!(lines[1], "n1                  0.25 ms");
+        assert_eq!(lines[1], "n1               0.25 ms");
         assert_eq!(lines[2], "n2         LOST");
         assert!(
             lines.contains(&"IPv4 TCP  1     2   0.25 ms  0.25 ms".to_owned()),
