@@ -7,6 +7,7 @@
 mod cascade;
 mod client;
 pub mod fault;
+mod host;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

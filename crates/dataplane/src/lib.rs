@@ -1,5 +1,6 @@
 //! The only door to the kernel: look at what it holds, change it, be told when somebody else did.
 
+mod any;
 mod charon;
 mod commands;
 mod door;
@@ -25,6 +26,7 @@ use std::future::Future;
 use ipnet::IpNet;
 use model::{Dual, IfName, Object, Op};
 
+pub use any::AnyKernel;
 pub use commands::run as run_command;
 pub use kernel::Kernel;
 pub use wireguard::is_available as has_wireguard;

@@ -284,7 +284,9 @@ impl Daemon {
         let (options, subnet_file) = (&self.options, &self.options.subnet_file);
         let former = subnet_file::former_networks(subnet_file);
         let (config, own) = (self.path.config(), &self.path.lease.key);
-        if let Err(error) = traffic::remove(&options.traffic, config, own, former).await {
+        if options.machine.is_this_host()
+            && let Err(error) = traffic::remove(&options.traffic, config, own, former).await
+        {
             warn!("the traffic rules are not removed: {error}");
         }
         let scope = self.path.scope.clone();

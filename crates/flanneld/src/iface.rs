@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use dataplane::KernelError;
-use dataplane::host::{Interface, LinkRoutes, default_routes, interfaces, link_routes};
+use dataplane::host::{Interface, LinkRoutes};
 use ipnet::IpNet;
 use model::{Dual, Family, Host, NetConfig};
 
+use crate::machine::Machine;
 use crate::options::IfaceChoice;
 use address::{Rank, addresses, best, rank, rank_on};
 use view::{by_default_route, holds, is_candidate, is_container_bridge, is_own};
@@ -79,14 +80,15 @@ pub struct Lost {
 /// # Errors
 /// [`NoIface`], which says what was asked for and what is wrong with it.
 pub fn find(
+    machine: &dyn Machine,
     choice: &IfaceChoice,
     public_ip: &Dual<IpAddr>,
     config: &NetConfig,
 ) -> Result<(Host, bool), NoIface> {
     let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
-    let view = View::gather(choice).map_err(kernel)?;
+    let view = View::gather(machine, choice).map_err(kernel)?;
     let chosen = choose_at_least_one(choice, public_ip, config, &view)?;
-    let routes = link_routes(chosen.iface.index).map_err(kernel)?;
+    let routes = machine.link_routes(chosen.iface.index).map_err(kernel)?;
     Ok((chosen.host(public_ip, routes), chosen.may_improve))
 }
 
@@ -107,19 +109,21 @@ pub struct Look {
 /// # Errors
 /// [`NoIface::Unfit`]: it is gone, or has no address left of a family; or the kernel's refusal.
 pub fn find_again(
+    machine: &dyn Machine,
     before: &Host,
     choice: &IfaceChoice,
     public_ip: &Dual<IpAddr>,
     config: &NetConfig,
 ) -> Result<Look, NoIface> {
     let kernel = |error: KernelError| NoIface::Kernel(error.to_string());
-    let interfaces = interfaces().map_err(kernel)?;
+    let interfaces = machine.interfaces().map_err(kernel)?;
     let iface = interfaces.iter().find(|i| i.name == before.iface);
     let is_loopback = iface.is_some_and(|i| i.loopback);
-    let routes = link_routes(iface.map_or(before.ifindex, |i| i.index)).map_err(kernel)?;
+    let index = iface.map_or(before.ifindex, |i| i.index);
+    let routes = machine.link_routes(index).map_err(kernel)?;
     let view = View {
         default_routes: if is_loopback {
-            default_routes().map_err(kernel)?
+            machine.default_routes().map_err(kernel)?
         } else {
             routes.defaults.clone()
         },
@@ -138,7 +142,7 @@ pub fn find_again(
         }
         Err(problem) => problem,
     };
-    match find(choice, public_ip, config) {
+    match find(machine, choice, public_ip, config) {
         Ok((host, _)) if host.addr == before.addr => Ok(Look {
             host,
             lost: None,

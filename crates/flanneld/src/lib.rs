@@ -12,6 +12,7 @@
 //! | [`withdraw`] | both of them withdrawn when the subnet is this node's no longer |
 //! | [`settle`] | what must be known before a subnet is taken |
 //! | `lock` | one daemon for each network and device |
+//! | [`machine`] | the machine that a node runs on: this host, or a simulated one |
 //! | `socket_peer` | who is at the other end of a Unix socket |
 //! | `allowance`, `few_lines` | how often something may be done, and how often the log says it |
 //! | [`announce`] | when this node is announced as ready |
@@ -43,6 +44,7 @@ pub mod identity;
 pub mod iface;
 mod lock;
 pub mod logging;
+pub mod machine;
 pub mod metrics;
 pub mod node;
 pub mod options;

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::flags::Given;
 use crate::health::PageFor;
 use crate::identity::{Implementation, KeyOptions};
+use crate::machine::{Machine, ThisHost};
 use crate::traffic::TrafficOptions;
 use crate::trial;
 use crate::wg_key_file;
@@ -64,6 +65,8 @@ pub struct Options {
     pub network: Option<watch::Receiver<NetConfig>>,
     /// Where the store finds variables.
     pub environment: Environment,
+    /// What the node runs on.
+    pub machine: Arc<dyn Machine>,
 }
 
 /// What the flags say about the process that a node runs in.
@@ -222,6 +225,7 @@ impl Options {
             plain_routes: boolean(given, "plain-routes")?,
             network: None,
             environment: Environment::process(),
+            machine: Arc::new(ThisHost),
         })
     }
 
@@ -256,6 +260,7 @@ impl Options {
             plain_routes: false,
             network: None,
             environment: Environment::none(),
+            machine: Arc::new(ThisHost),
         }
     }
 

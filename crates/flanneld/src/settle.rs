@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backend::{Backend, BackendError, Identity, Need};
-use dataplane::{Dataplane, Kernel, KernelError, Scope};
+use dataplane::{AnyKernel, Dataplane, KernelError, Scope};
 use ipnet::IpNet;
 use model::object::ROUTE_PROTOCOL;
 use model::{Dual, Host, IfName, LeaseAttrs, Mac, NetConfig, Object, SubnetKey};
@@ -19,11 +19,12 @@ use tracing::{debug, info, warn};
 
 use crate::generations::published_by;
 use crate::identity::{Answer, Answers};
+use crate::iface;
 use crate::iface::{Lost, NoIface};
 use crate::lock::{Lock, Waiting};
+use crate::machine::Machine;
 use crate::options::{Options, StoreChoice};
 use crate::status::Status;
-use crate::{iface, subnet_file};
 
 /// How often a configuration that no backend can be built from is read again.
 const CONFIG_AGAIN: Duration = Duration::from_secs(1);
@@ -93,7 +94,8 @@ pub(crate) async fn settle(
             continue;
         };
         let need = backend::need(&config);
-        let answer = answers.find(&need, &options.keys, device_mac).await;
+        let mac_of = |name: &IfName| device_mac(&*options.machine, name);
+        let answer = answers.find(&need, &options.keys, mac_of).await;
         let Answer { identity, warnings } = match answer {
             Ok(answer) => answer,
             Err(problem) => {
@@ -115,7 +117,7 @@ pub(crate) async fn settle(
             made: backend::made_names(&config, &host),
         };
         // As `acquire` is asked later: for another pool, the store would read all leases again.
-        let pool = pool(&config, &host);
+        let pool = pool(&*options.machine, &config, &host);
         let own = store.own(&pool, &who).await;
         let own = own.map(|own| own.attrs);
         let published = own
@@ -125,7 +127,11 @@ pub(crate) async fn settle(
             Ok(backend) => {
                 let networks = config.pools.map(|_, pool| pool.network);
                 let devices: Vec<IfName> = backend.devices().iter().map(|own| own.name).collect();
-                let lock = Lock::take(&networks, &devices, status, &mut waiting).await;
+                let lock = if options.machine.is_this_host() {
+                    Lock::take(&networks, &devices, status, &mut waiting).await
+                } else {
+                    Some(Lock::none())
+                };
                 let Some(lock) = lock else {
                     continue;
                 };
@@ -203,7 +209,12 @@ impl HostSearch {
     ) -> Option<Host> {
         let mut looks = 0;
         while looks < HOST_LOOKS {
-            let found = iface::find(&options.iface, &options.public_ip, config);
+            let found = iface::find(
+                &*options.machine,
+                &options.iface,
+                &options.public_ip,
+                config,
+            );
             match found {
                 Ok((host, may_improve)) => {
                     let now = Instant::now();
@@ -246,16 +257,16 @@ pub(crate) fn interface_missing(problem: &NoIface) -> Trouble {
 }
 
 /// Returns the configuration to take a subnet by: without those that this host itself needs.
-pub(crate) fn pool(config: &NetConfig, host: &Host) -> NetConfig {
-    let connected = connected(config).into_keys();
+pub(crate) fn pool(machine: &dyn Machine, config: &NetConfig, host: &Host) -> NetConfig {
+    let connected = connected(machine, config).into_keys();
     config.avoiding(&host.underlay).clear_of(connected)
 }
 
 /// Returns the networks inside the flannel network to which this host's interfaces are connected, and which
 /// interface each. A kernel that does not answer shows none; the next look does.
-pub(crate) fn connected(config: &NetConfig) -> BTreeMap<IpNet, IfName> {
+pub(crate) fn connected(machine: &dyn Machine, config: &NetConfig) -> BTreeMap<IpNet, IfName> {
     let networks = config.pools.map(|_, pool| pool.network);
-    match dataplane::host::connected(&networks) {
+    match machine.connected(&networks) {
         Ok(mut found) => {
             found.retain(|_, dev| !iface::is_flannels(dev));
             found
@@ -268,7 +279,7 @@ pub(crate) fn connected(config: &NetConfig) -> BTreeMap<IpNet, IfName> {
 }
 
 /// Whether the kernel holds routes that carry our mark: then it was us who ran here last.
-pub(crate) async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool, KernelError> {
+pub(crate) async fn ran_here(kernel: &mut AnyKernel, scope: &Scope) -> Result<bool, KernelError> {
     let mut ours = false;
     kernel.set_scope(scope.clone());
     let mut look = |object| match object {
@@ -282,8 +293,8 @@ pub(crate) async fn ran_here(kernel: &mut Kernel, scope: &Scope) -> Result<bool,
 
 /// Returns the MAC of one of our devices. A kernel that does not answer has none; later operations report
 /// the error.
-pub(crate) fn device_mac(name: &IfName) -> Option<Mac> {
-    dataplane::host::standing(name).ok()??.mac
+pub(crate) fn device_mac(machine: &dyn Machine, name: &IfName) -> Option<Mac> {
+    machine.standing(name).ok()??.mac
 }
 
 pub(crate) fn scope(
@@ -305,20 +316,6 @@ pub(crate) fn addresses(ips: &Dual<std::net::IpAddr>) -> String {
     ips.iter()
         .map(|(_, ip)| format!(", public address {ip}"))
         .collect()
-}
-
-/// Opens the kernel, with what the flags say about it.
-///
-/// # Errors
-/// No netlink socket can be opened.
-pub fn open_kernel(options: &Options) -> Result<Kernel, KernelError> {
-    let file = &options.subnet_file;
-    Ok(Kernel::open(options.plain_routes)?
-        .with_journals(subnet_file::command_journals(file))
-        .with_charon(
-            options.charon_vici.clone(),
-            file.with_file_name("charon.pid"),
-        ))
 }
 
 /// Opens the store that the flags name.

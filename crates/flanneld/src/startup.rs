@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use backend::{Backend, BackendError};
-use dataplane::Kernel;
+use dataplane::AnyKernel;
 use ipnet::IpNet;
 use model::{BackendConfig, BackendType, Host, IfName, Lease, LeaseAttrs, NetConfig, Owner};
 use store::{AnyStore, Claim, Store};
@@ -15,7 +15,7 @@ use crate::backends_file::Kept;
 use crate::cluster::Cluster;
 use crate::daemon::{Daemon, DataPath, TrafficTasks};
 use crate::generations::{Generation, Generations, networks, published_by};
-use crate::identity::{Answer, Answers, KeyOptions};
+use crate::identity::{Answer, Answers};
 use crate::lock::Lock;
 use crate::node::NodeError;
 use crate::options::Options;
@@ -30,7 +30,7 @@ use crate::{backends_file, config_change, forwarding, subnet_file, traffic, tria
 pub(crate) struct Acquired {
     options: Options,
     store: AnyStore,
-    kernel: Kernel,
+    kernel: AnyKernel,
     status: Status,
     /// The networks of the run before.
     former_networks: Vec<IpNet>,
@@ -51,7 +51,7 @@ pub(crate) struct Acquired {
 pub(crate) async fn acquire(
     mut options: Options,
     mut store: AnyStore,
-    kernel: Kernel,
+    kernel: AnyKernel,
     status: Status,
 ) -> Result<Acquired, NodeError> {
     let previous = subnet_file::previous(&options.subnet_file);
@@ -72,7 +72,7 @@ pub(crate) async fn acquire(
             attrs: generations.publish(),
             previous,
         };
-        let pool = pool(&settled.config, &settled.host);
+        let pool = pool(&*options.machine, &settled.config, &settled.host);
         let lease = store.acquire(&pool, &claim).await?;
         Ok::<_, NodeError>((settled, generations, lease))
     };
@@ -146,24 +146,32 @@ pub(crate) async fn build(acquired: Acquired) -> Result<Daemon, NodeError> {
     let node = generations.node(&lease, &host);
     let objects = node.iter().flat_map(|(_, objects)| objects);
     let ports = traffic::tunnel_ports(objects);
-    let guard = Guarding::start(
-        &config,
-        &host,
-        ports.clone(),
-        former_networks.clone(),
-        &status,
-    )
-    .await;
-    let source_check = SourceCheck::start(&options.traffic, &config);
-    // Their programs run while the kernel's objects are made here.
-    let rules = traffic::start(
-        &options.traffic,
-        &config,
-        &lease.key,
-        former_networks,
-        &status,
-    );
-    let forwarding = forwarding::start(&config, &host.iface, options.traffic.resync);
+    let mut traffic = TrafficTasks::new(ports);
+    let mut rules = None;
+    if options.machine.is_this_host() {
+        traffic.guard = Guarding::start(
+            &config,
+            &host,
+            traffic.ports.clone(),
+            former_networks.clone(),
+            &status,
+        )
+        .await;
+        traffic.source_check = SourceCheck::start(&options.traffic, &config);
+        // Their programs run while the kernel's objects are made here.
+        rules = Some(traffic::start(
+            &options.traffic,
+            &config,
+            &lease.key,
+            former_networks,
+            &status,
+        ));
+        traffic.forwarding = Some(forwarding::start(
+            &config,
+            &host.iface,
+            options.traffic.resync,
+        ));
+    }
     let mut scope = scope(&config, &lease.key, &host, generations.devices());
     scope.take_over = after_another && !ran_here(&mut kernel, &scope).await?;
     backends_file::write(&options.subnet_file, &generations.kept(Instant::now()));
@@ -174,19 +182,16 @@ pub(crate) async fn build(acquired: Acquired) -> Result<Daemon, NodeError> {
     }
     reconciler.set(Owner::Network, options.traffic.blackholes(&lease.key));
     reconciler.pass().await;
+    if let Some(rules) = rules {
+        traffic.rules = Some(rules.first_try().await);
+    }
     let path = DataPath {
         cluster: Cluster::new(lease.key, generations, host),
         options: Rc::new(options),
         lease,
         reconciler,
         scope,
-        traffic: TrafficTasks {
-            rules: rules.first_try().await,
-            forwarding,
-            guard,
-            source_check,
-            ports,
-        },
+        traffic,
         lock,
         status,
         repairs: RepairLog::default(),
@@ -204,7 +209,8 @@ async fn backends_in_use(
     settled: &mut Settled,
     options: &Options,
 ) -> Generations {
-    let (trial, wireguard) = (options.trial.as_ref(), &options.keys);
+    let trial = options.trial.as_ref();
+    let mac_of = |name: &IfName| device_mac(&*options.machine, name);
     let now = Instant::now();
     let own = settled.own.clone().unwrap_or_default();
     let (config, host) = (&settled.config, &settled.host);
@@ -233,7 +239,7 @@ async fn backends_in_use(
         };
         let published = published_by(&own, &kind);
         let need = backend::need(&config);
-        let answer = Answers::default().find(&need, wireguard, device_mac).await;
+        let answer = Answers::default().find(&need, &options.keys, mac_of).await;
         let built = answer.and_then(|Answer { identity, .. }| {
             let built = backend::new(&config, host, &identity, published.as_ref());
             Ok((identity, built.map_err(|error| error.to_string())?))
@@ -257,7 +263,7 @@ async fn backends_in_use(
         generations.add_former(older);
     }
     if let Some(trial) = trial {
-        try_beside(trial, &mut generations, settled, wireguard).await;
+        try_beside(trial, &mut generations, settled, options).await;
     }
     generations
 }
@@ -267,11 +273,11 @@ async fn try_beside(
     trial: &BackendConfig,
     generations: &mut Generations,
     settled: &mut Settled,
-    wireguard: &KeyOptions,
+    options: &Options,
 ) {
     let own = settled.own.clone().unwrap_or_default();
     let newest = generations.newest();
-    let built = trial::prepare(trial, newest, &own, &settled.host, wireguard).await;
+    let built = trial::prepare(trial, newest, &own, &settled.host, options).await;
     let built = match built {
         Ok(built) => trial::lock(&built, &mut settled.lock).await.map(|()| built),
         Err(reason) => Err(reason),

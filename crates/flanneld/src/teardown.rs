@@ -11,7 +11,6 @@ use tracing::{info, warn};
 
 use crate::options::Options;
 use crate::reconcile::Reconciler;
-use crate::settle::open_kernel;
 
 /// How long the commands that remove peers may take in all.
 const COMMANDS: Duration = Duration::from_secs(60);
@@ -19,7 +18,7 @@ const COMMANDS: Duration = Duration::from_secs(60);
 /// Removes every object of `scope` from the kernel. Returns how many could not be removed.
 /// The commands and connections that go are waited for.
 pub(crate) async fn clear_kernel(scope: Scope, options: &Options) -> usize {
-    let kernel = match open_kernel(options) {
+    let kernel = match options.machine.open_kernel(options) {
         Ok(kernel) => kernel,
         Err(error) => {
             warn!("the kernel is not asked to remove anything: {error}");

@@ -7,8 +7,9 @@ use model::{BackendConfig, BackendType, Host, IfName, LeaseAttrs, NetConfig};
 use tokio::time::Instant;
 
 use crate::generations::{Generation, networks, published_by};
-use crate::identity::{Answer, Answers, KeyOptions};
+use crate::identity::{Answer, Answers};
 use crate::lock::Lock;
+use crate::options::Options;
 use crate::settle::device_mac;
 
 /// What the value may be.
@@ -62,7 +63,7 @@ pub(crate) async fn prepare(
     newest: &Generation,
     own: &LeaseAttrs,
     host: &Host,
-    wireguard: &KeyOptions,
+    options: &Options,
 ) -> Result<Generation, String> {
     if let Some(reason) = refusal(trial, &newest.config.backend) {
         return Err(reason);
@@ -76,7 +77,8 @@ pub(crate) async fn prepare(
         ..newest.config.clone()
     };
     let need = backend::need(&config);
-    let answer = Answers::default().find(&need, wireguard, device_mac).await;
+    let mac_of = |name: &IfName| device_mac(&*options.machine, name);
+    let answer = Answers::default().find(&need, &options.keys, mac_of).await;
     let Answer { identity, .. } = answer.map_err(named)?;
     let published = published_by(own, &trial.kind);
     let backend = backend::new(&config, host, &identity, published.as_ref());

@@ -18,9 +18,11 @@ use crate::endpoint::Endpoint;
 use crate::tls::{TlsError, TlsFiles};
 
 mod dial;
+mod dialer;
 mod proxy;
 mod wire;
 
+pub use dialer::{Dialer, Stream};
 pub(crate) use proxy::{Proxy, Scheme};
 pub use proxy::{ProxyError, ProxyVariables};
 pub(crate) use wire::Wire;
@@ -54,15 +56,20 @@ pub(crate) struct Connector {
     pub server_name: Option<String>,
     /// What to connect through.
     pub proxy: Option<Proxy>,
+    /// What opens connections instead of the system.
+    pub dialer: Option<Dialer>,
 }
 
 impl Connector {
     /// Connects, and verifies the server where the endpoint says `https`.
     pub(crate) async fn connect(self) -> Result<TokioIo<Wire>, ConnectError> {
-        let wire = match (&self.endpoint.socket, &self.proxy) {
-            (Some(path), _) => Wire::Unix(dial::dial_socket(path).await?),
-            (None, Some(proxy)) => proxy.connect(&self.endpoint).await?,
-            (None, None) => Wire::Plain(dial::dial(&self.endpoint.host, self.endpoint.port).await?),
+        let wire = match (&self.dialer, &self.endpoint.socket, &self.proxy) {
+            (Some(dialer), ..) => Wire::Given(dialer.dial(&self.endpoint).await?),
+            (None, Some(path), _) => Wire::Unix(dial::dial_socket(path).await?),
+            (None, None, Some(proxy)) => proxy.connect(&self.endpoint).await?,
+            (None, None, None) => {
+                Wire::Plain(dial::dial(&self.endpoint.host, self.endpoint.port).await?)
+            }
         };
         if !self.endpoint.tls {
             return Ok(TokioIo::new(wire));

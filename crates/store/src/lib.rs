@@ -53,7 +53,8 @@ mod tls;
 pub use activity::Activity;
 pub use admin::{AdminError, Administer, ListedLease, StoredConfig};
 pub use any::AnyStore;
-pub use connect::{ProxyError, ProxyVariables};
+pub use clock::simulate_time;
+pub use connect::{Dialer, ProxyError, ProxyVariables, Stream};
 pub use directory::DirectoryStore;
 pub use etcd::{EtcdSettings, EtcdStore, SettingsError};
 pub use kube::{

@@ -69,7 +69,12 @@ fn find_host(report: &mut Report, settings: &Settings, config: &NetConfig) -> Op
     let cure =
         "give flanneld -iface, -iface-regex or -iface-can-reach; `ip address` shows what there is";
     let options = &settings.options;
-    match iface::find(&options.iface, &options.public_ip, config) {
+    match iface::find(
+        &*options.machine,
+        &options.iface,
+        &options.public_ip,
+        config,
+    ) {
         Ok((host, _)) => {
             let ips: Vec<String> = host
                 .public_ip

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Instant as Clock;
 
 use backend::{Backend, BackendError};
-use dataplane::{Kernel, Scope};
+use dataplane::{AnyKernel, Scope};
 use model::state::Progress;
 use model::{Host, Lease, LeaseAttrs, NetConfig, Owner, Slot, SubnetKey};
 use tokio::time::Instant;
@@ -33,7 +33,7 @@ pub(crate) struct DataPath {
     pub(crate) options: Rc<Options>,
     pub(crate) lease: Lease,
     pub(crate) cluster: Cluster,
-    pub(crate) reconciler: Reconciler<Kernel>,
+    pub(crate) reconciler: Reconciler<AnyKernel>,
     pub(crate) scope: Scope,
     pub(crate) traffic: TrafficTasks,
     /// Keeps other daemons from the same network and devices.

@@ -85,7 +85,7 @@ impl HostWatch {
 
     /// Refuses the leases of networks to which this host's interfaces are connected.
     pub(super) fn follow_connected(&mut self, path: &mut DataPath) {
-        let mut found = connected(path.config());
+        let mut found = connected(&*self.options.machine, path.config());
         let own = *path.lease.key.nets();
         found.retain(|net, _| own.iter().all(|(_, own)| !own.contains(net)));
         self.is_connected = !found.is_empty();
@@ -96,8 +96,14 @@ impl HostWatch {
     /// to be applied for: another look is then due, since what changes until the kernel's filter knows the new
     /// devices causes no notification.
     pub(super) fn look(&mut self, path: &mut DataPath, store: &mut AnyStore) -> Option<Host> {
-        let (iface, public_ip) = (&self.options.iface, &self.options.public_ip);
-        let found = iface::find_again(path.cluster.host(), iface, public_ip, path.config());
+        let Options {
+            iface,
+            public_ip,
+            machine,
+            ..
+        } = &*self.options;
+        let (before, config) = (path.cluster.host(), path.config());
+        let found = iface::find_again(&**machine, before, iface, public_ip, config);
         let Look {
             host,
             lost,

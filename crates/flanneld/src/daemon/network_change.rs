@@ -138,7 +138,8 @@ impl NetworkChange {
         } = match path.cluster.generations().answered(&need) {
             Some(identity) => identity.clone().into(),
             None => {
-                let answer = self.asked.find(&need, options, device_mac).await;
+                let mac_of = |name: &IfName| device_mac(&*self.options.machine, name);
+                let answer = self.asked.find(&need, options, mac_of).await;
                 let answer = answer.ok_or(NotNow::CommandRuns)?;
                 answer.map_err(NotNow::passing)?
             }
@@ -275,7 +276,7 @@ async fn follow_trial(path: &mut DataPath) {
     }
     let (lease, host) = (&path.lease, path.cluster.host().clone());
     let newest = path.cluster.generations().newest();
-    let built = trial::prepare(wanted, newest, &lease.attrs, &host, &options.keys).await;
+    let built = trial::prepare(wanted, newest, &lease.attrs, &host, &options).await;
     let built = match built {
         Ok(mut built) => {
             built.set_own(&lease.key);

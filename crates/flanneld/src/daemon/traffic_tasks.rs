@@ -15,9 +15,9 @@ use crate::traffic::{self, Guarding, SourceCheck, TrafficOptions};
 /// The tasks, and what they were told last.
 pub(crate) struct TrafficTasks {
     /// Keeps the traffic rules in place.
-    pub(crate) rules: AbortHandle,
+    pub(crate) rules: Option<AbortHandle>,
     /// Checks that the host forwards packets.
-    pub(crate) forwarding: AbortHandle,
+    pub(crate) forwarding: Option<AbortHandle>,
     /// Keeps forged packets out.
     pub(crate) guard: Option<Guarding>,
     /// Keeps out packets that no node sends.
@@ -27,6 +27,17 @@ pub(crate) struct TrafficTasks {
 }
 
 impl TrafficTasks {
+    /// Returns no tasks yet, for tunnels with these UDP ports.
+    pub(crate) fn new(ports: BTreeSet<u16>) -> TrafficTasks {
+        TrafficTasks {
+            rules: None,
+            forwarding: None,
+            guard: None,
+            source_check: None,
+            ports,
+        }
+    }
+
     /// Ends all tasks; what they put in place stays.
     pub(super) fn abort(&self) {
         self.stop_writing();
@@ -36,8 +47,8 @@ impl TrafficTasks {
 
     /// Ends the tasks that write for this node's subnet.
     pub(super) fn stop_writing(&self) {
-        self.rules.abort();
-        self.forwarding.abort();
+        let both = [&self.rules, &self.forwarding];
+        both.into_iter().flatten().for_each(AbortHandle::abort);
     }
 
     /// Follows a change of the networks, or of the program that writes the rules. Returns whether the networks moved:
@@ -55,9 +66,13 @@ impl TrafficTasks {
         if !moved && before.nftables == after.nftables {
             return false;
         }
+        let Some(rules) = &self.rules else {
+            return moved;
+        };
         let former: Vec<IpNet> = networks(before).iter().map(|(_, net)| *net).collect();
-        self.rules.abort();
-        self.rules = traffic::start(options, after, &own.key, former.clone(), status).task();
+        rules.abort();
+        let rules = traffic::start(options, after, &own.key, former.clone(), status);
+        self.rules = Some(rules.task());
         if moved {
             self.guard.iter().for_each(Guarding::abort);
             self.guard = Guarding::start(after, host, self.ports.clone(), former, status).await;

@@ -2,11 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use dataplane::host::{DefaultRoute, Interface, Path, default_routes, interfaces, route_to};
+use dataplane::host::{DefaultRoute, Interface, Path};
 use dataplane::{KernelError, leftovers};
 use model::{Dual, Family, IfName};
 
 use super::NoIface;
+use crate::machine::Machine;
 use crate::options::IfaceChoice;
 
 /// Addresses of public services. Nothing is sent to them: the kernel is asked which way they are.
@@ -29,20 +30,20 @@ pub struct View {
 }
 
 impl View {
-    pub(super) fn gather(choice: &IfaceChoice) -> Result<View, KernelError> {
+    pub(super) fn gather(machine: &dyn Machine, choice: &IfaceChoice) -> Result<View, KernelError> {
         let reach = match choice.can_reach {
-            Some(ip) => route_to(ip)?,
+            Some(ip) => machine.route_to(ip)?,
             None => None,
         };
         let mut view = View {
-            interfaces: interfaces()?,
-            default_routes: default_routes()?,
+            interfaces: machine.interfaces()?,
+            default_routes: machine.default_routes()?,
             reach,
         };
         for (family, ip) in ELSEWHERE.iter() {
             if default_ifaces(family, &view).is_empty() {
                 // Another table than main may have the route, or the route may name a next-hop object only.
-                let path = route_to(*ip)?;
+                let path = machine.route_to(*ip)?;
                 let found = path.and_then(|path| view.route_along(family, &path));
                 view.default_routes.extend(found);
             }

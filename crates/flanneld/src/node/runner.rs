@@ -7,7 +7,7 @@ use tokio::time::{Duration, sleep};
 
 use super::{NodeError, Teardown};
 use crate::options::Options;
-use crate::settle::{open_kernel, open_store};
+use crate::settle::open_store;
 use crate::startup;
 use crate::status::{Phase, Status};
 
@@ -101,7 +101,7 @@ async fn live(
         .and_then(|port| status.start_probes(port));
     let store = open_store(&options).map_err(|error| NodeError::of_store(&error))?;
     status.set_store_waits(store.status());
-    let kernel = open_kernel(&options)?;
+    let kernel = options.machine.open_kernel(&options)?;
     // Every step may be dropped at its next await: files are written whole, and the kernel keeps what it was given.
     let acquiring = startup::acquire(options, store, kernel, status.clone());
     tokio::pin!(acquiring);

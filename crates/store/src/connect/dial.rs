@@ -16,7 +16,7 @@ use tokio::time::timeout;
 
 /// Time of one address: long enough for a second SYN. Short, because while a lost SYN is waited for the
 /// server may be reachable again; changes made during an outage should be seen within 2 s of its end.
-const TCP_TIMEOUT: Duration = Duration::from_millis(1200);
+pub(super) const TCP_TIMEOUT: Duration = Duration::from_millis(1200);
 /// The next address is tried alongside the one before after so long (RFC 8305 recommends it).
 const STAGGER: Duration = Duration::from_millis(250);
 /// glibc gives each name server 5 s, twice.

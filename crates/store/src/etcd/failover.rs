@@ -250,6 +250,7 @@ impl Failover {
             files: self.files.clone(),
             server_name: None,
             proxy: self.proxy(endpoint).map_err(|e| e.to_string())?,
+            dialer: self.settings.dialer.clone(),
         };
         let farewell = Farewell::default();
         let connector = AttentiveConnector {

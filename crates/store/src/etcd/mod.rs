@@ -30,7 +30,7 @@ mod leases;
 mod listing;
 mod own_key;
 mod page;
-mod proto;
+pub mod proto;
 mod replica;
 mod settings;
 mod txn;

@@ -1,21 +1,24 @@
 //! The part of etcd's v3 wire format that a node needs, by hand: a build needs no `protoc`, and a
-//! field that is not read is not decoded. Numbers as in etcd's `rpc.proto` and `kv.proto`.
+//! field that is not read is not decoded. Numbers as in etcd's `rpc.proto` and `kv.proto`, which also explain what has no
+//! explanation here. Public for simulated servers.
+
+#![allow(missing_docs)]
 
 use bytes::Bytes;
 
 /// The calls, as gRPC paths.
-pub(super) mod path {
-    pub(crate) const RANGE: &str = "/etcdserverpb.KV/Range";
-    pub(crate) const TXN: &str = "/etcdserverpb.KV/Txn";
-    pub(crate) const WATCH: &str = "/etcdserverpb.Watch/Watch";
-    pub(crate) const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
-    pub(crate) const LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
-    pub(crate) const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
-    pub(crate) const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+pub mod path {
+    pub const RANGE: &str = "/etcdserverpb.KV/Range";
+    pub const TXN: &str = "/etcdserverpb.KV/Txn";
+    pub const WATCH: &str = "/etcdserverpb.Watch/Watch";
+    pub const LEASE_GRANT: &str = "/etcdserverpb.Lease/LeaseGrant";
+    pub const LEASE_REVOKE: &str = "/etcdserverpb.Lease/LeaseRevoke";
+    pub const LEASE_KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
+    pub const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Header {
+pub struct Header {
     #[prost(uint64, tag = "1")]
     pub cluster_id: u64,
     /// Counts elections; it starts again in a restored cluster.
@@ -28,7 +31,7 @@ pub(super) struct Header {
 
 /// Key and value share the buffer that the answer arrived in: drop them soon.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct KeyValue {
+pub struct KeyValue {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
     #[prost(int64, tag = "2")]
@@ -43,7 +46,7 @@ pub(super) struct KeyValue {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct RangeRequest {
+pub struct RangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
@@ -62,7 +65,7 @@ pub(super) struct RangeRequest {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct RangeResponse {
+pub struct RangeResponse {
     #[prost(message, optional, tag = "1")]
     pub header: Option<Header>,
     #[prost(message, repeated, tag = "2")]
@@ -75,7 +78,7 @@ pub(super) struct RangeResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct PutRequest {
+pub struct PutRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
@@ -85,23 +88,23 @@ pub(super) struct PutRequest {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct DeleteRangeRequest {
+pub struct DeleteRangeRequest {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
 }
 
 /// An answer of which nothing is read.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Nothing {}
+pub struct Nothing {}
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct RequestOp {
+pub struct RequestOp {
     #[prost(oneof = "Request", tags = "1, 2, 3")]
     pub request: Option<Request>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum Request {
+pub enum Request {
     #[prost(message, tag = "1")]
     Range(RangeRequest),
     #[prost(message, tag = "2")]
@@ -111,13 +114,13 @@ pub(super) enum Request {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct ResponseOp {
+pub struct ResponseOp {
     #[prost(oneof = "Response", tags = "1, 2, 3")]
     pub response: Option<Response>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum Response {
+pub enum Response {
     #[prost(message, tag = "1")]
     Range(RangeResponse),
     #[prost(message, tag = "2")]
@@ -129,14 +132,14 @@ pub(super) enum Response {
 /// What a key is compared by in a transaction; always for equality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
-pub(super) enum Target {
+pub enum Target {
     Version = 0,
     Create = 1,
     Mod = 2,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Compare {
+pub struct Compare {
     #[prost(enumeration = "Target", tag = "2")]
     pub target: i32,
     #[prost(bytes = "bytes", tag = "3")]
@@ -149,7 +152,7 @@ pub(super) struct Compare {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
-pub(super) enum CompareTo {
+pub enum CompareTo {
     /// 0: the key does not exist.
     #[prost(int64, tag = "5")]
     CreateRevision(i64),
@@ -158,7 +161,7 @@ pub(super) enum CompareTo {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct TxnRequest {
+pub struct TxnRequest {
     #[prost(message, repeated, tag = "1")]
     pub compare: Vec<Compare>,
     #[prost(message, repeated, tag = "2")]
@@ -168,7 +171,7 @@ pub(super) struct TxnRequest {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct TxnResponse {
+pub struct TxnResponse {
     #[prost(message, optional, tag = "1")]
     pub header: Option<Header>,
     #[prost(bool, tag = "2")]
@@ -178,13 +181,13 @@ pub(super) struct TxnResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct WatchRequest {
+pub struct WatchRequest {
     #[prost(message, optional, tag = "1")]
     pub create: Option<WatchCreate>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct WatchCreate {
+pub struct WatchCreate {
     #[prost(bytes = "bytes", tag = "1")]
     pub key: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
@@ -200,7 +203,7 @@ pub(super) struct WatchCreate {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct WatchResponse {
+pub struct WatchResponse {
     #[prost(message, optional, tag = "1")]
     pub header: Option<Header>,
     #[prost(bool, tag = "3")]
@@ -220,7 +223,7 @@ pub(super) struct WatchResponse {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct Event {
+pub struct Event {
     /// 0 is put, 1 is delete.
     #[prost(int32, tag = "1")]
     pub kind: i32,
@@ -229,7 +232,7 @@ pub(super) struct Event {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct LeaseGrantRequest {
+pub struct LeaseGrantRequest {
     /// Seconds.
     #[prost(int64, tag = "1")]
     pub ttl: i64,
@@ -240,7 +243,7 @@ pub(super) struct LeaseGrantRequest {
 
 /// Also what [`path::LEASE_KEEP_ALIVE`] answers: the first three fields are the same.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct LeaseResponse {
+pub struct LeaseResponse {
     #[prost(message, optional, tag = "1")]
     pub header: Option<Header>,
     #[prost(int64, tag = "2")]
@@ -252,7 +255,7 @@ pub(super) struct LeaseResponse {
 
 /// Names one etcd lease: to keep it alive, or to revoke it.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct LeaseId {
+pub struct LeaseId {
     #[prost(int64, tag = "1")]
     pub id: i64,
 }
@@ -260,7 +263,7 @@ pub(super) struct LeaseId {
 /// Holds a password: must not be printed.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-pub(super) struct AuthenticateRequest {
+pub struct AuthenticateRequest {
     #[prost(string, tag = "1")]
     pub name: String,
     #[prost(string, tag = "2")]
@@ -278,7 +281,7 @@ impl std::fmt::Debug for AuthenticateRequest {
 /// Holds a token: must not be printed.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-pub(super) struct AuthenticateResponse {
+pub struct AuthenticateResponse {
     #[prost(string, tag = "2")]
     pub token: String,
 }

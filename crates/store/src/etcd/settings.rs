@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tracing::warn;
 
 use crate::Timing;
-use crate::connect::ProxyVariables;
+use crate::connect::{Dialer, ProxyVariables};
 use crate::endpoint::Endpoint;
 use crate::secret::Secret;
 use crate::tls::TlsError;
@@ -32,6 +32,8 @@ pub struct EtcdSettings {
     pub password_file: Option<PathBuf>,
     /// Names the proxies on the way to etcd.
     pub proxies: ProxyVariables,
+    /// Opens the connections instead of the system.
+    pub dialer: Option<Dialer>,
     /// How long leases live.
     pub timing: Timing,
 }

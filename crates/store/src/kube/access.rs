@@ -268,6 +268,7 @@ impl Access {
                 files: Arc::new(files),
                 server_name: known.server_name.clone(),
                 proxy,
+                dialer: None,
             },
             identity,
             token,
