@@ -9,7 +9,9 @@
 //! | module | holds |
 //! |---|---|
 //! | [`etcd`] | keys, etcd leases, revisions, expiry, restores |
+//! | [`daemons`] | whole daemons on a simulated etcd and fake kernels |
 //! | [`agent`] | a node: its machine, its request on the way, what it has seen of etcd |
 
 pub mod agent;
+pub mod daemons;
 pub mod etcd;
