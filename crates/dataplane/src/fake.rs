@@ -131,6 +131,11 @@ impl FakeKernel {
         self.change(|tables| tables.set_up(name, up));
     }
 
+    /// Somebody else gives a device another MTU.
+    pub fn set_mtu(&self, name: &IfName, mtu: u32) {
+        self.change(|tables| tables.set_mtu(name, mtu));
+    }
+
     /// A device's carrier comes or goes.
     pub fn set_carrier(&self, name: &IfName, carrier: bool) {
         self.change(|tables| tables.set_carrier(name, carrier));

@@ -80,6 +80,16 @@ impl Tables {
         self.notices.push(Notice::Flapped(*name));
     }
 
+    /// Gives a device another MTU.
+    pub fn set_mtu(&mut self, name: &IfName, mtu: u32) {
+        let Some(device) = self.links.get_mut(name).filter(|d| d.link.mtu != mtu) else {
+            return;
+        };
+        device.link.mtu = mtu;
+        let link = device.link.clone();
+        self.saw(Object::Link(*name, link));
+    }
+
     pub(super) fn drop_neighs(&mut self, name: &IfName) {
         let on_it = self.neighs.iter().filter(|(n, _)| n.dev == *name);
         let lost: Vec<(NeighKey, Mac)> = on_it.map(|(k, v)| (*k, *v)).collect();

@@ -12,6 +12,7 @@ use flanneld::identity::Implementation;
 use flanneld::node::{Node, NodeBuilder, NodeError, Options, StoreChoice};
 use store::{Dialer, EtcdSettings};
 use tokio::task::JoinHandle;
+use tracing::{Span, info_span};
 
 use super::machine::SimMachine;
 use super::network::members;
@@ -35,8 +36,8 @@ struct Life {
 }
 
 impl Daemon {
-    /// Starts a daemon on a machine, with its files in `dir`.
-    pub fn start(machine: &Arc<SimMachine>, dialer: Dialer, dir: &Path) -> Daemon {
+    /// Starts the daemon of a node on its machine, with its files in `dir`.
+    pub fn start(number: usize, machine: &Arc<SimMachine>, dialer: Dialer, dir: &Path) -> Daemon {
         let endpoints: Vec<String> = members()
             .map(|member| format!("http://{member}:2379"))
             .collect();
@@ -55,6 +56,7 @@ impl Daemon {
         let mortal = Mortal {
             inner: Box::pin(runner.run()),
             life: life.clone(),
+            span: info_span!("node", number),
         };
         Daemon {
             node,
@@ -76,6 +78,11 @@ impl Daemon {
     /// Kills it after so many more steps.
     pub fn kill_after(&self, steps: u64) {
         self.life.last.set(Some(self.steps() + steps));
+    }
+
+    /// Lets it live on.
+    pub fn spare(&self) {
+        self.life.last.set(None);
     }
 
     /// Kills it now.
@@ -106,6 +113,8 @@ impl Daemon {
 struct Mortal<T> {
     inner: Pin<Box<dyn Future<Output = T>>>,
     life: Rc<Life>,
+    /// Names the node in the log.
+    span: Span,
 }
 
 impl<T> Future for Mortal<T> {
@@ -117,6 +126,8 @@ impl<T> Future for Mortal<T> {
         if self.life.last.get().is_some_and(|last| last <= step) {
             return Poll::Ready(None);
         }
+        let span = self.span.clone();
+        let _named = span.enter();
         self.inner.as_mut().poll(cx).map(Some)
     }
 }

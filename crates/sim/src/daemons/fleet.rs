@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::fake::fault;
-use model::object::{ROUTE_PROTOCOL, Route, RouteTo};
+use model::object::ROUTE_PROTOCOL;
 use model::{IfName, Object, Op};
 use tokio::time::sleep;
 
@@ -144,6 +144,9 @@ impl<'a> Fleet<'a> {
                 self.end(step);
             }
         }
+        for daemon in self.nodes.iter().filter_map(|node| node.daemon.as_ref()) {
+            daemon.spare();
+        }
         let last = self.server.now();
         let whole = loop {
             match self.whole() {
@@ -209,7 +212,7 @@ impl<'a> Fleet<'a> {
                     node.start_at = None;
                     self.log.say(format_args!("node {number} starts"));
                     let dialer = self.network.dialer(number);
-                    node.daemon = Some(Daemon::start(&node.machine, dialer, &node.dir));
+                    node.daemon = Some(Daemon::start(number, &node.machine, dialer, &node.dir));
                 }
                 let alone = self.network.is_cut_off(number);
                 node.alone_since = node.alone_since.or(Some(now)).filter(|_| alone);
@@ -220,7 +223,9 @@ impl<'a> Fleet<'a> {
             if now >= until {
                 return Ok(());
             }
-            sleep(TICK.min(until - now)).await;
+            let starts = self.nodes.iter().filter_map(|node| node.start_at);
+            let next = starts.min().unwrap_or(until).min(until).min(now + TICK);
+            sleep(next.saturating_sub(now)).await;
         }
     }
 
@@ -341,12 +346,12 @@ impl<'a> Fleet<'a> {
                         _ => None,
                     })
                     .collect();
+                let elsewhere = self.rules.route_of_another();
                 if let Some((key, route)) = ours.get(count % ours.len().max(1)) {
                     kernel.outside(&if kind == Kind::DelRoute {
                         Op::Del(Object::Route(*key, *route))
                     } else {
-                        let to = RouteTo::Dev(machine.iface());
-                        Op::Put(Object::Route(*key, Route { to, protocol: 4 }))
+                        Op::Put(Object::Route(*key, elsewhere))
                     });
                 }
             }
@@ -382,28 +387,15 @@ impl<'a> Fleet<'a> {
                 machine.readdress(Ipv4Addr::new(10, 0, 1, host));
             }
             Kind::Mtu => {
-                let links = kernel.objects().into_iter();
-                let link = links.filter_map(|object| match object {
-                    Object::Link(name, link) if name == machine.iface() => Some(link),
-                    _ => None,
-                });
-                for mut link in link {
-                    link.mtu = u32::try_from(number).unwrap_or(1500);
-                    kernel.outside(&Op::Put(Object::Link(machine.iface(), link)));
-                }
+                let mtu = u32::try_from(number).unwrap_or(1500);
+                kernel.set_mtu(&machine.iface(), mtu);
             }
             Kind::DelKey | Kind::JunkKey | Kind::StealKey => {
                 let Some(key) = self.key(node) else { return };
-                let other = (node + 1) % self.nodes.len();
-                let others = self.key(other).and_then(|key| {
-                    let value = |data: &EtcdData| data.get(&key).map(|kv| kv.value.to_vec());
-                    self.server.read(value)
-                });
-                self.server.change(|data| match (kind, others) {
-                    (Kind::DelKey, _) => data.delete(&key),
-                    (Kind::StealKey, Some(value)) => {
-                        data.rewrite(&key, &String::from_utf8_lossy(&value));
-                    }
+                let strangers = format!(r#"{{"PublicIP":"10.0.1.{}"}}"#, 240 + number);
+                self.server.change(|data| match kind {
+                    Kind::DelKey => data.delete(&key),
+                    Kind::StealKey => data.rewrite(&key, &strangers),
                     _ => data.rewrite(&key, "{not JSON"),
                 });
             }

@@ -53,7 +53,7 @@ pub enum Kind {
     DelKey,
     /// Somebody writes text that is no lease over the node's lease.
     JunkKey,
-    /// Somebody writes another node's address into the node's lease.
+    /// Somebody writes the address of a node that does not exist into the node's lease.
     StealKey,
     /// Somebody writes a lease of a node that does not exist.
     StrangeKey,

@@ -75,6 +75,19 @@ impl Rules {
         })
     }
 
+    /// Returns a route of another program.
+    pub fn route_of_another(&self) -> Route {
+        let routes = self.foreign.iter().filter_map(|object| match object {
+            Object::Route(_, route) => Some(*route),
+            _ => None,
+        });
+        let nowhere = Route {
+            to: RouteTo::Blackhole,
+            protocol: 4,
+        };
+        routes.last().unwrap_or(nowhere)
+    }
+
     /// Checks what must hold at every moment.
     ///
     /// # Errors
