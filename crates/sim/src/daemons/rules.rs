@@ -77,7 +77,7 @@ impl Rules {
 
     /// Returns a route of another program.
     pub fn route_of_another(&self) -> Route {
-        let routes = self.foreign.iter().filter_map(|object| match object {
+        let mut routes = self.foreign.iter().filter_map(|object| match object {
             Object::Route(_, route) => Some(*route),
             _ => None,
         });
@@ -85,7 +85,7 @@ impl Rules {
             to: RouteTo::Blackhole,
             protocol: 4,
         };
-        routes.last().unwrap_or(nowhere)
+        routes.next_back().unwrap_or(nowhere)
     }
 
     /// Checks what must hold at every moment.
