@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`packet`] | the datagrams |
-//! | `mesh`, `track` | whom to probe next, what the answers mean: no I/O |
+//! | `mesh`, `rounds`, `track` | whom to probe next, what the answers mean: no I/O |
 //! | `responder` | how many probes are answered |
 //! | `verdict`, `diagnosis` | why a node does not answer: the judgement, and the evidence for it |
 //! | `sockets`, `worker` | the thread that sends and receives |
@@ -13,6 +13,7 @@ mod diagnosis;
 mod mesh;
 pub mod packet;
 mod responder;
+mod rounds;
 mod sockets;
 mod summary;
 mod track;

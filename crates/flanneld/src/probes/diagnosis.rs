@@ -1,5 +1,8 @@
 //! A closer look at a node that does not answer: pings and a probe past the tunnel; pings, a probe without a checksum
 //! and an ordinary one through it. It takes a few seconds, with sockets of its own.
+//!
+//! For a node that was never heard, such as one of upstream's, it begins with half of that, which is repeated once: a
+//! cluster may have thousands of them.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -23,6 +26,11 @@ const FEWEST: u8 = 2;
 pub(super) struct Diagnosis {
     pub(super) case: Case,
     nonce: u64,
+    port: u16,
+    /// Where packets through the tunnel go from and to.
+    through: Option<(IpAddr, IpAddr)>,
+    /// Probes go through the tunnel, too, and everything is sent every second.
+    whole: bool,
     steps: u8,
     underlay: Option<UdpSocket>,
     unchecked: Option<UdpSocket>,
@@ -42,16 +50,16 @@ impl Diagnosis {
         let through = own(&view.overlay).zip(case.overlay);
         let connect = |(from, to): (IpAddr, IpAddr)| connected(from, to, port).ok();
         let ping = |(from, to): (IpAddr, IpAddr)| Ping::new(from, to, nonce).ok();
-        let unchecked = through.and_then(connect).filter(|socket| {
-            case.family == Family::V4 && datagram::omit_checksum(socket, true).is_ok()
-        });
         let mut diagnosis = Diagnosis {
             case,
             nonce,
+            port,
+            through,
+            whole: false,
             steps: 0,
             underlay: past.and_then(connect),
-            unchecked,
-            ordinary: through.and_then(connect),
+            unchecked: None,
+            ordinary: None,
             underlay_ping: past.and_then(ping),
             overlay_ping: through.and_then(ping),
             evidence: Evidence::default(),
@@ -59,8 +67,22 @@ impl Diagnosis {
         };
         diagnosis.evidence.underlay_ping = diagnosis.underlay_ping.as_ref().map(|_| false);
         diagnosis.evidence.overlay_ping = diagnosis.overlay_ping.as_ref().map(|_| false);
+        if case.heard {
+            diagnosis.look_closer();
+        }
         diagnosis.send();
         diagnosis
+    }
+
+    /// Has probes sent through the tunnel, too.
+    fn look_closer(&mut self) {
+        let connect = |(from, to): (IpAddr, IpAddr)| connected(from, to, self.port).ok();
+        self.ordinary = self.through.and_then(connect);
+        self.unchecked = self.through.and_then(connect).filter(|socket| {
+            self.case.family == Family::V4 && datagram::omit_checksum(socket, true).is_ok()
+        });
+        self.whole = true;
+        self.steps = 0;
     }
 
     fn send(&mut self) {
@@ -95,12 +117,22 @@ impl Diagnosis {
     /// Takes in what has arrived, once a second. Returns the evidence when it is complete.
     pub(super) fn step(&mut self) -> Option<Evidence> {
         self.steps += 1;
+        if !self.whole && !self.steps.is_multiple_of(2) {
+            return None;
+        }
         self.receive();
         let e = &self.evidence;
         let known = e.underlay != Underlay::Silent && e.underlay_ping != Some(false);
         let through = e.overlay_ping != Some(false) || e.underlay == Underlay::Answered;
         if e.answered {
             return Some(self.evidence);
+        }
+        // What was not heard before can be: something keeps its probes away.
+        let answers = e.underlay == Underlay::Answered || e.overlay_ping == Some(true);
+        if !self.whole && answers {
+            self.look_closer();
+            self.send();
+            return None;
         }
         if self.steps >= STEPS || (self.steps >= FEWEST && known && through) {
             return Some(self.evidence);
@@ -283,6 +315,7 @@ mod tests {
             family: Family::V4,
             public_ip: Some(ip),
             overlay: None,
+            heard: true,
         };
         let mut diagnosis = Diagnosis::start(case, &view, port, 7);
         let evidence = (0..STEPS).find_map(|_| diagnosis.step()).unwrap();
@@ -308,6 +341,7 @@ mod tests {
             family: Family::V4,
             public_ip: None,
             overlay: Some(ip),
+            heard: true,
         };
         let mut diagnosis = Diagnosis::start(case, &view, port, 7);
         // One without a checksum and one with it.

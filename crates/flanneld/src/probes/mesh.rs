@@ -12,6 +12,7 @@ use model::{Dual, Family, SubnetKey};
 
 use super::packet::{self, Datagram, Wish};
 use super::responder::{Bucket, Responder};
+use super::rounds::{Allowance, Round};
 use super::summary::RttHistogram;
 use super::track::{BROKEN_AFTER, Track};
 use super::verdict::{Cause, Evidence, judge};
@@ -42,9 +43,15 @@ const FULL_BURST: f64 = 4.0;
 /// Lost probes that are repeated at once; the others' turn comes with the round.
 const REPEATS: usize = 256;
 
-/// How long a judgement holds while the fault lasts, and while a node that is not broken answers no probes.
+/// How long the first judgement holds while the fault lasts: each further one that finds the same holds twice as long,
+/// up to [`ASK_AGAIN`].
 const JUDGE_AGAIN: Duration = Duration::from_secs(30);
+
+/// How long a node that is not broken and answers no probes is left alone.
 const ASK_AGAIN: Duration = Duration::from_secs(600);
+
+/// How often the nodes are divided again into those that answer and the others: it looks at all of them.
+const DIVIDE_EVERY: Duration = Duration::from_secs(60);
 
 /// Bytes of the IP and UDP headers.
 pub(super) fn headers(family: Family) -> usize {
@@ -118,6 +125,8 @@ struct Links {
     seen: u16,
     cause: Option<Cause>,
     judged_at: Option<Duration>,
+    /// Judgements in a row that found the same.
+    judged: u8,
     judging: bool,
 }
 
@@ -132,6 +141,8 @@ struct Peer {
     reported: bool,
     /// It has sent a probe since it was probed.
     asked: bool,
+    /// Its turn was taken from the allowance of nodes that do not answer.
+    charged: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -160,6 +171,8 @@ pub(super) struct Case {
     pub(super) family: Family,
     pub(super) public_ip: Option<IpAddr>,
     pub(super) overlay: Option<IpAddr>,
+    /// The node has answered a probe since the start.
+    pub(super) heard: bool,
 }
 
 /// A node that begins to fail, or no longer does.
@@ -183,9 +196,12 @@ pub(super) struct Mesh {
     /// In the order of their subnets.
     peers: Vec<Peer>,
     sources: HashMap<IpAddr, u32>,
-    /// The round: positions among the peers.
-    order: Vec<u32>,
-    next: usize,
+    /// Nodes that answer, or have asked.
+    answering: Round,
+    /// Nodes that have not answered yet, or no longer do, and are not left alone just now.
+    others: Round,
+    allowance: Allowance,
+    divided: Duration,
     pending: BTreeMap<u64, Pending>,
     repeats: VecDeque<(SubnetKey, Family, Kind)>,
     cases: VecDeque<(SubnetKey, Family)>,
@@ -205,8 +221,10 @@ impl Mesh {
             view: View::default(),
             peers: Vec::new(),
             sources: HashMap::new(),
-            order: Vec::new(),
-            next: 0,
+            answering: Round::default(),
+            others: Round::default(),
+            allowance: Allowance::default(),
+            divided: Duration::ZERO,
             pending: BTreeMap::new(),
             repeats: VecDeque::new(),
             cases: VecDeque::new(),
@@ -265,16 +283,33 @@ impl Mesh {
             }
         }
         self.sources.shrink_to_fit();
-        self.order = (0..self.peers.len() as u32).collect();
-        self.random.shuffle(&mut self.order);
+        self.divide();
         let peers = &self.peers;
-        self.order
-            .sort_by_key(|at| peers.get(*at as usize).map(|peer| peer.probed_at));
-        self.next = 0;
         let known = |key: &SubnetKey| find(peers, key).is_some();
         self.pending.retain(|_, pending| known(&pending.key));
         self.repeats.retain(|(key, ..)| known(key));
         self.cases.retain(|(key, _)| known(key));
+    }
+
+    /// Divides the nodes into those that answer and the others. In each round, those come first whose turn is longest
+    /// ago.
+    fn divide(&mut self) {
+        let (own, now, peers) = (self.view.overlay, self.ticked, &self.peers);
+        self.divided = now;
+        let mut all: Vec<(Duration, u32)> = peers
+            .iter()
+            .zip(0..)
+            .filter(|(peer, _)| !peer.is_passed_over(&own, now))
+            .map(|(peer, at)| (peer.probed_at, at))
+            .collect();
+        self.random.shuffle(&mut all);
+        all.sort_by_key(|(probed_at, _)| *probed_at);
+        let answers = |at: &u32| {
+            let peer = peers.get(*at as usize);
+            peer.is_some_and(|peer| peer.asked || peer.answers(&own))
+        };
+        let (answering, others) = all.into_iter().map(|(_, at)| at).partition(answers);
+        (self.answering, self.others) = (Round::new(answering), Round::new(others));
     }
 
     /// Does what is due, once a second. `ready` says by which ways this node can send.
@@ -286,6 +321,10 @@ impl Mesh {
         self.expire(now);
         let past = now.saturating_sub(self.ticked).as_secs_f64();
         self.ticked = now;
+        self.allowance.refill(past);
+        if now >= self.divided + DIVIDE_EVERY {
+            self.divide();
+        }
         let full = f64::from(self.view.mtu);
         let each = self.peers.len().div_ceil(ROUND).clamp(1, MOST);
         let rate = RATE.saturating_sub(each * EACH_PEER).max(FULL_RATE) as f64;
@@ -298,7 +337,7 @@ impl Mesh {
                 sent.extend(self.send(at, family, kind, now, &ready));
             }
         }
-        for at in self.next_peers(each.min(self.order.len()), now) {
+        for at in self.next_peers(each, now) {
             for (family, kind) in self.turn(at, now) {
                 sent.extend(self.send(at, family, kind, now, &ready));
             }
@@ -306,25 +345,35 @@ impl Mesh {
         sent
     }
 
-    /// Returns the nodes whose turn it is.
+    /// Returns the nodes whose turn it is. Nodes that do not answer cost the most, a closer look each: they get what the
+    /// allowance has, and never all of the turns.
     fn next_peers(&mut self, count: usize, now: Duration) -> Vec<usize> {
-        let own = self.view.overlay;
-        let mut chosen = Vec::with_capacity(count);
-        for _ in 0..self.order.len() {
-            if chosen.len() == count {
+        let (own, peers) = (self.view.overlay, &mut self.peers);
+        let mut chosen = Vec::with_capacity(count + 1);
+        let others = count.saturating_sub(count.div_ceil(MOST)).max(1);
+        for _ in 0..self.others.len().min(others) {
+            if !self.allowance.has_one() {
                 break;
             }
-            if self.next >= self.order.len() {
-                self.random.shuffle(&mut self.order);
-                self.next = 0;
+            let Some(at) = self.others.next(&mut self.random) else {
+                break;
+            };
+            if let Some(peer) = peers.get_mut(at)
+                && !peer.answers(&own)
+                && !peer.is_passed_over(&own, now)
+            {
+                self.allowance.take();
+                peer.charged = true;
+                chosen.push(at);
             }
-            let at = self.order.get(self.next).map_or(0, |at| *at as usize);
-            self.next += 1;
-            let passed = self
-                .peers
-                .get(at)
-                .is_some_and(|peer| peer.is_passed_over(&own, now));
-            if !passed {
+        }
+        let left = count.saturating_sub(chosen.len()).max(1);
+        for _ in 0..self.answering.len().min(left) {
+            if let Some(at) = self.answering.next(&mut self.random)
+                && peers
+                    .get(at)
+                    .is_some_and(|peer| !peer.is_passed_over(&own, now))
+            {
                 chosen.push(at);
             }
         }
@@ -473,7 +522,10 @@ impl Mesh {
         }
         let holds = match links.cause {
             Some(cause) if !cause.is_fault() => ASK_AGAIN,
-            _ => JUDGE_AGAIN,
+            _ => {
+                let same = links.judged.saturating_sub(1).min(8);
+                ASK_AGAIN.min(JUDGE_AGAIN * (1 << same))
+            }
         };
         let judged = links.judged_at.is_some_and(|at| now < at + holds);
         if broken && kind == main && !judged && !links.judging {
@@ -507,7 +559,10 @@ impl Mesh {
                 }
                 if let Some(peer) = peer.as_mut().filter(|peer| peer.is_silent(&own)) {
                     // It may answer now: whoever asks knows probes.
-                    peer.asked = true;
+                    if !peer.asked {
+                        peer.asked = true;
+                        self.answering.extend(at);
+                    }
                 }
                 let links = links_mut(&mut peer?.links, Family::of(&from));
                 let mut seen = 0;
@@ -534,15 +589,14 @@ impl Mesh {
 
     fn answered(&mut self, pending: Pending, now: Duration, intact: bool) {
         let Pending {
-            key,
-            family,
-            kind,
-            at,
-            ..
+            key, family, kind, ..
         } = pending;
-        let rtt = now.saturating_sub(at);
+        let rtt = now.saturating_sub(pending.at);
         let own = self.view.overlay;
-        let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
+        let Some(at) = find(&self.peers, &key) else {
+            return;
+        };
+        let Some(peer) = self.peers.get_mut(at) else {
             return;
         };
         let Some(links) = links_mut(&mut peer.links, family) else {
@@ -560,7 +614,16 @@ impl Mesh {
             links.corrupted = false;
         } else if kind == main {
             self.totals.rtt.observe(rtt);
-            (links.cause, links.judged_at) = (None, None);
+            (links.cause, links.judged_at, links.judged) = (None, None, 0);
+        } else if links.cause == Some(Cause::UnderlayDown) {
+            // Something else is wrong now.
+            links.judged_at = None;
+        }
+        if std::mem::take(&mut peer.charged) {
+            self.allowance.give_back();
+            if peer.answers(&own) {
+                self.answering.extend(Some(at as u32));
+            }
         }
         self.follow(&key);
     }
@@ -575,7 +638,7 @@ impl Mesh {
             let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
                 continue;
             };
-            let target = peer.target;
+            let (target, heard) = (peer.target, peer.was_ever_heard());
             let Some(links) = links_mut(&mut peer.links, family) else {
                 continue;
             };
@@ -589,6 +652,7 @@ impl Mesh {
                 family,
                 public_ip: target.public_ip.get(family).copied(),
                 overlay: overlay(&target, family).filter(|_| own.get(family).is_some()),
+                heard,
             });
         }
         cases
@@ -617,13 +681,19 @@ impl Mesh {
             return;
         }
         links.judged_at = Some(now);
-        links.cause = judge(Evidence {
+        let cause = judge(Evidence {
             has_overlay: own.get(case.family).is_some(),
             overlay_before: links.overlay.was_ever_answered(),
             arrived: evidence.arrived || seen.is_some_and(|seen| links.sent.contains(&seen)),
             before,
             ..evidence
         });
+        links.judged = if cause == links.cause {
+            links.judged.saturating_add(1)
+        } else {
+            1
+        };
+        links.cause = cause;
         // The fault is over: do not leave the node's state unknown until its next turn.
         if links.cause.is_none() && self.repeats.len() < REPEATS {
             let main = Kind::Small(links.main_way(&own, case.family));
@@ -710,6 +780,7 @@ impl Peer {
             bucket: Bucket::default(),
             reported: false,
             asked: false,
+            charged: false,
         }
     }
 
@@ -718,6 +789,11 @@ impl Peer {
         all.any(|(_, links)| {
             links.overlay.was_ever_answered() || links.underlay.was_ever_answered()
         })
+    }
+
+    /// Returns whether it has answered and may well do so again: neither silent nor failing.
+    fn answers(&self, own: &Dual<IpAddr>) -> bool {
+        self.was_ever_heard() && self.state(own).0 != ProbeState::Silent
     }
 
     /// Returns whether it answers no probes, in no family, without being broken.

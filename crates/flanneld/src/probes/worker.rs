@@ -81,15 +81,19 @@ impl Worker {
             if self.shared.ended.load(Ordering::Relaxed) {
                 return;
             }
-            if events.iter().any(|event| event.token() == WAKER) {
-                self.follow();
+            for event in &events {
+                match event.token() {
+                    WAKER => self.follow(),
+                    Token(slot) => self.read(slot, &mut left),
+                }
             }
-            self.read(&mut left);
             if Instant::now() >= due {
                 due = Instant::now() + TICK;
-                left = [READ; PLACES.len()];
+                let used = std::mem::replace(&mut left, [READ; PLACES.len()]);
                 // Readiness is reported once, and what was left unread before is still there.
-                self.read(&mut left);
+                for (slot, _) in used.iter().enumerate().filter(|(_, left)| **left == 0) {
+                    self.read(slot, &mut left);
+                }
                 self.tick();
             }
         }
@@ -114,20 +118,22 @@ impl Worker {
         }
     }
 
-    fn read(&mut self, left: &mut [u32; PLACES.len()]) {
-        for ((slot, (_, way)), left) in PLACES.into_iter().enumerate().zip(left) {
-            while *left > 0
-                && let Some((len, from)) = self.sockets.receive(slot, &mut self.buffer)
+    /// Reads what has arrived by the socket in this slot, as much as is left to it.
+    fn read(&mut self, slot: usize, left: &mut [u32; PLACES.len()]) {
+        let (Some((_, way)), Some(left)) = (PLACES.get(slot), left.get_mut(slot)) else {
+            return;
+        };
+        while *left > 0
+            && let Some((len, from)) = self.sockets.receive(slot, &mut self.buffer)
+        {
+            *left -= 1;
+            let now = self.began.elapsed();
+            let bytes = self.buffer.get(..len).unwrap_or_default();
+            let answer = self.shared.mesh().receive(now, from.ip(), *way, bytes);
+            if let Some((answer, wish)) = answer
+                && let Err(error) = self.sockets.answer(slot, from, &answer, wish)
             {
-                *left -= 1;
-                let now = self.began.elapsed();
-                let bytes = self.buffer.get(..len).unwrap_or_default();
-                let answer = self.shared.mesh().receive(now, from.ip(), way, bytes);
-                if let Some((answer, wish)) = answer
-                    && let Err(error) = self.sockets.answer(slot, from, &answer, wish)
-                {
-                    debug!(%error, %from, "probes: answer");
-                }
+                debug!(%error, %from, "probes: answer");
             }
         }
     }

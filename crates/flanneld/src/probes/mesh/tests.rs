@@ -240,7 +240,7 @@ fn many_silent_nodes_and_changes_every_second_keep_no_other_from_its_turn() {
         asked
     };
     // Until all others are known to be silent.
-    run(&mut mesh, &mut now, 400);
+    run(&mut mesh, &mut now, 1600);
     let mut asked = 0;
     for version in 2..22 {
         let mut changed = view(0, 1502);
@@ -330,7 +330,7 @@ fn a_change_of_the_nodes_keeps_what_is_known_of_the_others() {
 
 #[test]
 fn every_node_gets_its_turn_within_the_budget() {
-    for (count, seconds) in [(20, 20), (480, 61), (5000, 626)] {
+    for (count, seconds) in [(20, 20), (480, 75), (5000, 720)] {
         let mut mesh = Mesh::new();
         mesh.update(view(0, count));
         let (mut now, mut bytes) = (Duration::from_secs(1), 0);
@@ -381,4 +381,77 @@ fn nodes_that_answer_no_probes_are_left_alone_until_they_ask() {
     mesh.receive(at, source(1, Way::Underlay), Way::Underlay, &ask);
     let (again, _) = silent(&mut mesh, 2);
     assert!(again > 0);
+}
+
+#[test]
+fn a_thousand_nodes_that_never_answered_cost_little() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 1001));
+    let dead = Evidence {
+        underlay: Underlay::Unreachable,
+        underlay_ping: Some(false),
+        ..Evidence::default()
+    };
+    let (mut sent, mut cases) = (0, 0);
+    for second in 1..=60 {
+        let now = Duration::from_secs(second);
+        sent += mesh.tick(now, |_, _| true).len();
+        for case in mesh.cases(32) {
+            assert!(!case.heard);
+            cases += 1;
+            mesh.judge(&case, dead, None, now);
+        }
+    }
+    // Each costs up to three probes by either way and a closer look.
+    assert!((40..=72).contains(&cases), "{cases}");
+    assert!(sent <= 500, "{sent}");
+    // One that answers is found, and is probed as often as others that do.
+    let mut now = Duration::from_secs(60);
+    let mut asked = 0;
+    for _ in 0..1200 {
+        now += Duration::from_secs(1);
+        for one in mesh.tick(now, |_, _| true) {
+            if one.to == source(1, Way::Overlay) {
+                asked += 1;
+                let answer = packet::answer(one.nonce, Wish::default(), one.bytes.len(), true, 0);
+                mesh.receive(now, one.to, one.way, &answer);
+            }
+        }
+        for case in mesh.cases(32) {
+            mesh.judge(&case, dead, None, now);
+        }
+    }
+    assert!(asked > 100, "{asked}");
+}
+
+#[test]
+fn a_fault_that_lasts_is_looked_at_ever_more_rarely() {
+    let mut pair = Pair::new();
+    pair.run(5, |_, _, _| true);
+    let down = Evidence {
+        underlay: Underlay::Unreachable,
+        underlay_ping: Some(false),
+        ..Evidence::default()
+    };
+    let looks = |pair: &mut Pair, seconds: u32, passes: Rule| {
+        let mut looks = 0;
+        for _ in 0..seconds {
+            pair.run(1, passes);
+            for case in pair.nodes[0].cases(1) {
+                assert!(case.heard);
+                looks += 1;
+                let now = pair.now;
+                pair.nodes[0].judge(&case, down, None, now);
+            }
+        }
+        looks
+    };
+    let first = looks(&mut pair, 120, |_, _, _| false);
+    assert!((2..=3).contains(&first), "{first}");
+    let later = looks(&mut pair, 3600, |_, _, _| false);
+    assert!((5..=9).contains(&later), "{later}");
+    assert_eq!(pair.nodes[0].changes().len(), 1);
+    // The host is up again, its tunnel is not.
+    let soon = looks(&mut pair, 10, |_, way, _| way == Way::Underlay);
+    assert!(soon >= 1);
 }
