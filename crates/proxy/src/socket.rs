@@ -154,12 +154,9 @@ impl Socket {
             events: libc::POLLOUT,
             revents: 0,
         };
-        let time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: patience.left.subsec_nanos() as _,
-        };
-        // SAFETY: one structure and a time that outlive the call; no signal mask.
-        let ready = unsafe { libc::ppoll(&raw mut polled, 1, &raw const time, std::ptr::null()) };
+        let time = c_int::try_from(patience.left.as_millis() + 1).unwrap_or(1);
+        // SAFETY: one structure that outlives the call.
+        let ready = unsafe { libc::poll(&raw mut polled, 1, time) };
         patience.left = patience.left.saturating_sub(began.elapsed());
         // The kernel only reports room when half the buffer is free. Some may be free before.
         if ready == 0 {
