@@ -141,7 +141,7 @@ fn what_somebody_changes_is_repaired() {
 }
 
 #[test]
-fn ours_takes_upstream_s_place_under_traffic_and_gives_it_back() {
+fn ours_takes_upstream_s_place_under_traffic() {
     if !may_run("ours in the place of upstream's WireGuard") {
         return;
     }
@@ -170,20 +170,6 @@ fn ours_takes_upstream_s_place_under_traffic_and_gives_it_back() {
     let now = lease_of(&lab, one);
     assert_eq!(
         (&now.0, &now.1["BackendData"]),
-        (&lease.0, &lease.1["BackendData"])
-    );
-
-    // And back.
-    let (pod, to) = (&one.pods()[0], &two.pods()[0]);
-    let every = Duration::from_millis(50);
-    let flow = Flow::start(pod, to, to.ip(V4).unwrap(), every).unwrap();
-    one.flanneld().stop().unwrap();
-    let _theirs = mixed::start(&lab, one, program, &["-ip-masq"]);
-    both_ways(one, two);
-    assert_eq!(flow.stop().broken, None);
-    let again = lease_of(&lab, one);
-    assert_eq!(
-        (&again.0, &again.1["BackendData"]),
         (&lease.0, &lease.1["BackendData"])
     );
 }
