@@ -40,6 +40,10 @@ const LATER: Duration = Duration::from_secs(10);
 const HUNG: Duration = Duration::from_secs(60);
 const STUCK: Duration = Duration::from_secs(900);
 
+/// How long the node with the higher address leaves it to a new peer to begin: both beginning at once costs twice the
+/// work, and each message "initial contact" may end the other's connection.
+const YIELD: Duration = Duration::from_secs(5);
+
 /// How long a full look waits for charon.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -61,8 +65,12 @@ pub(crate) struct Charon {
     /// Since when no look has come to its end.
     stuck: Option<Instant>,
     wanted: BTreeMap<IkeKey, IkeConnection>,
+    /// Wanted connections that the peer is to begin, and until when.
+    yielded: BTreeMap<IkeKey, Instant>,
     /// Connections to end.
     unwanted: BTreeMap<IkeKey, IkeConnection>,
+    /// Names of connections that were ended and may still have keys.
+    lingering: BTreeSet<String>,
     loaded: BTreeMap<IkeKey, IkeConnection>,
     /// The reconciler believes that these are up.
     up: BTreeSet<IkeKey>,
@@ -89,7 +97,9 @@ impl Charon {
             silent: None,
             stuck: None,
             wanted: BTreeMap::new(),
+            yielded: BTreeMap::new(),
             unwanted: BTreeMap::new(),
+            lingering: BTreeSet::new(),
             loaded: BTreeMap::new(),
             up: BTreeSet::new(),
             failed: BTreeMap::new(),
@@ -124,10 +134,16 @@ impl Charon {
                 self.up.remove(key);
                 if self.wanted.insert(*key, wanted.clone()).as_ref() != Some(wanted) {
                     self.failed.remove(key);
+                    if wanted.local_id > wanted.remote {
+                        self.yielded.insert(*key, Instant::now() + YIELD);
+                    } else {
+                        self.yielded.remove(key);
+                    }
                 }
             }
             Op::Del(Object::IkeConnection(key, observed)) => {
                 self.wanted.remove(key);
+                self.yielded.remove(key);
                 self.up.remove(key);
                 self.failed.remove(key);
                 self.unwanted.insert(*key, observed.clone());
@@ -148,7 +164,10 @@ impl Charon {
     }
 
     fn is_idle(&self) -> bool {
-        !self.is_needed && self.wanted.is_empty() && self.unwanted.is_empty()
+        !self.is_needed
+            && self.wanted.is_empty()
+            && self.unwanted.is_empty()
+            && self.lingering.is_empty()
     }
 
     /// Begins a look, if one is due and none runs.
@@ -158,12 +177,16 @@ impl Charon {
             return;
         }
         self.changed = false;
-        self.next = Instant::now() + LATER;
+        let now = Instant::now();
+        self.next = now + LATER;
+        self.yielded.retain(|_, until| *until > now);
         let plan = Plan {
             socket: self.socket.clone(),
             wanted: self.wanted.clone(),
             unwanted: self.unwanted.keys().copied().collect(),
             loaded: self.loaded.clone(),
+            yielded: self.yielded.keys().copied().collect(),
+            lingering: self.lingering.clone(),
         };
         self.job.spawn(sync::sync(plan));
     }
@@ -197,6 +220,7 @@ impl Charon {
         if unheard {
             // It has forgotten everything.
             self.loaded.clear();
+            self.lingering.clear();
             for key in std::mem::take(&mut self.unwanted) {
                 let (key, connection) = key;
                 let gone = Object::IkeConnection(key, connection);
@@ -246,6 +270,7 @@ impl Charon {
 
     fn found(&mut self, found: Found) {
         self.loaded = found.loaded;
+        self.lingering = found.lingering;
         self.serving = found.process;
         (self.problem, self.silent, self.stuck) = (None, None, None);
         self.process.iter_mut().for_each(Process::works);
@@ -287,7 +312,7 @@ impl Charon {
         self.failed = found.failed;
         if found.is_part {
             self.next = Instant::now();
-        } else if self.up.len() < self.wanted.len() {
+        } else if self.up.len() < self.wanted.len() || !self.lingering.is_empty() {
             self.next = Instant::now() + SOON;
         }
     }

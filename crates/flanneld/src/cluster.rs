@@ -155,6 +155,10 @@ impl Cluster {
                 other => report(other),
             }
         }
+        if !self.generations.has_several() {
+            let roster = &self.roster;
+            self.sealed.retain(|key| roster.accepted(key).is_some());
+        }
         let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
         for lease in &leases {
             self.install_peer(true, lease, false, reconciler);
@@ -559,7 +563,10 @@ impl Cluster {
         self.unusable.remove(key);
         self.lagging.remove(key);
         self.awaiting.remove(key);
-        self.sealed.remove(key);
+        // While the backend changes, a lease that is written again finds the encryption that it had.
+        if !self.generations.has_several() {
+            self.sealed.remove(key);
+        }
         self.reached_by.remove(key);
         if let Some(id) = id {
             reconciler.set(Owner::Peer(id), []);

@@ -10,6 +10,9 @@ use crate::echo::Echo;
 use crate::error::Doing;
 use crate::{Error, Namespace};
 
+/// How long replies are read between two requests, at least.
+const READ: Duration = Duration::from_millis(1);
+
 /// The last requests may still be under way when it is stopped: they get so long.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -30,6 +33,9 @@ pub struct PingReport {
     pub lost: usize,
     /// The longest time without any reply, from reply to reply.
     pub longest_gap: Duration,
+    /// Each run of requests in a row without a reply: the time of the first since the start, if all were sent in time, and how
+    /// many.
+    pub gaps: Vec<(Duration, usize)>,
 }
 
 impl Pinger {
@@ -66,6 +72,7 @@ impl Pinger {
                 sent: 0,
                 lost: 0,
                 longest_gap: Duration::ZERO,
+                gaps: Vec::new(),
             },
         }
     }
@@ -105,7 +112,8 @@ fn ping_until(
         let _ = echo.send(to, answered.len() as u64);
         answered.push(false);
         sent.store(answered.len(), Ordering::Relaxed);
-        next += interval;
+        // After a pause of the machine there is no burst: its replies would not fit into the socket's buffer.
+        next = (next + interval).max(Instant::now() + READ);
         receive(&mut answered, next);
     }
     let end = Instant::now() + LINGER;
@@ -124,5 +132,18 @@ fn ping_until(
         sent: answered.len(),
         lost,
         longest_gap,
+        gaps: gaps(&answered, interval),
     }
+}
+
+fn gaps(answered: &[bool], interval: Duration) -> Vec<(Duration, usize)> {
+    let mut at = 0;
+    let mut found = Vec::new();
+    for run in answered.chunk_by(|a, b| a == b) {
+        if run.first() == Some(&false) {
+            found.push((interval * at as u32, run.len()));
+        }
+        at += run.len();
+    }
+    found
 }

@@ -21,6 +21,10 @@ const REKEY_TIME: &str = "1h";
 /// charon stops to answer.
 const SLICE: Duration = Duration::from_secs(5);
 
+/// How long the side that was asked for a connection takes it to be unused by the other: that one gets the answer later
+/// than this one has the keys.
+const ANSWERED: u64 = 3;
+
 /// How often a silent peer is asked whether it lives.
 const DPD_DELAY: &str = "30s";
 
@@ -32,6 +36,10 @@ pub(super) struct Plan {
     pub(super) unwanted: BTreeSet<IkeKey>,
     /// What charon was told by this process.
     pub(super) loaded: BTreeMap<IkeKey, IkeConnection>,
+    /// Connections that the peer is to begin.
+    pub(super) yielded: BTreeSet<IkeKey>,
+    /// Names of connections that earlier looks ended.
+    pub(super) lingering: BTreeSet<String>,
 }
 
 /// What is so.
@@ -44,6 +52,9 @@ pub(super) struct Found {
     pub(super) up: BTreeSet<IkeKey>,
     /// Why a connection could not be set up.
     pub(super) failed: BTreeMap<IkeKey, String>,
+    /// Names of connections that were ended and still have keys. A peer that ends one at the same moment makes charon begin
+    /// it again.
+    pub(super) lingering: BTreeSet<String>,
     /// There was no time for the rest.
     pub(super) is_part: bool,
 }
@@ -81,6 +92,7 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
         loaded: plan.loaded,
         up: BTreeSet::new(),
         failed: BTreeMap::new(),
+        lingering: plan.lingering,
         is_part: false,
     };
     let began = Instant::now();
@@ -96,12 +108,27 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
         if ended {
             unload(client, name).await?;
             found.loaded.remove(&key);
+            found.lingering.insert(name.clone());
         }
     }
     found.loaded.retain(|key, connection| {
         plan.wanted.contains_key(key) && names.contains(&connection.name(key))
     });
-    let states = states(client).await?;
+    let Associations { states, begun } = associations(client).await?;
+    let is_wanted = |name: &String| {
+        let key = IkeConnection::key_of(name);
+        let wanted = key.and_then(|key| Some((key, plan.wanted.get(&key)?)));
+        wanted.is_some_and(|(key, wanted)| wanted.name(&key) == *name)
+    };
+    found
+        .lingering
+        .retain(|name| states.contains_key(name) && !is_wanted(name));
+    for name in &found.lingering {
+        // What is ending waits for the peer's answer.
+        if states.get(name) > Some(&State::Ending) {
+            terminate(client, name).await?;
+        }
+    }
     let state = |key: &IkeKey, wanted: &IkeConnection| states.get(&wanted.name(key)).copied();
     let up = found.loaded.iter();
     let up = up.filter(|(key, loaded)| {
@@ -117,18 +144,19 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
             break;
         }
         let name = wanted.name(key);
-        let done = if found.loaded.get(key) == Some(wanted) {
-            match state(key, wanted) {
-                Some(State::Up | State::Beginning) => Ok(()),
-                None => initiate(client, &name, key).await,
-            }
-        } else {
-            let loaded = load(client, &name, key, wanted).await;
-            if loaded.is_ok() {
+        let mut done = Ok(());
+        if found.loaded.get(key) != Some(wanted) {
+            done = load(client, &name, key, wanted).await;
+            if done.is_ok() {
                 found.loaded.insert(*key, wanted.clone());
             }
-            loaded
-        };
+        }
+        let begins = state(key, wanted) <= Some(State::Ending)
+            && !plan.yielded.contains(key)
+            && !begun.contains(&wanted.remote.to_string());
+        if begins && done.is_ok() {
+            done = initiate(client, &name, key).await;
+        }
         match done {
             Err(error) if error.kind() == io::ErrorKind::Other => {
                 found.failed.insert(*key, error.to_string());
@@ -142,22 +170,40 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
 /// How far a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
+    Ending,
     Beginning,
     Up,
 }
 
+/// What has begun.
+#[derive(Default)]
+struct Associations {
+    /// How far each connection is.
+    states: BTreeMap<String, State>,
+    /// Addresses that ask for a connection and have not said yet for which.
+    begun: BTreeSet<String>,
+}
+
 /// Returns how far each connection is that has begun.
-async fn states(client: &mut Client) -> io::Result<BTreeMap<String, State>> {
-    let mut states = BTreeMap::new();
+async fn associations(client: &mut Client) -> io::Result<Associations> {
+    let mut found = Associations::default();
     for event in client.list("list-sas", "list-sa").await? {
         for (name, ike) in event.sections() {
+            if IkeConnection::key_of(name).is_none() {
+                if ike.text("state") == "CONNECTING" {
+                    found.begun.insert(ike.text("remote-host").to_owned());
+                }
+                continue;
+            }
             let children = ike.section("child-sas").into_iter();
-            let children: Vec<&str> = children
+            let children: Vec<&Section> = children
                 .flat_map(Section::sections)
-                .map(|(_, child)| child.text("state"))
+                .map(|(_, child)| child)
                 .collect();
-            let works = |state: &&str| matches!(*state, "INSTALLED" | "REKEYING" | "REKEYED");
-            let state = if children.iter().any(works) {
+            let asked = ike.text("initiator") == "yes";
+            let state = if ike.text("state") == "DELETING" {
+                State::Ending
+            } else if children.iter().any(|child| works(child, asked)) {
                 State::Up
             } else if !children.is_empty() || ike.text("state") != "ESTABLISHED" {
                 State::Beginning
@@ -165,11 +211,25 @@ async fn states(client: &mut Client) -> io::Result<BTreeMap<String, State>> {
                 // Without what carries packets.
                 continue;
             };
-            let best = states.entry(name.to_owned()).or_insert(state);
+            let best = found.states.entry(name.to_owned()).or_insert(state);
             *best = (*best).max(state);
         }
     }
-    Ok(states)
+    Ok(found)
+}
+
+/// Returns whether both sides have the keys of a child. `asked`: this side began the connection.
+fn works(child: &Section, asked: bool) -> bool {
+    match child.text("state") {
+        "REKEYING" | "REKEYED" => true,
+        "INSTALLED" => {
+            let number = |name| child.text(name).parse::<u64>().ok();
+            // A charon that does not say it is believed.
+            let since = number("install-time").is_none_or(|since| since >= ANSWERED);
+            asked || since || number("packets-in") > Some(0)
+        }
+        _ => false,
+    }
 }
 
 fn child_name(key: &IkeKey) -> String {
@@ -198,7 +258,8 @@ async fn load(
         .with("mode", "tunnel")
         .with("reqid", model::object::IPSEC_REQUEST.to_string())
         .with("policies", "no")
-        .with("start_action", "start")
+        // Begun by a look: where both sides begin, each connection is there twice.
+        .with("start_action", "none")
         .with("close_action", "start")
         .with("dpd_action", "restart")
         .with("rekey_time", REKEY_TIME)
@@ -210,6 +271,9 @@ async fn load(
         .with_list("remote_addrs", wanted.remote.to_string())
         .with_list("proposals", IKE)
         .with("keyingtries", "0")
+        // Addresses change by leases, and the policies with them. By itself charon would ask every peer about a new way
+        // whenever a pod comes or goes.
+        .with("mobike", "no")
         .with("dpd_delay", DPD_DELAY)
         .with("encap", if wanted.encap { "yes" } else { "no" })
         .with_section("local", psk().with("id", wanted.local_id.to_string()))
@@ -234,12 +298,35 @@ async fn initiate(client: &mut Client, name: &str, key: &IkeKey) -> io::Result<(
 async fn unload(client: &mut Client, name: &str) -> io::Result<()> {
     // What is gone already cannot be removed.
     let named = |key: &str| Section::default().with(key, name);
-    for (command, message) in [
-        ("unload-conn", named("name")),
-        ("terminate", named("ike").with("timeout", "-1")),
-        ("unload-shared", named("id")),
-    ] {
-        client.call(command, &message).await?;
-    }
+    client.call("unload-conn", &named("name")).await?;
+    terminate(client, name).await?;
+    client.call("unload-shared", &named("id")).await?;
     Ok(())
+}
+
+async fn terminate(client: &mut Client, name: &str) -> io::Result<()> {
+    let message = Section::default().with("ike", name).with("timeout", "-1");
+    client.call("terminate", &message).await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_asked_for_a_connection_takes_it_to_be_up_when_the_other_side_has_the_keys() {
+        let child = |state: &str, since: &str, packets: &str| {
+            Section::default()
+                .with("state", state)
+                .with("install-time", since)
+                .with("packets-in", packets)
+        };
+        let fresh = child("INSTALLED", "0", "0");
+        assert!(works(&fresh, true) && !works(&fresh, false));
+        assert!(works(&child("INSTALLED", "0", "1"), false));
+        assert!(works(&child("INSTALLED", "3", "0"), false));
+        assert!(works(&child("REKEYING", "0", "0"), false));
+        assert!(!works(&child("CREATED", "", ""), true));
+    }
 }

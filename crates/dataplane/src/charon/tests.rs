@@ -24,11 +24,25 @@ enum Manner {
     Flood,
 }
 
-/// Listens at a path, as charon does; connections that were loaded count as up.
-fn charon(socket: &Path, manner: Manner) -> Rc<RefCell<BTreeSet<String>>> {
+/// What a charon was asked for.
+#[derive(Default)]
+struct Asked {
+    loaded: BTreeSet<String>,
+    /// Connections that are up.
+    up: BTreeSet<String>,
+    /// The children that were begun, and when.
+    begun: Vec<(String, Instant)>,
+    /// How often each connection was ended.
+    ended: BTreeMap<String, usize>,
+    /// Somebody whose connection has no name yet.
+    asks: Option<String>,
+}
+
+/// Listens at a path, as charon does; connections that were begun are up.
+fn charon(socket: &Path, manner: Manner) -> Rc<RefCell<Asked>> {
     let listener = UnixListener::bind(socket).unwrap();
-    let loaded = Rc::new(RefCell::new(BTreeSet::new()));
-    let names = Rc::clone(&loaded);
+    let asked = Rc::new(RefCell::new(Asked::default()));
+    let names = Rc::clone(&asked);
     spawn_local(async move {
         let mut silent = Vec::new();
         while let Ok((stream, _)) = listener.accept().await {
@@ -55,15 +69,10 @@ fn charon(socket: &Path, manner: Manner) -> Rc<RefCell<BTreeSet<String>>> {
             }
         }
     });
-    loaded
+    asked
 }
 
-async fn answer(
-    mut stream: UnixStream,
-    loaded: Rc<RefCell<BTreeSet<String>>>,
-    pause: Duration,
-    lists: bool,
-) {
+async fn answer(mut stream: UnixStream, asked: Rc<RefCell<Asked>>, pause: Duration, lists: bool) {
     while let Ok(len) = stream.read_u32().await {
         let mut body = vec![0; len as usize];
         stream.read_exact(&mut body).await.unwrap();
@@ -74,28 +83,56 @@ async fn answer(
         match (*kind, std::str::from_utf8(name).unwrap()) {
             (3, _) => answers.push(vec![5]),
             (_, "get-conns") => {
-                let names = loaded.borrow().iter().cloned().collect();
+                let names = asked.borrow().loaded.iter().cloned().collect();
                 let conns = Section(vec![("conns".into(), Value::List(names))]);
                 answers.push(packet(&[1], &conns));
             }
             (_, "list-sas") if !lists => {}
             (_, "list-sas") => {
-                let child = Section::default().with("state", "INSTALLED");
+                let child = Section::default()
+                    .with("state", "INSTALLED")
+                    .with("install-time", "600");
                 let children = Section::default().with_section("child", child);
                 let sa = Section::default()
                     .with("state", "ESTABLISHED")
                     .with_section("child-sas", children);
-                for name in loaded.borrow().iter() {
-                    let event = Section::default().with_section(name, sa.clone());
+                let asks = asked.borrow().asks.clone().map(|from| {
+                    let sa = Section::default().with("state", "CONNECTING");
+                    ("(unnamed)".to_owned(), sa.with("remote-host", from))
+                });
+                let up = asked.borrow().up.clone().into_iter();
+                for (name, sa) in up.map(|name| (name, sa.clone())).chain(asks) {
+                    let event = Section::default().with_section(&name, sa);
                     answers.push(packet(b"\x07\x07list-sa", &event));
                 }
                 answers.push(vec![1]);
             }
             (_, command) => {
-                if command == "load-conn" {
-                    let message = Section::read(rest).unwrap();
-                    let names = message.sections().map(|(name, _)| name.to_owned());
-                    loaded.borrow_mut().extend(names);
+                let message = Section::read(rest).unwrap();
+                let mut asked = asked.borrow_mut();
+                let name = message.text("ike").to_owned();
+                match command {
+                    "load-conn" => {
+                        let names = message.sections().map(|(name, _)| name.to_owned());
+                        asked.loaded.extend(names);
+                    }
+                    "unload-conn" => {
+                        asked.loaded.remove(message.text("name"));
+                    }
+                    "initiate" => {
+                        let child = message.text("child").to_owned();
+                        asked.begun.push((child, Instant::now()));
+                        asked.up.insert(name);
+                    }
+                    "terminate" => {
+                        // The first time the peer ends it at the same moment, and it begins again.
+                        let times = asked.ended.entry(name.clone()).or_default();
+                        *times += 1;
+                        if *times > 1 {
+                            asked.up.remove(&name);
+                        }
+                    }
+                    _ => {}
                 }
                 let done = Section::default().with("success", "yes");
                 answers.push(packet(&[1], &done));
@@ -211,4 +248,64 @@ async fn a_charon_that_is_busy_does_not_count_as_hung() {
         };
         LocalSet::new().run_until(run).await;
     }
+}
+
+/// Has a door hold one connection for a minute, and returns when charon was asked to begin it.
+async fn begun(local: u8, remote: u8, asks: Option<&str>) -> Vec<Duration> {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vici");
+    let run = async {
+        let asked = charon(&socket, Manner::After(Duration::ZERO));
+        asked.borrow_mut().asks = asks.map(str::to_owned);
+        let mut door = Charon::new(Some(socket.clone()), None);
+        let Object::IkeConnection(key, mut wanted) = connection(remote) else {
+            unreachable!("it is one");
+        };
+        wanted.local = [192, 0, 2, local].into();
+        wanted.local_id = wanted.local;
+        let began = Instant::now();
+        door.apply(&[Op::Put(Object::IkeConnection(key, wanted))])
+            .await;
+        let end = began + Duration::from_secs(60);
+        while tokio::time::timeout_at(end, door.event()).await.is_ok() {}
+        let asked = asked.borrow();
+        asked.begun.iter().map(|(_, at)| *at - began).collect()
+    };
+    LocalSet::new().run_until(run).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lower_address_begins_and_the_other_one_only_if_nothing_comes() {
+    let [at] = begun(1, 2, None).await[..] else {
+        panic!("begun more than once");
+    };
+    assert!(at < YIELD / 2, "{at:?}");
+    let [at] = begun(2, 1, None).await[..] else {
+        panic!("begun more than once");
+    };
+    assert!(at >= YIELD, "{at:?}");
+    // The peer has begun and has not said yet for which connection: its keys take that long.
+    assert_eq!(begun(1, 2, Some("192.0.2.2")).await, []);
+    assert_eq!(begun(1, 2, Some("192.0.2.3")).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_begins_again_while_it_ends_is_ended_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vici");
+    let run = async {
+        let asked = charon(&socket, Manner::After(Duration::ZERO));
+        let mut door = Charon::new(Some(socket.clone()), None);
+        door.apply(&[Op::Put(connection(2))]).await;
+        let up = |event: &KernelEvent| matches!(event, KernelEvent::Saw(Object::IkeConnection(..)));
+        while !up(&door.event().await) {}
+        door.apply(&[Op::Del(connection(2))]).await;
+        let end = Instant::now() + Duration::from_secs(600);
+        while tokio::time::timeout_at(end, door.event()).await.is_ok() {}
+        let asked = asked.borrow();
+        assert_eq!(asked.ended.values().collect::<Vec<_>>(), [&2]);
+        assert!(asked.up.is_empty() && asked.loaded.is_empty());
+        assert!(door.is_idle());
+    };
+    LocalSet::new().run_until(run).await;
 }

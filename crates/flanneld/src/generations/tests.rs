@@ -440,7 +440,8 @@ async fn a_peer_is_reached_encrypted_as_soon_as_keys_are_agreed_on() {
     let mut reconciler = Reconciler::new(kernel.another(), scope);
     let mut cluster = Cluster::new(own, changing(0).in_use, host(0));
     let peer = lease(1, changing(1).in_use.publish());
-    cluster.take([(peer.key, Some(peer))].into_iter(), false, &mut reconciler);
+    let shown = |lease: Option<&Lease>| [(peer.key, lease.cloned())].into_iter();
+    cluster.take(shown(Some(&peer)), false, &mut reconciler);
     reconciler.pass().await;
     let objects = || kernel.objects();
     assert!(!objects().iter().any(encrypts_to_peer), "{:?}", objects());
@@ -457,4 +458,11 @@ async fn a_peer_is_reached_encrypted_as_soon_as_keys_are_agreed_on() {
         report.contains("ipsec lets unencrypted packets in meanwhile"),
         "{report}"
     );
+    // Its lease is deleted and written again: packets to it wait for keys, they do not go the former way.
+    cluster.take(shown(None), false, &mut reconciler);
+    reconciler.pass().await;
+    assert!(!objects().iter().any(encrypts_to_peer), "{:?}", objects());
+    cluster.take(shown(Some(&peer)), false, &mut reconciler);
+    reconciler.pass().await;
+    assert!(objects().iter().any(encrypts_to_peer), "{:?}", objects());
 }
