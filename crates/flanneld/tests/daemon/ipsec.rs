@@ -76,7 +76,9 @@ fn swanctl(node: &Node, what: &str) -> String {
 
 fn raw_conns(node: &Node) -> String {
     let output = node.output(["swanctl", "--list-conns", "--raw"]).unwrap();
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    // As older versions call it.
+    shown.replace("dpd_action=restart", "dpd_action=start")
 }
 
 /// Waits until `look` shows all of `texts`, or none of them.
@@ -140,7 +142,8 @@ fn policies_and_connections_are_there_repaired_and_removed() {
         format!("id={peer_ip}"),
         format!("local-ts=[{own}] remote-ts=[{peer}]"),
         "dpd_delay=30".to_owned(),
-        "dpd_action=restart".to_owned(),
+        "dpd_action=start".to_owned(),
+        "close_action=start".to_owned(),
         "mode=TUNNEL".to_owned(),
         "rekey_time=3600".to_owned(),
         "rekey_packets=2000000000".to_owned(),
