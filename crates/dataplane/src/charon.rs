@@ -65,8 +65,8 @@ pub(crate) struct Charon {
     /// Since when no look has come to its end.
     stuck: Option<Instant>,
     wanted: BTreeMap<IkeKey, IkeConnection>,
-    /// Wanted connections that the peer is to begin, and until when.
-    yielded: BTreeMap<IkeKey, Instant>,
+    /// Wanted connections that the peer is to begin, and until when; `None` until charon knows them and can answer.
+    yielded: BTreeMap<IkeKey, Option<Instant>>,
     /// Connections to end.
     unwanted: BTreeMap<IkeKey, IkeConnection>,
     /// Names of connections that were ended and may still have keys.
@@ -135,7 +135,7 @@ impl Charon {
                 if self.wanted.insert(*key, wanted.clone()).as_ref() != Some(wanted) {
                     self.failed.remove(key);
                     if wanted.local_id > wanted.remote {
-                        self.yielded.insert(*key, Instant::now() + YIELD);
+                        self.yielded.insert(*key, None);
                     } else {
                         self.yielded.remove(key);
                     }
@@ -179,7 +179,8 @@ impl Charon {
         self.changed = false;
         let now = Instant::now();
         self.next = now + LATER;
-        self.yielded.retain(|_, until| *until > now);
+        self.yielded
+            .retain(|_, until| until.is_none_or(|until| until > now));
         let plan = Plan {
             socket: self.socket.clone(),
             wanted: self.wanted.clone(),
@@ -271,6 +272,11 @@ impl Charon {
     fn found(&mut self, found: Found) {
         self.loaded = found.loaded;
         self.lingering = found.lingering;
+        for (key, until) in &mut self.yielded {
+            if until.is_none() && self.loaded.get(key) == self.wanted.get(key) {
+                *until = Some(Instant::now() + YIELD);
+            }
+        }
         self.serving = found.process;
         (self.problem, self.silent, self.stuck) = (None, None, None);
         self.process.iter_mut().for_each(Process::works);

@@ -151,6 +151,10 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
                 found.loaded.insert(*key, wanted.clone());
             }
         }
+        if state(key, wanted) == Some(State::Empty) {
+            // Its next agreement would fail like the one before: a connection that begins needs none for its first keys.
+            terminate(client, &name).await?;
+        }
         let begins = state(key, wanted) <= Some(State::Ending)
             && !plan.yielded.contains(key)
             && !begun.contains(&wanted.remote.to_string());
@@ -171,6 +175,8 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     Ending,
+    /// Without what carries packets, and nobody is about to change that: an agreement on new keys failed.
+    Empty,
     Beginning,
     Up,
 }
@@ -201,15 +207,15 @@ async fn associations(client: &mut Client) -> io::Result<Associations> {
                 .map(|(_, child)| child)
                 .collect();
             let asked = ike.text("initiator") == "yes";
-            let state = if ike.text("state") == "DELETING" {
+            let ike_state = ike.text("state");
+            let state = if ike_state == "DELETING" {
                 State::Ending
             } else if children.iter().any(|child| works(child, asked)) {
                 State::Up
-            } else if !children.is_empty() || ike.text("state") != "ESTABLISHED" {
+            } else if !children.is_empty() || ike_state != "ESTABLISHED" {
                 State::Beginning
             } else {
-                // Without what carries packets.
-                continue;
+                State::Empty
             };
             let best = found.states.entry(name.to_owned()).or_insert(state);
             *best = (*best).max(state);

@@ -34,6 +34,8 @@ struct Asked {
     begun: Vec<(String, Instant)>,
     /// How often each connection was ended.
     ended: BTreeMap<String, usize>,
+    /// What is up has no keys for packets any more.
+    hollow: bool,
     /// Somebody whose connection has no name yet.
     asks: Option<String>,
 }
@@ -92,7 +94,11 @@ async fn answer(mut stream: UnixStream, asked: Rc<RefCell<Asked>>, pause: Durati
                 let child = Section::default()
                     .with("state", "INSTALLED")
                     .with("install-time", "600");
-                let children = Section::default().with_section("child", child);
+                let children = if asked.borrow().hollow {
+                    Section::default()
+                } else {
+                    Section::default().with_section("child", child)
+                };
                 let sa = Section::default()
                     .with("state", "ESTABLISHED")
                     .with_section("child-sas", children);
@@ -130,6 +136,7 @@ async fn answer(mut stream: UnixStream, asked: Rc<RefCell<Asked>>, pause: Durati
                         *times += 1;
                         if *times > 1 {
                             asked.up.remove(&name);
+                            asked.hollow = false;
                         }
                     }
                     _ => {}
@@ -306,6 +313,25 @@ async fn a_connection_that_begins_again_while_it_ends_is_ended_again() {
         assert_eq!(asked.ended.values().collect::<Vec<_>>(), [&2]);
         assert!(asked.up.is_empty() && asked.loaded.is_empty());
         assert!(door.is_idle());
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_got_no_new_keys_is_begun_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vici");
+    let run = async {
+        let asked = charon(&socket, Manner::After(Duration::ZERO));
+        let mut door = Charon::new(Some(socket.clone()), None);
+        door.apply(&[Op::Put(connection(2))]).await;
+        let up = |event: &KernelEvent| matches!(event, KernelEvent::Saw(Object::IkeConnection(..)));
+        while !up(&door.event().await) {}
+        asked.borrow_mut().hollow = true;
+        while !up(&door.event().await) {}
+        let asked = asked.borrow();
+        assert_eq!(asked.begun.len(), 2);
+        assert!(!asked.ended.is_empty());
     };
     LocalSet::new().run_until(run).await;
 }

