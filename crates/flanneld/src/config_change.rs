@@ -120,8 +120,6 @@ fn steps(old: &NetConfig, new: &NetConfig, own: Option<&SubnetKey>) -> Vec<Strin
     if from != to {
         let lost = if [from, to].contains(&&BackendType::Extension) {
             "packets to a peer are lost while the commands for it run"
-        } else if [from, to].contains(&&BackendType::Ipsec) {
-            "packets to a peer may be lost for a few seconds"
         } else {
             "no packet is lost"
         };
