@@ -290,7 +290,7 @@ fn rekeys(one: &Node, two: &Node) {
     let child = format!("{}-{}", subnet_of(one), subnet_of(two));
     one.exec(["swanctl", "--rekey", "--child", &child]).unwrap();
     for node in [one, two] {
-        wait_for("new keys", SOON, || {
+        wait_for("new keys", 3 * SOON, || {
             let now = spis(node);
             match !now.is_empty() && now.iter().all(|spi| !before.contains(spi)) {
                 true => Ok(()),
@@ -431,7 +431,14 @@ fn packets_follow_a_change_from_vxlan_to_ipsec_and_back() {
     }
     change(&scene.0, &json!({ "Type": "vxlan" }));
     for node in [one, two] {
-        wait_shown(node, policies, &["172.30."], false);
+        let look = || {
+            let shown = policies(node);
+            match shown.contains("172.30.") {
+                true => Err(format!("{shown}\n{}", node.flanneld().log_tail(8))),
+                false => Ok(()),
+            }
+        };
+        wait_for("ipsec is gone", 4 * SOON, look).unwrap();
     }
     traffic.all_arrived("ipsec to vxlan");
     streams(one, two);
