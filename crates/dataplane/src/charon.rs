@@ -44,6 +44,10 @@ const STUCK: Duration = Duration::from_secs(900);
 /// work, and each message "initial contact" may end the other's connection.
 const YIELD: Duration = Duration::from_secs(5);
 
+/// How long it leaves that to a peer that has begun and has not said yet for which connection. Not for ever: anybody can
+/// begin with that peer's address.
+const YIELD_LONGEST: Duration = Duration::from_secs(60);
+
 /// How long a full look waits for charon.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -65,7 +69,7 @@ pub(crate) struct Charon {
     /// Since when no look has come to its end.
     stuck: Option<Instant>,
     wanted: BTreeMap<IkeKey, IkeConnection>,
-    /// Wanted connections that the peer is to begin, and until when; `None` until charon knows them and can answer.
+    /// Wanted connections that the peer is to begin, and since when charon knows them and can answer.
     yielded: BTreeMap<IkeKey, Option<Instant>>,
     /// Connections to end.
     unwanted: BTreeMap<IkeKey, IkeConnection>,
@@ -180,13 +184,17 @@ impl Charon {
         let now = Instant::now();
         self.next = now + LATER;
         self.yielded
-            .retain(|_, until| until.is_none_or(|until| until > now));
+            .retain(|_, since| since.is_none_or(|since| now - since < YIELD_LONGEST));
+        let yielded = self.yielded.iter().map(|(key, since)| {
+            let in_any_case = since.is_none_or(|since| now - since < YIELD);
+            (*key, in_any_case)
+        });
         let plan = Plan {
             socket: self.socket.clone(),
             wanted: self.wanted.clone(),
             unwanted: self.unwanted.keys().copied().collect(),
             loaded: self.loaded.clone(),
-            yielded: self.yielded.keys().copied().collect(),
+            yielded: yielded.collect(),
             lingering: self.lingering.clone(),
         };
         self.job.spawn(sync::sync(plan));
@@ -272,9 +280,9 @@ impl Charon {
     fn found(&mut self, found: Found) {
         self.loaded = found.loaded;
         self.lingering = found.lingering;
-        for (key, until) in &mut self.yielded {
-            if until.is_none() && self.loaded.get(key) == self.wanted.get(key) {
-                *until = Some(Instant::now() + YIELD);
+        for (key, since) in &mut self.yielded {
+            if since.is_none() && self.loaded.get(key) == self.wanted.get(key) {
+                *since = Some(Instant::now());
             }
         }
         self.serving = found.process;

@@ -36,8 +36,8 @@ pub(super) struct Plan {
     pub(super) unwanted: BTreeSet<IkeKey>,
     /// What charon was told by this process.
     pub(super) loaded: BTreeMap<IkeKey, IkeConnection>,
-    /// Connections that the peer is to begin.
-    pub(super) yielded: BTreeSet<IkeKey>,
+    /// Connections that the peer is to begin: in any case, or if it has begun one.
+    pub(super) yielded: BTreeMap<IkeKey, bool>,
     /// Names of connections that earlier looks ended.
     pub(super) lingering: BTreeSet<String>,
 }
@@ -155,10 +155,11 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
             // Its next agreement would fail like the one before: a connection that begins needs none for its first keys.
             terminate(client, &name).await?;
         }
-        let begins = state(key, wanted) <= Some(State::Ending)
-            && !plan.yielded.contains(key)
-            && !begun.contains(&wanted.remote.to_string());
-        if begins && done.is_ok() {
+        let yields = plan
+            .yielded
+            .get(key)
+            .is_some_and(|in_any_case| *in_any_case || begun.contains(&wanted.remote.to_string()));
+        if state(key, wanted) <= Some(State::Ending) && !yields && done.is_ok() {
             done = initiate(client, &name, key).await;
         }
         match done {
@@ -212,7 +213,7 @@ async fn associations(client: &mut Client) -> io::Result<Associations> {
                 State::Ending
             } else if children.iter().any(|child| works(child, asked)) {
                 State::Up
-            } else if !children.is_empty() || ike_state != "ESTABLISHED" {
+            } else if !children.is_empty() || ike_state != "ESTABLISHED" || is_busy(ike) {
                 State::Beginning
             } else {
                 State::Empty
@@ -222,6 +223,12 @@ async fn associations(client: &mut Client) -> io::Result<Associations> {
         }
     }
     Ok(found)
+}
+
+/// Returns whether charon has something to agree on, such as new keys.
+fn is_busy(ike: &Section) -> bool {
+    let tasks = ["tasks-queued", "tasks-active"];
+    tasks.iter().any(|list| !ike.list(list).is_empty())
 }
 
 /// Returns whether both sides have the keys of a child. `asked`: this side began the connection.
