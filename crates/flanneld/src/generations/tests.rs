@@ -459,6 +459,7 @@ async fn a_peer_is_reached_encrypted_as_soon_as_keys_are_agreed_on() {
         "{report}"
     );
     // Its lease is deleted and written again: packets to it wait for keys, they do not go the former way.
+    reconciler.set_may_delete(true);
     cluster.take(shown(None), false, &mut reconciler);
     reconciler.pass().await;
     assert!(!objects().iter().any(encrypts_to_peer), "{:?}", objects());
