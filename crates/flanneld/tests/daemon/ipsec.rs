@@ -299,7 +299,7 @@ fn rekeys(one: &Node, two: &Node) {
         })
         .unwrap();
     }
-    // charon takes the old keys first and the new ones then: 2 packets of 387 were lost in an emulated machine.
+    // In an emulated machine 2 packets of 387 were lost.
     traffic.nearly_all_arrived("new keys");
 }
 
