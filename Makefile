@@ -59,9 +59,9 @@ model-check: ## The lease protocol, every order of events within larger bounds t
 
 SEEDS ?= 0-10000
 .PHONY: sim
-sim: ## Fleets of nodes on a simulated etcd under random faults, one for each seed (SEEDS=0-10000)
+sim: ## Fleets of leases, and of whole daemons, simulated under random faults, one for each seed (SEEDS=0-10000)
 	@scripts/setup build
-	SEEDS=$(SEEDS) $(CARGO) test --locked --profile proof -p sim --test fleet -- --nocapture
+	SEEDS=$(SEEDS) $(CARGO) test --locked --profile proof -p sim --test fleet --test daemons -- --nocapture
 
 SECONDS ?= 60
 .PHONY: fuzz

@@ -23,6 +23,10 @@ use super::rules::Rules;
 pub const BOUND: Duration = Duration::from_secs(600);
 /// How long it must stay so.
 const STABLE: Duration = Duration::from_secs(300);
+/// How long a machine takes to restart.
+const REBOOT: Duration = Duration::from_secs(20);
+/// How long after a write of its own everything that belongs to it is written, too.
+const QUIET: Duration = Duration::from_secs(30);
 /// How often the rules are checked.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -93,7 +97,7 @@ impl<'a> Fleet<'a> {
             let dir = dir.join(format!("node{number}"));
             std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
             // Every other kernel is an old one.
-            let machine = SimMachine::new(iface, first_address(number), number % 2 == 0);
+            let machine = SimMachine::new(iface, first_address(number), number.is_multiple_of(2));
             nodes.push(SimNode {
                 machine: Arc::new(machine),
                 daemon: None,
@@ -165,6 +169,7 @@ impl<'a> Fleet<'a> {
         self.log.say("all is well");
         // A change of the backend ends a while after everybody follows it.
         let changes = self.plan.steps.iter().any(|step| step.kind == Kind::Config);
+        self.pass_until(whole + QUIET).await?;
         let operations = self.operations();
         while self.server.now() < whole + STABLE {
             let next = self.server.now() + TICK * 5;
@@ -414,6 +419,22 @@ impl<'a> Fleet<'a> {
                 });
                 ends(step);
             }
+            Kind::Reboot => {
+                let sim = &mut self.nodes[node];
+                if let Some(daemon) = sim.daemon.take() {
+                    sim.steps += daemon.steps();
+                    daemon.kill().await;
+                }
+                if count % 2 == 1 {
+                    lose_files(&sim.dir);
+                }
+                let (address, iface) = (machine.address(), machine.iface());
+                let machine = SimMachine::new(iface, address, node.is_multiple_of(2));
+                self.rules.put_foreign(machine.kernel());
+                sim.machine = Arc::new(machine);
+                sim.start_at = sim.start_at.max(Some(at + REBOOT));
+            }
+            Kind::LoseFiles => lose_files(&self.nodes[node].dir),
             Kind::Config => {
                 self.variant = count % VARIANTS.len();
                 self.write_config();
@@ -440,6 +461,14 @@ impl<'a> Fleet<'a> {
             Kind::NoConfig | Kind::JunkConfig => self.write_config(),
             _ => {}
         }
+    }
+}
+
+/// Deletes a node's files. One that is being written comes back.
+fn lose_files(dir: &Path) {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    for file in files {
+        let _ = std::fs::remove_file(file.path());
     }
 }
 

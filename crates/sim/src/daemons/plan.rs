@@ -63,11 +63,15 @@ pub enum Kind {
     JunkConfig,
     /// The network configuration changes to the variant with this number.
     Config,
+    /// The machine restarts: its kernel is empty. If the number is odd, the node's files are lost, too.
+    Reboot,
+    /// The node's files are deleted.
+    LoseFiles,
 }
 
 impl Kind {
     /// Every kind, and its name in a plan.
-    pub const ALL: [(Kind, &'static str); 28] = [
+    pub const ALL: [(Kind, &'static str); 30] = [
         (Kind::Kill, "kill"),
         (Kind::Down, "down"),
         (Kind::Cut, "cut"),
@@ -96,6 +100,8 @@ impl Kind {
         (Kind::NoConfig, "no-config"),
         (Kind::JunkConfig, "junk-config"),
         (Kind::Config, "config"),
+        (Kind::Reboot, "reboot"),
+        (Kind::LoseFiles, "lose-files"),
     ];
 
     fn name(self) -> &'static str {

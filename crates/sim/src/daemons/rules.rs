@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use dataplane::fake::FakeKernel;
 use flanneld::node::Phase;
 use ipnet::IpNet;
 use model::object::{AddrKey, Link, LinkKind, NextHop, ROUTE_PROTOCOL, Route, RouteKey, RouteTo};
@@ -44,23 +45,13 @@ impl Rules {
     /// Returns the rules for a plan, and puts objects of other programs into the kernels.
     ///
     /// # Errors
-    /// A kernel does not take such an object.
+    /// The text of such an object is wrong.
     pub fn new(plan: &Plan, nodes: &[SimNode]) -> Result<Rules, String> {
         let text = |error: &dyn std::fmt::Display| error.to_string();
         let network = "10.20.0.0/16".parse().map_err(|e| text(&e))?;
         let foreign = foreign().map_err(|e| text(&e))?;
-        for node in nodes {
-            for object in &foreign {
-                if !node.machine.kernel().outside(&Op::Put(object.clone())) {
-                    return Err(format!(
-                        "the kernel does not take {}",
-                        Op::Put(object.clone())
-                    ));
-                }
-            }
-        }
         let has = |of: fn(Kind) -> bool| plan.steps.iter().any(|step| of(step.kind));
-        Ok(Rules {
+        let rules = Rules {
             network,
             foreign,
             may_confuse: has(Kind::confuses_leases),
@@ -72,7 +63,18 @@ impl Rules {
             steps: vec![0; nodes.len()],
             checked_at: Duration::ZERO,
             kept: BTreeMap::new(),
-        })
+        };
+        for node in nodes {
+            rules.put_foreign(node.machine.kernel());
+        }
+        Ok(rules)
+    }
+
+    /// Puts objects of other programs into a kernel. One that it does not take is missed later.
+    pub fn put_foreign(&self, kernel: &FakeKernel) {
+        for object in &self.foreign {
+            kernel.outside(&Op::Put(object.clone()));
+        }
     }
 
     /// Returns a route of another program.
