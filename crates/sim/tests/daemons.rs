@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What this test is called.
 const NAME: &str = "simulated_daemons";
 /// The seeds that run without `SEEDS`.
-const FEW: &str = "0-15";
+const FEW: &str = "0-7";
 
 /// Stands for the system's random numbers: hash tables, tokio's choices and everything that is seeded by either are the
 /// same in every run.

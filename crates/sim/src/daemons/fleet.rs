@@ -148,6 +148,7 @@ impl<'a> Fleet<'a> {
                 self.end(step);
             }
         }
+        self.repair_config();
         for daemon in self.nodes.iter().filter_map(|node| node.daemon.as_ref()) {
             daemon.spare();
         }
@@ -255,11 +256,27 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    fn write_config(&self) {
+    fn config(&self) -> String {
         let backend = VARIANTS[self.variant];
-        let json = format!(
+        format!(
             r#"{{"Network":"10.20.0.0/16","SubnetMin":"10.20.1.0","SubnetMax":"10.20.40.0","Backend":{backend}}}"#
-        );
+        )
+    }
+
+    /// Writes the configuration again if a backup that was restored held another one.
+    fn repair_config(&self) {
+        let key = format!("{PREFIX}/config");
+        let is_right = self.server.read(|data| {
+            let found = data.get(key.as_bytes());
+            found.is_some_and(|kv| kv.value == self.config().as_bytes())
+        });
+        if !is_right {
+            self.write_config();
+        }
+    }
+
+    fn write_config(&self) {
+        let json = self.config();
         self.server
             .change(|data| data.put(&format!("{PREFIX}/config"), &json));
     }
