@@ -168,8 +168,10 @@ impl<'a> Fleet<'a> {
             self.pass_until(next).await?;
         };
         self.log.say("all is well");
-        // A change of the backend ends a while after everybody follows it.
-        let changes = self.plan.steps.iter().any(|step| step.kind == Kind::Config);
+        // A change of the backend ends a while after everybody follows it, and leases that a restore has lost are kept
+        // for a while.
+        let ends_late = |step: &Step| matches!(step.kind, Kind::Config | Kind::Restore);
+        let changes = self.plan.steps.iter().any(ends_late);
         self.pass_until(whole + QUIET).await?;
         let operations = self.operations();
         while self.server.now() < whole + STABLE {
