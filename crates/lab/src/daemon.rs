@@ -12,6 +12,7 @@ use crate::error::Doing;
 use crate::ground::Ground;
 use crate::http::http_get;
 use crate::process::{Process, tail};
+use crate::seccomp::{self, Seccomp};
 use crate::usage::{Usage, usage};
 use crate::{BIN_DIR, Error, Namespace, SubnetEnv, wait_for};
 
@@ -52,6 +53,7 @@ pub struct Daemon {
     log: PathBuf,
     common_args: Vec<String>,
     instance: Mutex<Instance>,
+    seccomp: Mutex<Option<Seccomp>>,
     process: Mutex<Option<Arc<Process>>>,
 }
 
@@ -69,6 +71,7 @@ impl Daemon {
                 .join(format!("log/{}-{}", place.name(), instance.name)),
             common_args: common_args.to_vec(),
             instance: Mutex::new(instance),
+            seccomp: Mutex::default(),
             process: Mutex::default(),
         }
     }
@@ -81,6 +84,19 @@ impl Daemon {
     /// Sets the arguments of the next start, after those that the lab gives.
     pub fn set_args<S: Into<String>>(&self, args: impl IntoIterator<Item = S>) {
         lock(&self.instance).args = args.into_iter().map(Into::into).collect();
+    }
+
+    /// Sets the seccomp profile of the next start, in place of the one that `$FLANNEL_LAB_SECCOMP` names.
+    pub fn set_seccomp(&self, profile: Seccomp) {
+        *lock(&self.seccomp) = Some(profile);
+    }
+
+    fn seccomp(&self) -> Result<Option<Seccomp>, Error> {
+        match (&*lock(&self.seccomp), std::env::var_os(seccomp::VARIABLE)) {
+            (Some(given), _) => Ok(Some(given.clone())),
+            (None, Some(file)) => Seccomp::read(file.as_ref()).map(Some),
+            (None, None) => Ok(None),
+        }
     }
 
     /// Starts it; an instance that runs already is an error.
@@ -98,11 +114,12 @@ impl Daemon {
                 old.pid()
             )));
         }
-        *process = Some(Arc::new(Process::start(
+        *process = Some(Arc::new(Process::start_confined(
             &self.name(),
             &self.place,
             &mut self.command(),
             &self.log,
+            self.seccomp()?.as_ref(),
         )?));
         Ok(())
     }

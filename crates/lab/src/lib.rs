@@ -52,6 +52,7 @@ mod privilege;
 mod process;
 mod programs;
 mod repair;
+mod seccomp;
 mod settle;
 mod store;
 mod subnet_env;
@@ -81,6 +82,7 @@ pub use privilege::{become_root, check as check_privilege, real_root_for, user_n
 pub use process::Process;
 pub use programs::{flannel_bin_dir, flannel_image};
 pub use repair::Repair;
+pub use seccomp::Seccomp;
 pub use store::StoreKind;
 pub use subnet_env::SubnetEnv;
 pub use usage::{Usage, usage};

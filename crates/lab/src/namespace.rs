@@ -12,6 +12,7 @@ use crate::Error;
 use crate::error::Doing;
 use crate::guard::Guard;
 use crate::programs;
+use crate::seccomp::Seccomp;
 
 /// A network namespace with the mount namespace that belongs to it. It has no name in the file
 /// system; it lives as long as this value or a process in it.
@@ -171,6 +172,15 @@ impl Namespace {
     /// # Errors
     /// The namespace could not be entered, or the program not started.
     pub fn spawn(&self, command: &mut Command) -> Result<Child, Error> {
+        self.spawn_confined(command, None)
+    }
+
+    /// As [`Namespace::spawn`]; the program may make only the system calls that `seccomp` allows.
+    pub(crate) fn spawn_confined(
+        &self,
+        command: &mut Command,
+        seccomp: Option<&Seccomp>,
+    ) -> Result<Child, Error> {
         let spawn = || {
             self.enter()?;
             setns(&*self.pid, CloneFlags::CLONE_NEWPID)
@@ -181,6 +191,9 @@ impl Namespace {
             command
                 .env("PATH", search_path())
                 .env("LAB_NODE", &self.name);
+            if let Some(seccomp) = seccomp {
+                seccomp.confine()?;
+            }
             command.spawn().map_err(|e| self.not_started(command, e))
         };
         in_thread(spawn)

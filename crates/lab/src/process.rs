@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use crate::error::Doing;
 use crate::namespace::Namespace;
+use crate::seccomp::Seccomp;
 use crate::{Error, wait_for};
 
 /// A running program with its log. Dropping it kills it.
@@ -34,6 +35,17 @@ impl Process {
         command: &mut Command,
         log: &Path,
     ) -> Result<Process, Error> {
+        Process::start_confined(name, place, command, log, None)
+    }
+
+    /// As [`Process::start`]; the program may make only the system calls that `seccomp` allows.
+    pub(crate) fn start_confined(
+        name: &str,
+        place: &Namespace,
+        command: &mut Command,
+        log: &Path,
+        seccomp: Option<&Seccomp>,
+    ) -> Result<Process, Error> {
         use std::os::unix::process::CommandExt;
         let file = OpenOptions::new()
             .create(true)
@@ -47,7 +59,7 @@ impl Process {
             .stdout(file)
             .stderr(again)
             .process_group(0);
-        let child = Mutex::new(place.spawn(command)?);
+        let child = Mutex::new(place.spawn_confined(command, seccomp)?);
         Ok(Process {
             name: name.into(),
             log: log.into(),
