@@ -42,6 +42,12 @@ test-long: ## The tests that take minutes each: 200 daemons, 200 clients of a pr
 	$(CARGO) test --locked -p store --test store -- --ignored --nocapture proxied
 	$(CARGO) test --locked -p flanneld --test daemon -- --ignored --nocapture --test-threads=1 crowd revoked
 
+.PHONY: test-confined
+test-confined: ## The tests of flanneld, every daemon under the shipped seccomp profile: another system call ends it
+	@scripts/setup test
+	$(CARGO) build --locked --workspace --bins
+	FLANNEL_LAB_SECCOMP=$(CURDIR)/deploy/seccomp/flanneld.json $(CARGO) test --locked -p flanneld --test daemon
+
 # What runs under kernels that people have; see scripts/vm. Without /dev/kvm machines are emulated:
 # then this takes about a quarter of an hour on two cores.
 KERNELS ?= 6.1 6.12

@@ -35,6 +35,7 @@
 mod api;
 mod attributes;
 mod between_runs;
+mod confined;
 mod connected;
 mod crowd;
 mod embed;
