@@ -278,7 +278,9 @@ impl<D: Dataplane> Reconciler<D> {
         let looked = self.look().await;
         self.look_failed = !looked;
         let cost = began.elapsed().mul_f64(LOOKS_SHARE).as_secs_f64() / LOOKS.1.as_secs_f64();
-        self.looks.take_as(now, cost.ceil().max(1.0) as u32);
+        // No more than the whole allowance: where all programs are slow, a repair shall not wait for minutes.
+        let cost = cost.ceil().clamp(1.0, f64::from(LOOKS.0));
+        self.looks.take_as(now, cost as u32);
         looked
     }
 
@@ -348,8 +350,13 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn refused(&mut self, op: &Op, error: KernelError, now: Instant) {
-        // An answer that was lost leaves open whether the operation was done.
-        self.look_again |= error.errno == libc::ENOBUFS;
+        // An answer that was lost leaves open whether the operation was done. And what the object needs, a next hop
+        // or a device, may have gone without a notification: the kernel sends none of the next hops of a device.
+        self.look_again |= match error.errno {
+            libc::ENOBUFS => true,
+            libc::EINVAL | libc::ENODEV | libc::ENOENT => needs_another(op),
+            _ => false,
+        };
         let refusal = (op.object().kind(), error.errno);
         *self.refusals.entry(refusal).or_default() += 1;
         if matches!(
@@ -500,6 +507,11 @@ pub fn tell_each(changes: usize) -> bool {
 /// Jittered, so that a fleet started at once does not look at once.
 fn next_audit() -> Instant {
     Instant::now() + AUDIT_EVERY.mul_f64(0.5 + fastrand::f64())
+}
+
+/// Whether the operation writes something that needs another object of ours.
+fn needs_another(op: &Op) -> bool {
+    matches!(op, Op::Put(object) if !matches!(object, Object::Link(..)))
 }
 
 /// Refusals of one kind.

@@ -478,3 +478,46 @@ fn a_fight_is_limited_to_what_it_is_about() {
         assert!(deleted >= 2, "{deleted} times in a moment");
     });
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_next_hop_that_went_unannounced_is_written_again_without_waiting_for_the_audit() {
+    let kernel = kernel(true);
+    let outside = kernel.another();
+    let mut reconciler = Reconciler::new(kernel.clone(), scope());
+    reconciler.set_may_delete(true);
+    reconciler.set(Owner::Node, node());
+    reconciler.set(Owner::Peer(1), peer(1, 0));
+    settle(&mut reconciler).await;
+    let whole = outside.render();
+    let (audits, began) = (reconciler.audits(), Instant::now());
+    let objects = outside.objects();
+    let of_peer = |object: &&Object| match object {
+        Object::NextHop(..) => true,
+        Object::Route(_, route) => matches!(route.to, RouteTo::NextHopId(_)),
+        _ => false,
+    };
+    let (hops, routes): (Vec<_>, Vec<_>) = objects
+        .iter()
+        .filter(of_peer)
+        .cloned()
+        .partition(|object| matches!(object, Object::NextHop(..)));
+    assert_eq!((hops.len(), routes.len()), (1, 1));
+    assert!(outside.outside(&Op::Del(hops[0].clone())));
+    // Only that the route is gone arrives.
+    loop {
+        tokio::select! {
+            biased;
+            event = reconciler.event() => drop(event),
+            () = std::future::ready(()) => break,
+        }
+    }
+    reconciler.note(KernelEvent::Gone(routes[0].clone()));
+    settle(&mut reconciler).await;
+    assert_eq!(outside.render(), whole);
+    assert_eq!(reconciler.audits(), audits);
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        began.elapsed()
+    );
+}
