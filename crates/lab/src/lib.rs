@@ -70,7 +70,7 @@ pub use kube::{
     not_run,
 };
 pub use lab::Lab;
-pub use machine::{Machine, debian_root};
+pub use machine::{Debian, Machine, debian_root};
 pub use mesh::Ping;
 pub use namespace::Namespace;
 pub use node::Node;

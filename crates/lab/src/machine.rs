@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-pub use root::debian_root;
+pub use root::{Debian, debian_root};
 
 use crate::cgroup::Cgroup;
 use crate::error::Doing;
@@ -27,7 +27,7 @@ const BOOT: &str = include_str!("machine/boot.sh");
 /// How long systemd may take to have started everything.
 const BOOTED: Duration = Duration::from_secs(60);
 
-/// A running Debian 12 with systemd. It dereferences to its [`Namespace`]:
+/// A running Debian with systemd. It dereferences to its [`Namespace`]:
 /// `machine.exec(["systemctl", "start", "flanneld"])`. Programs started so see the machine's files,
 /// processes, host name and network, and none of this process's environment. Dropping it kills
 /// all of it; so does the end of this process.
@@ -43,20 +43,28 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Boots a machine on the network of `node`, whose name it bears, and waits until systemd has
+    /// Boots a machine with Debian 12 on the network of `node`, whose name it bears, and waits until systemd has
     /// started everything, without a failure.
+    ///
+    /// # Errors
+    /// As [`Machine::boot_release`].
+    pub fn boot(node: &Node) -> Result<Machine, Error> {
+        Machine::boot_release(node, Debian::Bookworm)
+    }
+
+    /// Boots a machine as [`Machine::boot`] does, with that release of Debian.
     ///
     /// # Errors
     /// [`Error::Needs`]: not the computer's root, or something is missing. [`Error::Timeout`]
     /// names the units that failed or hang.
-    pub fn boot(node: &Node) -> Result<Machine, Error> {
+    pub fn boot_release(node: &Node, release: Debian) -> Result<Machine, Error> {
         if !nix::unistd::geteuid().is_root() || privilege::user_namespace() {
             return Err(Error::Needs(
                 "a machine needs the computer's real root: systemd and dpkg want all users and groups".into(),
             ));
         }
         programs::require(&["unshare", "setpriv", "pivot_root"])?;
-        let root = debian_root()?;
+        let root = debian_root(release)?;
         let cgroup = Cgroup::new(node.name())?;
         let mut command = Command::new("unshare");
         command

@@ -116,7 +116,7 @@ fn is_a_machine_of_its_own() {
     })
     .unwrap();
     assert!(!Path::new("/usr/local/bin/hello").exists());
-    let root = lab::debian_root().unwrap();
+    let root = lab::debian_root(lab::Debian::Bookworm).unwrap();
     assert!(!root.join("usr/local/bin/hello").exists());
 
     // Nothing of our environment is in its programs'.

@@ -155,6 +155,17 @@ impl Kubelet {
         Ok(())
     }
 
+    /// `SIGKILL` for containerd, and a new one, which reads its configuration again; the pods run on.
+    ///
+    /// # Errors
+    /// As [`Kubelet::start_containerd`], or the system refused it.
+    pub fn restart_containerd(&self) -> Result<(), Error> {
+        if let Some(process) = lock(&self.containerd).take() {
+            process.kill9()?;
+        }
+        self.start_containerd()
+    }
+
     /// `SIGKILL` for kubelet; containerd and the pods run on.
     ///
     /// # Errors

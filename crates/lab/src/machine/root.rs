@@ -1,4 +1,4 @@
-//! The root directory that every machine starts from: Debian, made once and kept.
+//! The root directories that machines start from: releases of Debian, each made once and kept.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
@@ -28,17 +28,47 @@ const PACKAGES: &[&str] = &[
     "python3-apt",
 ];
 
-/// A directory with Debian 12 in it, below `${XDG_CACHE_HOME:-~/.cache}/flannel-rs/`; nobody
-/// may write to it. The first call makes it, which takes a minute or two and the network; others
-/// meanwhile wait for it.
+/// A release of Debian that machines can run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Debian {
+    /// Debian 12.
+    #[default]
+    Bookworm,
+    /// Debian 13.
+    Trixie,
+}
+
+impl Debian {
+    /// Returns the code name, as mirrors and `/etc/os-release` have it.
+    pub fn codename(self) -> &'static str {
+        match self {
+            Debian::Bookworm => "bookworm",
+            Debian::Trixie => "trixie",
+        }
+    }
+
+    fn number(self) -> u32 {
+        match self {
+            Debian::Bookworm => 12,
+            Debian::Trixie => 13,
+        }
+    }
+}
+
+/// Returns a directory that holds a release of Debian, below `${XDG_CACHE_HOME:-~/.cache}/flannel-rs/`; nobody may
+/// write to it. The first call makes it, which takes a minute or two and the network; others meanwhile wait for it.
 ///
 /// # Errors
 /// [`Error::Needs`] when something is missing; [`Error::Command`] with the end of debootstrap's
 /// log.
-pub fn debian_root() -> Result<PathBuf, Error> {
+pub fn debian_root(release: Debian) -> Result<PathBuf, Error> {
     let mut recipe = DefaultHasher::new();
     (SCRIPT, PACKAGES).hash(&mut recipe);
-    let dir = cache()?.join(format!("debian-12-{:016x}", recipe.finish()));
+    let dir = cache()?.join(format!(
+        "debian-{}-{:016x}",
+        release.number(),
+        recipe.finish()
+    ));
     if dir.is_dir() {
         return Ok(dir);
     }
@@ -53,20 +83,22 @@ pub fn debian_root() -> Result<PathBuf, Error> {
             SCRIPT,
             "root",
         ])
+        .arg(release.codename())
         .arg(&dir)
         .args(PACKAGES)
         .env("PATH", programs::search_path())
         .stdin(Stdio::null())
         .output()
         .doing(|| "start debootstrap".into())?;
-    match output.status.success() {
-        true => Ok(dir),
-        false => Err(Error::Command {
+    if output.status.success() {
+        Ok(dir)
+    } else {
+        Err(Error::Command {
             place: "this machine".into(),
-            command: format!("debootstrap {}", dir.display()),
+            command: format!("debootstrap {} {}", release.codename(), dir.display()),
             status: output.status.to_string(),
             output: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }),
+        })
     }
 }
 

@@ -1,19 +1,18 @@
-# Makes the root directory that machines start from, once. usage: sh -c THIS root DIRECTORY PACKAGE...
+# Makes the root directory that machines start from, once. usage: sh -c THIS root CODENAME DIRECTORY PACKAGE...
 # Runs in a mount namespace of its own, so that debootstrap's mounts cannot stay.
 set -eu
-dir=$1
-shift
+codename=$1 dir=$2
+shift 2
 mkdir -p "${dir%/*}"
 exec 9>"$dir.lock"
 flock 9
 [ ! -d "$dir" ] || exit 0
 
-# From where this machine's own packages come, should that not be the default.
-codename=bookworm
+# From where this machine's own packages come, should that not be the default: a mirror has all releases.
 # The $ are for apt-get.
 # shellcheck disable=SC2016
-mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' 2>/dev/null |
-	sed -n "s/ $codename main\$//p" | head -n 1)
+mirror=$(apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(CODENAME) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+	awk '$1 == "Debian" && $2 == "main" && $3 !~ /-/ { print $4; exit }')
 new=$dir.new
 rm -rf "$new"
 trap 'rm -rf "$new"' EXIT

@@ -10,6 +10,7 @@
 )]
 
 mod families;
+mod k3s;
 mod looking;
 mod manifest;
 mod pods;

@@ -72,7 +72,7 @@ pub(super) async fn follow(
                     warn!("{text}; retrying");
                 }
             }
-            Err(failure) => debug!("etcd: following the configuration: {failure}"),
+            Err(failure) => debug!("etcd: following the configuration: {}", failure.reason()),
         }
         backoff.wait().await;
     }

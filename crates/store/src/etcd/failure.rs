@@ -17,7 +17,7 @@ pub(super) const LEASE_EXISTS: &str = "lease already exists";
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     /// No endpoint answers: wait, and retry.
-    #[error("{0}")]
+    #[error("etcd (-etcd-endpoints): {0}")]
     Unreachable(String),
     /// The revision asked for is gone: list again.
     #[error("the revision was compacted away")]
@@ -28,6 +28,16 @@ pub(super) enum Failure {
     /// etcd says no; another endpoint would say the same.
     #[error("etcd refuses: {0}")]
     Refused(String),
+}
+
+impl Failure {
+    /// Returns the reason, for a line that names etcd already.
+    pub(super) fn reason(self) -> String {
+        match self {
+            Failure::Unreachable(reason) => reason,
+            other => other.to_string(),
+        }
+    }
 }
 
 /// What it says when asked for a revision that it has not reached.

@@ -116,12 +116,12 @@ impl Follower {
                     self.leases.list_again(&mut self.own);
                 }
                 // The end of a connection is no outage yet: the next one may follow at once.
-                End::Failed(failure) if lasted => debug!("etcd: {failure}"),
+                End::Failed(failure) if lasted => debug!("etcd: {}", failure.reason()),
                 End::Moved => debug!("etcd: this node has another address: reconnecting"),
                 End::Failed(failure) => {
-                    let reason = failure.to_string();
+                    self.status.set(Some(failure.to_string()));
+                    let reason = failure.reason();
                     self.reachability.set_unreachable(&self.queue, &reason);
-                    self.status.set(Some(reason));
                 }
             }
             let replica = self.leases.replica();

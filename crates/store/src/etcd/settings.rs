@@ -119,9 +119,10 @@ impl EtcdSettings {
     /// Returns the prefix without trailing slashes.
     pub(super) fn parse_prefix(&self) -> Result<String, SettingsError> {
         let prefix = self.prefix.trim_end_matches('/');
-        match prefix.is_empty() || prefix.chars().any(char::is_control) {
-            true => Err(SettingsError::Prefix(self.prefix.clone())),
-            false => Ok(prefix.into()),
+        if prefix.is_empty() || prefix.chars().any(char::is_control) {
+            Err(SettingsError::Prefix(self.prefix.clone()))
+        } else {
+            Ok(prefix.into())
         }
     }
 

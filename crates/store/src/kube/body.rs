@@ -143,3 +143,35 @@ impl Body {
         Ok(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// A byte each 20 s would never end: the silence is short each time.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_drips_is_given_up() {
+        let (ours, mut theirs) = tokio::io::duplex(4096);
+        tokio::spawn(async move {
+            let _ = theirs.read(&mut [0; 1024]).await;
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n";
+            let mut sent = theirs.write_all(head).await;
+            while sent.is_ok() {
+                tokio::time::sleep(Duration::from_secs(20)).await;
+                sent = theirs.write_all(b"x").await;
+            }
+        });
+        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+        tokio::spawn(connection);
+        let request = hyper::Request::new(http_body_util::Empty::<Bytes>::new());
+        let began = Instant::now();
+        let (head, incoming) = sender.send_request(request).await.unwrap().into_parts();
+        let error = Body::new(&head, incoming).whole(1 << 20).await.unwrap_err();
+        assert!(error.contains("did not end within 300 s"), "{error}");
+        assert!(began.elapsed() < LONGEST + SILENCE, "{:?}", began.elapsed());
+    }
+}

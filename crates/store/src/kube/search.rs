@@ -112,7 +112,14 @@ impl NodeSearch {
         let name: Arc<str> = loop {
             match self.ask_name().await {
                 Ok(name) => break name,
-                Err(failure) => retry.wait(&failure.to_string(), failure.is_away()).await,
+                Err(failure) => {
+                    let is_away = failure.is_away();
+                    let reason = match failure {
+                        Failure::Away(why) => format!("API server: {why}"),
+                        other => other.to_string(),
+                    };
+                    retry.wait(&reason, is_away).await;
+                }
             }
         };
         retry.over();

@@ -82,6 +82,24 @@ fn endpoints_that_upstream_takes_work() {
     });
 }
 
+#[test]
+fn an_etcd_that_does_not_answer_is_named_with_its_flag() {
+    local(async {
+        // Bound and closed: nobody listens there.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", free.local_addr().unwrap());
+        drop(free);
+        let mut store = at(&url);
+        let status = store.status();
+        let named = format!("etcd (-etcd-endpoints): {url}: Connection refused");
+        tokio::select! {
+            biased;
+            _ = store.config() => panic!("it was read"),
+            () = waits_for(&status, &named) => {}
+        }
+    });
+}
+
 /// A server that speaks HTTP/1.1 only, as etcd did before 3.0.
 #[test]
 fn a_server_without_the_v3_api_is_named() {
