@@ -16,8 +16,7 @@ use crate::connectivity::agent::AgentArgs;
 use crate::explain::ExplainArgs;
 use crate::install::Install;
 use crate::key::KeyCommand;
-use crate::reports::{LogLevelArgs, PeersArgs, StatusArgs};
-use crate::status_socket::SocketArgs;
+use crate::reports::{LogLevelArgs, PeersArgs, StatusArgs, VersionArgs};
 use crate::upgrade_check::UpgradeCheckArgs;
 
 #[derive(Parser)]
@@ -65,7 +64,8 @@ pub(crate) enum Command {
     },
     /// Show this node: ready or not, why, its subnet, its store, its peers in numbers
     ///
-    /// Asks the flanneld of this host. Exit status 0: ready; 3: not ready; 1: no answer.
+    /// Asks the flanneld of this host; with --kubernetes every flanneld of a cluster. Exit status 0: ready; 3: not ready;
+    /// 1: no answer.
     Status(StatusArgs),
     /// List the other nodes, and how far this node is with each
     ///
@@ -96,8 +96,8 @@ pub(crate) enum Command {
     ///
     /// Exit status 0: nothing has to be changed; 3: something has.
     UpgradeCheck(UpgradeCheckArgs),
-    /// Print the version of this program and of the flanneld of this host
-    Version(SocketArgs),
+    /// Print the version of this program and of the flanneld of this host, or of flannel's pods (--kubernetes)
+    Version(VersionArgs),
     /// The WireGuard key of this node: show the public one, make a new one
     Key {
         #[command(subcommand)]

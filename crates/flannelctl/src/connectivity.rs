@@ -9,6 +9,7 @@ mod matrix;
 mod objects;
 mod pairs;
 mod session;
+mod views;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -46,9 +47,13 @@ pub(crate) struct ConnectivityArgs {
     /// With --kubernetes: how many pairs of nodes are tested; if there are more, so many at random
     #[arg(long, value_name = "N", default_value_t = 200)]
     pairs: usize,
-    /// With --kubernetes: all pairs, however many
+    /// All pairs: with --kubernetes however many; else what the probes of every node show, which needs
+    /// -health-page=all on the nodes
     #[arg(long, conflicts_with = "pairs")]
     all: bool,
+    /// With --all: the port of the nodes' health servers [default: this node's]
+    #[arg(long, value_name = "PORT", requires = "all")]
+    health_port: Option<u16>,
     /// With --kubernetes: measure TCP throughput too, from each node to one other, one after the other
     #[arg(long)]
     throughput: bool,
@@ -136,6 +141,9 @@ pub(crate) enum Outcome {
 pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
     if args.kube.is_given() {
         return wait_for(cluster::run(args));
+    }
+    if args.all {
+        return views::run(args);
     }
     let socket = &args.socket.socket;
     let node: NodeReport = status_socket::get(socket, "/v1/status")?;

@@ -1,14 +1,28 @@
 //! Which Kubernetes cluster a command is about, and where its flannel runs.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
-use store::KubeApi;
+use store::{KubeApi, PodExec};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 /// Where the image has this program.
 pub(crate) const PROGRAM: &str = "/opt/bin/flannelctl";
+
+/// Pods that are asked at the same time.
+const AT_ONCE: usize = 32;
+
+/// How long one of them may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Bytes of its answer.
+const LARGEST: usize = 1 << 20;
 
 /// How to find the cluster.
 #[derive(Args, Clone)]
@@ -82,6 +96,56 @@ impl KubeArgs {
         }
         Ok(pods)
     }
+}
+
+/// Runs this program, as it is in flannel's pods, with `words` in each of them; returns what each printed, by node, or why
+/// there is nothing. Exit status 3 is an answer, too.
+///
+/// # Errors
+/// The API server does not answer, or there is no pod.
+pub(crate) async fn in_every_pod(
+    args: &KubeArgs,
+    words: &[&str],
+) -> Result<Vec<(FlannelPod, Result<String, String>)>> {
+    let api = args.open()?;
+    let pods = args.pods(&api).await?;
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let mut tasks = JoinSet::new();
+    let command: Arc<[String]> = std::iter::once(PROGRAM)
+        .chain(words.iter().copied())
+        .map(ToOwned::to_owned)
+        .collect();
+    for pod in pods {
+        let (api, places, command) = (api.clone(), places.clone(), command.clone());
+        let namespace = args.namespace.clone();
+        tasks.spawn(async move {
+            let _place = places.acquire().await;
+            let words: Vec<&str> = command.iter().map(String::as_str).collect();
+            let exec = PodExec {
+                namespace: &namespace,
+                pod: &pod.name,
+                container: &pod.container,
+                command: &words,
+                stdin: None,
+                limit: LARGEST,
+            };
+            let said = match timeout(LIMIT, api.exec(&exec)).await {
+                Err(_) => Err(format!("no answer within {} s", LIMIT.as_secs())),
+                Ok(Err(error)) => Err(error.to_string()),
+                Ok(Ok(done)) if matches!(done.status, Some(0 | 3)) => {
+                    Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+                }
+                Ok(Ok(done)) => Err(format!("{}; {}", done.message, done.stderr.trim())),
+            };
+            (pod, said)
+        });
+    }
+    let mut all = Vec::new();
+    while let Some(done) = tasks.join_next().await {
+        all.push(done.context("ask a pod")?);
+    }
+    all.sort_by(|(a, _), (b, _)| a.node.cmp(&b.node));
+    Ok(all)
 }
 
 impl FlannelPod {

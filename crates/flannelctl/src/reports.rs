@@ -12,6 +12,7 @@ use serde::Serialize;
 use store::{Administer, ListedLease, Timing};
 
 use crate::check::settings::Settings;
+use crate::kube_args::{KubeArgs, in_every_pod};
 use crate::runtime::wait_for;
 use crate::status_socket::{self, SocketArgs};
 use crate::{output, status, yaml};
@@ -30,9 +31,20 @@ pub(crate) struct StatusArgs {
     /// Read FLANNELD_… variables from this file [default: /etc/flannel/flanneld.env, if there is one]
     #[arg(long, value_name = "FILE", requires = "cluster")]
     env_file: Option<PathBuf>,
+    #[command(flatten)]
+    kube: KubeArgs,
     /// flanneld's flags, with --cluster
     #[arg(last = true, value_name = "FLAG", requires = "cluster")]
     flags: Vec<String>,
+}
+
+/// Arguments of `flannelctl version`.
+#[derive(Args)]
+pub(crate) struct VersionArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
 }
 
 /// Arguments of `flannelctl log-level`.
@@ -112,6 +124,9 @@ impl StateArg {
 /// # Errors
 /// The daemon does not answer.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
+    if args.kube.is_given() {
+        return kube_cluster(args);
+    }
     if args.cluster {
         return cluster(args);
     }
@@ -166,6 +181,108 @@ fn cluster(args: &StatusArgs) -> Result<ExitCode> {
         let head = ["SUBNET", "PUBLIC IP", "BACKEND", "KIND", "PROBLEM"].map(str::to_owned);
         let rows = nodes.iter().map(LeaseReport::row);
         let rows: Vec<[String; 5]> = std::iter::once(head).chain(rows).collect();
+        output::table(&rows)
+            .iter()
+            .for_each(|line| output::line(line));
+    }
+    Ok(if all_good {
+        ExitCode::SUCCESS
+    } else {
+        status::no()
+    })
+}
+
+/// A node of a Kubernetes cluster, as its own flanneld reports it.
+#[derive(Serialize)]
+struct ClusterNode {
+    node: String,
+    /// What its flanneld reports; absent if nothing does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<NodeReport>,
+    /// Why there is no report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl ClusterNode {
+    fn is_good(&self) -> bool {
+        let failing = |report: &NodeReport| report.mesh.as_ref().map_or(0, |mesh| mesh.failing);
+        let status = self.status.as_ref();
+        status.is_some_and(|report| report.ready && failing(report) == 0)
+    }
+
+    fn row(&self) -> [String; 8] {
+        let none = || "-".to_owned();
+        let Some(report) = &self.status else {
+            let error = output::visible(self.error.as_deref().unwrap_or_default());
+            let node = self.node.clone();
+            return [
+                node,
+                "?".into(),
+                none(),
+                none(),
+                none(),
+                none(),
+                none(),
+                error,
+            ];
+        };
+        let network = report.network.as_ref();
+        let mesh = report.mesh.as_ref();
+        let problems = report.problems.iter().cloned();
+        let problems = problems.chain(mesh.and_then(|mesh| mesh.problem.clone()));
+        let problems: Vec<String> = problems.collect();
+        [
+            self.node.clone(),
+            if report.ready { "yes" } else { "no" }.to_owned(),
+            network.map_or_else(none, |network| list(&network.subnets)),
+            network.map_or_else(none, |network| network.backend.clone()),
+            format!("{}+{}", report.counts.peers, report.counts.refused_leases),
+            mesh.map_or_else(none, |mesh| format!("{}/{}", mesh.reachable, mesh.failing)),
+            report.version.clone(),
+            problems.join("; "),
+        ]
+        .map(|cell| output::visible(&cell))
+    }
+}
+
+/// Shows all nodes of a Kubernetes cluster, as their own flannelds report them.
+fn kube_cluster(args: &StatusArgs) -> Result<ExitCode> {
+    let found = wait_for(in_every_pod(&args.kube, &["status", "-o", "json"]))?;
+    let nodes: Vec<ClusterNode> = found
+        .into_iter()
+        .map(|(pod, said)| {
+            let read = said.and_then(|text| {
+                serde_json::from_str(&text)
+                    .map_err(|error| format!("not the expected JSON: {error}"))
+            });
+            let (status, error) = match read {
+                Ok(status) => (Some(status), None),
+                Err(error) => (None, Some(format!("pod {}: {error}", pod.name))),
+            };
+            ClusterNode {
+                node: pod.node,
+                status,
+                error,
+            }
+        })
+        .collect();
+    let all_good = nodes.iter().all(ClusterNode::is_good);
+    if !args.output.write(&serde_json::json!({ "nodes": nodes }))? {
+        let head = [
+            "NODE",
+            "READY",
+            "SUBNET",
+            "BACKEND",
+            "PEERS",
+            "REACHED/LOST",
+            "VERSION",
+            "PROBLEM",
+        ];
+        let rows = nodes.iter().map(ClusterNode::row);
+        let rows: Vec<[String; 8]> = std::iter::once(head.map(str::to_owned))
+            .chain(rows)
+            .collect();
         output::table(&rows)
             .iter()
             .for_each(|line| output::line(line));
@@ -238,15 +355,39 @@ pub(crate) fn log_level(args: &LogLevelArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints the versions.
+/// Prints the versions: of this program, of this host's flanneld, and of flannel's pods with `--kubernetes`.
 ///
 /// # Errors
-/// None: a daemon that does not answer is said to be unknown.
-pub(crate) fn version(args: &SocketArgs) -> Result<ExitCode> {
+/// The API server does not answer. A daemon or a pod that does not answer is said to be unknown.
+pub(crate) fn version(args: &VersionArgs) -> Result<ExitCode> {
     output::line(&format!("flannelctl {}", version::with_commit()));
-    let daemon = status_socket::get::<NodeReport>(&args.socket, "/v1/status");
+    if args.kube.is_given() {
+        let found = wait_for(in_every_pod(&args.kube, &["version"]))?;
+        let head = ["NODE", "FLANNELD", "IMAGE"].map(str::to_owned);
+        let rows = found.iter().map(|(pod, said)| {
+            let version = match said {
+                Ok(text) => {
+                    let mut lines = text.lines();
+                    let line = lines.find_map(|line| line.strip_prefix("flanneld"));
+                    line.unwrap_or("unknown").trim().to_owned()
+                }
+                Err(error) => format!("unknown ({error})"),
+            };
+            [pod.node.clone(), version, pod.image.clone()].map(|cell| output::visible(&cell))
+        });
+        let rows: Vec<[String; 3]> = std::iter::once(head).chain(rows).collect();
+        output::table(&rows)
+            .iter()
+            .for_each(|line| output::line(line));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let daemon = status_socket::get::<NodeReport>(&args.socket.socket, "/v1/status");
     match daemon {
-        Ok(report) => output::line(&format!("flanneld   {}", report.version)),
+        Ok(report) => {
+            let commit = report.commit.map(|commit| format!(" (commit {commit})"));
+            let commit = output::visible(&commit.unwrap_or_default());
+            output::line(&format!("flanneld   {}{commit}", report.version));
+        }
         Err(error) => output::line(&format!("flanneld   unknown ({error:#})")),
     }
     Ok(ExitCode::SUCCESS)

@@ -108,3 +108,61 @@ fn a_matrix_of_all_ways_and_the_one_that_loses_packets() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(error.contains("-probe-port=0"), "{error}");
 }
+
+#[test]
+fn what_the_probes_of_all_nodes_show() {
+    let lab = Lab::builder()
+        .nodes(3)
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    let page = ["-health-page=all", "-healthz-ip=0.0.0.0"];
+    for n in [1, 2] {
+        lab.node(n).flanneld().set_args(page);
+    }
+    lab.start().unwrap();
+    let a = lab.node(1);
+    let (two, three) = (lab.node(2).ipv4(), lab.node(3).ipv4());
+    let look = || {
+        let output = ctl(a, &["connectivity", "--all", "-o", "json"]);
+        let found: Value = serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())?;
+        let nodes = found["nodes"].as_array().cloned().unwrap_or_default();
+        let of = |ip: String| {
+            nodes
+                .iter()
+                .find(|node| node["publicIps"][0] == ip)
+                .cloned()
+        };
+        let second = of(two.to_string()).ok_or("no second node")?;
+        let third = of(three.to_string()).ok_or("no third node")?;
+        Ok::<_, String>((output.status.code(), second, third))
+    };
+    wait_for("the second node reaches both", SOON, || {
+        let (code, second, third) = look()?;
+        let error = third["error"].as_str().unwrap_or_default();
+        let good = second["reachable"] == 2 && second["error"].is_null();
+        if code == Some(3) && good && error.contains("-health-page=all") {
+            Ok(())
+        } else {
+            Err(format!("{code:?} {second} {third}"))
+        }
+    })
+    .unwrap();
+    for rule in [
+        "add table ip t",
+        "add chain ip t in { type filter hook input priority -300; }",
+        "add rule ip t in udp dport 8472 drop",
+    ] {
+        lab.node(3).exec(["nft", rule]).unwrap();
+    }
+    wait_for("the second node loses packets to the third", SOON, || {
+        let (_, second, _) = look()?;
+        let lost = second["failing"].as_array().map(Vec::len);
+        if lost == Some(1) {
+            Ok(())
+        } else {
+            Err(second.to_string())
+        }
+    })
+    .unwrap();
+}

@@ -7,9 +7,10 @@
     reason = "tests"
 )]
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Output};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::{Lab, Node, StoreKind, wait_for};
 use serde_json::Value;
@@ -192,6 +193,25 @@ fn the_socket_is_root_s_and_survives_clients_and_kills() {
     wait(node, &["status"], 0);
     drop(silent);
 
+    // The same of those that send half a request, and of those that do not read the answer.
+    for half in [
+        "GET /v1/peers HTTP/1.1\r\nHost: x",
+        "GET /v1/status HTTP/1.0\r\n\r\n",
+    ] {
+        let open = node
+            .run(|| {
+                let connect = || {
+                    let mut stream = UnixStream::connect(SOCKET).ok()?;
+                    stream.write_all(half.as_bytes()).ok()?;
+                    Some(stream)
+                };
+                (0..1000).filter_map(|_| connect()).collect::<Vec<_>>()
+            })
+            .unwrap();
+        assert!(open.len() > 100, "{half}: {}", open.len());
+        wait(node, &["status"], 0);
+    }
+
     node.flanneld().kill9().unwrap();
     assert_eq!(ctl(node, &["status"]).status.code(), Some(1));
     node.flanneld().start_ready(SOON).unwrap();
@@ -256,4 +276,56 @@ fn completions_are_printed() {
         .output()
         .unwrap();
     assert!(old.status.success(), "the old name of install-cni");
+}
+
+/// The daemon's memory in kB, without what is only mapped.
+fn memory(node: &Node) -> u64 {
+    let pid = node.flanneld().pid().unwrap();
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let value = line.unwrap().trim().trim_end_matches(" kB");
+    value.parse().unwrap()
+}
+
+#[test]
+fn fifteen_thousand_peers_are_listed_and_cost_no_memory_afterwards() {
+    let lab = Lab::builder()
+        .nodes(1)
+        .store(StoreKind::Directory)
+        .backend(serde_json::json!({"Type": "alloc"}))
+        .config("Network", serde_json::json!("10.64.0.0/10"))
+        .build()
+        .unwrap();
+    for n in 0..15_000_u32 {
+        let (high, low) = (64 + n / 256, n % 256);
+        let value = format!(r#"{{"PublicIP":"172.16.{high}.{low}","BackendType":"alloc"}}"#);
+        lab.put_lease(&format!("10.{high}.{low}.0-24"), &value)
+            .unwrap();
+    }
+    lab.start().unwrap();
+    let node = lab.node(1);
+    let list = || {
+        json(node, &["peers", "-o", "json"]).1["peers"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    wait_for("all peers are listed", SOON, || match list() {
+        15_000 => Ok(()),
+        n => Err(format!("{n}")),
+    })
+    .unwrap();
+    let before = memory(node);
+    let began = Instant::now();
+    for _ in 0..5 {
+        assert_eq!(list(), 15_000);
+    }
+    let took = began.elapsed() / 5;
+    eprintln!("15,000 peers as JSON, parsed twice: {took:?}; {before} kB before");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    wait_for("the memory is given back", SOON, || match memory(node) {
+        now if now < before + 4096 => Ok(()),
+        now => Err(format!("{now} kB, {before} kB before")),
+    })
+    .unwrap();
 }

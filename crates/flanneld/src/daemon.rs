@@ -196,7 +196,7 @@ impl Daemon {
     /// new devices causes no notification.
     async fn follow_host(&mut self) {
         self.host.begin(&mut self.path);
-        while let Some(host) = self.host.look(&mut self.path, &mut self.store) {
+        while let Some(host) = self.host.look(&mut self.path) {
             self.apply_backends(host).await;
         }
     }

@@ -13,6 +13,9 @@ pub use crate::probes::Cause;
 pub struct NodeReport {
     /// The daemon's version, such as `0.1.0`.
     pub version: String,
+    /// The commit that it was built from, where the build knew it.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// The daemon's process id, in its own PID namespace.
     pub pid: u32,
     /// Seconds since the daemon's start.

@@ -188,11 +188,16 @@ pub(crate) fn report_unserved(backend: &dyn Backend, lost: Option<&Lost>, status
     }
 }
 
+/// How often the Event about an interface that stays missing counts up.
+const EVENT_AGAIN: Duration = Duration::from_secs(600);
+
 /// The search for an interface that can be used.
 #[derive(Default)]
 struct HostSearch {
     /// The problem that was logged last.
     logged: Option<String>,
+    /// When an Event about it is due again.
+    event_due: Option<Instant>,
     /// Until when a better address is waited for.
     retry: Option<Instant>,
 }
@@ -232,11 +237,16 @@ impl HostSearch {
                     looks += 1;
                     let text = problem.to_string();
                     status.set_host_problem(Some(text.clone()));
-                    if self.logged.as_ref() != Some(&text) {
-                        warn!("{text}; waiting for it");
+                    let changed = self.logged.as_ref() != Some(&text);
+                    let now = Instant::now();
+                    if changed || self.event_due.is_none_or(|due| due <= now) {
+                        self.event_due = Some(now + EVENT_AGAIN);
                         if let Some(node) = store.node() {
                             node.report(interface_missing(&problem));
                         }
+                    }
+                    if changed {
+                        warn!("{text}; waiting for it");
                         self.logged = Some(text);
                     }
                     tokio::time::sleep(HOST_AGAIN).await;
@@ -248,7 +258,7 @@ impl HostSearch {
 }
 
 /// What an administrator is told when there is no interface to use.
-pub(crate) fn interface_missing(problem: &NoIface) -> Trouble {
+fn interface_missing(problem: &NoIface) -> Trouble {
     Trouble {
         reason: "InterfaceMissing",
         message: problem.to_string(),

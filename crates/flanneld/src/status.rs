@@ -322,6 +322,7 @@ impl Status {
         let n = &inner.numbers;
         NodeReport {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: crate::version::COMMIT.map(ToOwned::to_owned),
             pid: std::process::id(),
             uptime_seconds: inner.began.elapsed().as_secs(),
             ready: problems.is_empty(),
@@ -548,6 +549,8 @@ impl Status {
         let lasts = lasts.is_some_and(|since| since.elapsed() > ROUTES_PATIENCE);
         let routes = "routes to other nodes are missing: the kernel refuses them; flannelctl peers shows why";
         let all = [
+            ("DeviceMissing", inner.device_problem.clone()),
+            ("InterfaceMissing", inner.host_problem.clone()),
             ("RoutesMissing", lasts.then(|| routes.to_owned())),
             ("SubnetFileMissing", inner.file_problem.clone()),
             ("TrafficRulesMissing", inner.rules_problem.clone()),
@@ -629,6 +632,8 @@ mod tests {
         assert!(status.problems().is_empty());
         status.set_device_problem(Some("flannel.1 is missing".to_owned()));
         assert_eq!(status.problems(), ["flannel.1 is missing"]);
+        let missing = ("DeviceMissing", "flannel.1 is missing".to_owned());
+        assert_eq!(status.troubles(), [missing]);
         status.set_device_problem(None);
         status.set_routes_missing(true);
         assert!(status.problems().is_empty(), "a retry may do");

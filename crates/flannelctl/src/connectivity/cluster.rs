@@ -99,6 +99,8 @@ pub(super) async fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
         wait: Duration::from_secs(args.start_limit),
         count: args.count,
     };
+    // From here on a signal ends the program only after the namespace is removed.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut term = signal(SignalKind::terminate())?;
     let created = api
         .create(NAMESPACES, &objects::namespace(&namespace, now))
@@ -111,14 +113,14 @@ pub(super) async fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
         Err(error) => Err(error).with_context(|| format!("create the namespace {namespace}")),
         Ok(_) => tokio::select! {
             found = test.run(args, &nodes) => found,
-            _ = tokio::signal::ctrl_c() => bail_interrupted(),
+            _ = interrupt.recv() => bail_interrupted(),
             _ = term.recv() => bail_interrupted(),
         },
     };
     output::progress(&format!("removing the namespace {namespace}"));
     tokio::select! {
         () = remove(&api, &namespace) => {}
-        _ = tokio::signal::ctrl_c() => output::problem(&left(&namespace)),
+        _ = interrupt.recv() => output::problem(&left(&namespace)),
         _ = term.recv() => output::problem(&left(&namespace)),
     }
     let found = match found {

@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use model::Host;
-use store::AnyStore;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -13,7 +12,7 @@ use crate::allowance::Allowance;
 use crate::few_lines::FewLines;
 use crate::iface::{self, Look, NoIface};
 use crate::options::Options;
-use crate::settle::{addresses, connected, interface_missing, report_unserved};
+use crate::settle::{addresses, connected, report_unserved};
 
 /// How soon the host's interface is looked at again after a look that failed, and how often without any
 /// notification.
@@ -95,7 +94,7 @@ impl HostWatch {
     /// Looks at the interface. If it is not what it was, builds the backends for it and returns the host that they are
     /// to be applied for: another look is then due, since what changes until the kernel's filter knows the new
     /// devices causes no notification.
-    pub(super) fn look(&mut self, path: &mut DataPath, store: &mut AnyStore) -> Option<Host> {
+    pub(super) fn look(&mut self, path: &mut DataPath) -> Option<Host> {
         let Options {
             iface,
             public_ip,
@@ -111,7 +110,7 @@ impl HostWatch {
         } = match found {
             Ok(found) => found,
             Err(problem) => {
-                self.failed(&problem, path, store);
+                self.failed(&problem, path);
                 return None;
             }
         };
@@ -152,17 +151,15 @@ impl HostWatch {
     }
 
     /// Reports that the interface cannot be used.
-    fn failed(&mut self, problem: &NoIface, path: &DataPath, store: &mut AnyStore) {
+    fn failed(&mut self, problem: &NoIface, path: &DataPath) {
         // No notification follows if the look itself failed, or if another interface gets the addresses.
         self.due = Instant::now() + RETRY;
         let text = problem.to_string();
-        if path.status.set_host_problem(Some(text.clone())) {
-            if let Some(more) = self.lost.next() {
-                warn!("{text}; keeping what is there{more}");
-            }
-            if let Some(node) = store.node() {
-                node.report(interface_missing(problem));
-            }
+        // The Event about it is one of [`crate::status::Status::troubles`].
+        if path.status.set_host_problem(Some(text.clone()))
+            && let Some(more) = self.lost.next()
+        {
+            warn!("{text}; keeping what is there{more}");
         }
     }
 }

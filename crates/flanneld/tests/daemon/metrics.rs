@@ -222,23 +222,9 @@ fn a_prometheus_scrapes_two_daemons_and_alerts() {
         "127.0.0.1:10471".to_owned(),
         format!("{}:10471", other.ipv4()),
     ];
-    let config = format!(
-        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [alerts.yaml]\n\
-         scrape_configs: [{{job_name: flannel, static_configs: [{{targets: {instances:?}}}]}}]\n"
-    );
-    node.write("/run/prometheus/prometheus.yml", &config)
-        .unwrap();
-    node.write("/run/prometheus/alerts.yaml", &impatient_rules())
-        .unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new("prometheus");
-    command.args([
-        "--config.file=/run/prometheus/prometheus.yml",
-        "--storage.tsdb.path=/run/prometheus/data",
-        "--web.listen-address=127.0.0.1:9090",
-    ]);
     let log = dir.path().join("log");
-    let _prometheus = Process::start("prometheus", node, &mut command, &log).unwrap();
+    let _prometheus = prometheus(&lab, &instances, &impatient_rules(), &log);
 
     let both = |alert| instances.clone().map(|instance| (alert, instance));
     let lease = r#"{"PublicIP":"192.168.78.77","BackendType":"host-gw"}"#;
@@ -271,4 +257,196 @@ fn a_prometheus_scrapes_two_daemons_and_alerts() {
             ("FlannelDown", instances[1].clone()),
         ],
     );
+}
+
+/// Waits until a metric of the node has such a value.
+fn wait_value(node: &Node, name: &str, is_it: impl Fn(f64) -> bool) {
+    wait_for(name, SOON, || {
+        let text = metrics(node);
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        let value = line.and_then(|value| value.trim().parse::<f64>().ok());
+        if value.is_some_and(&is_it) {
+            Ok(())
+        } else {
+            Err(format!("{value:?} in\n{text}"))
+        }
+    })
+    .unwrap();
+}
+
+/// Begins to scrape `instances` with these rules, from the first node.
+fn prometheus(lab: &Lab, instances: &[String], rules: &str, log: &Path) -> Process {
+    let config = format!(
+        "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [alerts.yaml]\n\
+         scrape_configs: [{{job_name: flannel, static_configs: [{{targets: {instances:?}}}]}}]\n"
+    );
+    let node = lab.node(1);
+    node.write("/run/prometheus/prometheus.yml", &config)
+        .unwrap();
+    node.write("/run/prometheus/alerts.yaml", rules).unwrap();
+    let mut command = Command::new("prometheus");
+    command.args([
+        "--config.file=/run/prometheus/prometheus.yml",
+        "--storage.tsdb.path=/run/prometheus/data",
+        "--web.listen-address=127.0.0.1:9090",
+    ]);
+    Process::start("prometheus", node, &mut command, log).unwrap()
+}
+
+/// Makes the authority's file of the lab's etcd end in three days: a second authority in it does.
+fn shorten_certificates(lab: &Lab, node: &Node) {
+    let args = lab.etcd().unwrap().flanneld_args();
+    let file = args
+        .iter()
+        .find_map(|arg| arg.strip_prefix("--etcd-cafile="));
+    let script = format!(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /dev/null \
+         -subj /CN=old -days 3 >>{}",
+        file.unwrap()
+    );
+    node.exec(["sh", "-c", &script]).unwrap();
+}
+
+/// The alerts whose thresholds are hours and days away: the same expressions with thresholds of seconds.
+fn hasty_rules() -> String {
+    let mut text = impatient_rules();
+    for (patient, hasty) in [
+        (
+            "flannel_store_contact_age_seconds > 1800",
+            "flannel_store_contact_age_seconds > 5",
+        ),
+        // A lease of a day that is not renewed yet.
+        (
+            "flannel_lease_left_seconds < 300",
+            "flannel_lease_left_seconds < 86390",
+        ),
+    ] {
+        assert!(text.contains(patient), "{patient}");
+        text = text.replace(patient, hasty);
+    }
+    text
+}
+
+#[test]
+fn the_other_alerts_fire_when_the_lab_breaks_what_they_watch() {
+    let lab = scene::lab()
+        .nodes(2)
+        .dual()
+        .store(StoreKind::Etcd { tls: true })
+        .build()
+        .unwrap();
+    let (node, other) = (lab.node(1), lab.node(2));
+    for node in lab.nodes() {
+        let args = ["--ip-masq", "--iptables-resync=1", "--healthz-ip=0.0.0.0"];
+        node.flanneld().set_args(args);
+    }
+    shorten_certificates(&lab, node);
+    lab.start().unwrap();
+    mesh(&lab);
+    wait_value(node, "flannel_probe_peers{state=\"reachable\"} ", |n| {
+        n == 1.0
+    });
+    let instances = [
+        "127.0.0.1:10471".to_owned(),
+        format!("{}:10471", other.ipv4()),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let _prometheus = prometheus(&lab, &instances, &hasty_rules(), &dir.path().join("log"));
+    let both = |alert| instances.clone().map(|instance| (alert, instance));
+    fires(&lab, &both("FlannelCertificateEnds"));
+    fires(&lab, &both("FlannelLeaseEnds"));
+
+    // A program that makes rules and fails: nobody can repair them.
+    let first = instances[0].clone();
+    let broken = "for t in iptables-restore iptables-nft-restore iptables-legacy-restore; do \
+        mount --bind /bin/false $(readlink -f $(command -v $t)); done; \
+        nft flush chain ip nat FLANNEL-POSTRTG";
+    node.exec(["sh", "-c", broken]).unwrap();
+    fires(&lab, &[("FlannelRulesMissing", first.clone())]);
+
+    // A device of IPv6 on which the kernel takes no address of IPv6.
+    let refused = "sysctl -qw net.ipv6.conf.default.disable_ipv6=1 && ip link del flannel-v6.1";
+    node.exec(["sh", "-c", refused]).unwrap();
+    fires(&lab, &[("FlannelPendingOperations", first.clone())]);
+
+    for rule in [
+        "add table ip t",
+        "add chain ip t in { type filter hook input priority -300; }",
+        "add rule ip t in udp dport 8472 drop",
+    ] {
+        other.exec(["nft", rule]).unwrap();
+    }
+    fires(&lab, &[("FlannelPeerUnreachable", first)]);
+
+    lab.etcd().unwrap().freeze().unwrap();
+    fires(&lab, &both("FlannelStoreSilent"));
+}
+
+/// Every alert of the chart is fired by a test of this file, and every metric of the documentation is in the dashboard.
+#[test]
+fn no_alert_is_untested_and_the_dashboard_has_every_metric() {
+    let tests = include_str!("metrics.rs");
+    let rules = fs::read_to_string(root("deploy/chart/alerts.yaml")).unwrap();
+    let alerts = rules
+        .lines()
+        .filter_map(|line| line.split("- alert: ").nth(1));
+    let alerts: Vec<&str> = alerts.collect();
+    assert!(alerts.len() > 10, "{alerts:?}");
+    for alert in alerts {
+        assert!(
+            tests.contains(&format!("\"{alert}\"")),
+            "{alert} is fired by no test"
+        );
+    }
+    let text = fs::read_to_string(root("deploy/chart/dashboard.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let targets = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap());
+    let exprs: Vec<&str> = targets
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    // What is of use on the node alone.
+    let unseen = ["flannel_mtu_bytes", "flannel_kernel_audits_total"];
+    for name in documented().keys() {
+        if name.starts_with("flannel_") && !unseen.contains(&name.as_str()) {
+            let shown = exprs.iter().any(|expr| expr.contains(name.as_str()));
+            assert!(shown, "{name} is in no panel");
+        }
+    }
+    // Prometheus parses each of them, once Grafana has put in its variables.
+    let rules: Vec<String> = exprs
+        .iter()
+        .enumerate()
+        .map(|(at, expr)| {
+            let expr = expr.replace("$instance", ".*");
+            format!(
+                "  - {{record: 'panel:{at}', expr: {}}}\n",
+                Value::from(expr)
+            )
+        })
+        .collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("panels.yaml");
+    let text = format!("groups:\n- name: panels\n  rules:\n{}", rules.concat());
+    fs::write(&file, &text).unwrap();
+    promtool(&["check", "rules", file.to_str().unwrap()], "");
+    let places: Vec<_> = panels
+        .iter()
+        .map(|panel| panel["gridPos"].clone())
+        .collect();
+    for (at, place) in places.iter().enumerate() {
+        let overlaps = |other: &Value| {
+            let span = |place: &Value, key: &str, len: &str| {
+                let start = place[key].as_u64().unwrap();
+                start..start + place[len].as_u64().unwrap()
+            };
+            ["x", "y"].iter().zip(["w", "h"]).all(|(key, len)| {
+                let (a, b) = (span(place, key, len), span(other, key, len));
+                a.start < b.end && b.start < a.end
+            })
+        };
+        assert!(!places[at + 1..].iter().any(overlaps), "{place} is hidden");
+    }
 }

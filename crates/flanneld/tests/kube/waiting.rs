@@ -316,3 +316,41 @@ fn a_stop_that_takes_the_network_down_says_so() {
     becomes(kube, "n1", "False");
     asked(kube);
 }
+
+#[test]
+fn a_missing_interface_is_an_event_at_the_start_and_later() {
+    let Some(lab) = scene::lab("an interface that is missing", |lab| lab.nodes(1)) else {
+        return;
+    };
+    let kube = lab.kube().unwrap();
+    let one = lab.node(1);
+    kube.wait_pod_cidrs("n1", SOON).unwrap();
+    one.flanneld().set_args(["--iface=late0"]);
+    one.flanneld().start().unwrap();
+    waits(one.flanneld(), &["late0"]);
+    let text = event(kube, "n1", "InterfaceMissing");
+    assert!(text.contains("late0"), "{text}");
+    one.exec([
+        "sh",
+        "-c",
+        "ip link add late0 type veth peer name late1 && ip link set late1 up && \
+         ip addr add 192.168.90.1/24 dev late0 && ip link set late0 up",
+    ])
+    .unwrap();
+    one.flanneld().wait_ready(SOON).unwrap();
+
+    // The same one goes while the daemon runs: the Event counts up, or there is another one.
+    let count = |kube: &Kube| -> i64 {
+        let events = kube.api().get("/api/v1/namespaces/default/events").unwrap();
+        let all = events["items"].as_array().unwrap().iter();
+        let of = all.filter(|event| event["reason"] == "InterfaceMissing");
+        of.filter_map(|event| event["count"].as_i64()).sum()
+    };
+    let before = count(kube);
+    one.exec(["ip", "link", "del", "late0"]).unwrap();
+    wait_for("the Event counts up", SOON, || match count(kube) {
+        now if now > before => Ok(()),
+        now => Err(format!("{now}")),
+    })
+    .unwrap();
+}

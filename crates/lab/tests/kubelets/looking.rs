@@ -67,10 +67,40 @@ fn connectivity_and_bundle_of_a_cluster() {
     kube.apply(&manifest.replace(ipv4, dual)).unwrap();
     kube.wait_nodes_ready(SOON).unwrap();
 
+    every_node_reports(&lab);
     all_pairs_are_good(&lab);
     a_broken_tunnel_is_named(&lab);
     a_test_that_is_interrupted_leaves_nothing(&lab);
     a_bundle_of_all_nodes(&lab);
+}
+
+fn every_node_reports(lab: &Lab) {
+    let good = wait_for("every node is ready", SOON, || {
+        let output = ctl(lab, &["status"]);
+        if output.status.code() == Some(0) {
+            Ok(said(&output))
+        } else {
+            Err(said(&output))
+        }
+    })
+    .unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    assert!(lines[0].starts_with("NODE") && lines.len() == 4, "{good}");
+    for (line, node) in lines[1..].iter().zip(["n1", "n2", "n3"]) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[..2], [node, "yes"], "{good}");
+        assert_eq!(words[3..5], ["vxlan", "2+0"], "{good}");
+    }
+    let versions = said(&ctl(lab, &["version"]));
+    let ours = env!("CARGO_PKG_VERSION");
+    for node in ["n1", "n2", "n3"] {
+        let line = versions.lines().find(|line| line.starts_with(node));
+        let line = line.unwrap_or_else(|| panic!("{versions}"));
+        assert!(
+            line.contains(ours) && line.contains("flannel-rs"),
+            "{versions}"
+        );
+    }
 }
 
 fn all_pairs_are_good(lab: &Lab) {
