@@ -273,7 +273,7 @@ impl Rtnetlink {
     fn encode(&mut self, op: &Op, indexes: &mut Indexes, over: bool) -> Result<(), Failure> {
         self.check_kernels(op)?;
         let index = match encode::device(op) {
-            Some(dev) => indexes.of(&mut self.requests, dev)?,
+            Some(dev) => indexes.of(&mut self.requests, self.view.as_ref(), dev)?,
             None => 0,
         };
         encode::op(&mut self.batch, op, index, self.bulk, over)
@@ -402,11 +402,23 @@ impl Door for Rtnetlink {
 struct Indexes(Vec<(IfName, Result<u32, Failure>)>);
 
 impl Indexes {
-    fn of(&mut self, requests: &mut Requests, dev: IfName) -> Result<u32, Failure> {
+    /// Returns the index of `dev`. Where `view` knows one, only whether it is still that device's is asked: for a
+    /// device's index, the kernel would describe the whole device.
+    fn of(
+        &mut self,
+        requests: &mut Requests,
+        view: Option<&View>,
+        dev: IfName,
+    ) -> Result<u32, Failure> {
         if let Some((_, index)) = self.0.iter().find(|(name, _)| *name == dev) {
             return index.clone();
         }
-        let index = link::index_of(requests, &dev);
+        let mut devices = view.into_iter().flat_map(|view| &view.devices);
+        let seen = devices.find(|device| device.name == dev && device.index != 0);
+        let index = match seen {
+            Some(seen) if requests.has_name(seen.index, &dev) => Ok(seen.index),
+            _ => link::index_of(requests, &dev),
+        };
         self.0.push((dev, index.clone()));
         index
     }

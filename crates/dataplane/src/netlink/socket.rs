@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
+use model::IfName;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
 use super::uapi::*;
@@ -81,6 +82,20 @@ impl Requests {
     /// The socket's descriptor, good for as long as `self`.
     pub fn fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+
+    /// Returns whether the device with this index is called `name`. `false` also if the kernel does not answer.
+    pub fn has_name(&self, index: u32, name: &IfName) -> bool {
+        // SAFETY: all zeros is a value of this plain C structure.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        request.ifr_ifru.ifru_ifindex = index as i32;
+        // SAFETY: the kernel reads and writes `request` alone, which outlives the call.
+        let done = unsafe { libc::ioctl(self.fd(), libc::SIOCGIFNAME as _, &raw mut request) };
+        let called = request.ifr_name.iter().map(|byte| *byte as u8);
+        done == 0
+            && called
+                .take_while(|byte| *byte != 0)
+                .eq(name.as_str().bytes())
     }
 
     /// Whether `batch` should be sent before another message is added.
@@ -397,6 +412,18 @@ mod tests {
             assert!(seen.iter().any(|(_, errno)| *errno == libc::ENOBUFS));
             // What was lost does not disturb what follows.
             assert_eq!(outcomes(&mut requests, refused(1)), [(0, libc::ENOENT)]);
+        });
+    }
+
+    #[test]
+    fn a_device_is_known_by_its_name_and_no_other() {
+        isolated(|| {
+            let requests = Requests::open().unwrap();
+            let name = |text: &str| text.parse::<IfName>().unwrap();
+            assert!(requests.has_name(1, &name("lo")));
+            assert!(!requests.has_name(1, &name("lo0")));
+            assert!(!requests.has_name(1, &name("l")));
+            assert!(!requests.has_name(4_000_000, &name("lo")));
         });
     }
 
