@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "socket options that take a pointer")]
 
+pub mod reports;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 

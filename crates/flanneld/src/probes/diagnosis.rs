@@ -9,12 +9,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
 use dataplane::datagram;
+use dataplane::datagram::reports::{self, Fate, Report};
 use model::{Dual, Family};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::mesh::{Case, View};
 use super::packet::{self, Datagram, Wish};
-use super::verdict::{Evidence, Underlay};
+use super::verdict::{Evidence, Filter, Underlay};
 
 /// Steps, one a second, after which what is missing counts as lost. A neighbour that does not exist is reported after
 /// three seconds.
@@ -40,6 +41,10 @@ pub(super) struct Diagnosis {
     evidence: Evidence,
     /// What the other node says that it has received.
     pub(super) seen: Option<u16>,
+    /// What rejects packets past the tunnel.
+    pub(super) filter: Option<Filter>,
+    /// Where packets past the tunnel leave from.
+    own: Option<IpAddr>,
 }
 
 impl Diagnosis {
@@ -64,6 +69,8 @@ impl Diagnosis {
             overlay_ping: through.and_then(ping),
             evidence: Evidence::default(),
             seen: None,
+            filter: None,
+            own: own(&view.underlay),
         };
         diagnosis.evidence.underlay_ping = diagnosis.underlay_ping.as_ref().map(|_| false);
         diagnosis.evidence.overlay_ping = diagnosis.overlay_ping.as_ref().map(|_| false);
@@ -88,9 +95,14 @@ impl Diagnosis {
     fn send(&mut self) {
         if let Some(socket) = &self.underlay {
             let request = packet::request(self.nonce, packet::HEADER, Wish::default());
-            // An error is what the packet before has met.
-            if let Err(error) = socket.send(&request) {
-                self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
+            match socket.send(&request) {
+                // This host's firewall drops what it sends.
+                Err(error) if is_own_firewall(&error) => self.note_own_filter(),
+                // An error is what the packet before has met.
+                Err(error) => {
+                    self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
+                }
+                Ok(_) => {}
             }
         }
         if let Some(socket) = &self.unchecked {
@@ -100,8 +112,14 @@ impl Diagnosis {
             };
             let _ = socket.send(&packet::request(self.nonce, packet::HEADER, wish));
         }
-        for ping in self.underlay_ping.iter().chain(&self.overlay_ping) {
-            // What cannot be sent is not answered.
+        // What cannot be sent is not answered.
+        if let Some(Err(error)) = self.underlay_ping.as_ref().map(Ping::send)
+            && is_own_firewall(&error)
+        {
+            self.note_own_filter();
+            self.evidence.pings_rejected = true;
+        }
+        if let Some(ping) = &self.overlay_ping {
             let _ = ping.send();
         }
         // Last: where any of the others passes because the fault is over, this one passes, too.
@@ -121,6 +139,7 @@ impl Diagnosis {
             return None;
         }
         self.receive();
+        self.evidence.is_filtered = self.filter.is_some();
         let e = &self.evidence;
         let known = e.underlay != Underlay::Silent && e.underlay_ping != Some(false);
         let through = e.overlay_ping != Some(false) || e.underlay == Underlay::Answered;
@@ -139,6 +158,51 @@ impl Diagnosis {
         }
         self.send();
         None
+    }
+
+    /// Takes in what other hosts report about the packets.
+    fn hear(&mut self) {
+        let all = |socket: &UdpSocket| -> Vec<Report> {
+            std::iter::from_fn(|| reports::next(socket)).take(16).collect()
+        };
+        for report in self.underlay.as_ref().map(all).unwrap_or_default() {
+            // The host itself says that the port is closed whether or not it has a firewall.
+            if report.fate != Fate::PortClosed || Some(report.by) != self.case.public_ip {
+                self.note_filter(&report);
+            }
+        }
+        let underlay_ping = self.underlay_ping.as_ref();
+        for report in underlay_ping.map(|ping| all(&ping.socket)).unwrap_or_default() {
+            self.evidence.pings_rejected |= self.note_filter(&report);
+        }
+        // What the node rejects has passed the tunnel. The number keeps others from forging that.
+        let number = self.nonce.to_be_bytes();
+        let overlay_ping = self.overlay_ping.as_ref().map(|ping| &ping.socket);
+        let through = [self.unchecked.as_ref(), self.ordinary.as_ref(), overlay_ping];
+        let mut heard = through.into_iter().flatten().flat_map(all);
+        if heard.any(|report| {
+            Some(report.by) == self.case.overlay
+                && report.quoted.windows(number.len()).any(|part| part == number)
+        }) {
+            self.evidence.overlay_ping = Some(true);
+        }
+    }
+
+    fn note_own_filter(&mut self) {
+        self.filter = self.own.map(|by| Filter { by, is_own: true });
+    }
+
+    /// Records who rejects packets, if that is what is reported. Returns whether it is.
+    fn note_filter(&mut self, report: &Report) -> bool {
+        // This host and routers say so of hosts that do not exist; a host does not say so of itself.
+        let is_firewall =
+            report.fate != Fate::Unreachable || Some(report.by) == self.case.public_ip;
+        if is_firewall {
+            let is_own = Some(report.by) == self.own;
+            let by = report.by;
+            self.filter.get_or_insert(Filter { by, is_own });
+        }
+        is_firewall
     }
 
     fn receive(&mut self) {
@@ -167,6 +231,7 @@ impl Diagnosis {
                 *answered = Some(true);
             }
         }
+        self.hear();
         if let Some(socket) = &self.ordinary {
             self.evidence.answered |= matches!(answer(socket, self.nonce), Some(Ok(_)));
         }
@@ -177,11 +242,18 @@ impl Diagnosis {
 fn met(error: &io::Error) -> Option<Underlay> {
     match error.kind() {
         ErrorKind::ConnectionRefused => Some(Underlay::Refused),
-        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => {
-            Some(Underlay::Unreachable)
-        }
+        // The last one is what IPv6 makes of a firewall's report.
+        ErrorKind::HostUnreachable
+        | ErrorKind::NetworkUnreachable
+        | ErrorKind::NetworkDown
+        | ErrorKind::PermissionDenied => Some(Underlay::Unreachable),
         _ => None,
     }
+}
+
+/// Returns whether this host's own firewall has dropped what was to be sent.
+fn is_own_firewall(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPERM)
 }
 
 /// Returns what the last answer says the other node has seen, or what a request has met; `None` if nothing has arrived.
@@ -213,6 +285,7 @@ fn connected(from: IpAddr, to: IpAddr, port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((from, 0))?;
     socket.connect((to, port))?;
     socket.set_nonblocking(true)?;
+    reports::keep(&socket, Family::of(&to))?;
     Ok(socket)
 }
 
@@ -237,6 +310,7 @@ impl Ping {
         socket.bind(&SocketAddr::new(from, 0).into())?;
         socket.connect(&SocketAddr::new(to, 0).into())?;
         socket.set_nonblocking(true)?;
+        reports::keep(&socket, Family::of(&to))?;
         Ok(Ping {
             socket: UdpSocket::from(OwnedFd::from(socket)),
             to,
@@ -260,8 +334,11 @@ impl Ping {
         let kind = if self.to.is_ipv4() { 0 } else { 129 };
         let mut buffer = [0; 128];
         for _ in 0..64 {
-            let Ok(len) = self.socket.recv(&mut buffer) else {
-                return false;
+            let len = match self.socket.recv(&mut buffer) {
+                Ok(len) => len,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return false,
+                // What an earlier ping has met.
+                Err(_) => continue,
             };
             let bytes = buffer.get(..len).unwrap_or_default();
             // 8 bytes of ICMP, then the number; before them, on a raw socket, the IP header.

@@ -15,7 +15,7 @@ use super::responder::{Bucket, Responder};
 use super::rounds::{Allowance, Round};
 use super::summary::RttHistogram;
 use super::track::{BROKEN_AFTER, Track};
-use super::verdict::{Cause, Evidence, judge};
+use super::verdict::{Cause, Evidence, Filter, judge};
 use crate::report::ProbeState;
 
 /// How long an answer may take.
@@ -205,6 +205,8 @@ pub(super) struct Mesh {
     pending: BTreeMap<u64, Pending>,
     repeats: VecDeque<(SubnetKey, Family, Kind)>,
     cases: VecDeque<(SubnetKey, Family)>,
+    /// What rejects packets, where that is the cause.
+    filters: BTreeMap<(SubnetKey, Family), Filter>,
     changes: Vec<Change>,
     pub(super) responder: Responder,
     pub(super) totals: Totals,
@@ -228,6 +230,7 @@ impl Mesh {
             pending: BTreeMap::new(),
             repeats: VecDeque::new(),
             cases: VecDeque::new(),
+            filters: BTreeMap::new(),
             changes: Vec::new(),
             responder: Responder::default(),
             totals: Totals::default(),
@@ -289,6 +292,7 @@ impl Mesh {
         self.pending.retain(|_, pending| known(&pending.key));
         self.repeats.retain(|(key, ..)| known(key));
         self.cases.retain(|(key, _)| known(key));
+        self.filters.retain(|(key, _), _| known(key));
     }
 
     /// Divides the nodes into those that answer and the others. In each round, those come first whose turn is longest
@@ -615,7 +619,8 @@ impl Mesh {
         } else if kind == main {
             self.totals.rtt.observe(rtt);
             (links.cause, links.judged_at, links.judged) = (None, None, 0);
-        } else if links.cause == Some(Cause::UnderlayDown) {
+            self.filters.remove(&(key, family));
+        } else if matches!(links.cause, Some(Cause::UnderlayDown | Cause::Filtered)) {
             // Something else is wrong now.
             links.judged_at = None;
         }
@@ -659,12 +664,13 @@ impl Mesh {
     }
 
     /// Takes in what was found about a case. `seen` is what the node's last answer past the tunnel says that it has
-    /// received.
+    /// received, `filter` is what rejects packets.
     pub(super) fn judge(
         &mut self,
         case: &Case,
         evidence: Evidence,
         seen: Option<u16>,
+        filter: Option<Filter>,
         now: Duration,
     ) {
         let seen = seen.filter(|seen| *seen != 0);
@@ -694,6 +700,11 @@ impl Mesh {
             1
         };
         links.cause = cause;
+        let place = (case.key, case.family);
+        match filter.filter(|_| links.cause == Some(Cause::Filtered)) {
+            Some(filter) => self.filters.insert(place, filter),
+            None => self.filters.remove(&place),
+        };
         // The fault is over: do not leave the node's state unknown until its next turn.
         if links.cause.is_none() && self.repeats.len() < REPEATS {
             let main = Kind::Small(links.main_way(&own, case.family));
@@ -747,6 +758,7 @@ impl Mesh {
                 underlay: (links.main_way(own, family) == Way::Overlay).then_some(links.underlay),
                 full: links.full,
                 state: links.state(own, family),
+                filter: self.filters.get(&(peer.target.key, family)).copied(),
             }),
         }
     }
@@ -768,6 +780,8 @@ pub(super) struct LinksSeen {
     pub(super) underlay: Option<Track>,
     pub(super) full: Track,
     pub(super) state: (ProbeState, Option<Cause>),
+    /// What rejects packets.
+    pub(super) filter: Option<Filter>,
 }
 
 impl Peer {

@@ -136,9 +136,9 @@ pub(super) fn report(seen: &Seen<'_>, tunnel: &str, port: u16) -> ProbeReport {
 pub(super) fn reason(seen: &Seen<'_>, tunnel: &str, port: u16) -> Option<String> {
     let cause = seen.cause?;
     let mut all = seen.links.iter();
-    let (family, _) = all.find(|(_, links)| links.state.1 == Some(cause))?;
+    let (family, links) = all.find(|(_, links)| links.state.1 == Some(cause))?;
     let public: &Dual<_> = &seen.target.public_ip;
-    let text = cause.text(public.get(family).copied(), tunnel, port);
+    let text = cause.text(public.get(family).copied(), tunnel, port, links.filter);
     let mut others = seen.links.iter().filter(|(other, _)| *other != family);
     Some(if others.any(|(_, links)| links.state.1 != Some(cause)) {
         format!("{family}: {text}")

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum Cause {
     /// The node cannot be reached at its public address either.
     UnderlayDown,
+    /// A firewall rejects this node's packets.
+    Filtered,
     /// The node is reached at its public address; packets of the tunnel do not arrive there.
     TunnelFiltered,
     /// Packets arrive there; what it sends back does not arrive here.
@@ -38,13 +40,30 @@ impl Cause {
     }
 
     /// Returns what is wrong, and what to do about it. `public` is where the node is reached, `tunnel` names what the
-    /// backend sends by, `port` is that of the probes.
-    pub fn text(self, public: Option<IpAddr>, tunnel: &str, port: u16) -> String {
+    /// backend sends by, `port` is that of the probes, `filter` rejects packets.
+    pub(super) fn text(
+        self,
+        public: Option<IpAddr>,
+        tunnel: &str,
+        port: u16,
+        filter: Option<Filter>,
+    ) -> String {
         let at = public.map(|ip| format!(" at {ip}")).unwrap_or_default();
         match self {
             Cause::UnderlayDown => format!(
-                "the node does not answer{at}, neither probes nor pings: is it up, and the network between the two?"
+                "the node does not answer{at}, neither probes nor pings: is it up, and the network between the two? Does a firewall drop its answers, here or on the way?"
             ),
+            Cause::Filtered => {
+                let where_ = match filter {
+                    Some(filter) if filter.is_own => "of this host".to_owned(),
+                    Some(filter) if Some(filter.by) == public => format!("of the node, {},", filter.by),
+                    Some(filter) => format!("at {}", filter.by),
+                    None => "on the way".to_owned(),
+                };
+                format!(
+                    "filtered by a firewall {where_} which rejects this node's packets: let {tunnel} and UDP port {port} through between the nodes"
+                )
+            }
             Cause::TunnelFiltered => format!(
                 "the node answers{at}, but {tunnel} does not arrive there: let it through between the nodes (firewall, security group)"
             ),
@@ -55,16 +74,25 @@ impl Cause {
             Cause::Checksum => "packets with UDP checksums are lost, without they arrive: a device computes checksums wrongly; set -tx-checksum-offload=off on the nodes".to_owned(),
             Cause::Corrupted => "the content of packets changes on the way: look for a faulty device or driver between the nodes (flannelctl check --probe)".to_owned(),
             Cause::ProbesFiltered => format!(
-                "packets pass, probes are not answered: a firewall drops UDP port {port}, or that node answers none"
+                "does not answer probes (upstream's flannel, an older version, or a firewall drops UDP port {port}); packets pass"
             ),
             Cause::NotRunning => format!(
-                "does not answer probes: upstream's flannel, an older version, -probe-port=0, or no flanneld runs there (UDP port {port} is closed{at})"
+                "does not answer probes (upstream's flannel, an older version, or -probe-port=0), or no flanneld runs there: UDP port {port} is closed{at}"
             ),
             Cause::NeverHeard => format!(
-                "has not answered a probe since this daemon started: upstream's flannel, an older version, another -probe-port, or UDP port {port} is filtered"
+                "does not answer probes (upstream's flannel, an older version, another -probe-port, or UDP port {port} is filtered)"
             ),
         }
     }
+}
+
+/// What rejects this node's packets.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Filter {
+    /// Who reports it.
+    pub(super) by: IpAddr,
+    /// It is this host.
+    pub(super) is_own: bool,
 }
 
 /// What a UDP probe to the node's public address showed.
@@ -88,8 +116,12 @@ pub(super) struct Evidence {
     pub(super) underlay: Underlay,
     /// A ping past the tunnel; `None` if none could be sent.
     pub(super) underlay_ping: Option<bool>,
-    /// A ping through the tunnel; `None` if none could be sent.
+    /// A ping through the tunnel; `None` if none could be sent. What the node rejects of it has passed, too.
     pub(super) overlay_ping: Option<bool>,
+    /// A firewall rejects probes or pings past the tunnel.
+    pub(super) is_filtered: bool,
+    /// A firewall rejects even pings, and so probably everything.
+    pub(super) pings_rejected: bool,
     /// A probe through the tunnel that has no UDP checksum.
     pub(super) unchecked: bool,
     /// A probe through the tunnel like those that were lost: the fault was over before it was looked at.
@@ -113,7 +145,10 @@ pub(super) fn judge(e: Evidence) -> Option<Cause> {
         return Some(Cause::Checksum);
     }
     if e.has_overlay && e.overlay_ping == Some(true) {
-        return Some(Cause::ProbesFiltered);
+        return Some(match e.underlay {
+            Underlay::Refused if !e.is_filtered => Cause::NotRunning,
+            _ => Cause::ProbesFiltered,
+        });
     }
     Some(match e.underlay {
         Underlay::Answered if !e.has_overlay => return None,
@@ -123,18 +158,23 @@ pub(super) fn judge(e: Evidence) -> Option<Cause> {
             Cause::ProbesFiltered
         }
         Underlay::Answered => Cause::TunnelFiltered,
-        Underlay::Refused => Cause::NotRunning,
-        // A firewall that rejects the probes' port says the same: only pings show the difference.
-        Underlay::Unreachable if e.underlay_ping == Some(false) => Cause::UnderlayDown,
-        Underlay::Unreachable | Underlay::Silent => match e.underlay_ping {
-            Some(true) if e.has_overlay && e.overlay_before && e.overlay_ping == Some(false) => {
+        Underlay::Refused if !e.is_filtered => Cause::NotRunning,
+        _ if e.underlay_ping == Some(true) => {
+            if e.has_overlay && e.overlay_before && e.overlay_ping == Some(false) {
                 Cause::TunnelFiltered
+            } else if e.before {
+                Cause::ProbesFiltered
+            } else {
+                Cause::NeverHeard
             }
-            Some(true) if e.before => Cause::ProbesFiltered,
-            Some(true) => Cause::NeverHeard,
-            Some(false) | None if e.before => Cause::UnderlayDown,
-            Some(false) | None => Cause::NeverHeard,
-        },
+        }
+        // A firewall that rejects the probes' port alone shows nothing of the tunnel: what is never heard may be
+        // upstream's node behind it.
+        _ if e.is_filtered && (e.before || (e.pings_rejected && e.has_overlay)) => Cause::Filtered,
+        _ if e.is_filtered => Cause::NeverHeard,
+        Underlay::Unreachable if e.underlay_ping == Some(false) => Cause::UnderlayDown,
+        _ if e.before => Cause::UnderlayDown,
+        _ => Cause::NeverHeard,
     })
 }
 
@@ -146,6 +186,8 @@ mod tests {
         underlay: Underlay::Silent,
         underlay_ping: Some(false),
         overlay_ping: Some(false),
+        is_filtered: false,
+        pings_rejected: false,
         unchecked: false,
         answered: false,
         arrived: false,
@@ -188,6 +230,29 @@ mod tests {
                 },
                 Cause::UnderlayDown,
             ),
+            // A firewall rejects everything, since before this daemon started.
+            (
+                Evidence {
+                    underlay: Underlay::Unreachable,
+                    is_filtered: true,
+                    pings_rejected: true,
+                    before: false,
+                    overlay_before: false,
+                    ..NOTHING
+                },
+                Cause::Filtered,
+            ),
+            // It says that the port is closed, and does not let pings through; some hosts may not ping.
+            (
+                Evidence {
+                    underlay: Underlay::Refused,
+                    is_filtered: true,
+                    underlay_ping: None,
+                    overlay_ping: None,
+                    ..NOTHING
+                },
+                Cause::Filtered,
+            ),
         ] {
             assert_eq!(judge(evidence), Some(cause), "{evidence:?}");
             assert!(cause.is_fault());
@@ -215,6 +280,32 @@ mod tests {
                     ..fresh
                 },
                 Cause::NotRunning,
+            ),
+            // Upstream's node, whose tunnel answers pings.
+            (
+                Evidence {
+                    underlay: Underlay::Refused,
+                    ..pings
+                },
+                Cause::NotRunning,
+            ),
+            // Upstream's node behind a firewall that lets the tunnel and pings through, or the tunnel alone.
+            (
+                Evidence {
+                    underlay: Underlay::Unreachable,
+                    is_filtered: true,
+                    overlay_ping: Some(false),
+                    ..pings
+                },
+                Cause::NeverHeard,
+            ),
+            (
+                Evidence {
+                    underlay: Underlay::Unreachable,
+                    is_filtered: true,
+                    ..fresh
+                },
+                Cause::NeverHeard,
             ),
             // Its flanneld was stopped: packets still pass.
             (

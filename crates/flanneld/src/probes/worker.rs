@@ -175,7 +175,13 @@ impl Worker {
             .retain_mut(|diagnosis| match diagnosis.step() {
                 Some(evidence) => {
                     debug!(?evidence, case = ?diagnosis.case, "probes");
-                    mesh.judge(&diagnosis.case, evidence, diagnosis.seen, now);
+                    mesh.judge(
+                        &diagnosis.case,
+                        evidence,
+                        diagnosis.seen,
+                        diagnosis.filter,
+                        now,
+                    );
                     false
                 }
                 None => true,

@@ -156,7 +156,7 @@ fn a_silence_is_judged_once_from_the_evidence() {
         ..Evidence::default()
     };
     let now = pair.now;
-    pair.nodes[0].judge(&case, evidence, Some(9), now);
+    pair.nodes[0].judge(&case, evidence, Some(9), None, now);
     let filtered = (ProbeState::Failing, Some(Cause::TunnelFiltered));
     assert_eq!(pair.state(), filtered);
     pair.run(10, |first, way, _| !(first && way == Way::Overlay));
@@ -183,7 +183,7 @@ fn an_outage_that_is_over_before_it_is_looked_at_is_no_fault() {
         ..Evidence::default()
     };
     let now = pair.now;
-    pair.nodes[0].judge(&case, evidence, None, now);
+    pair.nodes[0].judge(&case, evidence, None, None, now);
     assert_eq!(pair.state(), (ProbeState::Unknown, None));
     pair.run(1, |_, _, _| true);
     assert_eq!(pair.state(), (ProbeState::Reachable, None));
@@ -207,7 +207,7 @@ fn a_node_whose_flanneld_stops_after_a_fault_has_not_recovered() {
                 ..Evidence::default()
             };
             let now = pair.now;
-            pair.nodes[0].judge(&case, evidence, None, now);
+            pair.nodes[0].judge(&case, evidence, None, None, now);
             pair.nodes[0].changes()
         })
         .map(|change| change.state)
@@ -234,7 +234,7 @@ fn many_silent_nodes_and_changes_every_second_keep_no_other_from_its_turn() {
                 }
             }
             for case in mesh.cases(100) {
-                mesh.judge(&case, Evidence::default(), None, *now);
+                mesh.judge(&case, Evidence::default(), None, None, *now);
             }
         }
         asked
@@ -270,7 +270,7 @@ fn the_other_node_says_whether_a_request_arrived() {
         underlay: Underlay::Answered,
         ..Evidence::default()
     };
-    pair.nodes[0].judge(&case, evidence, Some(seen), now);
+    pair.nodes[0].judge(&case, evidence, Some(seen), None, now);
     assert_eq!(pair.state().1, Some(Cause::NoRouteBack));
 }
 
@@ -364,7 +364,7 @@ fn nodes_that_answer_no_probes_are_left_alone_until_they_ask() {
             now += Duration::from_secs(1);
             sent += mesh.tick(now, |_, _| true).len();
             for case in mesh.cases(9) {
-                mesh.judge(&case, Evidence::default(), None, now);
+                mesh.judge(&case, Evidence::default(), None, None, now);
             }
         }
         (sent, now)
