@@ -17,6 +17,8 @@ use crate::explain::ExplainArgs;
 use crate::install::Install;
 use crate::key::KeyCommand;
 use crate::reports::{LogLevelArgs, PeersArgs, StatusArgs, VersionArgs};
+#[cfg(feature = "top")]
+use crate::top::TopArgs;
 use crate::upgrade_check::UpgradeCheckArgs;
 
 #[derive(Parser)]
@@ -71,6 +73,11 @@ pub(crate) enum Command {
     ///
     /// Asks the flanneld of this host. Exit status 3: a peer is not installed.
     Peers(PeersArgs),
+    /// Show this node and the others, what its devices carry and what has happened, until q is pressed
+    ///
+    /// Asks the flanneld of this host.
+    #[cfg(feature = "top")]
+    Top(TopArgs),
     /// Probe every other node, through the tunnel and past it, with small packets and full ones, and print a matrix
     ///
     /// The other nodes' flanneld answers. Run it on a node, as root. With --kubernetes, from anywhere: between pods that it

@@ -8,6 +8,7 @@ mod junit;
 mod matrix;
 mod objects;
 mod pairs;
+pub(crate) mod quick;
 mod session;
 mod views;
 

@@ -3,6 +3,7 @@
 
 mod ends;
 mod kernel;
+mod node_probe;
 mod path;
 mod probe;
 mod steps;
@@ -92,7 +93,7 @@ pub(crate) fn run(args: &ExplainArgs) -> Result<ExitCode> {
         None => path::same_node(&mut steps, &ends, bridge.as_deref())?,
     }
     if !args.no_probe {
-        probe::run(&mut steps, &ends, &scene);
+        probe::run(&mut steps, &ends, &scene, &daemon);
     }
     steps.print(args.output == Format::Json);
     Ok(if steps.broken().is_some() {

@@ -27,6 +27,8 @@ mod runtime;
 mod status;
 mod status_socket;
 mod store_args;
+#[cfg(feature = "top")]
+mod top;
 mod upgrade_check;
 mod words;
 mod yaml;
@@ -80,6 +82,8 @@ fn run(command: Command) -> ExitCode {
         Command::Config { command } => config::run(&command),
         Command::Status(args) => reports::status(&args),
         Command::Peers(args) => reports::peers(&args),
+        #[cfg(feature = "top")]
+        Command::Top(args) => top::run(&args),
         Command::Connectivity(args) => connectivity::run(&args),
         Command::ConnectivityAgent(args) => connectivity::agent::run(&args),
         Command::Explain(args) => explain::run(&args),

@@ -2,6 +2,7 @@
 
 mod limit;
 mod lines;
+mod recent;
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -15,6 +16,9 @@ use tracing_subscriber::{Registry, reload};
 
 use limit::Limit;
 use lines::{Form, Lines};
+use recent::Recent;
+
+use crate::report::EventsReport;
 
 /// Our own crates; others speak only of warnings.
 const OURS: [&str; 6] = [
@@ -78,12 +82,18 @@ impl Level {
 pub struct LogControl {
     level: Rc<Cell<Level>>,
     filter: reload::Handle<Targets, Registry>,
+    recent: Recent,
 }
 
 impl LogControl {
     /// Returns the present level.
     pub fn level(&self) -> Level {
         self.level.get()
+    }
+
+    /// Returns the last lines.
+    pub fn events(&self) -> EventsReport {
+        self.recent.report()
     }
 
     /// Changes the level, until the next start.
@@ -108,19 +118,22 @@ pub fn start(verbosity: u8, json: bool) -> LogControl {
     let registry = tracing_subscriber::registry()
         .with(targets)
         .with(Limit::default());
+    let recent = Recent::default();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(Lines(form))
         .with_ansi(form == Form::Coloured)
         .with_target(verbosity > 0);
     let started = if json {
-        registry.with(lines.json().flatten_event(true)).try_init()
+        let lines = lines.json().flatten_event(true);
+        registry.with(lines).with(recent.clone()).try_init()
     } else {
-        registry.with(lines).try_init()
+        registry.with(lines).with(recent.clone()).try_init()
     };
     // Only a second start in one process can fail, and then logs go where they went before.
     drop(started);
     LogControl {
         level: Rc::new(Cell::new(level)),
         filter,
+        recent,
     }
 }

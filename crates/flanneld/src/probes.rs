@@ -83,9 +83,10 @@ impl Probes {
             problem: Mutex::new(None),
         });
         let (worker, waker) = Worker::new(Arc::clone(&shared), port)?;
+        let span = tracing::Span::current();
         std::thread::Builder::new()
             .name("probes".to_owned())
-            .spawn(move || worker.run())?;
+            .spawn(move || span.in_scope(|| worker.run()))?;
         let probes = Probes {
             shared,
             waker: Arc::new(waker),

@@ -1,6 +1,7 @@
 //! What the daemon reports of itself as JSON, on the status socket: version 1. `flannelctl` reads the same types.
 //! Fields are only ever added to a version.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,9 @@ pub struct Counts {
     pub repairs: u64,
     /// Sets of traffic rules that were repaired.
     pub rules_repairs: u64,
+    /// The repairs by kind of object, such as `route`.
+    #[serde(default)]
+    pub repairs_by_kind: BTreeMap<String, u64>,
 }
 
 /// The other nodes: `GET /v1/peers`.
@@ -128,6 +132,25 @@ pub struct PeerReport {
     /// What probes of it show; absent if there are none.
     #[serde(default)]
     pub probe: Option<ProbeReport>,
+}
+
+/// What has happened lately: `GET /v1/events`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct EventsReport {
+    /// The log's last lines, the oldest first, without those of `-v`.
+    pub events: Vec<EventReport>,
+}
+
+/// A line of the log.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventReport {
+    /// When, in seconds since 1970.
+    pub unix_seconds: u64,
+    /// `error`, `warn` or `info`.
+    pub level: String,
+    /// What has happened.
+    pub text: String,
 }
 
 /// What probes of a node show.

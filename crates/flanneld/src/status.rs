@@ -338,6 +338,11 @@ impl Status {
                 pending_operations: n.parked as u64,
                 repairs: n.repaired,
                 rules_repairs: n.rules_repaired,
+                repairs_by_kind: n
+                    .repairs
+                    .iter()
+                    .map(|(k, n)| ((*k).to_owned(), *n))
+                    .collect(),
             },
             mesh: inner.probes.as_ref().map(Probes::report),
         }

@@ -112,10 +112,11 @@ impl Handler for StatusHandler {
                 status.refresh_peer_states().await;
                 http::response(StatusCode::OK, metrics::CONTENT_TYPE, status.metrics())
             }
+            "/v1/events" => json(&self.log.events()),
             "/v1/peers" => json(&self.status.peers(ANSWER).await),
             _ => plain(
                 StatusCode::NOT_FOUND,
-                "try /v1/status, /v1/peers, /v1/metrics or /v1/log-level
+                "try /v1/status, /v1/peers, /v1/events, /v1/metrics or /v1/log-level
 ",
             ),
         }

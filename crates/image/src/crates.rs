@@ -12,7 +12,7 @@ use serde_json::Value;
 const ROOTS: [&str; 3] = ["flanneld", "cni", "flannelctl"];
 
 /// Packages that only a feature links in, which the image's programs are built without.
-const LEFT_OUT: [&str; 1] = ["lab"];
+const LEFT_OUT: [&str; 2] = ["lab", "ratatui"];
 
 /// A Rust package.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ impl Crate {
 }
 
 /// Returns what ends up in the programs for a Rust target: dependencies of dependencies too, but nothing that only a
-/// build or a test needs. `with_lab`: the commands `lab` and `demo` too, which the image's `flannelctl` has not.
+/// build or a test needs. `with_lab`: the commands `lab`, `demo` and `top` too, which the image's `flannelctl` has not.
 ///
 /// # Errors
 /// Cargo fails, or says what cannot be understood.

@@ -147,9 +147,10 @@ impl Proxy {
         });
         let thread = {
             let (config, shared) = (config.clone(), shared.clone());
+            let span = tracing::Span::current();
             std::thread::Builder::new()
                 .name("proxy".into())
-                .spawn(move || supervise(&config, &shared))?
+                .spawn(move || span.in_scope(|| supervise(&config, &shared)))?
         };
         Ok(Proxy {
             config,
@@ -284,9 +285,10 @@ fn run(shared: &Shared, attached: &Attached) -> io::Result<()> {
         }
         for (queue, socket) in attached.queues.iter().zip(&attached.sockets) {
             let (ended, stops) = (&ended, &stops);
+            let span = tracing::Span::current();
             let worker = move || {
                 // The reason shows in the next attempt to attach.
-                let _ = carry(shared, stops, queue, socket, udp);
+                let _ = span.in_scope(|| carry(shared, stops, queue, socket, udp));
                 ended.give();
             };
             let named = std::thread::Builder::new().name("proxy-queue".into());

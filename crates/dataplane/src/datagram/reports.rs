@@ -54,7 +54,7 @@ pub fn next(socket: &impl AsFd) -> Option<Report> {
     for _ in 0..16 {
         let mut bytes = [0; QUOTED];
         let mut pieces = [IoSliceMut::new(&mut bytes)];
-        let mut control = Vec::with_capacity(CONTROL);
+        let mut control = vec![0; CONTROL];
         let fd = socket.as_fd().as_raw_fd();
         let read = recvmsg::<SockaddrStorage>(fd, &mut pieces, Some(&mut control), flags).ok()?;
         let len = read.bytes;

@@ -167,7 +167,7 @@ pub(super) fn flanneld(steps: &mut Steps, daemon: &Daemon) {
 }
 
 /// What the daemon reports of the peer with this lease.
-fn reported<'a>(daemon: &'a Daemon, remote: &End) -> Option<&'a PeerReport> {
+pub(super) fn reported<'a>(daemon: &'a Daemon, remote: &End) -> Option<&'a PeerReport> {
     let (_, peers) = daemon.as_ref().ok()?;
     let lease = remote.lease.as_ref()?;
     let mut nets = lease.key.nets().iter().map(|(_, net)| net.to_string());

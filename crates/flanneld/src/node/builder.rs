@@ -16,23 +16,32 @@ use crate::status::Status;
 pub struct NodeBuilder {
     options: Options,
     network: Option<NetConfig>,
+    name: Option<String>,
 }
 
 impl Node {
     /// Returns the settings of a node whose leases are in `store`, and whose files are in `directory`: `subnet.env`,
     /// the WireGuard key and what a later start needs to know. Each node of a host needs a directory of its own.
     pub fn builder(store: StoreChoice, directory: impl AsRef<Path>) -> NodeBuilder {
-        NodeBuilder::new(Options::new(store, directory.as_ref()))
+        let name = directory.as_ref().display().to_string();
+        NodeBuilder::new(Options::new(store, directory.as_ref())).name(name)
     }
 }
 
 impl NodeBuilder {
-    /// Returns a node with these settings.
+    /// Returns a node with these settings, whose log lines have no name.
     pub fn new(options: Options) -> NodeBuilder {
         NodeBuilder {
             options,
             network: None,
+            name: None,
         }
+    }
+
+    /// Sets the name that the node's log lines have, in the span `node`: the directory, unless this is called.
+    pub fn name(mut self, name: impl Into<String>) -> NodeBuilder {
+        self.name = Some(name.into());
+        self
     }
 
     /// Sets the network configuration, instead of the one in the store. Every node must be given the same;
@@ -126,6 +135,7 @@ impl NodeBuilder {
             network,
             ended: end,
         };
-        (node, Runner::new(options, status, stop_asked, ended))
+        let runner = Runner::new(options, self.name, status, stop_asked, ended);
+        (node, runner)
     }
 }

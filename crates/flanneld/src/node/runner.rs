@@ -1,9 +1,13 @@
 //! The life of a node: opens store and kernel, takes a subnet, follows both until somebody asks for the end.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+
 use store::Store;
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 use tokio::time::{Duration, sleep};
+use tracing::{Span, info_span};
 
 use super::{NodeError, Teardown};
 use crate::options::Options;
@@ -18,6 +22,7 @@ const LOOK: Duration = Duration::from_secs(1);
 #[must_use = "the node does nothing until it is run"]
 pub struct Runner {
     options: Options,
+    name: Option<String>,
     stop: watch::Receiver<Option<Teardown>>,
     end: End,
 }
@@ -50,12 +55,14 @@ impl Drop for End {
 impl Runner {
     pub(super) fn new(
         options: Options,
+        name: Option<String>,
         status: Status,
         stop: watch::Receiver<Option<Teardown>>,
         ended: watch::Sender<Option<Result<(), NodeError>>>,
     ) -> Runner {
         Runner {
             options,
+            name,
             stop,
             end: End {
                 status,
@@ -77,11 +84,17 @@ impl Runner {
     pub async fn run(self) -> Result<(), NodeError> {
         let Runner {
             options,
+            name,
             mut stop,
             end,
         } = self;
+        let span = name.map_or_else(Span::none, |name| info_span!("node", name));
         let local = LocalSet::new();
-        let ended = local.run_until(live(options, &mut stop, &end.status)).await;
+        let ended = {
+            // It polls all tasks of the node, which are in the span, too. Large: to move it takes much stack.
+            let mut running = pin!(local.run_until(live(options, &mut stop, &end.status)));
+            poll_fn(|cx| span.in_scope(|| running.as_mut().poll(cx))).await
+        };
         // Every task of the node has ended when its end is reported.
         drop(local);
         end.report(ended.clone());

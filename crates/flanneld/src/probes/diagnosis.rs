@@ -92,18 +92,18 @@ impl Diagnosis {
         self.steps = 0;
     }
 
+    /// Hosts report few rejected packets, about one a second: what is not known yet goes first.
     fn send(&mut self) {
-        if let Some(socket) = &self.underlay {
-            let request = packet::request(self.nonce, packet::HEADER, Wish::default());
-            match socket.send(&request) {
-                // This host's firewall drops what it sends.
-                Err(error) if is_own_firewall(&error) => self.note_own_filter(),
-                // An error is what the packet before has met.
-                Err(error) => {
-                    self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
-                }
-                Ok(_) => {}
-            }
+        if self.evidence.underlay == Underlay::Silent {
+            self.send_past();
+            self.ping_past();
+        } else {
+            self.ping_past();
+            self.send_past();
+        }
+        if let Some(ping) = &self.overlay_ping {
+            // What cannot be sent is not answered.
+            let _ = ping.send();
         }
         if let Some(socket) = &self.unchecked {
             let wish = Wish {
@@ -112,16 +112,6 @@ impl Diagnosis {
             };
             let _ = socket.send(&packet::request(self.nonce, packet::HEADER, wish));
         }
-        // What cannot be sent is not answered.
-        if let Some(Err(error)) = self.underlay_ping.as_ref().map(Ping::send)
-            && is_own_firewall(&error)
-        {
-            self.note_own_filter();
-            self.evidence.pings_rejected = true;
-        }
-        if let Some(ping) = &self.overlay_ping {
-            let _ = ping.send();
-        }
         // Last: where any of the others passes because the fault is over, this one passes, too.
         if let Some(socket) = &self.ordinary {
             let _ = socket.send(&packet::request(
@@ -129,6 +119,28 @@ impl Diagnosis {
                 packet::HEADER,
                 Wish::default(),
             ));
+        }
+    }
+
+    fn send_past(&mut self) {
+        let Some(socket) = &self.underlay else { return };
+        let request = packet::request(self.nonce, packet::HEADER, Wish::default());
+        match socket.send(&request) {
+            Err(error) if is_own_firewall(&error) => self.note_own_filter(),
+            // An error is what the packet before has met.
+            Err(error) => {
+                self.evidence.underlay = met(&error).unwrap_or(self.evidence.underlay);
+            }
+            Ok(_) => {}
+        }
+    }
+
+    fn ping_past(&mut self) {
+        if let Some(Err(error)) = self.underlay_ping.as_ref().map(Ping::send)
+            && is_own_firewall(&error)
+        {
+            self.note_own_filter();
+            self.evidence.pings_rejected = true;
         }
     }
 
@@ -163,7 +175,9 @@ impl Diagnosis {
     /// Takes in what other hosts report about the packets.
     fn hear(&mut self) {
         let all = |socket: &UdpSocket| -> Vec<Report> {
-            std::iter::from_fn(|| reports::next(socket)).take(16).collect()
+            std::iter::from_fn(|| reports::next(socket))
+                .take(16)
+                .collect()
         };
         for report in self.underlay.as_ref().map(all).unwrap_or_default() {
             // The host itself says that the port is closed whether or not it has a firewall.
@@ -172,20 +186,31 @@ impl Diagnosis {
             }
         }
         let underlay_ping = self.underlay_ping.as_ref();
-        for report in underlay_ping.map(|ping| all(&ping.socket)).unwrap_or_default() {
-            self.evidence.pings_rejected |= self.note_filter(&report);
+        for report in underlay_ping
+            .map(|ping| all(&ping.socket))
+            .unwrap_or_default()
+        {
+            let is_firewall = self.note_filter(&report);
+            self.evidence.pings_rejected |= is_firewall && self.is_quoted(&report);
         }
-        // What the node rejects has passed the tunnel. The number keeps others from forging that.
-        let number = self.nonce.to_be_bytes();
+        // What the node rejects has passed the tunnel.
         let overlay_ping = self.overlay_ping.as_ref().map(|ping| &ping.socket);
-        let through = [self.unchecked.as_ref(), self.ordinary.as_ref(), overlay_ping];
+        let through = [
+            self.unchecked.as_ref(),
+            self.ordinary.as_ref(),
+            overlay_ping,
+        ];
         let mut heard = through.into_iter().flatten().flat_map(all);
-        if heard.any(|report| {
-            Some(report.by) == self.case.overlay
-                && report.quoted.windows(number.len()).any(|part| part == number)
-        }) {
+        if heard.any(|report| Some(report.by) == self.case.overlay && self.is_quoted(&report)) {
             self.evidence.overlay_ping = Some(true);
         }
+    }
+
+    /// Returns whether a report quotes the number, which nobody can guess who has not received the packet.
+    fn is_quoted(&self, report: &Report) -> bool {
+        let number = self.nonce.to_be_bytes();
+        let mut parts = report.quoted.windows(number.len());
+        parts.any(|part| part == number)
     }
 
     fn note_own_filter(&mut self) {

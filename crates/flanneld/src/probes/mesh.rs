@@ -687,7 +687,11 @@ impl Mesh {
             return;
         }
         links.judged_at = Some(now);
+        // Not every look is lucky: hosts report few of the packets that they reject.
+        let place = (case.key, case.family);
+        let filter = filter.or(self.filters.get(&place).copied());
         let cause = judge(Evidence {
+            is_filtered: filter.is_some(),
             has_overlay: own.get(case.family).is_some(),
             overlay_before: links.overlay.was_ever_answered(),
             arrived: evidence.arrived || seen.is_some_and(|seen| links.sent.contains(&seen)),
@@ -700,7 +704,6 @@ impl Mesh {
             1
         };
         links.cause = cause;
-        let place = (case.key, case.family);
         match filter.filter(|_| links.cause == Some(Cause::Filtered)) {
             Some(filter) => self.filters.insert(place, filter),
             None => self.filters.remove(&place),

@@ -140,6 +140,8 @@ impl Worker {
 
     fn tick(&mut self) {
         self.follow();
+        // First: other hosts report few of the packets that they reject, and here the reports are read.
+        self.diagnose();
         let now = self.now();
         let sockets = &self.sockets;
         let outgoing = self
@@ -149,7 +151,6 @@ impl Worker {
         for one in outgoing {
             self.send(&one);
         }
-        self.diagnose();
         let changes = self.shared.mesh().changes();
         self.log(&changes);
     }

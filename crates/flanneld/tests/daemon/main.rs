@@ -61,6 +61,7 @@ mod live_tunnels;
 mod metrics;
 mod mixed;
 mod offload;
+mod page;
 mod probes;
 #[path = "../../../flannelctl/tests/check/relay.rs"]
 mod relay;
