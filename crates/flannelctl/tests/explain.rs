@@ -74,7 +74,7 @@ fn breaks_between(node: &Node, args: &[&str], step: &str, text: &str, remedy: &s
             Err(format!("{status}: {json:#}"))
         }
     };
-    wait_for(&format!("{step}: {text}"), Duration::from_secs(15), look).unwrap();
+    wait_for(&format!("{step}: {text}"), SOON, look).unwrap();
 }
 
 #[track_caller]

@@ -24,6 +24,8 @@ const TUNNEL: &str = "let the tunnel's port through between the nodes (vxlan: UD
 /// Probes the other node and pings the other end; if it is silent, the other node through the tunnel and past it.
 pub(super) fn run(steps: &mut Steps, ends: &Ends, scene: &Scene, daemon: &Daemon) {
     let remote = ends.remote.as_ref();
+    // Where a step before is broken, they show nothing new.
+    let remote = remote.filter(|_| steps.broken().is_none());
     let node = remote.and_then(|remote| node_probe::run(steps, ends.family, remote, daemon));
     let past_only = node
         .as_ref()
