@@ -1,10 +1,12 @@
 //! The Debian package: installed, upgraded, removed and purged on a bare machine.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
-use lab::{Machine, StoreKind, SubnetEnv};
+use flate2::read::MultiGzDecoder;
+use lab::{Debian, Machine, StoreKind, SubnetEnv};
 
 use crate::machines::{build, complaints, install, lab, next_package, package};
 use crate::machines::{packages_for, possible, property};
@@ -49,11 +51,22 @@ fn files(machine: &Machine) -> Vec<String> {
 
 #[test]
 fn installed_upgraded_removed_purged() {
+    life(Debian::Bookworm);
+}
+
+#[test]
+fn installed_upgraded_removed_purged_on_debian_13() {
+    life(Debian::Trixie);
+}
+
+fn life(release: Debian) {
     if !possible() {
         return;
     }
     let lab = lab(StoreKind::Directory);
-    let machine = Machine::boot(lab.node(1)).unwrap();
+    let machine = Machine::boot_release(lab.node(1), release).unwrap();
+    let os = machine.read("/etc/os-release").unwrap();
+    assert!(os.contains(release.codename()), "{os}");
     let before = files(&machine);
 
     // Installed: all there, nothing runs, and nothing will at the next boot.
@@ -156,6 +169,28 @@ fn without_a_running_systemd() {
     assert!(!said.contains("warning"), "{said}");
 }
 
+/// The directories of an archive whose mode is not 0755.
+fn wrong_directories(archive: impl Read) -> Vec<String> {
+    let mut archive = tar::Archive::new(archive);
+    // An apk is several archives, one after the other.
+    archive.set_ignore_zeros(true);
+    let mut wrong = Vec::new();
+    let mut directories = 0;
+    for entry in archive.entries().unwrap() {
+        let entry = entry.unwrap();
+        if !entry.header().entry_type().is_dir() {
+            continue;
+        }
+        directories += 1;
+        let mode = entry.header().mode().unwrap();
+        if mode != 0o755 {
+            wrong.push(format!("{:o} {}", mode, entry.path().unwrap().display()));
+        }
+    }
+    assert!(directories > 10, "{directories} directories");
+    wrong
+}
+
 /// The archives that `tar` reads, and what an rpm says of itself.
 #[test]
 fn packages_of_other_distributions() {
@@ -197,6 +232,12 @@ fn packages_of_other_distributions() {
         let ends = |l: &str| l.ends_with(&format!("/{file}"));
         assert!(tar.lines().any(ends), "{file} is not in {tar}");
     }
+    // apk reads a mode with any other bit as 0, and pacman calls it wrong.
+    let wrong = wrong_directories(MultiGzDecoder::new(fs::File::open(paths[1]).unwrap()));
+    assert_eq!(wrong, [""; 0], "apk");
+    let zstd = Command::new("zstd").arg("-dc").arg(paths[2]).output();
+    let wrong = wrong_directories(zstd.unwrap().stdout.as_slice());
+    assert_eq!(wrong, [""; 0], "the Arch package");
     assert!(
         [".post-install", ".post-upgrade", ".pre-deinstall"]
             .iter()
