@@ -438,10 +438,7 @@ impl Cluster {
             mtu: self.generations.mtu(),
             tunnel: carrier(kind, &tunnel_ports(&objects), direct.unwrap_or_default()),
             targets: targets
-                .map(|lease| Target {
-                    key: lease.key,
-                    public_ip: lease.attrs.public_ip,
-                })
+                .map(|lease| Target::new(lease.key, lease.attrs.public_ip))
                 .collect(),
         }
     }

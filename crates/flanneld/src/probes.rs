@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`packet`] | the datagrams |
 //! | `mesh`, `rounds`, `track` | whom to probe next, what the answers mean: no I/O |
+//! | `peer`, `target`, `sources` | what is stored of each node |
 //! | `responder` | how many probes are answered |
 //! | `verdict`, `diagnosis` | why a node does not answer: the judgement, and the evidence for it |
 //! | `sockets`, `worker` | the thread that sends and receives |
@@ -12,10 +13,13 @@
 mod diagnosis;
 mod mesh;
 pub mod packet;
+mod peer;
 mod responder;
 mod rounds;
 mod sockets;
+mod sources;
 mod summary;
+mod target;
 mod track;
 mod verdict;
 mod worker;
@@ -30,8 +34,9 @@ use model::{Dual, SubnetKey};
 
 use crate::report::{MeshReport, PeerReport, ProbeState};
 use mesh::Mesh;
-pub(crate) use mesh::{Target, View};
+pub(crate) use mesh::View;
 pub(crate) use summary::{Figures, RTT_BOUNDS};
+pub(crate) use target::Target;
 pub use verdict::Cause;
 use worker::Worker;
 

@@ -48,6 +48,16 @@ impl SubnetKey {
     }
 }
 
+impl From<Ipv4Net> for SubnetKey {
+    /// The key for an IPv4 subnet alone; host bits are cleared.
+    fn from(net: Ipv4Net) -> SubnetKey {
+        SubnetKey(Dual {
+            v4: Some(IpNet::V4(net.trunc())),
+            v6: None,
+        })
+    }
+}
+
 /// The first host address of a subnet (`.1`), with the subnet's length: what `subnet.env` names
 /// and what the node's bridge gets.
 pub fn gateway(net: &IpNet) -> IpNet {

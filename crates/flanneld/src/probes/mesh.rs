@@ -2,19 +2,21 @@
 //! as the time since the prober's start.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use model::subnet::first;
 use model::{Dual, Family, SubnetKey};
 
 use super::packet::{self, Datagram, Wish};
-use super::responder::{Bucket, Responder};
+use super::peer::{ASK_AGAIN, At, Kind, Peer, Way};
+use super::responder::Responder;
 use super::rounds::{Allowance, Round};
+use super::sources::Sources;
 use super::summary::RttHistogram;
-use super::track::{BROKEN_AFTER, Track};
+use super::target::Target;
+use super::track::Track;
 use super::verdict::{Cause, Evidence, Filter, judge};
 use crate::report::ProbeState;
 
@@ -46,9 +48,6 @@ const REPEATS: usize = 256;
 /// How long the first judgement holds while the fault lasts: each further one that finds the same holds twice as long,
 /// up to [`ASK_AGAIN`].
 const JUDGE_AGAIN: Duration = Duration::from_secs(30);
-
-/// How long a node that is not broken and answers no probes is left alone.
-const ASK_AGAIN: Duration = Duration::from_secs(600);
 
 /// How often the nodes are divided again into those that answer and the others: it looks at all of them.
 const DIVIDE_EVERY: Duration = Duration::from_secs(60);
@@ -87,62 +86,6 @@ impl View {
             ..*self
         }
     }
-}
-
-/// Another node.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Target {
-    pub(crate) key: SubnetKey,
-    pub(crate) public_ip: Dual<IpAddr>,
-}
-
-/// Through the tunnel or past it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Way {
-    Overlay,
-    Underlay,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
-    Small(Way),
-    /// Of the largest packet's size, the way that containers' packets go.
-    Full,
-}
-
-/// What is known of one family of a node.
-#[derive(Clone, Copy, Debug, Default)]
-struct Links {
-    overlay: Track,
-    underlay: Track,
-    full: Track,
-    full_at: Option<Duration>,
-    corrupted: bool,
-    /// Low halves of the numbers of the last requests through the tunnel to the node: as many as are lost before its
-    /// silence is explained.
-    sent: [u16; BROKEN_AFTER as usize],
-    /// The same of the last one from the node.
-    seen: u16,
-    cause: Option<Cause>,
-    judged_at: Option<Duration>,
-    /// Judgements in a row that found the same.
-    judged: u8,
-    judging: bool,
-}
-
-#[derive(Debug)]
-struct Peer {
-    target: Target,
-    links: Dual<Links>,
-    turn: u8,
-    probed_at: Duration,
-    bucket: Bucket,
-    /// It is known to fail, as the log says.
-    reported: bool,
-    /// It has sent a probe since it was probed.
-    asked: bool,
-    /// Its turn was taken from the allowance of nodes that do not answer.
-    charged: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +138,7 @@ pub(super) struct Mesh {
     view: View,
     /// In the order of their subnets.
     peers: Vec<Peer>,
-    sources: HashMap<IpAddr, u32>,
+    sources: Sources,
     /// Nodes that answer, or have asked.
     answering: Round,
     /// Nodes that have not answered yet, or no longer do, and are not left alone just now.
@@ -222,7 +165,7 @@ impl Mesh {
         Mesh {
             view: View::default(),
             peers: Vec::new(),
-            sources: HashMap::new(),
+            sources: Sources::default(),
             answering: Round::default(),
             others: Round::default(),
             allowance: Allowance::default(),
@@ -248,28 +191,22 @@ impl Mesh {
 
     /// Takes in what the main loop knows. What is known of nodes that have not changed is kept.
     pub(super) fn update(&mut self, mut view: View) {
-        view.targets.sort_by_key(|target| target.key);
-        view.targets.dedup_by_key(|target| target.key);
+        let mut targets = std::mem::take(&mut view.targets);
+        targets.sort_unstable_by(Target::cmp);
+        targets.dedup_by(|a, b| Target::cmp(a, b).is_eq());
         // Another address of this node, or another tunnel: what was measured was another way.
         let same = view.overlay == self.view.overlay && view.underlay == self.view.underlay;
         let mut old = std::mem::take(&mut self.peers).into_iter().peekable();
-        let targets = std::mem::take(&mut view.targets);
-        let (underlay, overlay) = (view.underlay, view.overlay);
         self.peers.reserve_exact(targets.len());
         for target in targets {
-            while old.next_if(|peer| peer.target.key < target.key).is_some() {}
-            let known = old.next_if(|peer| peer.target.key == target.key);
+            let is_before = |peer: &Peer| peer.target.cmp(&target).is_lt();
+            while old.next_if(is_before).is_some() {}
+            let known = old.next_if(|peer| peer.target.cmp(&target).is_eq());
             let mut peer = match known {
                 Some(peer) if peer.target == target && same => peer,
-                _ => Peer::new(target),
+                _ => Peer::new(target, 2 * UNDERLAY_EVERY),
             };
-            peer.links = Dual::from_fn(|family| {
-                let has_net = target.key.nets().get(family).is_some();
-                let through = has_net && overlay.get(family).is_some();
-                let past = target.public_ip.get(family).is_some() && underlay.get(family).is_some();
-                let known = peer.links.get(family).copied();
-                (through || past).then(|| known.unwrap_or_default())
-            });
+            peer.set_own(&view.overlay, &view.underlay);
             self.peers.push(peer);
         }
         self.view = view;
@@ -277,15 +214,7 @@ impl Mesh {
     }
 
     fn index(&mut self) {
-        self.sources.clear();
-        for (peer, at) in self.peers.iter().zip(0..) {
-            for family in Family::ALL {
-                let public = peer.target.public_ip.get(family).copied();
-                let sources = public.into_iter().chain(overlay(&peer.target, family));
-                self.sources.extend(sources.map(|ip| (ip, at)));
-            }
-        }
-        self.sources.shrink_to_fit();
+        self.sources.set(&self.peers);
         self.divide();
         let peers = &self.peers;
         let known = |key: &SubnetKey| find(peers, key).is_some();
@@ -300,7 +229,7 @@ impl Mesh {
     fn divide(&mut self) {
         let (own, now, peers) = (self.view.overlay, self.ticked, &self.peers);
         self.divided = now;
-        let mut all: Vec<(Duration, u32)> = peers
+        let mut all: Vec<(Option<At>, u32)> = peers
             .iter()
             .zip(0..)
             .filter(|(peer, _)| !peer.is_passed_over(&own, now))
@@ -390,15 +319,15 @@ impl Mesh {
         let Some(peer) = self.peers.get_mut(at) else {
             return Vec::new();
         };
-        peer.probed_at = now;
+        peer.probed_at = Some(At::of(now));
         peer.asked = false;
         let turn = peer.turn;
         peer.turn = turn.wrapping_add(1) % (2 * UNDERLAY_EVERY);
-        let families: Vec<Family> = peer.links.iter().map(|(family, _)| family).collect();
+        let families: Vec<Family> = peer.families().collect();
         let Some(&family) = families.get(usize::from(turn) % families.len().max(1)) else {
             return Vec::new();
         };
-        let Some(links) = peer.links.get(family) else {
+        let Some(links) = peer.links(family) else {
             return Vec::new();
         };
         let way = links.main_way(&own, family);
@@ -408,7 +337,7 @@ impl Mesh {
         if way == Way::Overlay && (underlay_due || fails) {
             kinds.push((family, Kind::Small(Way::Underlay)));
         }
-        let full_due = links.full_at.is_none_or(|at| now >= at + FULL_EVERY);
+        let full_due = links.full_at.is_none_or(|at| at.is_past(FULL_EVERY, now));
         if links.main(&own, family).is_good()
             && full_due
             && self.full_bytes >= f64::from(self.view.mtu)
@@ -429,19 +358,19 @@ impl Mesh {
         let nonce = self.number();
         let own = self.view.overlay;
         let peer = self.peers.get_mut(at)?;
-        let target = peer.target;
-        let links = links_mut(&mut peer.links, family)?;
+        let key = peer.target.key();
         let way = match kind {
             Kind::Small(way) => way,
-            Kind::Full => links.main_way(&own, family),
+            Kind::Full => peer.links(family)?.main_way(&own, family),
         };
         let to = match way {
-            Way::Overlay => overlay(&target, family)?,
-            Way::Underlay => *target.public_ip.get(family)?,
+            Way::Overlay => peer.target.overlay(family)?,
+            Way::Underlay => *peer.target.public_ip().get(family)?,
         };
         if !ready(family, way) {
             return None;
         }
+        let links = peer.links_mut(family)?;
         let mut len = packet::HEADER;
         if kind == Kind::Full {
             let full = self.view.mtu as usize;
@@ -450,14 +379,14 @@ impl Mesh {
                 return None;
             }
             self.full_bytes -= full as f64;
-            links.full_at = Some(now);
+            links.full_at = Some(At::of(now));
         }
         if way == Way::Overlay {
             links.sent.rotate_right(1);
             links.sent[0] = packet::low(nonce);
         }
         let pending = Pending {
-            key: target.key,
+            key,
             family,
             kind,
             to,
@@ -514,7 +443,7 @@ impl Mesh {
         let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
             return;
         };
-        let Some(links) = links_mut(&mut peer.links, family) else {
+        let Some(links) = peer.links_mut(family) else {
             return;
         };
         let main = Kind::Small(links.main_way(&own, family));
@@ -531,7 +460,7 @@ impl Mesh {
                 ASK_AGAIN.min(JUDGE_AGAIN * (1 << same))
             }
         };
-        let judged = links.judged_at.is_some_and(|at| now < at + holds);
+        let judged = links.judged_at.is_some_and(|at| !at.is_past(holds, now));
         if broken && kind == main && !judged && !links.judging {
             links.judging = true;
             self.cases.push_back((key, family));
@@ -555,8 +484,8 @@ impl Mesh {
                 len,
                 intact,
             } => {
-                let at = self.sources.get(&from).copied();
-                let mut peer = at.and_then(|at| self.peers.get_mut(at as usize));
+                let at = self.sources.find(&from, &self.peers);
+                let mut peer = at.and_then(|at| self.peers.get_mut(at));
                 let bucket = peer.as_mut().map(|peer| &mut peer.bucket);
                 if !self.responder.admits(now, bucket, len) {
                     return None;
@@ -565,10 +494,10 @@ impl Mesh {
                     // It may answer now: whoever asks knows probes.
                     if !peer.asked {
                         peer.asked = true;
-                        self.answering.extend(at);
+                        self.answering.extend(at.map(|at| at as u32));
                     }
                 }
-                let links = links_mut(&mut peer?.links, Family::of(&from));
+                let links = peer?.links_mut(Family::of(&from));
                 let mut seen = 0;
                 if let Some(links) = links {
                     if way == Way::Overlay {
@@ -603,7 +532,7 @@ impl Mesh {
         let Some(peer) = self.peers.get_mut(at) else {
             return;
         };
-        let Some(links) = links_mut(&mut peer.links, family) else {
+        let Some(links) = peer.links_mut(family) else {
             return;
         };
         if kind == Kind::Full && !intact {
@@ -643,8 +572,9 @@ impl Mesh {
             let Some(peer) = find(&self.peers, &key).and_then(|at| self.peers.get_mut(at)) else {
                 continue;
             };
-            let (target, heard) = (peer.target, peer.was_ever_heard());
-            let Some(links) = links_mut(&mut peer.links, family) else {
+            let (public_ip, heard) = (peer.target.public_ip(), peer.was_ever_heard());
+            let overlay = peer.target.overlay(family);
+            let Some(links) = peer.links_mut(family) else {
                 continue;
             };
             links.judging = false;
@@ -655,8 +585,8 @@ impl Mesh {
             cases.push(Case {
                 key,
                 family,
-                public_ip: target.public_ip.get(family).copied(),
-                overlay: overlay(&target, family).filter(|_| own.get(family).is_some()),
+                public_ip: public_ip.get(family).copied(),
+                overlay: overlay.filter(|_| own.get(family).is_some()),
                 heard,
             });
         }
@@ -679,14 +609,14 @@ impl Mesh {
             return;
         };
         let before = peer.was_ever_heard();
-        let Some(links) = links_mut(&mut peer.links, case.family) else {
+        let Some(links) = peer.links_mut(case.family) else {
             return;
         };
         links.judging = false;
         if !links.main(&own, case.family).is_broken() {
             return;
         }
-        links.judged_at = Some(now);
+        links.judged_at = Some(At::of(now));
         // Not every look is lucky: hosts report few of the packets that they reject.
         let place = (case.key, case.family);
         let filter = filter.or(self.filters.get(&place).copied());
@@ -752,17 +682,23 @@ impl Mesh {
     fn seen<'a>(&'a self, peer: &'a Peer) -> Seen<'a> {
         let own = &self.view.overlay;
         let (state, cause) = peer.state(own);
+        let key = peer.target.key();
+        let links = |family| {
+            let links = peer.links(family)?;
+            let through = links.main_way(own, family) == Way::Overlay;
+            Some(LinksSeen {
+                main: *links.main(own, family),
+                underlay: through.then_some(links.underlay),
+                full: links.full,
+                state: links.state(own, family),
+                filter: self.filters.get(&(key, family)).copied(),
+            })
+        };
         Seen {
             target: &peer.target,
             state,
             cause,
-            links: peer.links.map(|family, links| LinksSeen {
-                main: *links.main(own, family),
-                underlay: (links.main_way(own, family) == Way::Overlay).then_some(links.underlay),
-                full: links.full,
-                state: links.state(own, family),
-                filter: self.filters.get(&(peer.target.key, family)).copied(),
-            }),
+            links: Dual::from_fn(links),
         }
     }
 }
@@ -787,118 +723,10 @@ pub(super) struct LinksSeen {
     pub(super) filter: Option<Filter>,
 }
 
-impl Peer {
-    fn new(target: Target) -> Peer {
-        Peer {
-            target,
-            links: Dual::default(),
-            turn: fastrand::u8(..2 * UNDERLAY_EVERY),
-            probed_at: Duration::ZERO,
-            bucket: Bucket::default(),
-            reported: false,
-            asked: false,
-            charged: false,
-        }
-    }
-
-    fn was_ever_heard(&self) -> bool {
-        let mut all = self.links.iter();
-        all.any(|(_, links)| {
-            links.overlay.was_ever_answered() || links.underlay.was_ever_answered()
-        })
-    }
-
-    /// Returns whether it has answered and may well do so again: neither silent nor failing.
-    fn answers(&self, own: &Dual<IpAddr>) -> bool {
-        self.was_ever_heard() && self.state(own).0 != ProbeState::Silent
-    }
-
-    /// Returns whether it answers no probes, in no family, without being broken.
-    fn is_silent(&self, own: &Dual<IpAddr>) -> bool {
-        let mut all = self.links.iter();
-        !self.links.is_empty()
-            && all.all(|(family, links)| links.state(own, family).0 == ProbeState::Silent)
-    }
-
-    fn is_passed_over(&self, own: &Dual<IpAddr>, now: Duration) -> bool {
-        self.is_silent(own) && !self.asked && now < self.probed_at + ASK_AGAIN
-    }
-
-    /// Returns the worst of its families' states.
-    fn state(&self, own: &Dual<IpAddr>) -> (ProbeState, Option<Cause>) {
-        let all = self.links.iter();
-        let states = all.map(|(family, links)| links.state(own, family));
-        states
-            .max_by_key(|(state, _)| *state)
-            .unwrap_or((ProbeState::Unknown, None))
-    }
-}
-
-impl Links {
-    /// The way of containers' packets.
-    fn main_way(&self, own: &Dual<IpAddr>, family: Family) -> Way {
-        if own.get(family).is_some() {
-            Way::Overlay
-        } else {
-            Way::Underlay
-        }
-    }
-
-    fn main(&self, own: &Dual<IpAddr>, family: Family) -> &Track {
-        match self.main_way(own, family) {
-            Way::Overlay => &self.overlay,
-            Way::Underlay => &self.underlay,
-        }
-    }
-
-    fn track(&mut self, kind: Kind) -> &mut Track {
-        match kind {
-            Kind::Small(Way::Overlay) => &mut self.overlay,
-            Kind::Small(Way::Underlay) => &mut self.underlay,
-            Kind::Full => &mut self.full,
-        }
-    }
-
-    fn state(&self, own: &Dual<IpAddr>, family: Family) -> (ProbeState, Option<Cause>) {
-        let main = self.main(own, family);
-        if main.is_broken() {
-            return match self.cause {
-                Some(cause) if cause.is_fault() => (ProbeState::Failing, Some(cause)),
-                Some(cause) => (ProbeState::Silent, Some(cause)),
-                None => (ProbeState::Unknown, None),
-            };
-        }
-        if !main.was_ever_answered() {
-            return (ProbeState::Unknown, None);
-        }
-        // Where small packets are lost, too, the size is not what is wrong.
-        if self.full.is_broken() && main.is_clean() {
-            let cause = if self.corrupted {
-                Cause::Corrupted
-            } else {
-                Cause::Mtu
-            };
-            return (ProbeState::Failing, Some(cause));
-        }
-        (ProbeState::Reachable, None)
-    }
-}
-
-fn links_mut(links: &mut Dual<Links>, family: Family) -> Option<&mut Links> {
-    match family {
-        Family::V4 => links.v4.as_mut(),
-        Family::V6 => links.v6.as_mut(),
-    }
-}
-
-/// The address of a node's tunnel device.
-fn overlay(target: &Target, family: Family) -> Option<IpAddr> {
-    let net = target.key.nets().get(family)?;
-    Some(first(net).addr())
-}
-
 fn find(peers: &[Peer], key: &SubnetKey) -> Option<usize> {
-    peers.binary_search_by_key(key, |peer| peer.target.key).ok()
+    peers
+        .binary_search_by(|peer| peer.target.key().cmp(key))
+        .ok()
 }
 
 #[cfg(test)]

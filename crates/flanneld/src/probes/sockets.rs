@@ -11,8 +11,9 @@ use mio::{Interest, Registry, Token};
 use model::Family;
 use tracing::debug;
 
-use super::mesh::{View, Way};
+use super::mesh::View;
 use super::packet::Wish;
+use super::peer::Way;
 
 /// How often a port that another program has is tried again.
 const RETRY: Duration = Duration::from_secs(5);

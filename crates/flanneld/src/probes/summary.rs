@@ -83,7 +83,7 @@ pub(super) fn figures(mesh: &Mesh) -> Figures {
     let (mut slowest, mut lossiest) = (Worst(Vec::new()), Worst(Vec::new()));
     mesh.each(|seen| {
         *states.entry(seen.state).or_default() += 1;
-        let key = seen.target.key;
+        let key = seen.target.key();
         let rtts = seen.links.iter().filter_map(|(_, links)| links.main.rtt());
         if let Some(rtt) = rtts.max() {
             slowest.add(key, rtt.as_secs_f64());
@@ -137,7 +137,7 @@ pub(super) fn reason(seen: &Seen<'_>, tunnel: &str, port: u16) -> Option<String>
     let cause = seen.cause?;
     let mut all = seen.links.iter();
     let (family, links) = all.find(|(_, links)| links.state.1 == Some(cause))?;
-    let public: &Dual<_> = &seen.target.public_ip;
+    let public: Dual<_> = seen.target.public_ip();
     let text = cause.text(public.get(family).copied(), tunnel, port, links.filter);
     let mut others = seen.links.iter().filter(|(other, _)| *other != family);
     Some(if others.any(|(_, links)| links.state.1 != Some(cause)) {

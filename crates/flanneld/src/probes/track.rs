@@ -9,7 +9,7 @@ pub(super) const BROKEN_AFTER: u8 = 3;
 const WINDOW: u8 = 32;
 
 /// The record of one way.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Track {
     /// A moving average.
     rtt_us: u32,
@@ -22,6 +22,16 @@ pub(super) struct Track {
 }
 
 impl Track {
+    /// Nothing was probed yet.
+    pub(super) const NEW: Track = Track {
+        rtt_us: 0,
+        least_us: 0,
+        history: 0,
+        probes: 0,
+        failures: 0,
+        ever: false,
+    };
+
     /// Records an answer.
     pub(super) fn answered(&mut self, rtt: Duration) {
         let us = u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX);
@@ -103,7 +113,7 @@ mod tests {
 
     #[test]
     fn averages_follow_and_old_losses_are_forgotten() {
-        let mut track = Track::default();
+        let mut track = Track::NEW;
         assert_eq!((track.rtt(), track.loss()), (None, None));
         track.answered(Duration::from_micros(100));
         track.answered(Duration::from_micros(500));

@@ -17,10 +17,8 @@ fn v4(ip: IpAddr) -> Dual<IpAddr> {
 /// Node `n` of up to 65,000: its subnet and public address.
 fn target(n: u32) -> Target {
     let key = format!("10.{}.{}.0-24", 64 + n / 256, n % 256);
-    Target {
-        key: key.parse().unwrap(),
-        public_ip: v4(IpAddr::from([192, 168, (n / 256) as u8, (n % 256) as u8])),
-    }
+    let public_ip = IpAddr::from([192, 168, (n / 256) as u8, (n % 256) as u8]);
+    Target::new(key.parse().unwrap(), v4(public_ip))
 }
 
 /// What node `own` knows of `count` nodes.
@@ -28,8 +26,8 @@ fn view(own: u32, count: u32) -> View {
     let me = target(own);
     View {
         version: 1,
-        underlay: me.public_ip,
-        overlay: v4(overlay(&me, Family::V4).unwrap()),
+        underlay: me.public_ip(),
+        overlay: v4(me.overlay(Family::V4).unwrap()),
         mtu: 1450,
         tunnel: "vxlan (UDP 8472)".to_owned(),
         targets: (0..count).filter(|n| *n != own).map(target).collect(),
@@ -84,7 +82,7 @@ impl Pair {
     }
 
     fn state(&self) -> (ProbeState, Option<Cause>) {
-        let key = target(1).key;
+        let key = target(1).key();
         let state = self.nodes[0].one(&key, |seen| (seen.state, seen.cause));
         state.unwrap()
     }
@@ -92,8 +90,8 @@ impl Pair {
 
 fn source(n: u32, way: Way) -> IpAddr {
     match way {
-        Way::Overlay => overlay(&target(n), Family::V4).unwrap(),
-        Way::Underlay => target(n).public_ip.v4.unwrap(),
+        Way::Overlay => target(n).overlay(Family::V4).unwrap(),
+        Way::Underlay => target(n).public_ip().v4.unwrap(),
     }
 }
 
@@ -148,7 +146,7 @@ fn a_silence_is_judged_once_from_the_evidence() {
     let [case] = cases[..] else {
         panic!("{cases:?}")
     };
-    assert_eq!(case.public_ip, target(1).public_ip.v4);
+    assert_eq!(case.public_ip, target(1).public_ip().v4);
     let evidence = Evidence {
         underlay: Underlay::Answered,
         underlay_ping: Some(true),
@@ -319,7 +317,7 @@ fn a_change_of_the_nodes_keeps_what_is_known_of_the_others() {
     pair.nodes[0].update(more);
     assert_eq!(pair.state(), (ProbeState::Reachable, None));
     let mut moved = view(0, 2);
-    moved.targets[0].public_ip = v4(ip("192.168.9.9"));
+    moved.targets[0] = Target::new(target(1).key(), v4(ip("192.168.9.9")));
     pair.nodes[0].update(moved);
     assert_eq!(pair.state(), (ProbeState::Unknown, None));
     let mut none = view(0, 1);
@@ -371,7 +369,7 @@ fn nodes_that_answer_no_probes_are_left_alone_until_they_ask() {
     };
     let (first, _) = silent(&mut mesh, 20);
     assert!(first >= 3);
-    let key = target(1).key;
+    let key = target(1).key();
     let state = mesh.one(&key, |seen| (seen.state, seen.cause)).unwrap();
     assert_eq!(state, (ProbeState::Silent, Some(Cause::NeverHeard)));
     let (few, at) = silent(&mut mesh, 300);
