@@ -17,6 +17,7 @@ use tokio::io::unix::AsyncFd;
 use crate::door::Door;
 use crate::failure::Failure;
 use crate::netlink::refused;
+use crate::netlink::room::Room;
 use crate::netlink::socket::Requests;
 use crate::netlink::uapi::{AF_INET, AF_INET6};
 use crate::netlink::wire::{Message, Messages, u16_at, u32_at};
@@ -38,8 +39,6 @@ const SELECTOR: usize = 56;
 const LIMITS: usize = 64;
 const POLICY: usize = 168;
 const TEMPLATE: usize = 64;
-/// Room for any one notification.
-const RECEIVE: usize = 64 << 10;
 
 /// IPsec policies of the network namespace in which they were first asked for.
 #[derive(Default)]
@@ -51,7 +50,6 @@ pub(crate) struct XfrmPolicies {
 struct Sockets {
     requests: Requests,
     events: AsyncFd<Socket>,
-    receive: Box<[u8]>,
 }
 
 impl Sockets {
@@ -64,18 +62,18 @@ impl Sockets {
             requests: Requests::open_for(NETLINK_XFRM)?,
             // SAFETY: `Socket` owns its descriptor, and keeps it open and the same until it is dropped.
             events: unsafe { AsyncFd::register_with_interest(events, Interest::READABLE)? },
-            receive: vec![0; RECEIVE].into_boxed_slice(),
         })
     }
 
     /// Reads all notifications. Returns whether another program changed something.
     fn drain(&mut self) -> bool {
         let mut others = false;
+        let mut room = Room::take();
         loop {
-            let mut room = &mut self.receive[..];
-            match self.events.get_ref().recv(&mut room, libc::MSG_DONTWAIT) {
+            let socket = self.events.get_ref();
+            match socket.recv(&mut &mut room[..], libc::MSG_DONTWAIT) {
                 Ok(len) => {
-                    let bytes = self.receive.get(..len.min(RECEIVE)).unwrap_or_default();
+                    let bytes = room.get(..len).unwrap_or(&room);
                     let ours = self.requests.port();
                     others |= Messages(bytes).any(|message| message.port != ours);
                 }

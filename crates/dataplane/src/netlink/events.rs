@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use self::flood::Floods;
 use super::decode::RawAddr;
+use super::room::Room;
 use super::scope::View;
 use super::socket::{Requests, grow};
 use super::uapi::*;
@@ -26,8 +27,6 @@ use crate::KernelEvent;
 
 /// Asked for as the receive buffer; the kernel doubles it.
 const RECEIVE_BUFFER: i32 = 16 << 20;
-/// Room for any one notice.
-const RECEIVE: usize = 64 << 10;
 /// Notices handled before others on the runtime get their turn.
 const AT_ONCE: usize = 2_000;
 /// More events than this at a time, and a full look is cheaper than one by one.
@@ -47,7 +46,6 @@ const GROUPS: [u32; 6] = [
 /// The event socket and what was read from it.
 pub struct Events {
     socket: AsyncFd<Socket>,
-    receive: Box<[u8]>,
     /// Readiness was consumed, and not yet everything read.
     unread: bool,
     /// The request socket's port.
@@ -85,7 +83,6 @@ impl Events {
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
         Ok(Events {
             socket,
-            receive: vec![0; RECEIVE].into_boxed_slice(),
             unread: false,
             port,
             queue: VecDeque::new(),
@@ -208,7 +205,7 @@ impl Events {
 
     /// Reads what there is; returns whether there may be more.
     pub fn drain(&mut self, view: &mut View, requests: &mut Requests) -> bool {
-        let mut receive = std::mem::take(&mut self.receive);
+        let mut receive = Room::take();
         let mut more = true;
         for _ in 0..AT_ONCE {
             let got = self
@@ -217,7 +214,7 @@ impl Events {
                 .recv(&mut &mut receive[..], libc::MSG_DONTWAIT);
             match got {
                 Ok(len) => {
-                    for message in Messages(&receive[..len.min(RECEIVE)]) {
+                    for message in Messages(receive.get(..len).unwrap_or(&receive)) {
                         self.floods.count(&message);
                         self.notice(&message, view, requests);
                     }
@@ -237,7 +234,6 @@ impl Events {
                 }
             }
         }
-        self.receive = receive;
         for group in self.floods.begun(Instant::now()) {
             // Refused: they go on, which costs time and is not wrong.
             let _ = self.socket.get_ref().drop_membership(group);

@@ -24,6 +24,7 @@ mod foreign;
 pub(crate) mod kind;
 pub(crate) mod link;
 pub(crate) mod observe;
+pub(crate) mod room;
 pub(crate) mod scope;
 pub(crate) mod socket;
 pub(crate) mod uapi;

@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use model::IfName;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 
+use super::room::Room;
 use super::uapi::*;
 use super::wire::{Attrs, Batch, Message, Messages, text, u32_at};
 pub use crate::failure::Failure;
@@ -25,8 +26,6 @@ const MOST_BYTES: usize = 256 << 10;
 const RECEIVE_BUFFER: i32 = 4 << 20;
 /// What one error message with its text costs in the receive buffer, at most.
 const ERROR_COST: usize = 2_048;
-/// Dump messages come in parts of at most 32 KiB.
-const RECEIVE: usize = 64 << 10;
 /// How often a dump is begun again when its table changes under it.
 const DUMP_TRIES: usize = 4;
 
@@ -36,7 +35,6 @@ pub struct Requests {
     port: u32,
     seq: u32,
     most: usize,
-    receive: Box<[u8]>,
     ask: Batch,
 }
 
@@ -69,7 +67,6 @@ impl Requests {
             port,
             seq: 0,
             most: (room / ERROR_COST).clamp(1, MOST),
-            receive: vec![0; RECEIVE].into_boxed_slice(),
             ask: Batch::default(),
         })
     }
@@ -121,8 +118,9 @@ impl Requests {
             return (0..count).for_each(|i| failed(i, failure.clone()));
         }
         let mut answered = vec![false; count];
+        let mut room = Room::take();
         let lost = loop {
-            match self.receive() {
+            match self.receive(&mut room) {
                 Ok(bytes) => {
                     for message in Messages(bytes).filter(|m| m.kind == NLMSG_ERROR) {
                         let at = message.seq.wrapping_sub(first) as usize;
@@ -145,7 +143,7 @@ impl Requests {
         };
         // Answers were lost (`ENOBUFS`, or none where one must be): what has none may have failed. To do
         // it again harms nothing. What else there is would only confuse the next request.
-        while self.receive().is_ok() {}
+        while self.receive(&mut room).is_ok() {}
         let text = format!("the kernel's answer was lost ({})", lost.text);
         let unknown = answered
             .iter()
@@ -170,8 +168,9 @@ impl Requests {
         }
         self.socket.send(batch.bytes(), 0)?;
         let (mut refused, mut acknowledged) = (None, false);
+        let mut room = Room::take();
         let lost = loop {
-            let bytes = match self.receive() {
+            let bytes = match self.receive(&mut room) {
                 Err(err) if err.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(err) => break err,
                 Ok(bytes) => bytes,
@@ -225,8 +224,9 @@ impl Requests {
     ) -> Result<bool, Failure> {
         let seq = self.ask(kind, NLM_F_DUMP, body, attrs)?;
         let mut still = true;
+        let mut room = Room::take();
         loop {
-            let bytes = match self.receive() {
+            let bytes = match self.receive(&mut room) {
                 Err(err) if err.raw_os_error() == Some(libc::EINTR) => continue,
                 other => other?,
             };
@@ -261,8 +261,9 @@ impl Requests {
         mut each: impl FnMut(&Message),
     ) -> Result<(), Failure> {
         let seq = self.ask(kind, flags | NLM_F_ACK, body, attrs)?;
+        let mut room = Room::take();
         loop {
-            let bytes = match self.receive() {
+            let bytes = match self.receive(&mut room) {
                 Err(err) if err.raw_os_error() == Some(libc::EINTR) => continue,
                 other => other?,
             };
@@ -292,11 +293,10 @@ impl Requests {
         Ok(self.seq)
     }
 
-    fn receive(&mut self) -> io::Result<&[u8]> {
-        let len = self
-            .socket
-            .recv(&mut &mut self.receive[..], libc::MSG_DONTWAIT)?;
-        Ok(&self.receive[..len.min(RECEIVE)])
+    fn receive<'a>(&self, room: &'a mut Room) -> io::Result<&'a [u8]> {
+        let len = self.socket.recv(&mut &mut room[..], libc::MSG_DONTWAIT)?;
+        let room: &[u8] = room;
+        Ok(room.get(..len).unwrap_or(room))
     }
 }
 

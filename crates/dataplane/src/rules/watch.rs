@@ -16,6 +16,7 @@ use tokio::io::unix::AsyncFd;
 use super::nfnetlink::{self, attr, be32};
 use super::{iptables, nftables};
 use crate::guard;
+use crate::netlink::room::Room;
 use crate::netlink::socket::grow;
 use crate::netlink::wire::{Message, Messages, af, text};
 
@@ -24,7 +25,6 @@ const GROUP: u32 = 7;
 /// Asked for as the receive buffer; the kernel doubles it. A large set of foreign rules that is
 /// replaced at once should fit.
 const RECEIVE_BUFFER: i32 = 4 << 20;
-const RECEIVE: usize = 64 << 10;
 /// How long the process ids of our own programs are remembered: the kernel gives them to others later.
 const OWN_FOR: Duration = Duration::from_secs(10);
 
@@ -54,7 +54,6 @@ pub enum Touched {
 /// Listens to nf_tables.
 pub struct Watch {
     socket: AsyncFd<Socket>,
-    receive: Box<[u8]>,
     realm: Realm,
     /// In the transaction that is being told.
     current: Touched,
@@ -80,7 +79,6 @@ impl Watch {
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
         Ok(Watch {
             socket,
-            receive: vec![0; RECEIVE].into_boxed_slice(),
             realm,
             current: Touched::Nothing,
             touched: Touched::Nothing,
@@ -127,12 +125,12 @@ impl Watch {
     }
 
     fn drain(&mut self) {
-        let mut receive = std::mem::take(&mut self.receive);
+        let mut receive = Room::take();
         loop {
             let socket = self.socket.get_ref();
             match socket.recv(&mut &mut receive[..], libc::MSG_DONTWAIT) {
                 Ok(len) => {
-                    for message in Messages(&receive[..len.min(RECEIVE)]) {
+                    for message in Messages(receive.get(..len).unwrap_or(&receive)) {
                         self.notice(&message);
                     }
                 }
@@ -144,7 +142,6 @@ impl Watch {
                 Err(_) => break,
             }
         }
-        self.receive = receive;
     }
 
     fn notice(&mut self, message: &Message) {
