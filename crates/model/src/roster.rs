@@ -14,7 +14,7 @@ mod reason;
 pub use reason::{Note, Reason};
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -85,7 +85,15 @@ pub enum RosterChange {
 }
 
 /// What is to be decided again, oldest first: a decision depends on older leases only.
-type Work = BTreeSet<(u64, SubnetKey, Id)>;
+#[derive(Default)]
+struct Work {
+    /// All leases: 4 bytes each, where a set of ranks has 70.
+    all: VecDeque<Id>,
+    some: BTreeSet<Rank>,
+}
+
+/// A lease's place in the order of age.
+type Rank = (u64, SubnetKey, Id);
 
 /// What was found about a lease that is put, for its decision: reading its data takes longest.
 struct Found {
@@ -145,6 +153,9 @@ impl Roster {
 
     /// Sets which lease is ours, and the address that other nodes send to. Looks at every lease again.
     pub fn set_own(&mut self, key: SubnetKey, public_ip: Dual<IpAddr>) -> Vec<RosterChange> {
+        if (self.own, self.own_ip) == (Some(key), public_ip) {
+            return Vec::new();
+        }
         (self.own, self.own_ip) = (Some(key), public_ip);
         self.decide_all()
     }
@@ -172,14 +183,18 @@ impl Roster {
 
     fn decide_all(&mut self) -> Vec<RosterChange> {
         self.index_claims_again();
-        let slots = self.slots.iter().zip(0..);
-        let all = slots.filter_map(|(slot, id)| Some(rank(&slot.as_ref()?.lease, id)));
-        self.decide(all.collect(), None, None)
+        let mut all: Vec<Id> = self.ids().filter(|id| self.slot(*id).is_some()).collect();
+        all.sort_unstable_by_key(|id| self.rank_of(*id));
+        let work = Work {
+            all: all.into(),
+            some: BTreeSet::new(),
+        };
+        self.decide(work, None, None)
     }
 
     /// Adds a lease, or changes it.
     pub fn put(&mut self, lease: Lease) -> Vec<RosterChange> {
-        let mut work = Work::new();
+        let mut work = Work::default();
         let (id, before) = match self.find(&lease.key) {
             Some(id) if self.slot(id).is_some_and(|slot| slot.lease == lease) => return Vec::new(),
             Some(id) => {
@@ -192,7 +207,7 @@ impl Roster {
             None => (self.vacant.pop().unwrap_or(self.slots.len() as Id), None),
         };
         let changed = before.map(|before| (id, before != lease.attrs));
-        work.insert(rank(&lease, id));
+        work.some.insert(rank(&lease, id));
         self.index.insert(id, &lease.key);
         let found = self.add_claims(id, &lease, &mut work);
         let slot = Some(Slot {
@@ -207,9 +222,15 @@ impl Roster {
         self.decide(work, changed, Some(found))
     }
 
+    /// Takes less memory, at the cost of a look at every lease. Worth it after many were put.
+    pub fn shrink(&mut self) {
+        self.index.shrink();
+        self.owners.shrink();
+    }
+
     /// Removes a lease.
     pub fn remove(&mut self, key: &SubnetKey) -> Vec<RosterChange> {
-        let mut work = Work::new();
+        let mut work = Work::default();
         let Some(id) = self.find(key) else {
             return Vec::new();
         };
@@ -245,6 +266,17 @@ impl Roster {
     pub fn accepted(&self, key: &SubnetKey) -> Option<&Lease> {
         let slot = self.find(key).and_then(|id| self.slot(id));
         slot.filter(|slot| slot.accepted).map(|slot| &slot.lease)
+    }
+
+    /// Returns all numbers that a lease may have; see [`Roster::id`].
+    pub fn ids(&self) -> std::ops::Range<u32> {
+        0..self.slots.len() as Id
+    }
+
+    /// Returns the peer with this number; see [`Roster::id`].
+    pub fn accepted_at(&self, id: u32) -> Option<&Lease> {
+        let slot = self.slot(id).filter(|slot| slot.accepted);
+        slot.map(|slot| &slot.lease)
     }
 
     /// Every peer, in no order.
@@ -289,6 +321,6 @@ impl Roster {
 }
 
 /// Its place in the order of age; of equally old leases the lower key counts as older.
-fn rank(lease: &Lease, id: Id) -> (u64, SubnetKey, Id) {
+fn rank(lease: &Lease, id: Id) -> Rank {
     (lease.seniority, lease.key, id)
 }

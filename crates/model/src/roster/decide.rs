@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::index::{Age, Id};
-use super::{Claims, Decision, Found, Note, Reason, Roster, RosterChange, Slot, Work, rank};
+use super::{Claims, Decision, Found, Note, Rank, Reason, Roster, RosterChange, Slot, Work, rank};
 use crate::range::number;
 use crate::{BackendType, Dual, Family, Lease, SubnetKey};
 
@@ -33,8 +33,9 @@ impl Roster {
     ) -> Vec<RosterChange> {
         let (mut drops, mut again, mut accepts, mut rest) = (vec![], vec![], vec![], vec![]);
         let mut notes = vec![];
-        while let Some((_, key, id)) = work.pop_first() {
+        while let Some(id) = self.pop_first(&mut work) {
             let Some(slot) = self.slot(id) else { continue };
+            let key = slot.lease.key;
             let replaced = changed.filter(|(replaced, _)| *replaced == id);
             let (recorded, known) = (slot.accepted, slot.accepted || replaced.is_some());
             let found = found.as_ref().filter(|found| found.id == id);
@@ -92,6 +93,29 @@ impl Roster {
             .collect()
     }
 
+    /// Takes the oldest lease out of `work`.
+    fn pop_first(&self, work: &mut Work) -> Option<Id> {
+        let of_all = work.all.front().copied();
+        let of_some = work.some.first().map(|(.., id)| *id);
+        let id = match (of_all, of_some) {
+            (Some(a), Some(b)) if self.rank_of(a) <= self.rank_of(b) => a,
+            (Some(id), None) | (_, Some(id)) => id,
+            (None, None) => return None,
+        };
+        if of_all == Some(id) {
+            work.all.pop_front();
+        }
+        if of_some == Some(id) {
+            work.some.pop_first();
+        }
+        Some(id)
+    }
+
+    /// Returns the rank of the lease with this number.
+    pub(super) fn rank_of(&self, id: Id) -> Option<Rank> {
+        self.slot(id).map(|slot| rank(&slot.lease, id))
+    }
+
     /// Takes a lease out of its slot and the index; adds to `work` the leases that it excluded.
     pub(super) fn take(&mut self, id: Id, work: &mut Work) -> Option<Slot> {
         let was = self.slot(id)?.accepted;
@@ -106,7 +130,7 @@ impl Roster {
         for (family, claim) in claims.iter() {
             self.index.remove_claim(family, *claim, age, id);
             let older = self.index.older(family, *claim, age, id);
-            work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
+            work.some.extend(older.and_then(|id| self.rank_of(id)));
         }
         Some(slot)
     }
@@ -163,27 +187,26 @@ impl Roster {
         for (family, claim) in claims.iter() {
             self.index.insert_claim(family, *claim, age, id);
             let older = self.index.older(family, *claim, age, id);
-            work.extend(older.and_then(|id| Some(rank(&self.slot(id)?.lease, id))));
+            work.some.extend(older.and_then(|id| self.rank_of(id)));
         }
         found
     }
 
     /// Enters all claims again: which leases may be right has changed.
     pub(super) fn index_claims_again(&mut self) {
-        self.index.clear_claims();
-        let mut found = Vec::new();
-        for (slot, id) in self.slots.iter().zip(0..) {
-            let Some(slot) = slot else { continue };
-            if self.fault(&slot.lease).is_none() {
-                let claims = self.claims_of(&slot.lease);
-                found.push((id, claims, age(&slot.lease)));
-            }
-        }
-        for (id, claims, age) in found {
-            for (family, claim) in claims.iter() {
-                self.index.insert_claim(family, *claim, age, id);
-            }
-        }
+        let mut index = std::mem::take(&mut self.index);
+        let sound = self.ids().filter_map(|id| {
+            let lease = &self.slot(id)?.lease;
+            self.fault(lease).is_none().then_some((id, lease))
+        });
+        index.set_claims(sound.flat_map(|(id, lease)| {
+            let claims = self.claims_of(lease);
+            Family::ALL.into_iter().filter_map(move |family| {
+                let claim = claims.get(family)?;
+                Some((family, *claim, age(lease), id))
+            })
+        }));
+        self.index = index;
     }
 
     /// What is worth a note about the length of an accepted lease's subnet.
@@ -349,8 +372,8 @@ impl Roster {
         let Some(slot) = self.slot(id) else { return };
         let (lease, own_rank) = (&slot.lease, rank(&slot.lease, id));
         let mut push = |other: Id| {
-            let other = self.slot(other).map(|slot| rank(&slot.lease, other));
-            work.extend(other.filter(|other| *other > own_rank));
+            let other = self.rank_of(other);
+            work.some.extend(other.filter(|other| *other > own_rank));
         };
         for (family, _) in self.networks.iter() {
             if let Some(net) = self.common(lease, family) {

@@ -77,8 +77,20 @@ impl Index {
         self.claims[family as usize].remove(&(claim, age.0, age.1, id));
     }
 
-    pub(super) fn clear_claims(&mut self) {
-        self.claims.iter_mut().for_each(BTreeSet::clear);
+    /// Replaces all claims.
+    pub(super) fn set_claims(&mut self, claims: impl Iterator<Item = (Family, u64, Age, Id)>) {
+        let mut all = [Vec::new(), Vec::new()];
+        for (family, claim, age, id) in claims {
+            all[family as usize].push((claim, age.0, age.1, id));
+        }
+        self.claims = all.map(|claims| claims.into_iter().collect());
+    }
+
+    /// Takes less memory: entries that came one by one leave trees of nodes that are half or two thirds full.
+    pub(super) fn shrink(&mut self) {
+        shrink(&mut self.v4.sorted);
+        shrink(&mut self.v6.sorted);
+        self.claims.iter_mut().for_each(shrink);
     }
 
     /// Leases that have exactly this net.
@@ -166,6 +178,10 @@ impl<A: Address> Nets<A> {
     }
 }
 
+fn shrink<T: Ord>(set: &mut BTreeSet<T>) {
+    *set = std::mem::take(set).into_iter().collect();
+}
+
 /// The first address of a network.
 fn start<A: Address>(net: &IpNet) -> A {
     A::of(number(net.network()))
@@ -182,6 +198,11 @@ impl Owners {
 
     pub(super) fn remove(&mut self, ip: &IpAddr, id: Id) {
         self.0.remove(&(folded(ip), id));
+    }
+
+    /// See [`Index::shrink`].
+    pub(super) fn shrink(&mut self) {
+        shrink(&mut self.0);
     }
 
     /// Leases that may have this public IP: to be compared.
