@@ -1,13 +1,12 @@
-//! Events on their way from the task that follows a store to the daemon: one map, in which a later
-//! state of a lease replaces an earlier one. It cannot overflow, and adding to it never blocks.
+//! Events on their way from the task that follows a store to the daemon. A later state of a lease replaces an earlier
+//! one, so there are never more than leases, and adding to them never blocks.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use model::{Lease, NetConfig, SubnetKey};
 use tokio::sync::Notify;
 
-use crate::StoreEvent;
+use crate::{LeaseStates, StoreEvent};
 
 /// The events that the daemon has not taken yet.
 #[derive(Debug, Default)]
@@ -18,7 +17,7 @@ pub(crate) struct EventQueue {
 
 #[derive(Debug, Default)]
 struct Pending {
-    leases: BTreeMap<SubnetKey, Option<Lease>>,
+    leases: LeaseStates,
     complete: bool,
     revoked: Option<String>,
     config: Option<Result<NetConfig, String>>,
@@ -30,7 +29,7 @@ impl EventQueue {
     /// Reports the state of a lease; `None`: it is gone.
     pub(crate) fn lease(&self, key: SubnetKey, state: Option<Lease>) {
         let mut pending = self.lock();
-        pending.leases.insert(key, state);
+        pending.leases.set(key, state);
         pending.fresh = true;
     }
 

@@ -18,7 +18,6 @@
 //! | [`backoff`], [`retry`], [`retry_log`] | waiting, and logging it once |
 //! | [`skip_log`] | keys that are no leases |
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
@@ -37,6 +36,7 @@ pub mod etcd;
 mod event_queue;
 pub mod kube;
 mod lease_index;
+mod lease_states;
 mod lease_value;
 mod notify;
 pub mod own_lease;
@@ -61,6 +61,7 @@ pub use kube::{
     AccessError, KubeApi, KubeApiError, KubeSettings, KubeSettingsError, KubeStore, NodeName,
     PodExec, PodOutput, Trouble,
 };
+pub use lease_states::LeaseStates;
 pub use own_lease::Who;
 pub use retry::{Assigned, StoreStatus};
 pub use secret::Secret;
@@ -149,7 +150,7 @@ pub trait Store {
 #[derive(Debug, Default)]
 pub struct StoreEvent {
     /// Leases that are there (`Some`) or gone (`None`), our own included.
-    pub leases: BTreeMap<SubnetKey, Option<Lease>>,
+    pub leases: LeaseStates,
     /// All leases have been listed at least once and the store is reachable: what is not known now does
     /// not exist, and may be removed from the kernel.
     pub complete: bool,

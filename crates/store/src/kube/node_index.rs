@@ -246,8 +246,10 @@ mod tests {
             self.queue.flush();
             let news =
                 tokio::time::timeout(std::time::Duration::ZERO, self.queue.next_event()).await;
-            let leases = news.map(|news| news.leases).unwrap_or_default().into_iter();
-            let told = leases.map(|(key, lease)| match lease {
+            let leases = news.map(|news| news.leases).unwrap_or_default();
+            let mut leases: Vec<_> = leases.into_iter().collect();
+            leases.sort_by_key(|(key, _)| *key);
+            let told = leases.into_iter().map(|(key, lease)| match lease {
                 Some(lease) => format!("{key} {}", lease.attrs.public_ip.v4.unwrap()),
                 None => format!("{key} gone"),
             });
