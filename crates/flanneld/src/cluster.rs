@@ -121,6 +121,11 @@ impl Cluster {
         (added, removed)
     }
 
+    /// Takes less memory, at the cost of a look at every lease.
+    pub(crate) fn shrink(&mut self) {
+        self.roster.shrink();
+    }
+
     /// Works out again what every peer needs, after a change of the backends or of the host.
     pub fn rebuild<D: Dataplane>(
         &mut self,
@@ -159,9 +164,11 @@ impl Cluster {
             let roster = &self.roster;
             self.sealed.retain(|key| roster.accepted(key).is_some());
         }
-        let leases: Vec<Lease> = self.roster.all_accepted().cloned().collect();
-        for lease in &leases {
-            self.install_peer(true, lease, false, reconciler);
+        // One copy at a time: all together take a quarter of what the daemon does.
+        for id in self.roster.ids() {
+            if let Some(lease) = self.roster.accepted_at(id).cloned() {
+                self.install_peer(true, &lease, false, reconciler);
+            }
         }
     }
 

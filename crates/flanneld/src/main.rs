@@ -79,8 +79,7 @@ async fn serve(
     }
     status_socket::serve(socket.clone(), node.observer(), log);
     tokio::task::spawn_local(systemd::follow(node.observer()));
-    let run = runner.run();
-    tokio::pin!(run);
+    let mut run = Box::pin(runner.run());
     let signal = tokio::select! {
         ended = &mut run => return Ok(ended_alone(ended)),
         signal = stop.asked() => signal,

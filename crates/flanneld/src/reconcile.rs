@@ -20,8 +20,9 @@ use fights::Fights;
 pub use repair_log::RepairLog;
 use retry::Retry;
 
-/// Operations handed to the kernel at once: enough to be quick, few enough to stay small. An operation has 184 bytes.
-const BATCH: usize = 2048;
+/// Operations handed to the kernel at once: enough to be quick, few enough to stay small. An operation has 184 bytes,
+/// and so many are one `sendmsg`.
+const BATCH: usize = 1000;
 /// A pass that finds more work than this after so many batches is chasing a kernel that does not
 /// do what it acknowledges; the rest waits for the retry.
 const MAX_BATCHES: usize = 1000;

@@ -8,7 +8,8 @@ use std::time::Instant as Clock;
 use backend::{Backend, BackendError};
 use dataplane::{AnyKernel, Scope};
 use model::state::Progress;
-use model::{Host, Lease, LeaseAttrs, NetConfig, Owner, Slot, SubnetKey};
+use model::{Host, Lease, LeaseAttrs, NetConfig, Owner, Slot};
+use store::LeaseStates;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -26,7 +27,7 @@ use crate::{backends_file, subnet_file};
 
 /// How many leases are taken in before the kernel is written: enough to be quick, few enough that the first listing of
 /// a large cluster is not held in memory as work to do.
-const LEASES_A_PASS: usize = 1024;
+const LEASES_A_PASS: usize = 1000;
 
 /// The backends in use, the peers, and the kernel that holds what they need.
 pub(crate) struct DataPath {
@@ -53,11 +54,7 @@ impl DataPath {
     }
 
     /// Takes in leases of other nodes. `complete`: the store is reachable, and these and the earlier ones are all.
-    pub(super) async fn take_leases(
-        &mut self,
-        leases: BTreeMap<SubnetKey, Option<Lease>>,
-        complete: bool,
-    ) {
+    pub(super) async fn take_leases(&mut self, leases: LeaseStates, complete: bool) {
         if !complete {
             self.reconciler.set_may_delete(false);
         }
@@ -81,6 +78,9 @@ impl DataPath {
         }
         self.reconciler.set_may_delete(complete);
         self.complete = complete;
+        if complete && !self.knows_peers {
+            self.cluster.shrink();
+        }
         // Before the first complete listing, nodes are missing in it.
         self.knows_peers |= complete;
         self.follow_sources();

@@ -91,8 +91,9 @@ impl Runner {
         let span = name.map_or_else(Span::none, |name| info_span!("node", name));
         let local = LocalSet::new();
         let ended = {
-            // It polls all tasks of the node, which are in the span, too. Large: to move it takes much stack.
-            let mut running = pin!(local.run_until(live(options, &mut stop, &end.status)));
+            let live = Box::pin(live(options, &mut stop, &end.status));
+            // It polls all tasks of the node, which are in the span, too.
+            let mut running = pin!(local.run_until(live));
             poll_fn(|cx| span.in_scope(|| running.as_mut().poll(cx))).await
         };
         // Every task of the node has ended when its end is reported.
@@ -116,8 +117,8 @@ async fn live(
     status.set_store_waits(store.status());
     let kernel = options.machine.open_kernel(&options)?;
     // Every step may be dropped at its next await: files are written whole, and the kernel keeps what it was given.
-    let acquiring = startup::acquire(options, store, kernel, status.clone());
-    tokio::pin!(acquiring);
+    // Each step is boxed: its memory goes when it is done, and does not make the whole program's future larger.
+    let mut acquiring = Box::pin(startup::acquire(options, store, kernel, status.clone()));
     let acquired = loop {
         tokio::select! {
             acquired = &mut acquiring => break acquired?,
@@ -125,24 +126,25 @@ async fn live(
             () = sleep(LOOK) => status.touch(),
         }
     };
-    let building = startup::build(acquired);
-    tokio::pin!(building);
+    drop(acquiring);
+    let mut building = Box::pin(startup::build(acquired));
     let (mut daemon, mut teardown) = tokio::select! {
         daemon = &mut building => (daemon?, None),
         teardown = asked(stop) => match teardown {
             Teardown::Keep => return Ok(()),
             // What is half made is known, and removed, when it is made.
-            Teardown::Remove => (building.await?, Some(teardown)),
+            Teardown::Remove => (building.as_mut().await?, Some(teardown)),
         },
     };
+    drop(building);
     if teardown.is_none() {
         teardown = Some(tokio::select! {
-            ended = daemon.run() => return ended,
+            ended = Box::pin(daemon.run()) => return ended,
             teardown = asked(stop) => teardown,
         });
     }
     match teardown {
-        Some(Teardown::Remove) => daemon.tear_down().await,
+        Some(Teardown::Remove) => Box::pin(daemon.tear_down()).await,
         Some(Teardown::Keep) | None => Ok(()),
     }
 }
@@ -152,5 +154,22 @@ async fn asked(stop: &mut watch::Receiver<Option<Teardown>>) -> Teardown {
     match stop.wait_for(Option::is_some).await {
         Ok(teardown) => teardown.unwrap_or(Teardown::Keep),
         Err(_) => Teardown::Keep,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::node::NodeBuilder;
+    use crate::options::{Options, StoreChoice};
+
+    #[test]
+    fn the_future_of_a_node_is_small() {
+        let store = StoreChoice::Directory("/a".into());
+        let options = Options::new(store, Path::new("/b"));
+        let (_node, runner) = NodeBuilder::new(options).prepare();
+        let size = size_of_val(&runner.run());
+        assert!(size < 16 << 10, "{size} bytes");
     }
 }
