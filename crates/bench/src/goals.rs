@@ -45,7 +45,7 @@ pub const SIZES: [Size; 5] = [
         cold: true,
         follow: true,
         memory: Some(Goal {
-            must: 14.0,
+            must: 13.0,
             aim: 10.0,
         }),
         ..size(5_000)
@@ -57,7 +57,7 @@ pub const SIZES: [Size; 5] = [
     Size {
         cold: true,
         memory: Some(Goal {
-            must: 24.0,
+            must: 21.0,
             aim: 16.0,
         }),
         user: Some(Goal {
