@@ -397,7 +397,7 @@ fn a_thousand_nodes_that_never_answered_cost_little() {
         for case in mesh.cases(32) {
             assert!(!case.heard);
             cases += 1;
-            mesh.judge(&case, dead, None, now);
+            mesh.judge(&case, dead, None, None, now);
         }
     }
     // Each costs up to three probes by either way and a closer look.
@@ -416,7 +416,7 @@ fn a_thousand_nodes_that_never_answered_cost_little() {
             }
         }
         for case in mesh.cases(32) {
-            mesh.judge(&case, dead, None, now);
+            mesh.judge(&case, dead, None, None, now);
         }
     }
     assert!(asked > 100, "{asked}");
@@ -439,7 +439,7 @@ fn a_fault_that_lasts_is_looked_at_ever_more_rarely() {
                 assert!(case.heard);
                 looks += 1;
                 let now = pair.now;
-                pair.nodes[0].judge(&case, down, None, now);
+                pair.nodes[0].judge(&case, down, None, None, now);
             }
         }
         looks
