@@ -182,9 +182,12 @@ impl<D: Dataplane> Reconciler<D> {
                 work
             }
             KernelEvent::Refused(op, error) => {
+                // A notification of an earlier write may have said that the object is there.
+                let put_and_seen = matches!(op, Op::Put(_)) && self.state.holds(op.object());
+                self.look_again |= put_and_seen;
                 self.refused(&op, error, Instant::now());
                 self.retry.failed(Instant::now());
-                return false;
+                return put_and_seen;
             }
             KernelEvent::LookAgain | KernelEvent::HostChanged => {
                 self.look_again = true;
