@@ -1,13 +1,16 @@
 //! A node inside another program: the example, and programs that use it badly.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flanneld::node::{
     Environment, NetConfig, Node, NodeBuilder, NodeError, Phase, StoreChoice, Teardown,
 };
 use lab::{Lab, StoreKind, wait_for};
+use serde_json::json;
 use store::EtcdSettings;
 use tokio::runtime::Runtime;
 use tokio::time::timeout;
@@ -133,6 +136,85 @@ fn a_program_has_two_networks_and_each_goes_without_the_other() {
         .unwrap();
     let left = place.exec(["ip", "link"]).unwrap();
     assert!(!left.contains("flannel"), "{left}");
+}
+
+/// Where log lines go.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn log_lines_of_two_nodes_of_a_program_have_their_names() {
+    // Alone in a process: tracing's places in the code are shared with tests that have no subscriber.
+    if std::env::var_os("FLANNEL_ALONE").is_none() {
+        let test = "embed::log_lines_of_two_nodes_of_a_program_have_their_names";
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args([test, "--exact"]).env("FLANNEL_ALONE", "1");
+        assert!(again.status().unwrap().success());
+        return;
+    }
+    let lab = lab_of(1);
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    let subscriber = tracing::Dispatch::new(subscriber);
+    let run = |number: usize, name: Option<&str>| {
+        let network = json!({
+            "Network": format!("10.{number}.0.0/16"),
+            "Backend": {"Type": "vxlan", "VNI": number},
+        });
+        let directory = format!("/run/{number}");
+        let store = StoreChoice::Directory(format!("/run/lab/store-{number}").into());
+        let mut builder =
+            Node::builder(store, &directory).network(self::network(&network.to_string()));
+        if let Some(name) = name {
+            builder = builder.name(name);
+        }
+        let (node, runner) = builder.prepare();
+        runtime().block_on(async {
+            let follow = async {
+                timeout(SOON, node.announced()).await.unwrap().unwrap();
+                node.request_stop(Teardown::Remove);
+            };
+            let (ended, ()) = tokio::join!(Box::pin(runner.run()), Box::pin(follow));
+            ended.unwrap();
+        });
+    };
+    let place = lab.node(1);
+    std::thread::scope(|scope| {
+        for (number, name) in [(61, None), (62, Some("blue"))] {
+            let (subscriber, run) = (&subscriber, &run);
+            scope.spawn(move || {
+                let logged = || tracing::dispatcher::with_default(subscriber, || run(number, name));
+                // In the node's namespaces, and with more stack than the lab's thread has.
+                let apart = || std::thread::scope(|scope| scope.spawn(logged).join());
+                place.run(apart).unwrap().unwrap();
+            });
+        }
+    });
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    for (name, subnet) in [
+        ("node{name=\"/run/61\"}", "10.61."),
+        ("node{name=\"blue\"}", "10.62."),
+    ] {
+        let mut own = text.lines().filter(|line| line.contains(name));
+        assert!(own.any(|line| line.contains(subnet)), "{text}");
+    }
+    let unnamed = text.lines().find(|line| !line.contains("node{name="));
+    assert_eq!(unnamed, None, "{text}");
 }
 
 #[test]

@@ -195,6 +195,64 @@ fn a_cut_underlay_is_named() {
 }
 
 #[test]
+fn a_firewall_that_rejects_everything_is_named_with_its_address() {
+    std::thread::scope(|scope| {
+        for how in [
+            "admin-prohibited",
+            "port-unreachable",
+            "host-unreachable",
+            "own",
+        ] {
+            scope.spawn(move || {
+                let lab = two(scene::lab());
+                let (a, b) = (lab.node(1), lab.node(2));
+                thinks(a, b, "reachable");
+                let (a_ip, b_ip) = (a.ipv4(), b.ipv4());
+                let (node, hook, rule, said) = if how == "own" {
+                    let rule = format!("ip daddr {b_ip} drop");
+                    (a, "output", rule, "a firewall of this host".to_owned())
+                } else {
+                    let rule = format!("ip saddr {a_ip} reject with icmp {how}");
+                    let said = format!("a firewall of the node, {b_ip},");
+                    (b, "input", rule, said)
+                };
+                for rule in [
+                    "add table ip t".to_owned(),
+                    format!("add chain ip t c {{ type filter hook {hook} priority 0; }}"),
+                    format!("add rule ip t c {rule}"),
+                ] {
+                    node.exec(["nft", &rule]).unwrap();
+                }
+                let report = thinks(a, b, "filtered");
+                assert_eq!(report.state, ProbeState::Failing);
+                let reason = report.reason.unwrap();
+                assert!(reason.contains(&said), "{how}: {reason}");
+                node.exec(["nft", "delete table ip t"]).unwrap();
+                thinks(a, b, "reachable");
+            });
+        }
+    });
+}
+
+#[test]
+fn a_firewall_that_lets_the_tunnel_through_breaks_nothing() {
+    let lab = two(scene::lab());
+    let (a, b) = (lab.node(1), lab.node(2));
+    thinks(a, b, "reachable");
+    // As firewalld does: what is not allowed is rejected, in the tunnel, too, and past it even pings.
+    for rule in [
+        "add table ip t",
+        "add chain ip t c { type filter hook input priority 0; }",
+        "add rule ip t c udp dport 8472 accept",
+        "add rule ip t c meta l4proto { udp, icmp } reject with icmp admin-prohibited",
+    ] {
+        b.exec(["nft", rule]).unwrap();
+    }
+    let report = thinks(a, b, "probesFiltered");
+    assert_eq!(report.state, ProbeState::Silent);
+}
+
+#[test]
 fn upstream_s_nodes_are_silent_and_not_broken() {
     let Some(program) = mixed::program() else {
         return;
