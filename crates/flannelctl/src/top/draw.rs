@@ -38,7 +38,7 @@ pub(super) fn draw(model: &mut Model, buffer: &mut Buffer) {
     let area = *buffer.area();
     let (width, height) = (usize::from(area.width), usize::from(area.height));
     let mut head = head(model, width);
-    let keys = keys(model);
+    let mut keys = keys(model);
     let reason = chosen(model, width);
     let events = events(model, width, height);
     // The first line, the table and the keys are there as long as there is room for anything.
@@ -56,7 +56,9 @@ pub(super) fn draw(model: &mut Model, buffer: &mut Buffer) {
     let below = in_reason + in_events + 1;
     let rows = height.saturating_sub(head.len() + below);
     let mut lines = head;
-    lines.extend(table(model, width, rows));
+    let (table, part) = table(model, width, rows);
+    lines.extend(table);
+    keys.push_span(part);
     // What is below the table stays where it is, however few nodes there are.
     lines.resize(
         height.saturating_sub(below).max(lines.len()),
@@ -319,8 +321,8 @@ const COLUMNS: [Column; 7] = [
 /// Columns that are left out where there is no room, the first first.
 const LEFT_OUT: [usize; 6] = [2, 1, 3, 6, 5, 4];
 
-/// The nodes, below a line with the columns' heads.
-fn table(model: &mut Model, width: usize, lines: usize) -> Vec<Line<'static>> {
+/// The nodes, below a line with the columns' heads; and which of them these are, if they are not all.
+fn table(model: &mut Model, width: usize, lines: usize) -> (Vec<Line<'static>>, String) {
     let (shown, all) = model.counts();
     let (first, page) = model.page(lines.saturating_sub(1));
     let cells: Vec<Vec<String>> = page
@@ -356,7 +358,7 @@ fn table(model: &mut Model, width: usize, lines: usize) -> Vec<Line<'static>> {
         String::new()
     };
     let reversed = Style::new().add_modifier(Modifier::REVERSED);
-    let mut lines = vec![Line::styled(format!("{head}{part}"), reversed)];
+    let mut lines = vec![Line::styled(head, reversed)];
     for ((peer, is_chosen), cells) in page.into_iter().zip(cells) {
         let text = row(&|at| cells.get(at).cloned().unwrap_or_default());
         let mark = if is_chosen { ">" } else { " " };
@@ -373,7 +375,7 @@ fn table(model: &mut Model, width: usize, lines: usize) -> Vec<Line<'static>> {
         };
         lines.push(Line::styled(text, DIM));
     }
-    lines
+    (lines, part)
 }
 
 /// Returns the columns that fit, and how wide each is. The subnets are always there, as far as there is room.
