@@ -3,6 +3,7 @@
 #[cfg(feature = "lab")]
 pub(crate) mod lab_args;
 
+#[cfg(feature = "manual")]
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -47,6 +48,7 @@ pub(crate) enum Command {
     #[cfg(feature = "lab")]
     Demo,
     /// Write the manual pages and the shells' completions, for a package
+    #[cfg(feature = "manual")]
     #[command(hide = true)]
     Manual {
         /// Where to: gets the directories man, bash, zsh and fish

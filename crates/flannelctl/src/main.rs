@@ -6,6 +6,7 @@ mod bundle;
 mod check;
 mod cleanup;
 mod cli;
+mod completion;
 mod config;
 mod connectivity;
 #[cfg(feature = "lab")]
@@ -18,6 +19,7 @@ mod key;
 mod kube_args;
 #[cfg(feature = "lab")]
 mod lab_commands;
+#[cfg(feature = "manual")]
 mod manual;
 mod output;
 mod reports;
@@ -78,6 +80,7 @@ fn run(command: Command) -> ExitCode {
         #[cfg(feature = "lab")]
         Command::Demo => demo::run(),
         Command::Check(args) => check::run(&args),
+        #[cfg(feature = "manual")]
         Command::Manual { dir, date } => manual::write(&dir, &date),
         Command::Config { command } => config::run(&command),
         Command::Status(args) => reports::status(&args),
@@ -91,7 +94,7 @@ fn run(command: Command) -> ExitCode {
         Command::LogLevel(args) => reports::log_level(&args),
         Command::UpgradeCheck(args) => upgrade_check::run(&args),
         Command::Version(args) => reports::version(&args),
-        Command::Completion { shell } => manual::completion(shell),
+        Command::Completion { shell } => completion::print(shell),
         Command::InstallCni(what) => install::run(&what),
         Command::Key { command } => key::run(&command),
         Command::Cleanup(args) => cleanup::run(&args),

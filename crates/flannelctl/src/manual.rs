@@ -13,7 +13,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 use flanneld::flags::{self, FLAGS, Flag, Takes};
 
 use crate::cli::Cli;
-use crate::output;
+use crate::completion::visible;
 
 /// What of flanneld's page is not in its table of flags.
 const FLANNELD_BEFORE: &str = include_str!("manual/flanneld-before.roff");
@@ -21,22 +21,6 @@ const FLANNELD_AFTER: &str = include_str!("manual/flanneld-after.roff");
 
 const SECTION: &str = "8";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// Prints what makes `shell` complete `flannelctl`.
-///
-/// # Errors
-/// None; what cannot be written is reported at the end of the program.
-pub(crate) fn completion(shell: Shell) -> anyhow::Result<ExitCode> {
-    let mut text = Vec::new();
-    clap_complete::generate(
-        shell,
-        &mut visible(&Cli::command()),
-        "flannelctl",
-        &mut text,
-    );
-    output::line(String::from_utf8_lossy(&text).trim_end());
-    Ok(ExitCode::SUCCESS)
-}
 
 /// Writes all of them below `dir`: `man/flanneld.8`, `bash/flanneld`, `zsh/_flanneld`,
 /// `fish/flanneld.fish`, and so on.
@@ -74,18 +58,6 @@ pub(crate) fn write(dir: &Path, date: &str) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// A command without what is hidden, as far as completions need it.
-fn visible(command: &clap::Command) -> clap::Command {
-    let shown = clap::Command::new(command.get_name().to_owned())
-        .about(command.get_about().cloned().unwrap_or_default())
-        .args(command.get_arguments().filter(|arg| !arg.is_hide_set()))
-        .groups(command.get_groups());
-    command
-        .get_subcommands()
-        .filter(|below| !below.is_hide_set())
-        .fold(shown, |shown, below| shown.subcommand(visible(below)))
 }
 
 /// The pages of a command and of those below it, hidden ones left out.

@@ -12,7 +12,7 @@ use serde_json::Value;
 const ROOTS: [&str; 3] = ["flanneld", "cni", "flannelctl"];
 
 /// Packages that only a feature links in, which the image's programs are built without.
-const LEFT_OUT: [&str; 2] = ["lab", "ratatui"];
+const LEFT_OUT: [&str; 3] = ["clap_mangen", "lab", "ratatui"];
 
 /// A Rust package.
 #[derive(Debug, PartialEq, Eq)]
