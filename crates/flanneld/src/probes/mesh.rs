@@ -17,7 +17,7 @@ use super::sources::Sources;
 use super::summary::RttHistogram;
 use super::target::Target;
 use super::track::Track;
-use super::verdict::{Cause, Evidence, Filter, judge};
+use super::verdict::{Cause, Evidence, Filter, Underlay, judge};
 use crate::report::ProbeState;
 
 /// How long an answer may take.
@@ -48,6 +48,9 @@ const REPEATS: usize = 256;
 /// How long the first judgement holds while the fault lasts: each further one that finds the same holds twice as long,
 /// up to [`ASK_AGAIN`].
 const JUDGE_AGAIN: Duration = Duration::from_secs(30);
+
+/// Closer looks in a row for which a firewall is remembered whose reports they have missed.
+const FILTER_LOOKS: u8 = 2;
 
 /// How often the nodes are divided again into those that answer and the others: it looks at all of them.
 const DIVIDE_EVERY: Duration = Duration::from_secs(60);
@@ -118,6 +121,14 @@ pub(super) struct Case {
     pub(super) heard: bool,
 }
 
+/// What rejects packets, as the closer looks have shown.
+#[derive(Clone, Copy, Debug)]
+struct Rejection {
+    filter: Filter,
+    /// Closer looks since then that did not show it.
+    looks: u8,
+}
+
 /// A node that begins to fail, or no longer does.
 #[derive(Debug, PartialEq)]
 pub(super) struct Change {
@@ -139,9 +150,9 @@ pub(super) struct Mesh {
     /// In the order of their subnets.
     peers: Vec<Peer>,
     sources: Sources,
-    /// Nodes that answer, or have asked.
+    /// Nodes that have answered since the start, or have asked.
     answering: Round,
-    /// Nodes that have not answered yet, or no longer do, and are not left alone just now.
+    /// Nodes that have not answered yet, and are not left alone just now.
     others: Round,
     allowance: Allowance,
     divided: Duration,
@@ -149,7 +160,7 @@ pub(super) struct Mesh {
     repeats: VecDeque<(SubnetKey, Family, Kind)>,
     cases: VecDeque<(SubnetKey, Family)>,
     /// What rejects packets, where that is the cause.
-    filters: BTreeMap<(SubnetKey, Family), Filter>,
+    filters: BTreeMap<(SubnetKey, Family), Rejection>,
     changes: Vec<Change>,
     pub(super) responder: Responder,
     pub(super) totals: Totals,
@@ -217,15 +228,17 @@ impl Mesh {
         self.sources.set(&self.peers);
         self.divide();
         let peers = &self.peers;
-        let known = |key: &SubnetKey| find(peers, key).is_some();
+        // One that was never probed is new: what is under way is about the node whose subnet it has taken over.
+        let peer = |key: &SubnetKey| find(peers, key).and_then(|at| peers.get(at));
+        let known = |key: &SubnetKey| peer(key).is_some_and(|peer| peer.probed_at.is_some());
         self.pending.retain(|_, pending| known(&pending.key));
         self.repeats.retain(|(key, ..)| known(key));
         self.cases.retain(|(key, _)| known(key));
         self.filters.retain(|(key, _), _| known(key));
     }
 
-    /// Divides the nodes into those that answer and the others. In each round, those come first whose turn is longest
-    /// ago.
+    /// Divides the nodes into those that have answered or asked, and the others. In each round, those come first whose
+    /// turn is longest ago.
     fn divide(&mut self) {
         let (own, now, peers) = (self.view.overlay, self.ticked, &self.peers);
         self.divided = now;
@@ -239,7 +252,7 @@ impl Mesh {
         all.sort_by_key(|(probed_at, _)| *probed_at);
         let answers = |at: &u32| {
             let peer = peers.get(*at as usize);
-            peer.is_some_and(|peer| peer.asked || peer.answers(&own))
+            peer.is_some_and(|peer| peer.asked || peer.was_ever_heard())
         };
         let (answering, others) = all.into_iter().map(|(_, at)| at).partition(answers);
         (self.answering, self.others) = (Round::new(answering), Round::new(others));
@@ -278,8 +291,8 @@ impl Mesh {
         sent
     }
 
-    /// Returns the nodes whose turn it is. Nodes that do not answer cost the most, a closer look each: they get what the
-    /// allowance has, and never all of the turns.
+    /// Returns the nodes whose turn it is. Nodes that have never answered cost the most, a closer look each: they get
+    /// what the allowance has, and never all of the turns.
     fn next_peers(&mut self, count: usize, now: Duration) -> Vec<usize> {
         let (own, peers) = (self.view.overlay, &mut self.peers);
         let mut chosen = Vec::with_capacity(count + 1);
@@ -292,7 +305,7 @@ impl Mesh {
                 break;
             };
             if let Some(peer) = peers.get_mut(at)
-                && !peer.answers(&own)
+                && !peer.was_ever_heard()
                 && !peer.is_passed_over(&own, now)
             {
                 self.allowance.take();
@@ -490,12 +503,11 @@ impl Mesh {
                 if !self.responder.admits(now, bucket, len) {
                     return None;
                 }
-                if let Some(peer) = peer.as_mut().filter(|peer| peer.is_silent(&own)) {
-                    // It may answer now: whoever asks knows probes.
-                    if !peer.asked {
-                        peer.asked = true;
-                        self.answering.extend(at.map(|at| at as u32));
-                    }
+                // It may answer now, or its turn has not come yet: whoever asks knows probes.
+                let waits = |peer: &Peer| !peer.was_ever_heard() || peer.is_silent(&own);
+                if let Some(peer) = peer.as_mut().filter(|peer| !peer.asked && waits(peer)) {
+                    peer.asked = true;
+                    self.answering.extend(at.map(|at| at as u32));
                 }
                 let links = peer?.links_mut(Family::of(&from));
                 let mut seen = 0;
@@ -555,9 +567,7 @@ impl Mesh {
         }
         if std::mem::take(&mut peer.charged) {
             self.allowance.give_back();
-            if peer.answers(&own) {
-                self.answering.extend(Some(at as u32));
-            }
+            self.answering.extend(Some(at as u32));
         }
         self.follow(&key);
     }
@@ -617,11 +627,21 @@ impl Mesh {
             return;
         }
         links.judged_at = Some(At::of(now));
-        // Not every look is lucky: hosts report few of the packets that they reject.
+        // Not every look is lucky: hosts report few of the packets that they reject. But where somebody else says that
+        // there is no way, or nobody says anything for long, it is no longer the firewall.
         let place = (case.key, case.family);
-        let filter = filter.or(self.filters.get(&place).copied());
+        let remembered = self.filters.get(&place).map(|known| Rejection {
+            looks: known.looks.saturating_add(1),
+            ..*known
+        });
+        let rejection = match filter {
+            Some(filter) => Some(Rejection { filter, looks: 0 }),
+            None => remembered.filter(|known| {
+                known.looks <= FILTER_LOOKS && evidence.underlay != Underlay::Unreachable
+            }),
+        };
         let cause = judge(Evidence {
-            is_filtered: filter.is_some(),
+            is_filtered: rejection.is_some(),
             has_overlay: own.get(case.family).is_some(),
             overlay_before: links.overlay.was_ever_answered(),
             arrived: evidence.arrived || seen.is_some_and(|seen| links.sent.contains(&seen)),
@@ -634,10 +654,18 @@ impl Mesh {
             1
         };
         links.cause = cause;
-        match filter.filter(|_| links.cause == Some(Cause::Filtered)) {
-            Some(filter) => self.filters.insert(place, filter),
-            None => self.filters.remove(&place),
-        };
+        match rejection.filter(|_| links.cause == Some(Cause::Filtered)) {
+            Some(rejection) => {
+                // What this look did not show is looked at again soon.
+                if rejection.looks > 0 {
+                    links.judged = 1;
+                }
+                self.filters.insert(place, rejection);
+            }
+            None => {
+                self.filters.remove(&place);
+            }
+        }
         // The fault is over: do not leave the node's state unknown until its next turn.
         if links.cause.is_none() && self.repeats.len() < REPEATS {
             let main = Kind::Small(links.main_way(&own, case.family));
@@ -691,7 +719,7 @@ impl Mesh {
                 underlay: through.then_some(links.underlay),
                 full: links.full,
                 state: links.state(own, family),
-                filter: self.filters.get(&(key, family)).copied(),
+                filter: self.filters.get(&(key, family)).map(|known| known.filter),
             })
         };
         Seen {

@@ -28,7 +28,8 @@ pub(super) enum Kind {
     Full,
 }
 
-/// How long a node that is not broken and answers no probes is left alone.
+/// How long a node that is not broken and has never answered a probe is left alone, and how long a judgement holds at
+/// most.
 pub(super) const ASK_AGAIN: Duration = Duration::from_secs(600);
 
 /// A time in 4 bytes: seconds since the prober's start, plus one.
@@ -63,7 +64,7 @@ pub(super) struct Peer {
     pub(super) reported: bool,
     /// It has sent a probe since it was probed.
     pub(super) asked: bool,
-    /// Its turn was taken from the allowance of nodes that do not answer.
+    /// Its turn was taken from the allowance of nodes that have never answered.
     pub(super) charged: bool,
 }
 
@@ -162,15 +163,14 @@ impl Peer {
             && all.all(|(family, links)| links.state(own, family).0 == ProbeState::Silent)
     }
 
-    /// Returns whether it has answered and may well do so again: neither silent nor failing.
-    pub(super) fn answers(&self, own: &Dual<IpAddr>) -> bool {
-        self.was_ever_heard() && self.state(own).0 != ProbeState::Silent
-    }
-
-    /// Returns whether it is left out this time: it answers no probes, and has not asked since.
+    /// Returns whether it is left out this time: it has never answered probes, is not broken, and has not asked since.
+    /// A node that has answered may do so again at any time, in either family.
     pub(super) fn is_passed_over(&self, own: &Dual<IpAddr>, now: Duration) -> bool {
         let asked_lately = |at: At| !at.is_past(ASK_AGAIN, now);
-        self.is_silent(own) && !self.asked && self.probed_at.is_some_and(asked_lately)
+        !self.asked
+            && !self.was_ever_heard()
+            && self.is_silent(own)
+            && self.probed_at.is_some_and(asked_lately)
     }
 
     /// Returns the worst of its families' states.

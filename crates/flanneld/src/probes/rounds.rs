@@ -1,7 +1,7 @@
-//! Whose turn it is, and how many turns nodes get that do not answer.
+//! Whose turn it is, and how many turns nodes get that have never answered.
 
-/// Turns of nodes that do not answer in a second, and as many as may follow each other: each costs a few probes and a
-/// closer look, some fifty system calls. A node that answers takes nothing from them.
+/// Turns of nodes that have never answered in a second, and as many as may follow each other: each costs a few probes
+/// and a closer look, some fifty system calls. A node that answers takes nothing from them.
 const A_SECOND: f64 = 1.0;
 const BURST: f64 = 12.0;
 
@@ -38,7 +38,7 @@ impl Round {
     }
 }
 
-/// What is left to nodes that do not answer.
+/// What is left to nodes that have never answered.
 #[derive(Debug)]
 pub(super) struct Allowance(f64);
 

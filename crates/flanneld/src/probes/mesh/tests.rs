@@ -1,7 +1,6 @@
 //! Nodes that probe each other over a network made of rules.
 
 use super::*;
-use crate::probes::verdict::Underlay;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -452,4 +451,199 @@ fn a_fault_that_lasts_is_looked_at_ever_more_rarely() {
     // The host is up again, its tunnel is not.
     let soon = looks(&mut pair, 10, |_, way, _| way == Way::Underlay);
     assert!(soon >= 1);
+}
+
+/// Answers probes as the node that was asked would.
+fn answer(mesh: &mut Mesh, one: &Outgoing, now: Duration) {
+    let answer = packet::answer(one.nonce, Wish::default(), one.bytes.len(), true, 0);
+    mesh.receive(now, one.to, one.way, &answer);
+}
+
+const REFUSED: Evidence = Evidence {
+    underlay: Underlay::Refused,
+    underlay_ping: Some(true),
+    overlay_ping: None,
+    is_filtered: false,
+    pings_rejected: false,
+    unchecked: false,
+    answered: false,
+    arrived: false,
+    has_overlay: true,
+    overlay_before: false,
+    before: false,
+};
+
+#[test]
+fn a_node_that_asks_does_not_wait_behind_a_thousand_that_never_answered() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 1001));
+    let mut now = Duration::ZERO;
+    let mut run = |mesh: &mut Mesh, seconds: u32, answers: Option<u32>| {
+        let answers = answers.map(|n| source(n, Way::Overlay));
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            for one in mesh.tick(now, |_, _| true) {
+                if Some(one.to) == answers {
+                    answer(mesh, &one, now);
+                }
+            }
+            for case in mesh.cases(32) {
+                mesh.judge(&case, Evidence::default(), None, None, now);
+            }
+        }
+        now
+    };
+    let at = run(&mut mesh, 60, None);
+    // Its turn has not come yet.
+    let is_new = |n: &u32| {
+        let probed = mesh.one(&target(*n).key(), |seen| {
+            seen.links.v4.as_ref().unwrap().main.is_probed()
+        });
+        probed == Some(false)
+    };
+    let new = (1..1001).find(is_new).unwrap();
+    let ask = packet::request(1, packet::HEADER, Wish::default());
+    mesh.receive(at, source(new, Way::Overlay), Way::Overlay, &ask);
+    run(&mut mesh, 2, Some(new));
+    let state = mesh.one(&target(new).key(), |seen| seen.state);
+    assert_eq!(state, Some(ProbeState::Reachable));
+}
+
+#[test]
+fn a_node_that_has_answered_once_is_asked_again_in_every_round() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 2));
+    let mut now = Duration::ZERO;
+    let mut run = |seconds: u32, answers: bool| {
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            for one in mesh.tick(now, |_, _| true) {
+                if answers {
+                    answer(&mut mesh, &one, now);
+                }
+            }
+            for case in mesh.cases(9) {
+                mesh.judge(&case, REFUSED, None, None, now);
+            }
+        }
+        mesh.one(&target(1).key(), |seen| seen.state).unwrap()
+    };
+    assert_eq!(run(5, true), ProbeState::Reachable);
+    // Its flanneld is stopped, or a firewall drops probes on both ends: neither asks the other.
+    assert_eq!(run(120, false), ProbeState::Silent);
+    assert_eq!(run(5, true), ProbeState::Reachable);
+}
+
+#[test]
+fn nodes_that_answer_in_one_family_are_probed_as_often_as_others() {
+    let count = 481;
+    let both = |n: u32| {
+        let Dual { v4, .. } = target(n).public_ip();
+        let key = format!("10.{}.{}.0-24&fd00:{n:x}::-64", 64 + n / 256, n % 256);
+        let v6 = Some(ip(&format!("fd78::{n:x}")));
+        Target::new(key.parse().unwrap(), Dual { v4, v6 })
+    };
+    let me = both(0);
+    let mut mesh = Mesh::new();
+    mesh.update(View {
+        version: 1,
+        underlay: me.public_ip(),
+        overlay: Dual::from_fn(|family| me.overlay(family)),
+        mtu: 1450,
+        tunnel: "vxlan (UDP 8472)".to_owned(),
+        targets: (1..count).map(both).collect(),
+    });
+    let mut now = Duration::ZERO;
+    let mut run = |seconds: u32| {
+        let mut asked = std::collections::BTreeSet::new();
+        for _ in 0..seconds {
+            now += Duration::from_secs(1);
+            for one in mesh.tick(now, |_, _| true) {
+                asked.insert(one.to);
+                if one.family == Family::V4 {
+                    answer(&mut mesh, &one, now);
+                }
+            }
+            for case in mesh.cases(32) {
+                mesh.judge(&case, REFUSED, None, None, now);
+            }
+        }
+        asked
+    };
+    run(1200);
+    let asked = run(130);
+    let probed = (1..count).filter(|n| {
+        let all = Family::ALL.map(|family| both(*n).overlay(family).unwrap());
+        all.iter().any(|ip| asked.contains(ip))
+    });
+    assert_eq!(probed.count() as u32, count - 1);
+}
+
+#[test]
+fn what_is_under_way_to_a_node_says_nothing_of_the_one_that_takes_its_place() {
+    let mut mesh = Mesh::new();
+    mesh.update(view(0, 2));
+    let mut now = Duration::ZERO;
+    let past = loop {
+        now += Duration::from_secs(1);
+        let sent = mesh.tick(now, |_, _| true);
+        if let Some(past) = sent.into_iter().find(|one| one.way == Way::Underlay) {
+            break past;
+        }
+    };
+    let mut replaced = view(0, 2);
+    replaced.version = 2;
+    replaced.targets = vec![Target::new(target(1).key(), v4(ip("192.168.9.9")))];
+    mesh.update(replaced);
+    answer(&mut mesh, &past, now);
+    assert_eq!(mesh.totals.answered, 0);
+    let lost = mesh.totals.lost;
+    mesh.tick(now + PATIENCE, |_, _| false);
+    assert_eq!(mesh.totals.lost, lost);
+}
+
+#[test]
+fn a_firewall_is_remembered_for_a_few_looks_and_not_for_ever() {
+    let filter = Filter {
+        by: target(1).public_ip().v4.unwrap(),
+        is_own: false,
+    };
+    let nothing = Evidence {
+        underlay: Underlay::Silent,
+        underlay_ping: Some(false),
+        ..Evidence::default()
+    };
+    let gone = Evidence {
+        underlay: Underlay::Unreachable,
+        ..nothing
+    };
+    let find = |looks: &[(Evidence, Option<Filter>)]| -> Vec<Option<Cause>> {
+        let mut pair = Pair::new();
+        pair.run(5, |_, _, _| true);
+        let look = |(evidence, filter): &(Evidence, Option<Filter>)| {
+            let case = loop {
+                pair.run(1, |_, _, _| false);
+                if let Some(case) = pair.nodes[0].cases(1).pop() {
+                    break case;
+                }
+                assert!(pair.now < Duration::from_secs(400), "no case");
+            };
+            let now = pair.now;
+            pair.nodes[0].judge(&case, *evidence, None, *filter, now);
+            pair.state().1
+        };
+        looks.iter().map(look).collect()
+    };
+    let (filtered, down) = (Some(Cause::Filtered), Some(Cause::UnderlayDown));
+    let rejects = (nothing, Some(filter));
+    let says_nothing = (nothing, None);
+    assert_eq!(
+        find(&[rejects, says_nothing, says_nothing, rejects, says_nothing]),
+        [filtered; 5]
+    );
+    assert_eq!(
+        find(&[rejects, says_nothing, says_nothing, says_nothing]),
+        [filtered, filtered, filtered, down]
+    );
+    assert_eq!(find(&[rejects, (gone, None)]), [filtered, down]);
 }
