@@ -49,7 +49,8 @@ const REPEATS: usize = 256;
 /// up to [`ASK_AGAIN`].
 const JUDGE_AGAIN: Duration = Duration::from_secs(30);
 
-/// Closer looks in a row for which a firewall is remembered whose reports they have missed.
+/// How many closer looks in a row may miss a firewall's reports before it counts as gone: hosts report few of the
+/// packets that they reject.
 const FILTER_LOOKS: u8 = 2;
 
 /// How often the nodes are divided again into those that answer and the others: it looks at all of them.
@@ -627,8 +628,7 @@ impl Mesh {
             return;
         }
         links.judged_at = Some(At::of(now));
-        // Not every look is lucky: hosts report few of the packets that they reject. But where somebody else says that
-        // there is no way, or nobody says anything for long, it is no longer the firewall.
+        // A router or this host reports that there is no way: what is wrong now is not the firewall.
         let place = (case.key, case.family);
         let remembered = self.filters.get(&place).map(|known| Rejection {
             looks: known.looks.saturating_add(1),
