@@ -37,7 +37,8 @@ const AUDIT_EVERY: Duration = Duration::from_secs(120);
 /// time.
 const LOOKS: (u32, Duration) = (200, Duration::from_millis(25));
 
-/// A look that took long counts for more, so that looks take at most one part in so many of the time.
+/// A look that took long counts for more, so that looks take at most one part in so many of the time; but for no more
+/// than the whole allowance, which one of 250 ms uses up.
 const LOOKS_SHARE: f64 = 20.0;
 
 /// Retries of everything refused that events ask for.
@@ -74,6 +75,8 @@ pub struct Reconciler<D> {
     look_again: bool,
     /// The last full look failed.
     look_failed: bool,
+    /// The last pass has looked at the kernel.
+    looked: bool,
     looks: Allowance,
     next_audit: Instant,
     retry: Retry,
@@ -107,6 +110,7 @@ impl<D: Dataplane> Reconciler<D> {
             may_delete: false,
             look_again: true,
             look_failed: false,
+            looked: false,
             looks: Allowance::new(LOOKS.0, LOOKS.1),
             next_audit: next_audit(),
             retry: Retry::default(),
@@ -231,6 +235,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub async fn pass(&mut self) -> Pass {
         let now = Instant::now();
         self.passes += 1;
+        self.looked = false;
         self.last_done.clear();
         self.offer_again(now);
         let mut sum = Pass::default();
@@ -281,6 +286,7 @@ impl<D: Dataplane> Reconciler<D> {
         let began = std::time::Instant::now();
         let looked = self.look().await;
         self.look_failed = !looked;
+        self.looked |= looked;
         let cost = began.elapsed().mul_f64(LOOKS_SHARE).as_secs_f64() / LOOKS.1.as_secs_f64();
         // No more than the whole allowance: where all programs are slow, a repair shall not wait for minutes.
         let cost = cost.ceil().clamp(1.0, f64::from(LOOKS.0));
@@ -355,10 +361,11 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn refused(&mut self, op: &Op, error: KernelError, now: Instant) {
         // An answer that was lost leaves open whether the operation was done. And what the object needs, a next hop
-        // or a device, may have gone without a notification: the kernel sends none of the next hops of a device.
+        // or a device, may have gone without a notification: the kernel sends none of the next hops of a device. But
+        // a look has what differs offered again at once: a refusal that follows one waits for the retry.
         self.look_again |= match error.errno {
             libc::ENOBUFS => true,
-            libc::EINVAL | libc::ENODEV | libc::ENOENT => needs_another(op),
+            libc::EINVAL | libc::ENODEV | libc::ENOENT => !self.looked && needs_another(op),
             _ => false,
         };
         let refusal = (op.object().kind(), error.errno);

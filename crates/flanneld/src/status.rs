@@ -547,7 +547,7 @@ impl Status {
     }
 
     /// Returns what is wrong with what this node announces, each with one word and without figures that change: for
-    /// events. Devices and interface are reported by those who look at them.
+    /// events.
     pub fn troubles(&self) -> Vec<(&'static str, String)> {
         let inner = self.read();
         let lasts = inner.routes_missing_since;

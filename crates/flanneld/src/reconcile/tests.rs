@@ -521,3 +521,36 @@ async fn a_next_hop_that_went_unannounced_is_written_again_without_waiting_for_t
         began.elapsed()
     );
 }
+
+/// The kernel holds something else under the key: each full look has the object offered again.
+#[test]
+fn a_change_that_is_refused_for_good_is_not_looked_at_without_end() {
+    run(async {
+        let kernel = kernel(true);
+        let mut reconciler = Reconciler::new(kernel.clone(), scope());
+        reconciler.set_may_delete(true);
+        reconciler.set(Owner::Node, node());
+        reconciler.set(Owner::Peer(1), peer(1, 0));
+        settle(&mut reconciler).await;
+        let is_neigh = |op: &Op| matches!(op, Op::Put(Object::Neigh(..)));
+        for errno in [libc::EINVAL, libc::ENODEV, libc::ENOENT] {
+            kernel.set_faults(fault::matching(is_neigh, errno));
+            reconciler.set(Owner::Peer(1), peer(1, 1));
+            let before = kernel.counts();
+            let end = Instant::now() + Duration::from_secs(60);
+            while Instant::now() < end {
+                take_notices(&mut reconciler, usize::MAX).await;
+                reconciler.pass().await;
+                tokio::time::sleep_until(reconciler.due()).await;
+            }
+            let after = kernel.counts();
+            let looks = after.observed - before.observed;
+            let failed = after.failed - before.failed;
+            assert!(looks <= 20 && failed <= 40, "{looks} looks, {failed} tries");
+            assert!(looks >= 1 && failed >= 5, "{looks} looks, {failed} tries");
+            kernel.calm();
+            reconciler.set(Owner::Peer(1), peer(1, 0));
+            settle(&mut reconciler).await;
+        }
+    });
+}
