@@ -196,6 +196,7 @@ impl Charon {
             loaded: self.loaded.clone(),
             yielded: yielded.collect(),
             lingering: self.lingering.clone(),
+            up: self.up.clone(),
         };
         self.job.spawn(sync::sync(plan));
     }

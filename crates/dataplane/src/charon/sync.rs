@@ -40,6 +40,8 @@ pub(super) struct Plan {
     pub(super) yielded: BTreeMap<IkeKey, bool>,
     /// Names of connections that earlier looks ended.
     pub(super) lingering: BTreeSet<String>,
+    /// Connections that carried packets at the last look.
+    pub(super) up: BTreeSet<IkeKey>,
 }
 
 /// What is so.
@@ -132,7 +134,13 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
     let state = |key: &IkeKey, wanted: &IkeConnection| states.get(&wanted.name(key)).copied();
     let up = found.loaded.iter();
     let up = up.filter(|(key, loaded)| {
-        plan.wanted.get(*key) == Some(*loaded) && state(key, loaded) == Some(State::Up)
+        // With new keys of a connection that is up the peer can still use the former ones.
+        let least = if plan.up.contains(*key) {
+            State::Answered
+        } else {
+            State::Up
+        };
+        plan.wanted.get(*key) == Some(*loaded) && state(key, loaded) >= Some(least)
     });
     found.up = up.map(|(key, _)| *key).collect();
     for (key, wanted) in &plan.wanted {
@@ -148,7 +156,11 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
         if found.loaded.get(key) != Some(wanted) {
             done = load(client, &name, key, wanted).await;
             if done.is_ok() {
-                found.loaded.insert(*key, wanted.clone());
+                let before = found.loaded.insert(*key, wanted.clone());
+                if before.is_some_and(|before| is_outdated(before, wanted)) {
+                    // By itself charon keeps to what the connection began with, also for all later keys.
+                    terminate(client, &name).await?;
+                }
             }
         }
         if state(key, wanted) == Some(State::Empty) {
@@ -172,6 +184,16 @@ async fn follow(plan: Plan, client: &mut Client, names: &[String]) -> io::Result
     Ok(found)
 }
 
+/// Returns whether a connection that began as `before` must begin again to be as `wanted`. A new secret is used when it
+/// begins the next time.
+fn is_outdated(before: IkeConnection, wanted: &IkeConnection) -> bool {
+    let same_secret = IkeConnection {
+        psk: wanted.psk.clone(),
+        ..before
+    };
+    same_secret != *wanted
+}
+
 /// How far a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
@@ -179,6 +201,8 @@ enum State {
     /// Without what carries packets, and nobody is about to change that: an agreement on new keys failed.
     Empty,
     Beginning,
+    /// This side has keys, and it is not known yet whether the peer has them.
+    Answered,
     Up,
 }
 
@@ -213,6 +237,11 @@ async fn associations(client: &mut Client) -> io::Result<Associations> {
                 State::Ending
             } else if children.iter().any(|child| works(child, asked)) {
                 State::Up
+            } else if children
+                .iter()
+                .any(|child| child.text("state") == "INSTALLED")
+            {
+                State::Answered
             } else if !children.is_empty() || ike_state != "ESTABLISHED" || is_busy(ike) {
                 State::Beginning
             } else {

@@ -36,6 +36,8 @@ struct Asked {
     ended: BTreeMap<String, usize>,
     /// What is up has no keys for packets any more.
     hollow: bool,
+    /// The keys of what is up were agreed on just now, and the peer has not used them.
+    fresh: bool,
     /// Somebody whose connection has no name yet.
     asks: Option<String>,
 }
@@ -91,9 +93,10 @@ async fn answer(mut stream: UnixStream, asked: Rc<RefCell<Asked>>, pause: Durati
             }
             (_, "list-sas") if !lists => {}
             (_, "list-sas") => {
+                let since = if asked.borrow().fresh { "0" } else { "600" };
                 let child = Section::default()
                     .with("state", "INSTALLED")
-                    .with("install-time", "600");
+                    .with("install-time", since);
                 let children = if asked.borrow().hollow {
                     Section::default()
                 } else {
@@ -176,6 +179,10 @@ fn connection(number: u8) -> Object {
     Object::IkeConnection(key, connection)
 }
 
+fn is_up(event: &KernelEvent) -> bool {
+    matches!(event, KernelEvent::Saw(Object::IkeConnection(..)))
+}
+
 /// Returns what a door reports within ten minutes, after it was asked for charon and so many connections.
 async fn reports(manner: Manner, connections: u8) -> Vec<KernelEvent> {
     let dir = tempfile::tempdir().unwrap();
@@ -201,9 +208,7 @@ async fn reports(manner: Manner, connections: u8) -> Vec<KernelEvent> {
 async fn a_charon_that_answers_has_all_connections_up_however_slow_it_is() {
     for pause in [Duration::ZERO, Duration::from_secs(2)] {
         let events = reports(Manner::After(pause), 20).await;
-        let up = events
-            .iter()
-            .filter(|event| matches!(event, KernelEvent::Saw(Object::IkeConnection(..))));
+        let up = events.iter().filter(|event| is_up(event));
         assert_eq!(up.count(), 20, "{pause:?}: {events:?}");
         let runs = KernelEvent::Saw(Object::IkeDaemon((), false));
         assert_eq!(events.len(), 21, "{pause:?}: {events:?}");
@@ -306,8 +311,7 @@ async fn a_connection_that_begins_again_while_it_ends_is_ended_again() {
         let asked = charon(&socket, Manner::After(Duration::ZERO));
         let mut door = Charon::new(Some(socket.clone()), None);
         door.apply(&[Op::Put(connection(2))]).await;
-        let up = |event: &KernelEvent| matches!(event, KernelEvent::Saw(Object::IkeConnection(..)));
-        while !up(&door.event().await) {}
+        while !is_up(&door.event().await) {}
         door.apply(&[Op::Del(connection(2))]).await;
         let end = Instant::now() + Duration::from_secs(600);
         while tokio::time::timeout_at(end, door.event()).await.is_ok() {}
@@ -327,13 +331,75 @@ async fn a_connection_that_got_no_new_keys_is_begun_again() {
         let asked = charon(&socket, Manner::After(Duration::ZERO));
         let mut door = Charon::new(Some(socket.clone()), None);
         door.apply(&[Op::Put(connection(2))]).await;
-        let up = |event: &KernelEvent| matches!(event, KernelEvent::Saw(Object::IkeConnection(..)));
-        while !up(&door.event().await) {}
+        while !is_up(&door.event().await) {}
         asked.borrow_mut().hollow = true;
-        while !up(&door.event().await) {}
+        while !is_up(&door.event().await) {}
         let asked = asked.borrow();
         assert_eq!(asked.begun.len(), 2);
         assert!(!asked.ended.is_empty());
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_up_stays_so_while_the_peer_has_not_used_its_new_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vici");
+    let run = async {
+        let asked = charon(&socket, Manner::After(Duration::ZERO));
+        let mut door = Charon::new(Some(socket.clone()), None);
+        door.apply(&[Op::Put(connection(2))]).await;
+        while !is_up(&door.event().await) {}
+        asked.borrow_mut().fresh = true;
+        let end = Instant::now() + 6 * LATER;
+        let event = tokio::time::timeout_at(end, door.event()).await;
+        assert!(event.is_err(), "{event:?}");
+        // After a restart of the daemon it is not known whether there are former keys.
+        let mut door = Charon::new(Some(socket.clone()), None);
+        door.apply(&[Op::Put(connection(2))]).await;
+        let end = Instant::now() + 6 * LATER;
+        let event = tokio::time::timeout_at(end, door.event()).await;
+        assert!(event.is_err(), "{event:?}");
+        asked.borrow_mut().fresh = false;
+        while !is_up(&door.event().await) {}
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_begins_again_with_new_options_and_goes_on_with_a_new_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("vici");
+    let run = async {
+        let asked = charon(&socket, Manner::After(Duration::ZERO));
+        let mut door = Charon::new(Some(socket.clone()), None);
+        let Object::IkeConnection(key, mut wanted) = connection(2) else {
+            unreachable!("it is one");
+        };
+        let name = wanted.name(&key);
+        let mut put = async |wanted: &IkeConnection| {
+            door.apply(&[Op::Put(Object::IkeConnection(key, wanted.clone()))])
+                .await;
+            while !is_up(&door.event().await) {}
+        };
+        put(&wanted).await;
+        wanted.psk = Psk("another".into());
+        put(&wanted).await;
+        assert!(asked.borrow().ended.is_empty());
+        let changes: [fn(&mut IkeConnection); 3] = [
+            |wanted| wanted.esp = "other".into(),
+            |wanted| wanted.encap = true,
+            |wanted| wanted.local_id = [192, 0, 2, 0].into(),
+        ];
+        for (number, change) in changes.into_iter().enumerate() {
+            // The peer does not begin it by itself.
+            asked.borrow_mut().ended.insert(name.clone(), 1);
+            change(&mut wanted);
+            put(&wanted).await;
+            let asked = asked.borrow();
+            assert_eq!(asked.ended.get(&name), Some(&2));
+            assert_eq!(asked.begun.len(), number + 2);
+        }
     };
     LocalSet::new().run_until(run).await;
 }
