@@ -6,17 +6,19 @@ pub(crate) mod agent;
 mod cluster;
 mod junit;
 mod matrix;
+mod namespace;
 mod objects;
 mod pairs;
 pub(crate) mod quick;
 mod session;
+mod signals;
 mod views;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use flanneld::report::{MeshReport, NodeReport, PeerReport, PeersReport, ProbeState};
 use model::Family;
@@ -161,9 +163,7 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
     if let Some(prefix) = &args.only {
         report.peers.retain(|peer| begins(peer, prefix));
         if report.peers.is_empty() {
-            bail!(
-                "{prefix}: no other node's subnet or public IP begins with this (flannelctl peers lists them)"
-            );
+            bail!("{}", no_such_node(prefix));
         }
     }
     let from = node.network.map(|network| network.subnets);
@@ -172,17 +172,15 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
         full_size: mesh.full_size,
         nodes: probe_all(&mesh, &report.peers, args.count)?,
     };
+    match args.output {
+        Format::Json => output::line(&serde_json::to_string_pretty(&found)?),
+        Format::Text => lines(&found).iter().for_each(|line| output::line(line)),
+    }
     if let Some(file) = &args.junit {
         let suite = |node: &NodeFound| node.subnets.join(",");
         let nodes = found.nodes.iter();
         let suites: Vec<_> = nodes.map(|node| (suite(node), &node.checks[..])).collect();
-        let text = junit::text(&suites);
-        std::fs::write(file, text)
-            .with_context(|| format!("--junit {}: cannot be written", file.display()))?;
-    }
-    match args.output {
-        Format::Json => output::line(&serde_json::to_string_pretty(&found)?),
-        Format::Text => lines(&found).iter().for_each(|line| output::line(line)),
+        junit::write(file, &suites)?;
     }
     let mut checks = found.nodes.iter().flat_map(|node| &node.checks);
     Ok(if checks.any(Check::is_bad) {
@@ -190,6 +188,12 @@ pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
+}
+
+fn no_such_node(prefix: &str) -> String {
+    format!(
+        "{prefix}: no other node's subnet or public IP begins with this (flannelctl peers lists them)"
+    )
 }
 
 fn begins(peer: &PeerReport, prefix: &str) -> bool {
@@ -381,7 +385,9 @@ impl Check {
             (Outcome::Good, Some(us)) => output::milliseconds(us),
             (Outcome::Good, None) => "ok".to_owned(),
             (Outcome::Loss, _) => {
-                format!("{} % lost", (self.sent - self.answered) * 100 / self.sent)
+                // A pod's answer may hold any numbers.
+                let lost = u64::from(self.sent.saturating_sub(self.answered));
+                format!("{} % lost", lost * 100 / u64::from(self.sent.max(1)))
             }
             (Outcome::Fail, _) => "LOST".to_owned(),
             (Outcome::Skip, _) => "no answer".to_owned(),

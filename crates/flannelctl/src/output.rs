@@ -64,7 +64,8 @@ pub(crate) fn problem(text: &str) {
 
 /// What went wrong in the program that was called by this name.
 pub(crate) fn problem_of(program: &str, text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{program}: {text}");
+    let lines: Vec<String> = text.split('\n').map(visible).collect();
+    let _ = writeln!(io::stderr().lock(), "{program}: {}", lines.join("\n"));
 }
 
 /// Has what flannel's libraries warn of told like problems.
@@ -106,12 +107,17 @@ pub(crate) fn table(rows: &[impl AsRef<[String]>]) -> Vec<String> {
             }
         }
     }
+    // Not by `format!`, which panics at a width of more than 65,535.
     let line = |row: &[String]| {
-        let cells = row.iter().zip(&widths);
-        let cells: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:<width$}"))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
+        let mut line = String::new();
+        let mut missing = 0;
+        for (cell, width) in row.iter().zip(&widths) {
+            line.extend(std::iter::repeat_n(' ', missing));
+            line.push_str(cell);
+            missing = width - cell.chars().count() + 2;
+        }
+        line.truncate(line.trim_end().len());
+        line
     };
     rows.iter().map(|row| line(row.as_ref())).collect()
 }
@@ -128,7 +134,7 @@ pub(crate) fn milliseconds(micros: u64) -> String {
 
 /// What is being done.
 pub(crate) fn progress(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "  {text}");
+    let _ = writeln!(io::stderr().lock(), "  {}", visible(text));
 }
 
 /// Ink for a terminal; nothing where there is none, or where `NO_COLOR` is set.
@@ -164,5 +170,21 @@ impl Ink {
             true => format!("\x1b[{code}m{text}\x1b[0m"),
             false => text.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_a_cell_may_be_of_any_length() {
+        let row = |cells: [&str; 3]| cells.map(str::to_owned);
+        let long = "x".repeat(100_000);
+        let lines = table(&[row(["A", "BB", "C"]), row(["aa", "", &long])]);
+        assert_eq!(lines[0], "A   BB  C");
+        assert_eq!(lines[1], format!("aa      {long}"));
+        let lines = table(&[row(["A", "B", ""]), row([&long, "b", ""])]);
+        assert_eq!(lines[0].len(), long.len() + 3);
     }
 }

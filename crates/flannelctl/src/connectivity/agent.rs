@@ -33,6 +33,9 @@ const ECHO: usize = 256 << 10;
 /// How long data flow for a figure of throughput.
 const FLOW: Duration = Duration::from_secs(3);
 
+/// How long a slow way may take for what is still on it after that: some MB.
+const DRAIN: Duration = Duration::from_secs(20);
+
 /// Targets that are tested at the same time.
 const AT_ONCE: usize = 8;
 
@@ -394,6 +397,7 @@ fn flow(name: String, to: SocketAddr, order: &Order) -> Check {
                 .with_context(|| format!("{to}: data do not flow"))?;
         }
         stream.shutdown(std::net::Shutdown::Write)?;
+        stream.set_read_timeout(Some(DRAIN))?;
         let mut count = [0; 8];
         let read = stream.read_exact(&mut count);
         read.with_context(|| format!("{to}: no count of what arrived"))?;

@@ -9,19 +9,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use store::{KubeApi, KubeApiError, PodExec};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::agent::{Answer, Order, Target};
-use super::objects::{self, LABEL, LIFE, PodState};
+use super::namespace::{self, NAMESPACES};
+use super::objects::{self, PREFIX, PodState};
 use super::pairs::choose;
+use super::signals::Signals;
 use super::{Check, ConnectivityArgs, Outcome, matrix};
-use crate::kube_args::{FlannelPod, PROGRAM, escaped, items};
+use crate::kube_args::{FlannelPod, PROGRAM, items};
 use crate::output;
-
-const NAMESPACES: &str = "/api/v1/namespaces";
 
 /// Requests and tests that run at the same time.
 const AT_ONCE: usize = 32;
@@ -32,14 +31,23 @@ const SERVICES: usize = 32;
 /// Until a new namespace has its service account.
 const NEW_NAMESPACE: Duration = Duration::from_secs(30);
 
-/// How long the end of the namespace is waited for.
-const END: Duration = Duration::from_secs(90);
-
 /// Between two looks at the pods.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The time of one target at worst, and of a test's own start.
+/// The start of a test, and what it finds of its own service.
+const BEGIN: Duration = Duration::from_secs(60);
+
+/// The time of one target at worst, without its small probes: those of full size, without checksums, and connections.
 const ONE: Duration = Duration::from_secs(60);
+
+/// The same for each small probe that is not answered, in two families.
+const EACH_SMALL: Duration = Duration::from_secs(2);
+
+/// Targets that one pod asks at the same time.
+const TARGETS_AT_ONCE: usize = 8;
+
+/// Checks of one pair that are taken from a pod's answer.
+const MOST_CHECKS: usize = 32;
 
 /// Bytes of a test's answer.
 const LARGEST: usize = 16 << 20;
@@ -84,44 +92,52 @@ struct Place {
 /// The API server does not answer or refuses, or no pod could be started.
 pub(super) async fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
     let api = args.kube.open()?;
-    let pods = args.kube.pods(&api).await?;
+    // They are asked for their image only.
+    let pods = if args.image.is_some() {
+        Vec::new()
+    } else {
+        args.kube.pods(&api).await?
+    };
     let nodes = nodes(&api, args.only.as_deref()).await?;
+    let most = if args.all { usize::MAX } else { args.pairs };
+    let pairs = choose(nodes.len(), most, &mut fastrand::Rng::new());
+    let flows = if args.throughput { nodes.len() } else { 0 };
+    let life = objects::life(args.start_limit, pairs.len(), flows);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default().as_secs();
-    remove_left_overs(&api, now).await;
-    let namespace = format!("flannel-connectivity-{:08x}", fastrand::u32(..));
+    namespace::remove_left_overs(&api, now).await;
+    let name = format!("{PREFIX}{:08x}", fastrand::u32(..));
     let test = Test {
         api: api.clone(),
-        namespace: namespace.clone(),
+        namespace: name.clone(),
         token: format!("{:016x}", fastrand::u64(..)),
         image: args.image.clone(),
         pods,
         wait: Duration::from_secs(args.start_limit),
         count: args.count,
+        life,
+        end: Instant::now() + Duration::from_secs(life),
     };
     // From here on a signal ends the program only after the namespace is removed.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut term = signal(SignalKind::terminate())?;
-    let created = api
-        .create(NAMESPACES, &objects::namespace(&namespace, now))
-        .await;
-    // An answer that was lost may hide a namespace that was made.
-    let found = match created {
+    let mut signals = Signals::new()?;
+    let ours = objects::namespace(&name, now, life);
+    let found = match namespace::create(&api, &name, &ours).await {
         Err(error @ (KubeApiError::Refused(_) | KubeApiError::Conflict(_))) => {
-            return Err(error).with_context(|| format!("create the namespace {namespace}"));
+            return Err(error).with_context(|| format!("create the namespace {name}"));
         }
-        Err(error) => Err(error).with_context(|| format!("create the namespace {namespace}")),
-        Ok(_) => tokio::select! {
-            found = test.run(args, &nodes) => found,
-            _ = interrupt.recv() => bail_interrupted(),
-            _ = term.recv() => bail_interrupted(),
+        // An answer that was lost may hide a namespace that was made.
+        Err(error) => Err(error).with_context(|| format!("create the namespace {name}")),
+        Ok(()) => tokio::select! {
+            found = test.run(args, &nodes, pairs) => found,
+            () = signals.any() => bail_interrupted(),
         },
     };
-    output::progress(&format!("removing the namespace {namespace}"));
+    output::progress(&format!("removing the namespace {name}"));
     tokio::select! {
-        () = remove(&api, &namespace) => {}
-        _ = interrupt.recv() => output::problem(&left(&namespace)),
-        _ = term.recv() => output::problem(&left(&namespace)),
+        () = namespace::remove(&api, &name) => {}
+        () = signals.from_a_person() => {
+            output::problem(&namespace::left(&name, "interrupted"));
+        }
     }
     let found = match found {
         Ok(found) => found,
@@ -145,44 +161,6 @@ impl std::error::Error for Interrupted {}
 
 fn bail_interrupted() -> Result<ClusterFound> {
     Err(Interrupted.into())
-}
-
-fn left(namespace: &str) -> String {
-    format!("the namespace {namespace} is still there: kubectl delete namespace {namespace}")
-}
-
-/// Deletes a namespace and waits until it is gone; reports one that stays.
-async fn remove(api: &KubeApi, namespace: &str) {
-    let path = format!("{NAMESPACES}/{namespace}");
-    let gone = async {
-        loop {
-            // Again each time: an answer may have been lost, and the server may be busy.
-            let _ = api.delete(&path).await;
-            if let Err(KubeApiError::NotFound(_)) = api.get(&path).await {
-                return;
-            }
-            sleep(LOOK).await;
-        }
-    };
-    if timeout(END, gone).await.is_err() {
-        output::problem(&left(namespace));
-    }
-}
-
-/// Deletes what tests left that were killed.
-async fn remove_left_overs(api: &KubeApi, now: u64) {
-    let path = format!("{NAMESPACES}?labelSelector={}", escaped(LABEL));
-    let Ok(list) = api.get(&path).await else {
-        return;
-    };
-    for old in items(&list).filter(|old| objects::is_left_over(old, now)) {
-        if let Some(name) = old["metadata"]["name"].as_str() {
-            output::progress(&format!(
-                "removing the namespace {name}, which an earlier test left"
-            ));
-            let _ = api.delete(&format!("{NAMESPACES}/{}", escaped(name))).await;
-        }
-    }
 }
 
 /// The names of the nodes that run Linux and begin with `prefix`.
@@ -223,12 +201,18 @@ struct Test {
     /// How long pods may take to start.
     wait: Duration,
     count: u32,
+    /// Seconds that the pods live, and when the first of them may end.
+    life: u64,
+    end: Instant,
 }
 
 impl Test {
-    async fn run(&self, args: &ConnectivityArgs, nodes: &[String]) -> Result<ClusterFound> {
-        let most = if args.all { usize::MAX } else { args.pairs };
-        let pairs = choose(nodes.len(), most, &mut fastrand::Rng::new());
+    async fn run(
+        &self,
+        args: &ConnectivityArgs,
+        nodes: &[String],
+        pairs: Vec<(usize, usize)>,
+    ) -> Result<ClusterFound> {
         let mut found = ClusterFound {
             of_pairs: nodes.len() * (nodes.len() - 1),
             ..ClusterFound::default()
@@ -250,7 +234,7 @@ impl Test {
             let reasons: Vec<String> = found
                 .failed
                 .iter()
-                .map(|(node, why)| format!("{node}: {why}"))
+                .map(|(node, why)| output::visible(&format!("{node}: {why}")))
                 .collect();
             bail!("fewer than two pods started: {}", reasons.join("; "));
         }
@@ -275,7 +259,6 @@ impl Test {
         taking: &BTreeSet<usize>,
         found: &mut ClusterFound,
     ) -> Result<BTreeMap<usize, Place>> {
-        let began = Instant::now();
         let path = |kind: &str| format!("{NAMESPACES}/{}/{kind}", self.namespace);
         let mut services = BTreeMap::new();
         for at in taking.iter().take(SERVICES) {
@@ -304,7 +287,8 @@ impl Test {
             let own = self.pods.iter().find(|pod| pod.node == *node);
             let own = own.map(|pod| pod.image.as_str()).or(usual);
             let image = self.image.as_deref().or(own).unwrap_or_default();
-            let pod = objects::pod(*at, node, image, &self.token);
+            let pod = objects::pod(*at, node, image, &self.token, self.life);
+            let began = Instant::now();
             loop {
                 match self.api.create(&path("pods"), &pod).await {
                     Ok(_) => break,
@@ -395,10 +379,10 @@ impl Test {
             let targets: Vec<Place> = to.iter().filter_map(|at| places.get(at).cloned()).collect();
             let order = self.order(&place, &targets, false);
             let (api, namespace) = (self.api.clone(), self.namespace.clone());
-            let permits = permits.clone();
+            let (permits, end) = (permits.clone(), self.end);
             tasks.spawn(async move {
                 let _permit = permits.acquire().await;
-                let answer = ask_pod(&api, &namespace, &place.name, &order).await;
+                let answer = ask_pod(&api, &namespace, &place.name, &order, end).await;
                 (place.node, targets, answer)
             });
         }
@@ -415,7 +399,8 @@ impl Test {
                     ));
                     found.full_size = found.full_size.max(answer.full_size);
                     own_service |= answer.own_service;
-                    for (target, checks) in targets.into_iter().zip(answer.found) {
+                    for (target, mut checks) in targets.into_iter().zip(answer.found) {
+                        checks.truncate(MOST_CHECKS);
                         found.pairs.push(PairFound {
                             from: from.clone(),
                             to: target.node,
@@ -475,7 +460,7 @@ impl Test {
                 place.node, target.node
             ));
             let order = self.order(place, std::slice::from_ref(target), true);
-            match ask_pod(&self.api, &self.namespace, &place.name, &order).await {
+            match ask_pod(&self.api, &self.namespace, &place.name, &order, self.end).await {
                 Ok(answer) => {
                     let pair = found
                         .pairs
@@ -510,8 +495,25 @@ impl Test {
     }
 }
 
-/// Has one pod do what is ordered.
-async fn ask_pod(api: &KubeApi, namespace: &str, pod: &str, order: &Order) -> Result<Answer> {
+/// Returns how long a pod may take for so many targets.
+fn limit(targets: usize, count: u32) -> Duration {
+    let rounds = u32::try_from(targets.div_ceil(TARGETS_AT_ONCE)).unwrap_or(u32::MAX);
+    let one = ONE + EACH_SMALL.saturating_mul(count);
+    BEGIN.saturating_add(one.saturating_mul(rounds))
+}
+
+/// Has one pod do what is ordered, while it lives: until `end`.
+async fn ask_pod(
+    api: &KubeApi,
+    namespace: &str,
+    pod: &str,
+    order: &Order,
+    end: Instant,
+) -> Result<Answer> {
+    let left = end.saturating_duration_since(Instant::now());
+    if left < BEGIN {
+        bail!("not asked: the test took so long that its pods end; test fewer pairs (--pairs)");
+    }
     let line = format!("{}\n", serde_json::to_string(order)?);
     let exec = PodExec {
         namespace,
@@ -521,8 +523,7 @@ async fn ask_pod(api: &KubeApi, namespace: &str, pod: &str, order: &Order) -> Re
         stdin: Some(&line),
         limit: LARGEST,
     };
-    let rounds = u32::try_from(order.targets.len() / 8 + 1).unwrap_or(u32::MAX);
-    let limit = ONE.saturating_mul(rounds).min(Duration::from_secs(LIFE));
+    let limit = limit(order.targets.len(), order.count).min(left);
     let seconds = limit.as_secs();
     let done = timeout(limit, api.exec(&exec)).await;
     let done = done.with_context(|| format!("its pod did not answer within {seconds} s"))??;
@@ -534,4 +535,20 @@ async fn ask_pod(api: &KubeApi, namespace: &str, pod: &str, order: &Order) -> Re
         );
     }
     serde_json::from_slice(&done.stdout).context("its pod's answer is not the expected JSON")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_has_time_for_targets_that_do_not_answer() {
+        // In each of two families: small probes, three without checksums, three of full size, a connection; a service.
+        let worst = |count: u64| 2 * (count + 3 + 3 + 10 + 10) + 20;
+        for count in [1, 5, 30] {
+            let one = limit(1, count).as_secs();
+            assert!(one >= worst(u64::from(count)), "{count}: {one}");
+            assert!(limit(8, count) == limit(1, count) && limit(9, count) > limit(8, count));
+        }
+    }
 }

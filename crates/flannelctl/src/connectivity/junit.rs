@@ -1,8 +1,20 @@
 //! The result as JUnit's XML, which build servers read.
 
 use std::fmt::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 use super::{Check, Outcome};
+
+/// Writes the file `--junit`. After everything else: a file that cannot be written must not cost the result.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn write(file: &Path, suites: &[(String, &[Check])]) -> Result<()> {
+    std::fs::write(file, text(suites))
+        .with_context(|| format!("--junit {}: cannot be written", file.display()))
+}
 
 /// Returns the file's text: of each node or pair its name and its checks.
 pub(super) fn text(suites: &[(String, &[Check])]) -> String {
@@ -46,6 +58,8 @@ fn escaped(text: &str) -> String {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
+            // XML has no way to write these.
+            '\u{fffe}' | '\u{ffff}' => out.push(' '),
             c if c.is_control() => out.push(' '),
             c => out.push(c),
         }
@@ -60,5 +74,6 @@ mod tests {
     #[test]
     fn nothing_breaks_out_of_an_attribute() {
         assert_eq!(escaped("a\"<b>&\n"), "a&quot;&lt;b&gt;&amp; ");
+        assert_eq!(escaped("a\u{ffff}\u{1b}b"), "a  b");
     }
 }

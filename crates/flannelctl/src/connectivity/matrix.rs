@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use super::cluster::{ClusterFound, PairFound};
 use super::{Check, ConnectivityArgs, Format, Outcome, junit};
@@ -16,6 +16,10 @@ const MOST: usize = 16;
 /// # Errors
 /// The file cannot be written.
 pub(super) fn print(args: &ConnectivityArgs, found: &ClusterFound) -> Result<ExitCode> {
+    match args.output {
+        Format::Json => output::line(&serde_json::to_string_pretty(found)?),
+        Format::Text => lines(found).iter().for_each(|line| output::line(line)),
+    }
     if let Some(file) = &args.junit {
         let failed = found.failed.iter().map(|(node, why)| {
             let check = Check {
@@ -36,12 +40,7 @@ pub(super) fn print(args: &ConnectivityArgs, found: &ClusterFound) -> Result<Exi
             .iter()
             .map(|(node, checks)| (node.clone(), checks.as_slice()));
         let suites: Vec<(String, &[Check])> = pairs.chain(nodes).collect();
-        std::fs::write(file, junit::text(&suites))
-            .with_context(|| format!("--junit {}: cannot be written", file.display()))?;
-    }
-    match args.output {
-        Format::Json => output::line(&serde_json::to_string_pretty(found)?),
-        Format::Text => lines(found).iter().for_each(|line| output::line(line)),
+        junit::write(file, &suites)?;
     }
     let mut checks = found.pairs.iter().flat_map(|pair| &pair.checks);
     Ok(if found.failed.is_empty() && !checks.any(Check::is_bad) {
@@ -65,8 +64,8 @@ fn lines(found: &ClusterFound) -> Vec<String> {
     for pair in &found.pairs {
         for check in pair.checks.iter().filter(|check| check.is_bad()) {
             let text = check.text.as_deref().unwrap_or_default();
-            let text = output::visible(text);
-            lines.push(format!("{}: {}: {text}", title(pair), check.name));
+            let text = format!("{}: {}: {text}", title(pair), check.name);
+            lines.push(output::visible(&text));
         }
     }
     for (node, why) in &found.failed {
@@ -146,7 +145,7 @@ fn by_check(found: &ClusterFound) -> Vec<String> {
         let slowest = times().max().map(output::milliseconds);
         let none = || "-".to_owned();
         rows.push([
-            name.to_owned(),
+            output::visible(name),
             good().count().to_string(),
             tested.to_string(),
             fastest.or(flows().max().map(rate)).unwrap_or_else(none),
@@ -169,6 +168,32 @@ mod tests {
             rtt_micros: (result == Outcome::Good).then_some(250),
             mbits: None,
             text: Some("why".to_owned()),
+        }
+    }
+
+    #[test]
+    fn what_a_pod_answers_cannot_forge_a_line_and_breaks_nothing() {
+        let hostile = Check {
+            sent: 0,
+            answered: u32::MAX,
+            ..check("a\u{1b}[2J\nb", Outcome::Loss)
+        };
+        let most = Check {
+            sent: u32::MAX,
+            ..hostile.clone()
+        };
+        assert_eq!(hostile.cell(), "0 % lost");
+        assert_eq!(most.cell(), "0 % lost");
+        let found = ClusterFound {
+            pairs: vec![PairFound {
+                from: "n1".into(),
+                to: "n2".into(),
+                checks: vec![hostile],
+            }],
+            ..ClusterFound::default()
+        };
+        for line in lines(&found) {
+            assert!(!line.contains(model::outside::is_unsafe), "{line:?}");
         }
     }
 

@@ -13,17 +13,35 @@ pub(super) const LABEL: &str = "app.kubernetes.io/name=flannel-connectivity";
 /// The label of a namespace that says, in Unix time, when its test has ended in any case.
 const UNTIL: &str = "flannel-rs.ends-before";
 
-/// Seconds that a pod lives at most, whatever became of the test.
-pub(super) const LIFE: u64 = 1800;
+/// What the name of every test's namespace begins with.
+pub(super) const PREFIX: &str = "flannel-connectivity-";
+
+/// Seconds that a pod of a small test lives, whatever became of the test; and of the largest one.
+const LIFE: u64 = 1800;
+const LONGEST_LIFE: u64 = 6 * 3600;
+
+/// Pairs that are tested in a second where no packet arrives: 256 at a time, each in 20 seconds.
+const PAIRS_A_SECOND: u64 = 12;
+
+/// Seconds of one measurement of throughput, in both families.
+const FLOW: u64 = 10;
+
+/// Returns how many seconds the pods of a test live at most. `wait`: until the last one has started; `flows`: how many
+/// measurements of throughput.
+pub(super) fn life(wait: u64, pairs: usize, flows: usize) -> u64 {
+    let [pairs, flows] = [pairs, flows].map(|count| count as u64);
+    let test = (pairs / PAIRS_A_SECOND).saturating_add(flows.saturating_mul(FLOW));
+    (LIFE + wait).saturating_add(test).min(LONGEST_LIFE)
+}
 
 fn labels() -> Value {
     json!({"app.kubernetes.io/name": "flannel-connectivity"})
 }
 
-/// The namespace of a test that begins at `now`, in Unix time.
-pub(super) fn namespace(name: &str, now: u64) -> Value {
+/// The namespace of a test that begins at `now`, in Unix time, and whose pods live so many seconds.
+pub(super) fn namespace(name: &str, now: u64, life: u64) -> Value {
     let mut labels = labels();
-    labels[UNTIL] = json!((now + 2 * LIFE).to_string());
+    labels[UNTIL] = json!((now + 2 * life).to_string());
     labels["pod-security.kubernetes.io/enforce"] = json!("restricted");
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
 }
@@ -32,7 +50,14 @@ pub(super) fn namespace(name: &str, now: u64) -> Value {
 pub(super) fn is_left_over(namespace: &Value, now: u64) -> bool {
     let until = namespace["metadata"]["labels"][UNTIL].as_str();
     let until = until.and_then(|until| until.parse::<u64>().ok());
-    until.is_some_and(|until| until < now)
+    let name = namespace["metadata"]["name"].as_str();
+    name.is_some_and(|name| name.starts_with(PREFIX)) && until.is_some_and(|until| until < now)
+}
+
+/// Whether the server's namespace is the one that this test has made.
+pub(super) fn is_same(theirs: &Value, ours: &Value) -> bool {
+    let until = |namespace: &Value| namespace["metadata"]["labels"][UNTIL].clone();
+    until(theirs).is_string() && until(theirs) == until(ours)
 }
 
 /// The name of the pod, and of the service, on the node with this number.
@@ -41,7 +66,7 @@ pub(super) fn name(node: usize) -> String {
 }
 
 /// The pod on a node: it echoes. Placed without the scheduler, so that no taint and no cordon keeps it from its node.
-pub(super) fn pod(number: usize, node: &str, image: &str, token: &str) -> Value {
+pub(super) fn pod(number: usize, node: &str, image: &str, token: &str, life: u64) -> Value {
     let mut labels = labels();
     labels["node"] = json!(name(number));
     json!({
@@ -52,7 +77,7 @@ pub(super) fn pod(number: usize, node: &str, image: &str, token: &str) -> Value 
             "nodeName": node,
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 1,
-            "activeDeadlineSeconds": LIFE,
+            "activeDeadlineSeconds": life,
             "automountServiceAccountToken": false,
             "enableServiceLinks": false,
             "tolerations": [{"operator": "Exists"}],
@@ -64,7 +89,7 @@ pub(super) fn pod(number: usize, node: &str, image: &str, token: &str) -> Value 
                 "name": "agent",
                 "image": image,
                 "imagePullPolicy": "IfNotPresent",
-                "command": [PROGRAM, "connectivity-agent", "serve", token, LIFE.to_string()],
+                "command": [PROGRAM, "connectivity-agent", "serve", token, life.to_string()],
                 "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}},
                 "securityContext": {
                     "allowPrivilegeEscalation": false,
@@ -172,10 +197,23 @@ mod tests {
     }
 
     #[test]
+    fn pods_of_a_large_test_live_longer_and_none_for_ever() {
+        assert_eq!(life(120, 200, 0), LIFE + 120 + 200 / 12);
+        // Throughput of 500 nodes takes 50 minutes, 7 s each.
+        assert!(life(120, 200, 500) > 3500 + LIFE);
+        assert_eq!(life(900, usize::MAX, usize::MAX), LONGEST_LIFE);
+    }
+
+    #[test]
     fn only_a_namespace_whose_test_is_over_is_left_over() {
-        let made = namespace("n", 1000);
+        let made = namespace("flannel-connectivity-1", 1000, LIFE);
         assert!(!is_left_over(&made, 1000 + LIFE));
         assert!(is_left_over(&made, 1001 + 2 * LIFE));
+        // Somebody has copied the labels.
+        assert!(!is_left_over(&namespace("mine", 1000, LIFE), u64::MAX));
+        assert!(is_same(&made, &made));
+        assert!(!is_same(&namespace("n", 1001, LIFE), &made));
+        assert!(!is_same(&json!({"metadata": {}}), &json!({"metadata": {}})));
         assert!(!is_left_over(
             &json!({"metadata": {"labels": {}}}),
             u64::MAX

@@ -136,12 +136,20 @@ pub(super) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
     let socket = &args.socket.socket;
     let own: NodeReport = status_socket::get(socket, "/v1/status")?;
     let peers: PeersReport = status_socket::get(socket, "/v1/peers")?;
+    if peers.peers.is_empty() && own.counts.peers + own.counts.refused_leases > 0 {
+        bail!("flanneld is too busy to list the other nodes: try again");
+    }
     let port = port(args)?;
     let is_wanted = |peer: &&PeerReport| {
         let prefix = args.only.as_deref();
         prefix.is_none_or(|prefix| super::begins(peer, prefix))
     };
     let wanted: Vec<&PeerReport> = peers.peers.iter().filter(is_wanted).collect();
+    if let Some(prefix) = args.only.as_deref()
+        && wanted.is_empty()
+    {
+        bail!("{}", super::no_such_node(prefix));
+    }
     output::progress(&format!(
         "{} nodes: GET /mesh.json at port {port}",
         wanted.len()
@@ -253,18 +261,6 @@ fn fetch(place: SocketAddr) -> Result<String> {
 }
 
 fn print(args: &ConnectivityArgs, views: &[View]) -> Result<ExitCode> {
-    if let Some(file) = &args.junit {
-        let suites: Vec<_> = views
-            .iter()
-            .map(|view| (view.subnets.join(","), view.checks()))
-            .collect();
-        let suites: Vec<_> = suites
-            .iter()
-            .map(|(name, checks)| (name.clone(), checks.as_slice()))
-            .collect();
-        std::fs::write(file, junit::text(&suites))
-            .with_context(|| format!("--junit {}: cannot be written", file.display()))?;
-    }
     let failing: usize = views.iter().map(|view| view.failing.len()).sum();
     let mute = views.iter().filter(|view| view.error.is_some()).count();
     if args.output == Format::Json {
@@ -297,6 +293,17 @@ fn print(args: &ConnectivityArgs, views: &[View]) -> Result<ExitCode> {
             "{} nodes, {mute} of which do not report; {failing} ways lose packets",
             views.len()
         ));
+    }
+    if let Some(file) = &args.junit {
+        let suites: Vec<_> = views
+            .iter()
+            .map(|view| (view.subnets.join(","), view.checks()))
+            .collect();
+        let suites: Vec<_> = suites
+            .iter()
+            .map(|(name, checks)| (name.clone(), checks.as_slice()))
+            .collect();
+        junit::write(file, &suites)?;
     }
     Ok(if failing == 0 && mute == 0 {
         ExitCode::SUCCESS
