@@ -8,6 +8,8 @@ mod rates;
 use std::io::{IsTerminal, stdin, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::thread;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use ratatui::DefaultTerminal;
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use ratatui::layout::Rect;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::output;
 use crate::status_socket::SocketArgs;
@@ -51,6 +54,9 @@ const KEYS: Duration = Duration::from_millis(100);
 /// The share of the time that the daemon may spend on reports: one in so many.
 const SHARE: u32 = 20;
 
+/// The exit status after SIGTERM, as of a program that it ends by itself.
+const TERMINATED: u8 = 128 + 15;
+
 /// Columns and most lines of what `--once` prints.
 const COLUMNS: u16 = 120;
 const LINES: u16 = 500;
@@ -80,11 +86,41 @@ pub(crate) fn run(args: &TopArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let looks = follow(socket, delay)?;
+    let is_terminated = watch_signals()?;
     let mut terminal = ratatui::try_init().context("the terminal cannot be drawn on")?;
-    let ended = show(&mut terminal, &mut model, &looks);
+    let ended = show(&mut terminal, &mut model, &looks, &is_terminated);
     ratatui::restore();
     ended?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if is_terminated.load(Ordering::Relaxed) {
+        ExitCode::from(TERMINATED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Returns what becomes true at SIGTERM and SIGINT: they must not end the program while the terminal is in raw mode.
+fn watch_signals() -> Result<Arc<AtomicBool>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let (mut term, mut interrupt) = {
+        let _entered = runtime.enter();
+        let term = signal(SignalKind::terminate())?;
+        (term, signal(SignalKind::interrupt())?)
+    };
+    let is_terminated = Arc::new(AtomicBool::new(false));
+    let flag = is_terminated.clone();
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        });
+        flag.store(true, Ordering::Relaxed);
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(is_terminated)
 }
 
 /// Looks again and again, on a thread of its own: a daemon that hangs must not keep keys waiting.
@@ -96,7 +132,12 @@ fn follow(socket: PathBuf, delay: Duration) -> Result<Receiver<Result<Look>>> {
             pause(delay.max(took * SHARE));
             let began = std::time::Instant::now();
             let look = Look::take(&socket);
-            took = began.elapsed();
+            // A daemon that did not answer may do so soon.
+            took = if look.is_ok() {
+                began.elapsed()
+            } else {
+                Duration::ZERO
+            };
             if sender.send(look).is_err() {
                 return;
             }
@@ -118,10 +159,14 @@ fn show(
     terminal: &mut DefaultTerminal,
     model: &mut Model,
     looks: &Receiver<Result<Look>>,
+    is_terminated: &AtomicBool,
 ) -> Result<()> {
     loop {
         terminal.draw(|frame| draw::draw(model, frame.buffer_mut()))?;
         loop {
+            if is_terminated.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             let is_new = match looks.try_recv() {
                 Ok(look) => {
                     model.follow(look);
@@ -184,7 +229,8 @@ fn press(model: &mut Model, key: KeyEvent) -> bool {
 fn print_once(model: &mut Model) {
     let (columns, lines) = ratatui::crossterm::terminal::size()
         .ok()
-        .filter(|_| stdout().is_terminal())
+        // A terminal that nobody has told its size, as of `kubectl exec -t`, says 0.
+        .filter(|(columns, lines)| stdout().is_terminal() && *columns > 0 && *lines > 0)
         .unwrap_or((COLUMNS, draw::lines_for_all(model).min(LINES)));
     let mut buffer = Buffer::empty(Rect::new(0, 0, columns, lines));
     draw::draw(model, &mut buffer);

@@ -197,3 +197,31 @@ fn one_frame_is_printed_for_scripts() {
     })
     .unwrap();
 }
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let lab = Lab::builder()
+        .nodes(1)
+        .store(StoreKind::Directory)
+        .build()
+        .unwrap();
+    lab.start().unwrap();
+    let node = lab.node(1);
+    let dir = tempfile::tempdir().unwrap();
+    let (go, pid) = (dir.path().join("go"), dir.path().join("pid"));
+    let script = dir.path().join("script");
+    let text = format!(
+        "(until [ -e {go} ]; do sleep 0.1; done; kill -TERM $(cat {pid})) &\n\
+        sh -c 'echo $$ >{pid}; exec {CTL} top --delay=1'\n\
+        echo ended with $?\nstty -a | tr ' ' '\\n' | grep icanon\nread line\n",
+        go = go.display(),
+        pid = pid.display()
+    );
+    std::fs::write(&script, text).unwrap();
+    let terminal = Terminal::open(node, &format!("sh {}", script.display()));
+    terminal.shows("top is there", |lines| has(lines, "q quit"));
+    std::fs::write(&go, "").unwrap();
+    terminal.shows("the terminal is restored", |lines| {
+        has(lines, "ended with 143") && lines.contains(&"icanon") && !has(lines, "q quit")
+    });
+}
