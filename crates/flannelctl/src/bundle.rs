@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::check::settings::Settings;
@@ -74,15 +74,24 @@ pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
         host_name()
     };
     let name = format!("flannel-bundle-{place}-{time}");
+    let file = args
+        .output
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
+    // Before all nodes are asked for minutes.
+    if file != Path::new("-") && file.exists() {
+        bail!(
+            "{}: this file exists: name another one with -o",
+            file.display()
+        );
+    }
     let mut archive = Archive::new(name.clone(), time, secrets);
     let complete = if args.kube.is_given() {
         let limit = Duration::from_secs(args.limit);
-        wait_for(cluster::collect(
-            &args.kube,
-            &mut archive,
-            args.lines,
-            limit,
-        ))?
+        let collect = cluster::collect(&args.kube, archive, args.lines, limit);
+        let (collected, complete) = wait_for(collect)?;
+        archive = collected;
+        complete
     } else {
         let source = collect::Source {
             socket: &args.socket.socket,
@@ -105,10 +114,6 @@ pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
         status::no()
     };
     let bytes = archive.finish()?;
-    let file = args
-        .output
-        .clone()
-        .unwrap_or_else(|| PathBuf::from(format!("{name}.tar.gz")));
     if file == Path::new("-") {
         let mut out = io::stdout().lock();
         out.write_all(&bytes).context("standard output")?;

@@ -1,5 +1,6 @@
 //! Which Kubernetes cluster a command is about, and where its flannel runs.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,8 +86,7 @@ impl KubeArgs {
         let path = format!("/api/v1/namespaces/{}/pods?{label}", escaped(namespace));
         let list = api.get(&path).await;
         let list = list.with_context(|| format!("list the pods of namespace {namespace}"))?;
-        let mut pods: Vec<FlannelPod> = items(&list).filter_map(FlannelPod::of).collect();
-        pods.sort_by(|a, b| a.node.cmp(&b.node));
+        let pods = current(&list);
         if pods.is_empty() {
             bail!(
                 "{}: no pod of namespace {namespace} has the label {}: name flannel's namespace with -n, its label with --selector",
@@ -148,6 +148,25 @@ pub(crate) async fn in_every_pod(
     Ok(all)
 }
 
+/// The pods of a list, by node. One that has ended, as a node's shutdown leaves it, counts where there is no other.
+fn current(list: &Value) -> Vec<FlannelPod> {
+    let has_ended = |pod: &Value| {
+        let phase = pod.pointer("/status/phase");
+        phase.is_some_and(|phase| phase == "Failed" || phase == "Succeeded")
+    };
+    let (ended, mut pods): (Vec<_>, Vec<_>) = items(list)
+        .filter_map(|pod| Some((has_ended(pod), FlannelPod::of(pod)?)))
+        .partition(|(has_ended, _)| *has_ended);
+    let nodes: BTreeSet<String> = pods.iter().map(|(_, pod)| pod.node.clone()).collect();
+    let alone = ended
+        .into_iter()
+        .filter(|(_, pod)| !nodes.contains(&pod.node));
+    pods.extend(alone);
+    let mut pods: Vec<FlannelPod> = pods.into_iter().map(|(_, pod)| pod).collect();
+    pods.sort_by(|a, b| a.node.cmp(&b.node));
+    pods
+}
+
 impl FlannelPod {
     fn of(pod: &Value) -> Option<FlannelPod> {
         if pod.pointer("/metadata/deletionTimestamp").is_some() {
@@ -189,6 +208,22 @@ pub(crate) fn escaped(text: &str) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn a_pod_that_has_ended_counts_where_there_is_no_other() {
+        let pod = |node: &str, name: &str, phase: &str| {
+            json!({
+                "metadata": {"name": name}, "status": {"phase": phase},
+                "spec": {"nodeName": node, "containers": [{"name": "kube-flannel", "image": "y"}]},
+            })
+        };
+        let list = json!({"items": [
+            pod("n2", "ended", "Failed"), pod("n1", "old", "Failed"), pod("n1", "new", "Running"),
+        ]});
+        let pods = current(&list);
+        let names: Vec<&str> = pods.iter().map(|pod| pod.name.as_str()).collect();
+        assert_eq!(names, ["new", "ended"]);
+    }
 
     #[test]
     fn a_pod_is_where_flanneld_runs_and_one_that_ends_is_left_out() {

@@ -10,12 +10,12 @@ use flanneld::version;
 use flate2::read::GzDecoder;
 use store::{KubeApi, PodExec};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 
 use super::archive::Archive;
 use crate::kube_args::{FlannelPod, KubeArgs, PROGRAM, escaped};
-use crate::output;
+use crate::output::{self, visible};
 
 /// Nodes that are asked at the same time.
 const AT_ONCE: usize = 8;
@@ -33,16 +33,16 @@ struct FromNode {
     logs: [Result<String, String>; 2],
 }
 
-/// Collects from all nodes; `limit` is for each of them. Returns whether every node answered.
+/// Collects from all nodes; `limit` is for each of them. Returns the archive, and whether every node answered.
 ///
 /// # Errors
 /// The API server does not answer, or there is no pod of flannel.
 pub(super) async fn collect(
     args: &KubeArgs,
-    archive: &mut Archive,
+    mut archive: Archive,
     lines: usize,
     limit: Duration,
-) -> Result<bool> {
+) -> Result<(Archive, bool)> {
     let api = args.open()?;
     let pods = args.pods(&api).await?;
     output::progress(&format!("{} nodes", pods.len()));
@@ -57,32 +57,31 @@ pub(super) async fn collect(
             of_node(&api, &namespace, pod, lines, limit).await
         });
     }
-    let mut failed = Vec::new();
+    let (mut failed, mut missing) = (Vec::new(), Vec::new());
     let mut done = 0;
     while let Some(from) = tasks.join_next().await {
         let from = from.context("collect from a node")?;
-        let node = &from.pod.node;
+        let node = from.pod.node.clone();
         done += 1;
-        match &from.files {
-            Ok(files) => {
-                output::progress(&format!("{node}: {} files ({done} of {all})", files.len()));
-                for (name, text) in files {
-                    archive.add(&format!("{node}/{name}"), text)?;
-                }
-            }
-            Err(error) => {
-                output::progress(&format!("{node}: {error} ({done} of {all})"));
-                failed.push(format!("{node}: {error}"));
-                archive.add(&format!("{node}/ERROR.txt"), &format!("{error}\n"))?;
-            }
+        let said = match &from.files {
+            Ok(files) => format!("{} files", files.len()),
+            Err(error) => error.clone(),
+        };
+        output::progress(&format!("{node}: {said} ({done} of {all})"));
+        if from.files.is_err() {
+            failed.push(visible(&format!("{node}: {said}")));
         }
-        for (name, log) in ["log", "log-before"].iter().zip(&from.logs) {
-            if let Ok(text) = log {
-                archive.add(&format!("{node}/pod/{name}.txt"), text)?;
-            }
-        }
+        // Looking for secrets takes half a second for each MB: meanwhile the other nodes are read.
+        let added = spawn_blocking(move || {
+            let lacking = add_node(&mut archive, &from)?;
+            anyhow::Ok((archive, lacking))
+        });
+        let (returned, lacking) = added.await.context("collect from a node")??;
+        archive = returned;
+        missing.extend(lacking);
     }
-    let mut missing = of_cluster(&api, args, archive).await?;
+    missing.sort();
+    missing.extend(of_cluster(&api, args, &mut archive).await?);
     failed.sort();
     let mut text = format!("flannelctl {}\n", version::with_commit());
     text += "Secrets were removed: passwords, tokens, private keys.\n";
@@ -97,7 +96,32 @@ pub(super) async fn collect(
         text += &format!("- {line}\n");
     }
     archive.add("README.txt", &text)?;
-    Ok(good)
+    Ok((archive, good))
+}
+
+/// Adds what a node's pod gave; returns what it lacks.
+fn add_node(archive: &mut Archive, from: &FromNode) -> Result<Vec<String>> {
+    let (node, mut missing) = (&from.pod.node, Vec::new());
+    match &from.files {
+        Ok(files) => {
+            for (name, text) in files {
+                // A name that no archive can hold costs this file, not the others.
+                if let Err(error) = archive.add(&format!("{node}/{name}"), text) {
+                    missing.push(visible(&format!("{node}/{name}: {error}")));
+                }
+            }
+        }
+        Err(error) => archive.add(&format!("{node}/ERROR.txt"), &format!("{error}\n"))?,
+    }
+    for (name, log) in ["log", "log-before"].iter().zip(&from.logs) {
+        match log {
+            Ok(text) => archive.add(&format!("{node}/pod/{name}.txt"), text)?,
+            // Most containers had none before them.
+            Err(_) if *name == "log-before" => {}
+            Err(error) => missing.push(visible(&format!("{node}/pod/{name}.txt: {error}"))),
+        }
+    }
+    Ok(missing)
 }
 
 async fn of_node(
@@ -123,7 +147,9 @@ async fn of_node(
         let done = api.exec(&exec).await;
         let done = done.map_err(|error| format!("pod {}: {error}", pod.name))?;
         if done.status == Some(0) {
-            unpack(&done.stdout).map_err(|error| format!("pod {}: {error:#}", pod.name))
+            let files = spawn_blocking(move || unpack(&done.stdout)).await;
+            let files = files.map_err(anyhow::Error::from).and_then(|files| files);
+            files.map_err(|error| format!("pod {}: {error:#}", pod.name))
         } else {
             let said = done.stderr.trim();
             Err(format!(
@@ -132,8 +158,10 @@ async fn of_node(
             ))
         }
     };
-    let files = timeout(limit, files).await;
-    let files = files.unwrap_or_else(|_| Err(late()));
+    let files = async {
+        let files = timeout(limit, files).await;
+        files.unwrap_or_else(|_| Err(late()))
+    };
     let log = async |more: &str| {
         let path = format!(
             "/api/v1/namespaces/{}/pods/{}/log?container={}&tailLines={lines}{more}",
@@ -145,7 +173,8 @@ async fn of_node(
         let text = timeout(limit, text).await;
         text.unwrap_or_else(|_| Err(late()))
     };
-    let logs = [log("").await, log("&previous=true").await];
+    let (files, last, before) = tokio::join!(files, log(""), log("&previous=true"));
+    let logs = [last, before];
     FromNode { pod, files, logs }
 }
 
@@ -221,6 +250,30 @@ async fn of_cluster(api: &KubeApi, args: &KubeArgs, archive: &mut Archive) -> Re
 mod tests {
     use super::*;
     use crate::bundle::secrets::Secrets;
+
+    #[test]
+    fn a_file_that_cannot_be_added_and_a_log_that_is_missing_are_named() {
+        let from = FromNode {
+            pod: FlannelPod {
+                node: "n1".into(),
+                name: "p".into(),
+                container: "c".into(),
+                image: "i".into(),
+            },
+            files: Ok(vec![
+                ("a\0b".into(), "odd".into()),
+                ("good.txt".into(), "good".into()),
+            ]),
+            logs: [Err("no\nlog".into()), Err("there was none".into())],
+        };
+        let mut archive = Archive::new("bundle".into(), 0, Secrets::find(None));
+        let missing = add_node(&mut archive, &from).unwrap();
+        assert_eq!(missing.len(), 2, "{missing:?}");
+        assert!(missing[0].starts_with(r"n1/a\u{0}b: "), "{missing:?}");
+        assert_eq!(missing[1], r"n1/pod/log.txt: no\u{a}log");
+        let files = unpack(&archive.finish().unwrap()).unwrap();
+        assert_eq!(files, [("n1/good.txt".to_owned(), "good".to_owned())]);
+    }
 
     #[test]
     fn a_node_s_files_stay_in_its_directory_and_a_broken_archive_is_an_error() {
