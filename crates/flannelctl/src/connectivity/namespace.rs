@@ -1,6 +1,6 @@
 //! The namespace of a test: it is made, and it goes, whatever happens in between.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use store::{KubeApi, KubeApiError};
@@ -18,6 +18,10 @@ const END: Duration = Duration::from_secs(90);
 
 /// Refusals that are taken for a missing right: after one, a token that has expired is fetched again.
 const REFUSALS: u32 = 2;
+
+/// Pods that are still there after this are removed without their kubelets: on a node that is down they would stay, and
+/// the namespace with them.
+const PODS_END: Duration = Duration::from_secs(15);
 
 /// Between two tries.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -48,7 +52,7 @@ pub(super) fn left(namespace: &str, why: &str) -> String {
 /// Deletes a namespace and waits until it is gone; reports one that stays.
 pub(super) async fn remove(api: &KubeApi, namespace: &str) {
     let path = format!("{NAMESPACES}/{namespace}");
-    let mut refusals = 0;
+    let (began, mut refusals) = (Instant::now(), 0);
     let gone = async {
         loop {
             // Again each time: an answer may have been lost, and the server may be busy.
@@ -63,6 +67,10 @@ pub(super) async fn remove(api: &KubeApi, namespace: &str) {
                     refusals += 1;
                 }
                 _ => {}
+            }
+            if began.elapsed() >= PODS_END {
+                // Whoever may not do that waits for the kubelets.
+                let _ = api.delete_at_once(&format!("{path}/pods")).await;
             }
             sleep(AGAIN).await;
         }
@@ -85,7 +93,9 @@ pub(super) async fn remove_left_overs(api: &KubeApi, now: u64) {
             output::progress(&format!(
                 "removing the namespace {name}, which an earlier test left"
             ));
-            let _ = api.delete(&format!("{NAMESPACES}/{}", escaped(name))).await;
+            let path = format!("{NAMESPACES}/{}", escaped(name));
+            let _ = api.delete(&path).await;
+            let _ = api.delete_at_once(&format!("{path}/pods")).await;
         }
     }
 }

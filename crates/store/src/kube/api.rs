@@ -150,7 +150,19 @@ impl KubeApi {
     /// # Errors
     /// No answer, or a refusal.
     pub async fn delete(&self, path: &str) -> Result<(), KubeApiError> {
-        let body = (JSON, Bytes::from_static(b"{}"));
+        self.delete_with(path, b"{}").await
+    }
+
+    /// Deletes a pod, or all pods of a list, without waiting for their kubelets, which may be gone.
+    ///
+    /// # Errors
+    /// As [`KubeApi::delete`].
+    pub async fn delete_at_once(&self, path: &str) -> Result<(), KubeApiError> {
+        self.delete_with(path, br#"{"gracePeriodSeconds":0}"#).await
+    }
+
+    async fn delete_with(&self, path: &str, options: &'static [u8]) -> Result<(), KubeApiError> {
+        let body = (JSON, Bytes::from_static(options));
         match self
             .json(&Ask::with_body(Method::DELETE, path, JSON, body))
             .await

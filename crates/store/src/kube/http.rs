@@ -293,7 +293,11 @@ impl Client {
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
             let (head, body) = answer.into_parts();
             let body = Body::new(&head, body);
-            return Err(status::failure(&head, body, &self.place()).await);
+            let failure = status::failure(&head, body, &self.place()).await;
+            if matches!(failure, Failure::Unauthorized(_)) {
+                self.access.refused().await;
+            }
+            return Err(failure);
         }
         let (head, body) = answer.into_parts();
         let switched = Response::from_parts(head.clone(), body);

@@ -1,11 +1,15 @@
 //! A program in a pod, as `kubectl exec` runs it: a WebSocket whose messages begin with a channel's number.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use hyper::Method;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -25,6 +29,10 @@ const END: u8 = 3;
 
 /// Bytes of standard error that are kept.
 const MOST_STDERR: usize = 64 << 10;
+
+/// How long the connection may be silent after the program's end: its output may come a moment later, and some proxies
+/// keep the connection open.
+const AFTER_END: Duration = Duration::from_secs(5);
 
 /// Which program, and where.
 #[derive(Clone, Copy, Debug)]
@@ -83,14 +91,29 @@ pub(super) async fn run(client: &Client, what: &PodExec<'_>) -> Result<PodOutput
         let sent = socket.send(Message::Binary(Bytes::from(message))).await;
         sent.map_err(|e| broken(&e))?;
     }
+    read(&mut socket, what.limit).await.map_err(|e| broken(&e))
+}
+
+/// Takes in what the program writes, until its end.
+async fn read<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut WebSocketStream<S>,
+    limit: usize,
+) -> Result<PodOutput, String> {
     let mut output = PodOutput::default();
     let mut ended = false;
-    while let Some(message) = socket.next().await {
+    loop {
+        let next = socket.next();
+        let message = if ended {
+            timeout(AFTER_END, next).await.unwrap_or(None)
+        } else {
+            next.await
+        };
         let message = match message {
-            Ok(message) => message,
+            Some(Ok(message)) => message,
             // API servers close the connection without a farewell.
-            Err(_) if ended => break,
-            Err(error) => return Err(broken(&error)),
+            Some(Err(_)) if ended => break,
+            Some(Err(error)) => return Err(error.to_string()),
+            None => break,
         };
         let data = match &message {
             Message::Binary(data) => &data[..],
@@ -99,14 +122,14 @@ pub(super) async fn run(client: &Client, what: &PodExec<'_>) -> Result<PodOutput
             _ => continue,
         };
         ended |= output.take(data);
-        if output.stdout.len() > what.limit {
-            return Err(broken(&format!("it writes more than {} bytes", what.limit)));
+        if output.stdout.len() > limit {
+            return Err(format!("it writes more than {limit} bytes"));
         }
     }
     if ended {
         Ok(output)
     } else {
-        Err(broken(&"it ended before the program did"))
+        Err("it ended before the program did".to_owned())
     }
 }
 
@@ -197,6 +220,34 @@ mod tests {
             ..EXEC
         };
         assert!(path_of(&bad).unwrap_err().contains("a/b?"));
+    }
+
+    /// A program whose server sends these messages and keeps the connection open.
+    async fn after(messages: &'static [&'static [u8]]) -> Result<PodOutput, String> {
+        let (ours, theirs) = tokio::io::duplex(4096);
+        let mut server = WebSocketStream::from_raw_socket(theirs, Role::Server, None).await;
+        tokio::spawn(async move {
+            for message in messages {
+                let message = Message::Binary(Bytes::from_static(message));
+                server.send(message).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        });
+        let mut client = WebSocketStream::from_raw_socket(ours, Role::Client, None).await;
+        let hour = Duration::from_secs(3600);
+        let read = timeout(hour, read(&mut client, 10)).await;
+        read.unwrap_or_else(|_| Err("no end".into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_stays_open_after_the_end_does_not_cost_the_output() {
+        let output = after(&[b"\x01one", b"\x03{\"status\":\"Success\"}", b"\x01two"]).await;
+        let output = output.unwrap();
+        assert_eq!(output.status, Some(0));
+        assert_eq!(output.stdout, b"onetwo");
+        assert_eq!(after(&[b"\x01one"]).await.unwrap_err(), "no end");
+        let error = after(&[b"\x01more than it may be"]).await.unwrap_err();
+        assert!(error.contains("more than 10 bytes"), "{error}");
     }
 
     #[test]
