@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error, StringDeserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use crate::probes::Cause;
 
@@ -160,6 +162,7 @@ pub struct ProbeReport {
     /// The worst of the families' states.
     pub state: ProbeState,
     /// What is wrong.
+    #[serde(default, deserialize_with = "known")]
     pub cause: Option<Cause>,
     /// The same as a sentence, with the remedy.
     pub reason: Option<String>,
@@ -176,6 +179,7 @@ pub struct FamilyReport {
     /// Of this family.
     pub state: ProbeState,
     /// What is wrong in this family.
+    #[serde(default, deserialize_with = "known")]
     pub cause: Option<Cause>,
     /// Microseconds until an answer, on average; by the way that containers' packets go.
     pub rtt_micros: Option<u64>,
@@ -189,6 +193,15 @@ pub struct FamilyReport {
     pub underlay_loss: Option<f64>,
     /// Whether packets of full size arrive there and back.
     pub full_size: Option<bool>,
+}
+
+/// Reads a cause. One that only a newer daemon has counts as none: the reason says it in words.
+fn known<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Cause>, D::Error> {
+    let name = Option::<String>::deserialize(from)?;
+    Ok(name.and_then(|name| {
+        let name: StringDeserializer<Error> = name.into_deserializer();
+        Cause::deserialize(name).ok()
+    }))
 }
 
 /// A node as probes see it, the worst last.
@@ -260,5 +273,27 @@ impl PeerStatus {
             PeerStatus::Unusable => "unusable",
             PeerStatus::Refused => "refused",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_of_a_newer_daemon_does_not_cost_the_report() {
+        let read = |cause: &str| {
+            let text = format!(
+                r#"{{"state": "failing", "cause": {cause}, "reason": "why", "families": [
+                    {{"family": "ipv4", "state": "failing", "cause": {cause}}}]}}"#
+            );
+            serde_json::from_str::<ProbeReport>(&text).unwrap()
+        };
+        let newer = read(r#""gremlins""#);
+        assert_eq!((newer.cause, newer.families[0].cause), (None, None));
+        assert_eq!(newer.reason.as_deref(), Some("why"));
+        assert_eq!(read("null").cause, None);
+        let cause = read(r#""underlayDown""#).cause;
+        assert_eq!(cause, Some(Cause::UnderlayDown));
     }
 }
