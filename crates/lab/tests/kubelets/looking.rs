@@ -71,6 +71,7 @@ fn connectivity_and_bundle_of_a_cluster() {
     all_pairs_are_good(&lab);
     a_broken_tunnel_is_named(&lab);
     a_test_that_is_interrupted_leaves_nothing(&lab);
+    a_node_that_is_down_is_named_and_keeps_nothing(&lab);
     a_bundle_of_all_nodes(&lab);
 }
 
@@ -187,6 +188,21 @@ fn a_test_that_is_interrupted_leaves_nothing(lab: &Lab) {
     let text = said(&interrupted);
     assert!(text.contains("ended with 130"), "{text}");
     nothing_is_left(lab);
+}
+
+fn a_node_that_is_down_is_named_and_keeps_nothing(lab: &Lab) {
+    lab.node(3).kubelet().unwrap().kill_kubelet().unwrap();
+    let output = ctl(lab, &["connectivity", "--start-limit=15", "--count=1"]);
+    // Its kubelet is still down: nobody confirms the end of its pod.
+    nothing_is_left(lab);
+    lab.node(3).kubelet().unwrap().start_kubelet().unwrap();
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(
+        text.contains("n3: its pod did not start within 15 s"),
+        "{text}"
+    );
+    assert!(!text.contains("is still there"), "{text}");
 }
 
 fn a_bundle_of_all_nodes(lab: &Lab) {
