@@ -95,12 +95,15 @@ pub(crate) fn visible(text: &str) -> String {
     shown
 }
 
+/// Columns are aligned up to this width: one odd cell must not make every line as long as itself.
+const WIDEST: usize = 200;
+
 /// Returns the rows as lines, their columns aligned.
 pub(crate) fn table(rows: &[impl AsRef<[String]>]) -> Vec<String> {
     let mut widths: Vec<usize> = Vec::new();
     for row in rows {
         for (column, cell) in row.as_ref().iter().enumerate() {
-            let width = cell.chars().count();
+            let width = cell.chars().count().min(WIDEST);
             match widths.get_mut(column) {
                 Some(most) => *most = width.max(*most),
                 None => widths.push(width),
@@ -114,7 +117,7 @@ pub(crate) fn table(rows: &[impl AsRef<[String]>]) -> Vec<String> {
         for (cell, width) in row.iter().zip(&widths) {
             line.extend(std::iter::repeat_n(' ', missing));
             line.push_str(cell);
-            missing = width - cell.chars().count() + 2;
+            missing = width.saturating_sub(cell.chars().count()) + 2;
         }
         line.truncate(line.trim_end().len());
         line
@@ -185,6 +188,7 @@ mod tests {
         assert_eq!(lines[0], "A   BB  C");
         assert_eq!(lines[1], format!("aa      {long}"));
         let lines = table(&[row(["A", "B", ""]), row([&long, "b", ""])]);
-        assert_eq!(lines[0].len(), long.len() + 3);
+        assert_eq!(lines[0].len(), WIDEST + 3);
+        assert_eq!(lines[1], format!("{long}  b"));
     }
 }
