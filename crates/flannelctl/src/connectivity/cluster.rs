@@ -135,7 +135,7 @@ pub(super) async fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
     output::progress(&format!("removing the namespace {name}"));
     tokio::select! {
         () = namespace::remove(&api, &name) => {}
-        () = signals.from_a_person() => {
+        () = signals.person_ends() => {
             output::problem(&namespace::left(&name, "interrupted"));
         }
     }

@@ -49,7 +49,7 @@ impl Signals {
 
     /// Waits for SIGINT or SIGTERM. The terminal's end is reported by the shell and by the kernel: its second report
     /// must not end what the first one began.
-    pub(super) async fn from_a_person(&mut self) {
+    pub(super) async fn person_ends(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.term.recv() => {}
@@ -86,8 +86,8 @@ mod tests {
         timeout(soon, signals.any()).await.unwrap();
         raise(Signal::SIGHUP).unwrap();
         let moment = Duration::from_millis(100);
-        assert!(timeout(moment, signals.from_a_person()).await.is_err());
+        assert!(timeout(moment, signals.person_ends()).await.is_err());
         raise(Signal::SIGTERM).unwrap();
-        timeout(soon, signals.from_a_person()).await.unwrap();
+        timeout(soon, signals.person_ends()).await.unwrap();
     }
 }
