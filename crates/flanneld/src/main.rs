@@ -77,7 +77,7 @@ async fn serve(
     if let Some(addr) = process.healthz {
         health::serve(addr, process.health_page, node.observer()).await?;
     }
-    status_socket::serve(socket.clone(), node.observer(), log);
+    status_socket::serve(socket.clone(), node.observer(), log, memory::give_back);
     tokio::task::spawn_local(systemd::follow(node.observer()));
     let mut run = Box::pin(runner.run());
     let signal = tokio::select! {

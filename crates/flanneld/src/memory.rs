@@ -20,3 +20,12 @@ pub(crate) fn keep_small() {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
+
+/// Gives the pages back that hold nothing any more: after much that was made of small pieces, glibc keeps them.
+pub(crate) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number, and takes the heap's locks itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -320,6 +320,7 @@ impl<D: Dataplane> Reconciler<D> {
         let outcomes = self.dataplane.apply(&ops).await;
         // Of the kind that was done last.
         let (mut kind, mut done) = ("", 0);
+        let mut hop_deleted = false;
         for (op, outcome) in ops.into_iter().zip(outcomes) {
             match outcome {
                 Outcome::Done => {
@@ -332,6 +333,7 @@ impl<D: Dataplane> Reconciler<D> {
                         kind = op.object().kind();
                     }
                     done += 1;
+                    hop_deleted |= matches!(op, Op::Del(Object::NextHop(..)));
                     // What was on a device that was deleted or replaced went with it, unannounced.
                     self.look_again |= matches!(op.object(), Object::Link(..));
                     let fought = self.fights.done(&op, &self.state, now);
@@ -351,6 +353,8 @@ impl<D: Dataplane> Reconciler<D> {
             }
         }
         self.count_done(kind, done);
+        // A route that could not be deleted has gone with its next hop, unannounced.
+        self.look_again |= hop_deleted && self.state.refused_len() > 0;
     }
 
     fn count_done(&mut self, kind: &'static str, done: u64) {
@@ -360,12 +364,15 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn refused(&mut self, op: &Op, error: KernelError, now: Instant) {
-        // An answer that was lost leaves open whether the operation was done. And what the object needs, a next hop
-        // or a device, may have gone without a notification: the kernel sends none of the next hops of a device. But
-        // a look has what differs offered again at once: a refusal that follows one waits for the retry.
+        // An answer that was lost leaves open whether the operation was done. And a route's next hop may have gone
+        // without a notification: the kernel sends none of the next hops of a device. But a look has what differs
+        // offered again at once: a refusal that follows one waits for the retry. And where a device comes and goes
+        // all the time, its notifications ask for looks enough.
         self.look_again |= match error.errno {
             libc::ENOBUFS => true,
-            libc::EINVAL | libc::ENODEV | libc::ENOENT => !self.looked && needs_another(op),
+            libc::EINVAL | libc::ENOENT => {
+                !self.looked && needs_another(op) && !self.fights.is_about_a_device(now)
+            }
             _ => false,
         };
         let refusal = (op.object().kind(), error.errno);
@@ -520,9 +527,9 @@ fn next_audit() -> Instant {
     Instant::now() + AUDIT_EVERY.mul_f64(0.5 + fastrand::f64())
 }
 
-/// Whether the operation writes something that needs another object of ours.
+/// Whether the operation writes something that needs another object, whose end the kernel does not announce.
 fn needs_another(op: &Op) -> bool {
-    matches!(op, Op::Put(object) if !matches!(object, Object::Link(..)))
+    matches!(op, Op::Put(Object::Route(..)))
 }
 
 /// Refusals of one kind.

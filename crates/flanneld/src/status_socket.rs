@@ -27,6 +27,9 @@ const ANSWER: Duration = Duration::from_secs(3);
 /// How often the place is looked at again while another daemon serves there.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// A report of more peers than these leaves so much free memory that it is given back at once.
+const MANY: usize = 1000;
+
 const JSON: &str = "application/json";
 
 /// Returns where the socket of a daemon with this subnet file is: `flanneld.sock` beside `subnet.env`, and for a
@@ -40,8 +43,9 @@ pub fn path(subnet_file: &Path) -> PathBuf {
 }
 
 /// Serves the socket from a task of its own until the process ends. Must be called on a `LocalSet`. If the socket
-/// cannot be made, the daemon works without it; the log says why. `log` changes the log's level.
-pub fn serve(path: PathBuf, status: Status, log: LogControl) {
+/// cannot be made, the daemon works without it; the log says why. `log` changes the log's level. `give_back` is called
+/// after a report of very many nodes, whose memory is free again: the C library may keep it.
+pub fn serve(path: PathBuf, status: Status, log: LogControl, give_back: fn()) {
     tokio::task::spawn_local(async move {
         let listener = match listen(&path).await {
             Ok(listener) => listener,
@@ -54,7 +58,11 @@ pub fn serve(path: PathBuf, status: Status, log: LogControl) {
             }
         };
         let mut open = Connections::default();
-        let handler = Rc::new(StatusHandler { status, log });
+        let handler = Rc::new(StatusHandler {
+            status,
+            log,
+            give_back,
+        });
         loop {
             match listener.accept().await {
                 Ok((stream, _)) if is_root_or_own_user(&stream).unwrap_or(false) => {
@@ -94,6 +102,7 @@ async fn listen(path: &Path) -> io::Result<UnixListener> {
 struct StatusHandler {
     status: Status,
     log: LogControl,
+    give_back: fn(),
 }
 
 impl Handler for StatusHandler {
@@ -113,7 +122,16 @@ impl Handler for StatusHandler {
                 http::response(StatusCode::OK, metrics::CONTENT_TYPE, status.metrics())
             }
             "/v1/events" => json(&self.log.events()),
-            "/v1/peers" => json(&self.status.peers(ANSWER).await),
+            "/v1/peers" => {
+                let report = self.status.peers(ANSWER).await;
+                let response = json(&report);
+                let many = report.peers.len() > MANY;
+                drop(report);
+                if many {
+                    (self.give_back)();
+                }
+                response
+            }
             _ => plain(
                 StatusCode::NOT_FOUND,
                 "try /v1/status, /v1/peers, /v1/events, /v1/metrics or /v1/log-level

@@ -532,10 +532,17 @@ fn a_change_that_is_refused_for_good_is_not_looked_at_without_end() {
         reconciler.set(Owner::Node, node());
         reconciler.set(Owner::Peer(1), peer(1, 0));
         settle(&mut reconciler).await;
-        let is_neigh = |op: &Op| matches!(op, Op::Put(Object::Neigh(..)));
-        for errno in [libc::EINVAL, libc::ENODEV, libc::ENOENT] {
-            kernel.set_faults(fault::matching(is_neigh, errno));
-            reconciler.set(Owner::Peer(1), peer(1, 1));
+        let is_route = |op: &Op| matches!(op, Op::Put(Object::Route(..)));
+        let changed = peer(1, 0).into_iter().map(|object| match object {
+            Object::Route(key, _) => {
+                Object::Route(key, Route::ours(RouteTo::Dev(name("flannel.1"))))
+            }
+            other => other,
+        });
+        let changed: Vec<_> = changed.collect();
+        for errno in [libc::EINVAL, libc::ENOENT] {
+            kernel.set_faults(fault::matching(is_route, errno));
+            reconciler.set(Owner::Peer(1), changed.clone());
             let before = kernel.counts();
             let end = Instant::now() + Duration::from_secs(60);
             while Instant::now() < end {
