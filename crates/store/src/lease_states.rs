@@ -12,7 +12,7 @@ const PART: usize = 1000;
 
 type State = (SubnetKey, Option<Lease>);
 
-/// The last state of each lease that changed: `None` if it is gone. In the order in which they began to change.
+/// The last state of each lease that changed: `None` if it is gone. Parts are in the order in which they began to change.
 ///
 /// While a node looks for a subnet it reads all leases, and none is taken yet. In a map their text would be spread
 /// among the map's nodes, and 6 MB of small holes would stay behind at 15,000 leases.
@@ -72,8 +72,12 @@ impl IntoIterator for LeaseStates {
     type Item = State;
     type IntoIter = Flatten<IntoIter<Vec<State>>>;
 
-    /// Gives back each part's memory when its leases have been taken.
-    fn into_iter(self) -> Self::IntoIter {
+    /// Gives back each part's memory when its leases have been taken. Within a part in the order of the keys, however a
+    /// store lists them: a subnet before those that lie in it.
+    fn into_iter(mut self) -> Self::IntoIter {
+        for part in &mut self.parts {
+            part.sort_unstable_by_key(|(key, _)| *key);
+        }
         self.parts.into_iter().flatten()
     }
 }
@@ -115,6 +119,10 @@ mod tests {
         assert_eq!(states.get(&key(count)), None);
         assert_eq!((states.len(), states.is_empty()), (count as usize, false));
         let all: Vec<State> = states.into_iter().collect();
+        let mut unordered = LeaseStates::default();
+        [3, 1, 2].map(|n| unordered.set(key(n), None));
+        let keys = unordered.into_iter().map(|(key, _)| key);
+        assert!(keys.eq([1, 2, 3].map(key)));
         assert!(all.iter().map(|(key, _)| *key).eq((0..count).map(key)));
         let changed = all.iter().filter(|(_, state)| *state == Some(lease(0, 1)));
         assert_eq!(changed.count(), 1);
