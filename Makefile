@@ -155,7 +155,7 @@ packages: image-programs notices ## Build deb, rpm, apk, Arch packages and a tar
 
 # How the programs of the image are built; `make image PROFILE=dev` is quick and large.
 PROFILE ?= release
-# The image's flannelctl has no `lab`, no `demo`, no `top` and no `manual`; that of the packages has.
+# The image's flannelctl has no `lab`, no `demo`, no `top`, no `manual`, and asks no whole cluster; that of the packages has.
 FEATURES = --no-default-features
 PROFILE_DIR := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Paths of this machine are nobody's business, and would make every machine's programs different ones.

@@ -17,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::check::settings::Settings;
-use crate::kube_args::KubeArgs;
+use crate::kube_args::{KubeArgs, WHOLE_CLUSTERS};
 use crate::runtime::wait_for;
 use crate::status_socket::SocketArgs;
 use crate::{output, status};
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
     let secrets = Secrets::find(settings.as_ref().ok());
     let time = SystemTime::now().duration_since(UNIX_EPOCH);
     let time = time.unwrap_or_default().as_secs();
-    let place = if args.kube.is_given() {
+    let place = if args.kube.is_given()? && WHOLE_CLUSTERS {
         "cluster".to_owned()
     } else {
         host_name()
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &BundleArgs) -> Result<ExitCode> {
         );
     }
     let mut archive = Archive::new(name.clone(), time, secrets);
-    let complete = if args.kube.is_given() {
+    let complete = if args.kube.is_given()? && WHOLE_CLUSTERS {
         let limit = Duration::from_secs(args.limit);
         let collect = cluster::collect(&args.kube, archive, args.lines, limit);
         let (collected, complete) = wait_for(collect)?;

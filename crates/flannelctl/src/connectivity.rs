@@ -25,7 +25,7 @@ use model::Family;
 use model::subnet::first;
 use serde::{Deserialize, Serialize};
 
-use crate::kube_args::KubeArgs;
+use crate::kube_args::{KubeArgs, WHOLE_CLUSTERS};
 use crate::runtime::wait_for;
 use crate::status_socket::{self, SocketArgs};
 use crate::{output, status};
@@ -142,7 +142,7 @@ pub(crate) enum Outcome {
 /// # Errors
 /// The daemon does not answer, or probes are off.
 pub(crate) fn run(args: &ConnectivityArgs) -> Result<ExitCode> {
-    if args.kube.is_given() {
+    if args.kube.is_given()? && WHOLE_CLUSTERS {
         return wait_for(cluster::run(args));
     }
     if args.all {

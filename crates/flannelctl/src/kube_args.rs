@@ -25,6 +25,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Bytes of its answer.
 const LARGEST: usize = 1 << 20;
 
+/// Whether this program can ask a whole cluster. The image has no room for it, and its pods have no right to.
+pub(crate) const WHOLE_CLUSTERS: bool = cfg!(feature = "cluster");
+
 /// How to find the cluster.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Kubernetes")]
@@ -58,8 +61,18 @@ pub(crate) struct FlannelPod {
 
 impl KubeArgs {
     /// Whether the command is about a Kubernetes cluster.
-    pub(crate) fn is_given(&self) -> bool {
-        self.kubernetes || self.kubeconfig.is_some() || self.context.is_some()
+    ///
+    /// # Errors
+    /// It is, and this is the image's program.
+    pub(crate) fn is_given(&self) -> Result<bool> {
+        let given = self.kubernetes || self.kubeconfig.is_some() || self.context.is_some();
+        if given && !WHOLE_CLUSTERS {
+            bail!(
+                "--kubernetes: the container image's flannelctl cannot ask a whole cluster, and flannel's pods have no \
+                 right to: use the flannelctl of a package or tarball, on a machine with a kubeconfig"
+            );
+        }
+        Ok(given)
     }
 
     /// Finds the API server.

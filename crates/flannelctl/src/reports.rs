@@ -12,7 +12,7 @@ use serde::Serialize;
 use store::{Administer, ListedLease, Timing};
 
 use crate::check::settings::Settings;
-use crate::kube_args::{KubeArgs, in_every_pod};
+use crate::kube_args::{KubeArgs, WHOLE_CLUSTERS, in_every_pod};
 use crate::runtime::wait_for;
 use crate::status_socket::{self, SocketArgs};
 use crate::{output, status, yaml};
@@ -124,7 +124,7 @@ impl StateArg {
 /// # Errors
 /// The daemon does not answer.
 pub(crate) fn status(args: &StatusArgs) -> Result<ExitCode> {
-    if args.kube.is_given() {
+    if args.kube.is_given()? && WHOLE_CLUSTERS {
         return kube_cluster(args);
     }
     if args.cluster {
@@ -361,7 +361,7 @@ pub(crate) fn log_level(args: &LogLevelArgs) -> Result<ExitCode> {
 /// The API server does not answer. A daemon or a pod that does not answer is said to be unknown.
 pub(crate) fn version(args: &VersionArgs) -> Result<ExitCode> {
     output::line(&format!("flannelctl {}", version::with_commit()));
-    if args.kube.is_given() {
+    if args.kube.is_given()? && WHOLE_CLUSTERS {
         let found = wait_for(in_every_pod(&args.kube, &["version"]))?;
         let head = ["NODE", "FLANNELD", "IMAGE"].map(str::to_owned);
         let rows = found.iter().map(|(pod, said)| {
