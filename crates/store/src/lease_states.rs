@@ -120,7 +120,9 @@ mod tests {
         assert_eq!((states.len(), states.is_empty()), (count as usize, false));
         let all: Vec<State> = states.into_iter().collect();
         let mut unordered = LeaseStates::default();
-        [3, 1, 2].map(|n| unordered.set(key(n), None));
+        for n in [3, 1, 2] {
+            unordered.set(key(n), None);
+        }
         let keys = unordered.into_iter().map(|(key, _)| key);
         assert!(keys.eq([1, 2, 3].map(key)));
         assert!(all.iter().map(|(key, _)| *key).eq((0..count).map(key)));
