@@ -26,6 +26,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 const LARGEST: usize = 1 << 20;
 
 /// Whether this program can ask a whole cluster. The image has no room for it, and its pods have no right to.
+/// Callers name it beside [`KubeArgs::is_given`], so that the compiler leaves out what would follow.
 pub(crate) const WHOLE_CLUSTERS: bool = cfg!(feature = "cluster");
 
 /// How to find the cluster.
